@@ -40,7 +40,7 @@ def success(result: Json = MISSING, *, result_info: Json = None) -> Answer:
     return Answer(200, _dump(envelope))
 
 
-class Refusal(Exception):  # noqa: N818 - a word of its own, as in HTTP
+class Refusal(Exception):
     """The request is answered with an error.
 
     Attributes:

@@ -282,7 +282,7 @@ class _Server(uvicorn.Server):
             for waiting in pending:
                 waiting.cancel()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
