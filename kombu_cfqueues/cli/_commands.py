@@ -15,7 +15,7 @@ _EXTRAS: Final = {"starlette": "emulator", "uvicorn": "emulator", "httptools": "
 class _Commands(click.Group):
     """Imports a subcommand's module when it is named."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         folder = Path(__file__).parent
         modules = (module.name for module in pkgutil.iter_modules([str(folder)]))
         return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
