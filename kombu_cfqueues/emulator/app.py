@@ -7,6 +7,7 @@ limit, its token and its account are checked, and the route that it found answer
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -22,12 +23,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from . import admin, limits, traffic
+from . import admin, limits, page, traffic
 from .access import Access
 from .allowance import Allowance
 from .answers import Answer, Refusal
 from .call import Call
-from .faults import DROP, RESET, Seconds
+from .console import Console
+from .faults import DROP, RESET, Seconds, Twist
 from .log import LoggedRequest, RequestLog
 from .routes import Found, Route, find
 from .service import Service
@@ -85,12 +87,15 @@ class Api:
         if body is None:
             return  # the client went away while it was sending
         request, found = _request(scope, body)
+        began = time.perf_counter()
         self.requests.append(request)
         answer = await self._under_faults(request, found)
+        request.seconds = time.perf_counter() - began
         if answer is DROP or answer is RESET:
             await _cut(scope, receive, reset=answer is RESET)
             return
         request.status = answer.status
+        request.code = _code(answer)
         await _send(send, answer)
 
     async def _under_faults(self, request: LoggedRequest, found: Found) -> Answer:
@@ -98,19 +103,22 @@ class Api:
         await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,))
         fault = strike.fault
         if fault is None or fault.spoil is None:
-            return self._answer(request, found)
-        return fault.spoil(self._answer(request, found) if fault.after_effect else None)
+            return self._answer(request, found, strike.twist)
+        request.fault = fault.kind
+        return fault.spoil(
+            self._answer(request, found, strike.twist) if fault.after_effect else None
+        )
 
-    def _answer(self, request: LoggedRequest, found: Found) -> Answer:
+    def _answer(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
         try:
-            return self._serve(request, found)
+            return self._serve(request, found, twist)
         except Refusal as refusal:
             return refusal.answer()
         except Exception:  # a bug here must look like a failure of the service
             _logger.exception("%s %s failed", request.method, request.path)
             return Refusal(500, 15000, "Unknown internal error").answer()
 
-    def _serve(self, request: LoggedRequest, found: Found) -> Answer:
+    def _serve(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
         service = self._service
         knobs = service.knobs
         if len(request.body) > limits.REQUEST_BYTES:
@@ -121,15 +129,21 @@ class Api:
             route = _existing(request, found, service.account_id)
             self._access.check(token, route)
             query = parse_qsl(request.query, keep_blank_values=True) if request.query else []
-            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body))
+            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body, twist))
         except Refusal as refusal:
             answer = refusal.answer()
         return answer.with_headers(allowance) if allowance else answer
 
 
-def application(api: Api) -> Starlette:
-    """Return what the server serves: the API, and nothing else."""
-    return Starlette(routes=[Mount(PREFIX, app=api)])
+def application(api: Api, console: Console) -> Starlette:
+    """Return what the server serves: the API, the emulator's own endpoints, and the page."""
+    return Starlette(
+        routes=[
+            Mount(PREFIX, app=api),
+            Mount("/_emulator", routes=console.routes()),
+            *page.routes(),
+        ]
+    )
 
 
 def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:
@@ -160,8 +174,20 @@ def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
         body=body,
         time=time.time(),
         route=found.route.name if found.route else "",
+        queue_id=found.queue_id,
     )
     return request, found
+
+
+def _code(answer: Answer) -> int | None:
+    """Return the first error code of an answer that is a refusal."""
+    if answer.status < 400 and b'"success": false' not in answer.body:
+        return None
+    try:
+        code = json.loads(answer.body)["errors"][0]["code"]
+    except (ValueError, LookupError, TypeError):  # a page, or cut off: no code
+        return None
+    return code if isinstance(code, int) else None
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -14,12 +14,14 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import admin
-from .access import Access, Permission
+from .access import TOKEN, Access, Permission
 from .app import PREFIX, TRANSPORT, Api, application
 from .clock import Clock
+from .console import Console
 from .faults import Faults, Seconds
 from .knobs import Knobs
 from .log import RequestLog
@@ -29,9 +31,6 @@ from .store import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
 """The emulated account, unless another is given."""
-
-TOKEN: Final = "emulator-token"  # noqa: S105 - no secret: it opens a server on loopback
-"""The token that may do everything, unless another is given."""
 
 
 class Emulator:
@@ -86,6 +85,14 @@ class Emulator:
         access = Access({**(tokens or {}), token: "edit"})
         self._service = Service(account_id, db, Knobs(**knobs))
         self._api = Api(self._service, access, latency)
+        self._console = Console(
+            self._service,
+            access,
+            self._api.requests,
+            self._api.allowance,
+            token,
+            guarded=not _is_loopback(host),
+        )
         self._thread: _ServerThread | None = None
 
     def __repr__(self) -> str:
@@ -96,7 +103,7 @@ class Emulator:
     def start(self) -> Emulator:
         """Serve; return once requests are answered."""
         if self._thread is None:
-            thread = _ServerThread(self._api, self.host, self.port)
+            thread = _ServerThread(application(self._api, self._console), self.host, self.port)
             thread.start()
             self.port, self._thread = thread.port, thread
         return self
@@ -131,6 +138,11 @@ class Emulator:
     def base_url(self) -> str:
         """The API's URL, which Cloudflare's is ``https://api.cloudflare.com/client/v4``."""
         return f"http://{self._address}{PREFIX}"
+
+    @property
+    def page_url(self) -> str:
+        """The page to look at; beyond loopback it asks for the token."""
+        return f"http://{self._address}/"
 
     @property
     def broker_url(self) -> str:
@@ -300,7 +312,7 @@ class _Server(uvicorn.Server):
 class _ServerThread:
     """One run of the server: listens at once, serves from ``start()`` to ``stop()``."""
 
-    def __init__(self, api: Api, host: str, port: int) -> None:
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, each
         # answer waits 40 ms for the client's acknowledgement of its headers.
@@ -313,7 +325,7 @@ class _ServerThread:
             raise
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            application(api),
+            app,
             http=_Protocol,
             ws="none",
             loop="asyncio",
