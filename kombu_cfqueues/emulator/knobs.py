@@ -186,6 +186,11 @@ class Knobs:
             raise ValueError(f"duplicate_rate is a number from 0 to 1, not {self.duplicate_rate}")
 
 
+def positions(name: str) -> list[Any]:
+    """Return what the knob *name* may be: literal values, and types where it is open."""
+    return _positions(get_type_hints(Knobs)[name])
+
+
 def _positions(hint: Any) -> list[Any]:
     """Return what a knob of type *hint* may be: literal values, and types for the open ones."""
     if get_origin(hint) is Literal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import re
 import socket
 import threading
@@ -17,12 +18,12 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from . import admin
+from . import admin, fault_orders
 from .access import TOKEN, Access, Permission
 from .app import PREFIX, TRANSPORT, Api, application
 from .clock import Clock
 from .console import Console
-from .faults import Faults, Seconds
+from .faults import Fault, Faults, Seconds
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
@@ -82,6 +83,7 @@ class Emulator:
         self.port = port
         self.account_id = account_id
         self.token = token
+        _check_latency(latency)
         access = Access({**(tokens or {}), token: "edit"})
         self._service = Service(account_id, db, Knobs(**knobs))
         self._api = Api(self._service, access, latency)
@@ -170,6 +172,14 @@ class Emulator:
         """What is to go wrong."""
         return self._service.faults
 
+    def order_fault(self, text: str) -> Fault:
+        """Set a fault in the words of the command line: ``"error push status=503 times=3"``.
+
+        Raises:
+            ValueError: It means nothing.
+        """
+        return fault_orders.order(self.faults, fault_orders.parse(text))
+
     @property
     def knobs(self) -> Knobs:
         """The knobs in force; others may be assigned at any time (``dataclasses.replace()``)."""
@@ -186,6 +196,7 @@ class Emulator:
 
     @latency.setter
     def latency(self, seconds: Seconds) -> None:
+        _check_latency(seconds)
         self._api.latency = seconds
 
     def create_queue(
@@ -357,6 +368,12 @@ class _ServerThread:
             asyncio.run(self._server.serve(sockets=[self._socket]))
         except BaseException as failure:  # noqa: BLE001 - start() raises it in the caller's thread
             self._failure = failure
+
+
+def _check_latency(seconds: Seconds) -> None:
+    least, most = seconds if isinstance(seconds, tuple) else (seconds, seconds)
+    if not 0 <= least <= most < math.inf:
+        raise ValueError(f"latency is seconds, or the least and the most of them, not {seconds}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .clock import Clock
+from .contents import describe
 from .database import Database
 from .knobs import Knobs
 from .leases import Lease, Leases
@@ -86,6 +87,23 @@ class StoredMessage:
     def value(self) -> Any:
         """What was published: the body, decoded if it is JSON."""
         return json.loads(self.body) if self.content_type == "json" else self.body
+
+    @property
+    def content(self) -> Any:
+        """What Celery or Kombu put into it, decoded: of a task ``[args, kwargs, embed]``."""
+        return describe(self.content_type, self.body)["content"]
+
+    @property
+    def task(self) -> str | None:
+        """The name of the Celery task that it calls; None if it calls none."""
+        task: str | None = describe(self.content_type, self.body).get("task")
+        return task
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Kombu's headers, where Celery keeps a task's id, eta and retries; {} if there are none."""
+        headers: dict[str, Any] = describe(self.content_type, self.body).get("headers", {})
+        return headers
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,10 +95,15 @@ class Shop:
             n += 1
             body = celery_task("shop.tasks.send_receipt", [2000 + n], {"locale": "en"})
             self.push("emails", body)
+            if n % 11 == 0:
+                self.emulator.faults.error("batch", status=503)
+                self.call("emails", "/batch", {"messages": []})
             if n % 2:
                 self.push("thumbnails", {"image": f"products/{1000 + n}.jpg", "sizes": [640]})
-            leases = self.pull("emails", self._chance.randint(1, 2))
-            self.call("emails", "/ack", {"acks": [{"lease_id": lease} for lease in leases]})
+            leases = self.pull("emails", self._chance.randint(0, 2) or 1)
+            # One in four is still at work when the picture is taken.
+            done = [lease for lease in leases if self._chance.random() < 0.75]
+            self.call("emails", "/ack", {"acks": [{"lease_id": lease} for lease in done]})
             if n % 9 == 0:
                 self.call("orders", "/pull", {})  # a Worker's queue: 405
             time.sleep(self._chance.uniform(0.05, 0.5))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,8 +29,9 @@ def main(folder: Path) -> None:
         shop = Shop(emulator)
         shop.fill()
         emulator.faults.latency("pull", seconds=(0.01, 0.05))
-        emulator.faults.error("push", status=503, times=2)
         shop.open_for(seconds)
+        trade = threading.Thread(target=shop.open_for, args=(15,))
+        trade.start()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         desktop = {"width": 1440, "height": 1000}
         phone = {"width": 390, "height": 844}
@@ -37,6 +39,7 @@ def main(folder: Path) -> None:
         take(browser, emulator, folder / "emulator-dark.png", desktop, "dark")
         take(browser, emulator, folder / "emulator-phone.png", phone, "light", full=True)
         publish(browser, emulator, folder / "emulator-publish.png")
+        trade.join()
         browser.close()
         shop.close()
     with Emulator(port=8787) as emulator, sync_playwright() as playwright:
