@@ -1,0 +1,290 @@
+"""Kombu's verbs on Cloudflare Queues, each a few lines over the other parts."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from queue import Empty
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from kombu.transport import virtual
+from vine import promise
+
+from . import envelope, retry
+from .account import Account
+from .client import Queue
+from .errors import (
+    CFQueuesError,
+    ConnectionFailed,
+    InvalidMessage,
+    PublishTimeout,
+    QueueNotFound,
+    TransientError,
+)
+from .options import Options
+from .receiver import Delivery
+
+if TYPE_CHECKING:
+    from .transport import Transport
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Channel(virtual.Channel):
+    """A channel of one connection; its state is the routing that the application declared."""
+
+    # Kombu's name for "the body is the text that it is".  Base64 would cost a third of a message's
+    # 128 KB; `encode_body` falls back to it for bodies that are no text.
+    body_encoding = "utf-8"
+
+    # Not ``body_encoding``, which the base class would let the options change.
+    from_transport_options: tuple[str, ...] = ("deadletter_queue",)  # type: ignore[assignment]
+
+    connection: Transport
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._deliveries: dict[str, Delivery] = {}  # by delivery tag: leased, not settled
+
+    @property
+    def options(self) -> Options:
+        """The settings of this channel's connection."""
+        return self.connection.options
+
+    @property
+    def account(self) -> Account:
+        """What this channel shares with the other connections of the process."""
+        return self.connection.account
+
+    # Publishing
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> promise:
+        """Publish to every queue that the exchange routes to; block until all have it.
+
+        Args:
+            message: Kombu's dictionary, as `prepare_message` made it.
+            exchange: Name of the exchange; ``""``: *routing_key* is the queue.
+            routing_key: The routing key.
+            **kwargs: ``timeout`` (seconds; shortens ``publish_timeout``) and ``mandatory`` have an
+                effect.
+
+        Returns:
+            A promise that is fulfilled already.
+
+        Raises:
+            InvalidMessage: With ``mandatory``: no queue is bound for it.
+            PublishTimeout: It could not be handed over in time.
+            CFQueuesError: It was refused.
+        """
+        self._inplace_augment_message(message, exchange, routing_key)
+        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        if not queues:
+            _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
+        for queue in queues:
+            self._put(queue, message, **kwargs)
+        return _fulfilled()
+
+    def _put(
+        self, queue: str, message: dict[str, Any], timeout: float | None = None, **_: Any
+    ) -> None:
+        if is_control_name(queue):
+            return  # remote control and events need fanout: they cost no request, and do nothing
+        seconds = self.options.publish_timeout if timeout is None else timeout
+        deadline = time.monotonic() + min(seconds, self.options.publish_timeout)
+        packed = envelope.pack(message, queue, self.options)
+        try:
+            try:
+                self._submit(queue, packed, deadline)
+            except QueueNotFound as error:
+                # The queue was deleted, and perhaps made again, since we learned its id.
+                if error.status is None or not self._forget(queue):
+                    raise
+                self._submit(queue, packed, deadline)
+        except TransientError as error:
+            if self._switches and isinstance(error, ConnectionFailed) and error.delivered == "no":
+                raise
+            raise _timed_out(queue, error, seconds) from error
+
+    def _submit(self, queue: str, packed: envelope.Packed, deadline: float) -> None:
+        target = self._queue(queue, deadline)
+        envelope.check_retention(packed, queue, target.retention_seconds)
+        self.account.publisher.submit(target.id, packed, deadline=deadline, switches=self._switches)
+
+    def _forget(self, queue: str) -> bool:
+        """Whether another look-up of a queue that answered 404 may find it."""
+        known = self.account.directory.known(queue, self.options)
+        return known is not None and self.account.directory.forget(queue, known.id, self.options)
+
+    @property
+    def _switches(self) -> bool:
+        """Whether Kombu has another URL to go on to."""
+        return len(self.connection.client.alt or ()) > 1
+
+    def encode_body(
+        self, body: str | bytes, encoding: str | None = None
+    ) -> tuple[str | bytes, str | None]:
+        """Leave text as it is; bytes that are no UTF-8 become base64, as elsewhere in Kombu.
+
+        Returns:
+            The body as text, and how it is encoded.
+        """
+        if isinstance(body, bytes):
+            try:
+                return body.decode(), "utf-8"
+            except UnicodeDecodeError:
+                return base64.b64encode(body).decode(), "base64"
+        return body, encoding
+
+    def decode_body(self, body: str, encoding: str | None = None) -> Any:
+        """The bytes that `encode_body` was given."""
+        if encoding == "utf-8" and isinstance(body, str):
+            return body.encode()
+        return super().decode_body(body, encoding)
+
+    # Queues
+
+    def _queue(self, name: str, deadline: float) -> Queue:
+        return self._insist(
+            deadline,
+            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
+        )
+
+    def _has_queue(self, queue: str, **_: Any) -> bool:
+        if is_control_name(queue):
+            return True
+        deadline = self._deadline()
+        return (
+            self._insist(
+                deadline,
+                lambda: self.account.directory.find(queue, self.options, deadline=deadline),
+            )
+            is not None
+        )
+
+    def _size(self, queue: str) -> int:
+        # Every declare asks this, so it costs no request.
+        return 0
+
+    def _purge(self, queue: str) -> int:
+        if is_control_name(queue):
+            return 0
+        deadline = self._deadline()
+        found = self.account.directory.find(queue, self.options, deadline=deadline)
+        if found is None:
+            return 0
+        count = self.account.client.backlog(found.id, deadline=deadline)
+        self.account.client.purge(found.id, deadline=deadline)
+        return count
+
+    def _delete(self, queue: str, *_: Any, **__: Any) -> None:
+        if is_control_name(queue):
+            return
+        deadline = self._deadline()
+        found = self.account.directory.find(queue, self.options, deadline=deadline)
+        if found is not None:
+            self.account.client.delete_queue(found.id, deadline=deadline)
+            self.account.directory.forget(queue, found.id, self.options)
+
+    # Consuming
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        if is_control_name(queue):
+            raise Empty
+        deadline = self._deadline()
+        source = self._queue(queue, deadline)
+        self.account.directory.enable_pull(source, self.options, deadline=deadline)
+        deliveries = self.account.receiver.pull(source, self.options, most=1, deadline=deadline)
+        if not deliveries:
+            raise Empty
+        return self._receive(deliveries[0])
+
+    def _receive(self, delivery: Delivery) -> dict[str, Any]:
+        message = envelope.unpack(delivery.raw)
+        # New for each delivery: the message's own would meet itself when it comes again.
+        tag = str(uuid4())
+        message["properties"] = {**message["properties"], "delivery_tag": tag}
+        message["properties"].setdefault("delivery_info", {})
+        self._deliveries[tag] = delivery
+        return message
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Tell Cloudflare that the message is done with."""
+        delivery = self._deliveries.pop(delivery_tag, None)
+        super().basic_ack(delivery_tag, multiple)
+        if delivery is not None:
+            self.account.receiver.ack(delivery, deadline=self._deadline())
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give the message back at once (*requeue*), or drop it."""
+        delivery = self._deliveries.pop(delivery_tag, None)
+        super().basic_ack(delivery_tag)
+        if delivery is not None:
+            settle = self.account.receiver.requeue if requeue else self.account.receiver.ack
+            settle(delivery, deadline=self._deadline())
+
+    def _restore(self, message: virtual.Message) -> None:
+        # The base class would publish it again, beside the one whose lease runs out.
+        delivery = self._deliveries.pop(message.delivery_tag, None)
+        if delivery is not None:
+            self.account.receiver.requeue(delivery, deadline=self._deadline())
+
+    def _restore_at_beginning(self, message: virtual.Message) -> None:
+        self._restore(message)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.options.publish_timeout
+
+    def _insist(self, deadline: float, call: Callable[[], T]) -> T:
+        return retry.until(
+            deadline, call, lambda error: self._switches and isinstance(error, ConnectionFailed)
+        )
+
+
+def is_control_name(queue: str) -> bool:
+    """Whether the queue is one of Celery's for remote control or events."""
+    return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
+
+
+def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
+    if exchange == "celeryev" or exchange.endswith(".pidbox"):
+        return  # nobody can listen there, so silence is right
+    text = (
+        f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
+        "process, so the message goes nowhere: declare the queue where it is published, or publish "
+        "to the queue's name with no exchange"
+    )
+    if mandatory:
+        raise InvalidMessage(text)
+    _warn_once(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
+    arrived = "may or may not" if error.delivered == "unknown" else "did not"
+    return PublishTimeout(
+        f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
+        f"(publish_timeout) and {arrived} arrive; the last failure: {error}",
+        status=error.status,
+        code=error.code,
+        ray_id=error.ray_id,
+        retry_after=error.retry_after,
+        delivered=error.delivered,
+    )
+
+
+def _fulfilled() -> promise:
+    done = promise()
+    done()
+    return done

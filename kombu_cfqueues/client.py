@@ -1,0 +1,515 @@
+"""The HTTP API of Cloudflare Queues, one method an endpoint.  It knows nothing of Kombu.
+
+Every call makes exactly one request and returns, or raises a `CFQueuesError`; trying again is the
+caller's business.  Deadlines are in seconds of `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+
+from .answer import Answer, Meaning, envelope_of
+from .errors import (
+    AuthenticationFailed,
+    CFQueuesError,
+    ConfigurationError,
+    ConnectionFailed,
+    Delivered,
+    PullNotEnabled,
+    QueueDisabled,
+    QueueNotFound,
+    ServerError,
+)
+from .options import Secret, Token, is_loopback
+
+#: Connections that are kept open; more are made when more threads ask, and closed after use.
+POOL_SIZE = 32
+
+#: Most bytes of an answer that are read.  A pull of 100 messages of 128 KB, in which JSON needs six
+#: bytes for some characters, stays below it.
+MOST_ANSWER_BYTES = 100 << 20
+
+#: What these statuses mean on the route that pulls.
+_PULL: dict[int, Meaning] = {
+    405: (PullNotEnabled, "The queue has no HTTP pull consumer, or a Worker consumes it."),
+    409: (QueueDisabled, "Delivery from the queue is paused; resume it in the dashboard."),
+}
+
+
+class Queue(NamedTuple):
+    """A queue as the API describes it.
+
+    Attributes:
+        id: 32 hex digits.
+        name: The queue's name at Cloudflare.
+        retention_seconds: How long it keeps messages; None if the answer did not say.
+    """
+
+    id: str
+    name: str
+    retention_seconds: int | None
+
+
+class QueuePage(NamedTuple):
+    """One page of an account's queues, and whether there are more pages."""
+
+    queues: list[Queue]
+    has_more: bool
+
+
+class Settled(NamedTuple):
+    """What the API made of acknowledgements: how many it counted, and its warnings by lease."""
+
+    acks: int | None
+    retries: int | None
+    warnings: dict[str, str]
+
+
+def _free(deadline: float) -> None:
+    """A permit where there is no request limit."""
+
+
+class Client:
+    """Calls of one account's Queues API over one pool of connections, for any number of threads.
+
+    Args:
+        base_url: Where the API is served, up to and with ``/client/v4``.
+        account_id: The account.
+        token: The API token, or a callable that returns it, asked before each request.
+        connect_timeout: Most seconds to wait for a connection, TLS included.
+        read_timeout: Most seconds to wait for an answer.
+        permit: Called with the deadline before each admin request; blocks until that request may
+            leave, or raises.  Publishing takes its permits elsewhere; pull and ack need none.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        account_id: str,
+        token: Token,
+        *,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 10.0,
+        permit: Callable[[float], None] = _free,
+    ) -> None:
+        self._queues_url = f"{base_url}/accounts/{quote(account_id, safe='')}/queues"
+        self._host = urlsplit(base_url).netloc
+        self._token = token
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._permit = permit
+        self._names: dict[str, str] = {}  # queue id -> name, for the texts of errors
+        self._session: requests.Session | None = None
+
+    def close(self) -> None:
+        """Close the connections.  The next call opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def remember_name(self, queue_id: str, name: str) -> None:
+        """Call the queue by *name* in the texts of errors."""
+        self._names[queue_id] = name
+
+    # Queues
+
+    def list_queues(self, *, page: int = 1, name: str | None = None, deadline: float) -> QueuePage:
+        """One page of the account's queues.
+
+        Args:
+            page: The page, from 1.
+            name: Ask for queues of this name only.  The server may ignore it.
+            deadline: When to give up.
+        """
+        query = urlencode({"page": page} | ({"name": name} if name else {}))
+        doing = "listing the queues" if name is None else f"looking up queue {name!r}"
+        envelope = self._admin("GET", f"?{query}", doing=doing, deadline=deadline, whole=True)
+        result = envelope.get("result")
+        queues = [queue for entry in _dicts(result) if (queue := self._queue(entry))]
+        return QueuePage(queues, _has_more(envelope.get("result_info"), page, len(queues)))
+
+    def create_queue(self, name: str, *, deadline: float) -> Queue:
+        """Create a queue with Cloudflare's default settings."""
+        doing = f"creating queue {name!r}"
+        result = self._admin("POST", "", {"queue_name": name}, doing=doing, deadline=deadline)
+        queue = self._queue(result)
+        if queue is None:
+            raise ServerError(f"{doing} was answered without a queue id", delivered="unknown")
+        return queue
+
+    def delete_queue(self, queue_id: str, *, deadline: float) -> None:
+        """Delete a queue and all that is in it."""
+        doing = f"deleting {self._name(queue_id)}"
+        self._admin("DELETE", f"/{_segment(queue_id)}", doing=doing, deadline=deadline)
+
+    def backlog(self, queue_id: str, *, deadline: float) -> int:
+        """How many messages the queue holds, about; leased and delayed ones are counted too."""
+        doing = f"reading the metrics of {self._name(queue_id)}"
+        path = f"/{_segment(queue_id)}/metrics"
+        result = self._admin("GET", path, doing=doing, deadline=deadline)
+        count = result.get("backlog_count") if isinstance(result, Mapping) else None
+        return count if isinstance(count, int) else 0
+
+    def purge(self, queue_id: str, *, deadline: float) -> None:
+        """Start deleting all messages of a queue; it ends some time after the answer."""
+        doing = f"purging {self._name(queue_id)}"
+        path = f"/{_segment(queue_id)}/purge"
+        body = {"delete_messages_permanently": True}
+        self._admin("POST", path, body, doing=doing, deadline=deadline)
+
+    # Consumers
+
+    def list_consumers(self, queue_id: str, *, deadline: float) -> list[dict[str, Any]]:
+        """The queue's consumers as the API describes them."""
+        doing = f"reading the consumers of {self._name(queue_id)}"
+        path = f"/{_segment(queue_id)}/consumers"
+        return _dicts(self._admin("GET", path, doing=doing, deadline=deadline))
+
+    def create_pull_consumer(
+        self,
+        queue_id: str,
+        *,
+        max_retries: int,
+        visibility_timeout_ms: int,
+        dead_letter_queue: str | None,
+        deadline: float,
+    ) -> None:
+        """Let the queue be pulled over HTTP.
+
+        Args:
+            queue_id: The queue.
+            max_retries: Deliveries after which a message is dead.
+            visibility_timeout_ms: Lease of a pull that does not state one, in milliseconds.
+            dead_letter_queue: Name, at Cloudflare, of the queue for dead messages.
+            deadline: When to give up.
+        """
+        consumer: dict[str, Any] = {
+            "type": "http_pull",
+            "settings": {
+                "max_retries": max_retries,
+                "visibility_timeout_ms": visibility_timeout_ms,
+            },
+        }
+        if dead_letter_queue:
+            consumer["dead_letter_queue"] = dead_letter_queue
+        doing = f"enabling HTTP pull for {self._name(queue_id)}"
+        path = f"/{_segment(queue_id)}/consumers"
+        self._admin("POST", path, consumer, doing=doing, deadline=deadline)
+
+    # Messages
+
+    def push(self, queue_id: str, message: bytes, *, deadline: float) -> None:
+        """Publish one message: the JSON object that `Packed.encode` made."""
+        doing = f"publishing to {self._name(queue_id)}"
+        self._message_call(queue_id, "", message, doing=doing, deadline=deadline)
+
+    def push_batch(self, queue_id: str, messages: Sequence[bytes], *, deadline: float) -> None:
+        """Publish up to 100 messages in one request; all of them are accepted, or none."""
+        doing = f"publishing {len(messages)} messages to {self._name(queue_id)}"
+        body = b'{"messages":[' + b",".join(messages) + b"]}"
+        self._message_call(queue_id, "/batch", body, doing=doing, deadline=deadline)
+
+    def pull(
+        self, queue_id: str, *, batch_size: int, visibility_timeout_ms: int, deadline: float
+    ) -> list[dict[str, Any]]:
+        """Lease up to *batch_size* messages for *visibility_timeout_ms*; often fewer, or none."""
+        doing = f"pulling from {self._name(queue_id)}"
+        body = {"batch_size": batch_size, "visibility_timeout_ms": visibility_timeout_ms}
+        data = json.dumps(body).encode()
+        result = self._message_call(queue_id, "/pull", data, doing=doing, deadline=deadline)
+        return _dicts(result.get("messages")) if isinstance(result, Mapping) else []
+
+    def ack(
+        self,
+        queue_id: str,
+        *,
+        acks: Iterable[str] = (),
+        retries: Mapping[str, int] | None = None,
+        deadline: float,
+    ) -> Settled:
+        """Settle leases: *acks* are done, *retries* (lease -> seconds of delay) come again."""
+        body = {
+            "acks": [{"lease_id": lease} for lease in acks],
+            "retries": [
+                {"lease_id": lease, "delay_seconds": delay}
+                for lease, delay in (retries or {}).items()
+            ],
+        }
+        doing = f"acknowledging messages of {self._name(queue_id)}"
+        data = json.dumps(body).encode()
+        result = self._message_call(queue_id, "/ack", data, doing=doing, deadline=deadline)
+        result = result if isinstance(result, Mapping) else {}
+        warnings = result.get("warnings")
+        return Settled(
+            result.get("ackCount"),
+            result.get("retryCount"),
+            dict(warnings) if isinstance(warnings, Mapping) else {},
+        )
+
+    # Below here: one request
+
+    def _admin(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        doing: str,
+        deadline: float,
+        whole: bool = False,
+    ) -> Any:
+        self._permit(deadline)
+        data = None if body is None else json.dumps(body).encode()
+        envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+        return envelope if whole else envelope.get("result")
+
+    def _message_call(
+        self, queue_id: str, route: str, data: bytes, *, doing: str, deadline: float
+    ) -> Any:
+        path = f"/{_segment(queue_id)}/messages{route}"
+        return self._send("POST", path, data, doing=doing, deadline=deadline).get("result")
+
+    def _send(
+        self, method: str, path: str, data: bytes | None, *, doing: str, deadline: float
+    ) -> dict[str, Any]:
+        answer = self._request(method, path, data, doing=doing, deadline=deadline)
+        try:
+            return envelope_of(answer, doing, _PULL if path.endswith("/pull") else None)
+        except CFQueuesError as error:
+            # A server, or a proxy that plays one, may repeat what it was sent.
+            error.args = (self._mask(str(error)),)
+            raise
+
+    def _request(
+        self, method: str, path: str, data: bytes | None, *, doing: str, deadline: float
+    ) -> Answer:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ConnectionFailed(f"{doing}: no time was left to ask {self._host}")
+        timeout = urllib3.Timeout(
+            total=left,
+            connect=min(left, self._connect_timeout),
+            read=min(left, self._read_timeout),
+        )
+        headers: dict[str, str | bytes] = {"Authorization": self._authorization()}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        # What the application is handling just now is none of ours, although Python links to it.
+        handling = sys.exc_info()[1]
+        try:
+            response = self._open_session().request(
+                method,
+                self._queues_url + path,
+                data=data,
+                headers=headers,
+                timeout=cast("Any", timeout),  # requests passes it on; its stubs do not know
+                allow_redirects=False,
+                stream=True,
+            )
+            with response:
+                body = _read_body(response, min(deadline, time.monotonic() + self._read_timeout))
+                return Answer(response.status_code, response.headers, body)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+            links = list(_chain(e, outside=handling))
+            for link in links:
+                # Frames of requests and http.client hold the Authorization header in local
+                # variables, which some reporters of errors print.
+                link.__traceback__ = None
+            raise self._translate(links, doing) from e
+
+    def _open_session(self) -> requests.Session:
+        session = self._session
+        if session is None:
+            # Two threads may both come here; the session that loses is dropped unused.
+            session = self._session = _new_session(self._queues_url)
+        return session
+
+    def _authorization(self) -> Secret:
+        token = self._token() if callable(self._token) else self._token
+        if not (isinstance(token, str) and token and token.isascii() and token.isprintable()):
+            raise AuthenticationFailed(
+                "the API token is malformed: it is empty or holds a space, a line break or a "
+                "character that no token has; check api_token"
+            )
+        if " " in token:
+            raise AuthenticationFailed(
+                "the API token is malformed: it holds a space (the word 'Bearer' is not part of "
+                "it); check api_token"
+            )
+        return Secret(f"Bearer {token}")
+
+    def _translate(self, links: Sequence[BaseException], doing: str) -> CFQueuesError:
+        """The one place where what requests, urllib3 and sockets raise becomes ours."""
+        kind, delivered, what = _meaning(links)
+        reason = what.format(host=self._host)
+        return kind(self._mask(f"{doing} failed: {reason} ({_words(links)})"), delivered=delivered)
+
+    def _mask(self, text: str) -> str:
+        token = self._token if isinstance(self._token, str) else None
+        return text.replace(token, "**") if token else text
+
+    def _name(self, queue_id: str) -> str:
+        name = self._names.get(queue_id)
+        return f"queue {name!r}" if name else f"the queue with id {queue_id!r}"
+
+    def _queue(self, entry: Any) -> Queue | None:
+        if not isinstance(entry, Mapping):
+            return None
+        queue_id, name = entry.get("queue_id"), entry.get("queue_name")
+        if not (isinstance(queue_id, str) and queue_id and isinstance(name, str)):
+            return None
+        settings = entry.get("settings")
+        retention = (
+            settings.get("message_retention_period") if isinstance(settings, Mapping) else None
+        )
+        self.remember_name(queue_id, name)
+        return Queue(queue_id, name, retention if isinstance(retention, int) else None)
+
+
+def _new_session(url: str) -> requests.Session:
+    session = requests.Session()
+    # Off, because with it requests lets ~/.netrc replace our Authorization header.  What else it
+    # stands for, proxies and CA bundles, is read here, once.
+    session.trust_env = False
+    if not is_loopback(urlsplit(url).hostname or ""):
+        session.proxies.update(get_environ_proxies(url))
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if bundle:
+        session.verify = bundle
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    # No retries by urllib3: each one would be a request that nobody has counted.
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    session.headers["User-Agent"] = "kombu-cfqueues"
+    return session
+
+
+def _read_body(response: requests.Response, deadline: float) -> bytes:
+    """The whole body; a server that sends it drop by drop does not outlive the deadline."""
+    chunks, size = [], 0
+    for chunk in response.iter_content(1 << 16):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MOST_ANSWER_BYTES:
+            raise requests.exceptions.ContentDecodingError("the answer is too long to be one")
+        if time.monotonic() > deadline:
+            raise requests.ReadTimeout("the answer did not end in time")
+    return b"".join(chunks)
+
+
+def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Delivered, str]:
+    """Our class, whether the request may have arrived, and words for it."""
+    if "CA certificate bundle" in str(links[0]):  # an OSError that says so in its text only
+        return ConfigurationError, "no", "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file"
+    for foreign, ours, delivered, words in _MEANINGS:
+        if any(isinstance(link, foreign) for link in links):
+            return ours, delivered, words
+    return ConnectionFailed, "unknown", "the connection to {host} broke before its answer came"
+
+
+#: What is raised on the way to the API, the most telling first.
+_MEANINGS: tuple[
+    tuple[tuple[type[BaseException], ...], type[CFQueuesError], Delivered, str], ...
+] = (
+    (
+        (
+            requests.exceptions.InvalidHeader,
+            requests.exceptions.InvalidProxyURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.MissingSchema,
+            urllib3.exceptions.LocationValueError,
+            UnicodeError,
+        ),
+        ConfigurationError,
+        "no",
+        "base_url or a proxy of the environment is not a valid URL",
+    ),
+    (
+        (ssl.SSLCertVerificationError,),
+        ConnectionFailed,
+        "no",
+        (
+            "the certificate of {host} could not be verified; behind a proxy that inspects TLS, "
+            "set REQUESTS_CA_BUNDLE to its CA bundle"
+        ),
+    ),
+    (
+        (urllib3.exceptions.ProxyError,),
+        ConnectionFailed,
+        "no",
+        "the proxy between here and {host} refused or is unreachable",
+    ),
+    (
+        (
+            requests.ConnectTimeout,
+            urllib3.exceptions.ConnectTimeoutError,
+            urllib3.exceptions.NewConnectionError,
+        ),
+        ConnectionFailed,
+        "no",
+        "{host} cannot be reached",
+    ),
+    (
+        (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),
+        ConnectionFailed,
+        "unknown",
+        "{host} did not answer in time",
+    ),
+)
+
+
+def _chain(error: BaseException, outside: BaseException | None) -> Iterator[BaseException]:
+    """The error, its causes, and what urllib3 and requests wrapped into arguments."""
+    seen = {id(None), id(outside)}
+    waiting: list[Any] = [error]
+    while waiting:
+        link = waiting.pop()
+        if id(link) in seen or not isinstance(link, BaseException):
+            continue
+        seen.add(id(link))
+        yield link
+        waiting += [*link.args, getattr(link, "reason", None), link.__context__, link.__cause__]
+
+
+def _words(links: Sequence[BaseException]) -> str:
+    """What the system itself said, or the name of what was raised."""
+    said = [link.strerror for link in links if isinstance(link, OSError) and link.strerror]
+    return said[-1] if said else type(links[-1]).__name__
+
+
+def _segment(queue_id: str) -> str:
+    if not queue_id:
+        raise QueueNotFound("a queue id is empty")
+    return quote(queue_id, safe="")
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _has_more(info: Any, page: int, count: int) -> bool:
+    """Whether another page may follow, by whichever of the counters the answer has."""
+    if not count:
+        return False
+    info = info if isinstance(info, Mapping) else {}
+    pages, total, per_page = (info.get(key) for key in ("total_pages", "total_count", "per_page"))
+    if isinstance(pages, int):
+        return page < pages
+    if isinstance(total, int) and isinstance(per_page, int) and per_page > 0:
+        return page * per_page < total
+    return True

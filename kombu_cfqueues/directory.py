@@ -1,0 +1,278 @@
+"""Queue name <-> queue id.
+
+The API's routes want ids; applications know names.  What was learned once is kept as long as the
+process lives, because every look-up costs one of the scarce requests.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable
+
+from . import limits
+from .client import Client, Queue
+from .errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    PullNotEnabled,
+    QueueNameConflict,
+    QueueNotFound,
+    TransientError,
+)
+from .options import Options
+
+logger = logging.getLogger(__name__)
+
+#: A refusal that took longer to come than the first holds, unasked, for the second.
+SLOW_REFUSAL_SECONDS = 1.0
+REFUSAL_HOLDS_SECONDS = 1.5
+
+#: Hex digits that close a shortened name: one chance in 4 billion that two names meet.
+HASH_DIGITS = 8
+
+
+def cloudflare_name(name: str) -> str:
+    """The name at Cloudflare of Kombu's queue *name*, prefix included.
+
+    What Cloudflare does not allow becomes a dash, case is kept, and a name over 63 characters is
+    cut and closed with 8 hex digits of its hash, so that two long names rarely meet.
+
+    >>> cloudflare_name("emails.high_priority")
+    'emails-high-priority'
+
+    Raises:
+        ConfigurationError: Nothing that Cloudflare allows is left of it.
+    """
+    translated = re.sub(r"[^A-Za-z0-9-]", "-", name).strip("-")
+    if not translated:
+        raise ConfigurationError(
+            f"queue name {name!r} has no letter or digit that Cloudflare Queues allows in a name"
+        )
+    if len(translated) <= limits.QUEUE_NAME_CHARACTERS:
+        return translated
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]
+    return f"{translated[: limits.QUEUE_NAME_CHARACTERS - HASH_DIGITS - 1]}-{digest}"
+
+
+class Directory:
+    """The queues of one account, for all connections and threads of a process.
+
+    Each method makes as many requests as it needs and raises what one of them raised: trying
+    again is the caller's business.  Deadlines are in seconds of `time.monotonic`.
+
+    Args:
+        client: Where to ask.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()  # guards all below; never held over a request
+        self._queues: dict[str, Queue] = {}  # by name at Cloudflare
+        self._meanings: dict[str, str] = {}  # name at Cloudflare -> the Kombu name that uses it
+        self._asking: dict[str, threading.Event] = {}  # names that a thread is asking for
+        self._pullable: set[str] = set()  # ids of queues that have a pull consumer
+        self._connected = False
+        self._refusal: TransientError | None = None
+        self._refused_until = 0.0
+
+    def probe(self, options: Options, *, deadline: float) -> None:
+        """Make sure that the server answers and takes the token: one request a process.
+
+        Its answer is the first page of the account's queues.
+
+        Raises:
+            CFQueuesError: What the request raised.  It is not tried again: Kombu does that, and
+                goes on to the next URL of a fail-over list.
+        """
+        for name, queue_id in options.queues.items():
+            self._client.remember_name(queue_id, name)
+        if self._connected:
+            return
+        if self._refusal is not None and time.monotonic() < self._refused_until:
+            raise copy.copy(self._refusal)
+        asked = time.monotonic()
+        try:
+            page = self._client.list_queues(deadline=deadline)
+        except TransientError as error:
+            if time.monotonic() - asked > SLOW_REFUSAL_SECONDS:
+                # Kombu connects again at once, three times and more, and one publish would wait
+                # for as many timeouts in a row.
+                self._refusal = error
+                self._refused_until = time.monotonic() + REFUSAL_HOLDS_SECONDS
+            raise
+        self._learn(page.queues)
+        self._connected = True
+
+    def queue(self, name: str, options: Options, *, deadline: float) -> Queue:
+        """Kombu's queue *name* as it is at Cloudflare; created if it is missing.
+
+        Blocks for a look-up if the name is new to this process; threads that ask for the same
+        name at once share one.
+
+        Args:
+            name: Kombu's name.
+            options: ``queues``, ``queue_name_prefix`` and ``create_missing_queues`` are used.
+            deadline: When to give up.
+
+        Raises:
+            QueueNotFound: It is missing and not to be created.
+            QueueNameConflict: Another name of this process is translated to the same one.
+            ConfigurationError: No name at Cloudflare can stand for it.
+            CFQueuesError: What a request raised.
+        """
+        if name in options.queues:
+            return Queue(options.queues[name], name, None)
+        title = self._title(name, options)
+        queue = self._queues.get(title)
+        if queue is None:
+            queue = self._once(title, deadline, create=options.create_missing_queues)
+        if queue is None:
+            raise QueueNotFound(
+                f"queue {name!r} does not exist (its name at Cloudflare is {title!r}), and "
+                "create_missing_queues is off: create it, or give its id in the option 'queues'"
+            )
+        return queue
+
+    def queue_id(self, name: str, options: Options, *, deadline: float) -> str:
+        """The id of `queue`, which see."""
+        return self.queue(name, options, deadline=deadline).id
+
+    def find(self, name: str, options: Options, *, deadline: float) -> Queue | None:
+        """The queue that Kombu calls *name*, or None if there is none.  Creates nothing."""
+        if name in options.queues:
+            return Queue(options.queues[name], name, None)
+        title = self._title(name, options)
+        return self._queues.get(title) or self._once(title, deadline, create=False)
+
+    def known(self, name: str, options: Options) -> Queue | None:
+        """What is known of Kombu's queue *name* without asking."""
+        return self._queues.get(self._title(name, options))
+
+    def forget(self, name: str, queue_id: str, options: Options) -> bool:
+        """The server does not know *queue_id* any more: look *name* up again when next asked.
+
+        Returns:
+            Whether a look-up can help; not if the option ``queues`` says the id.
+        """
+        if name in options.queues:
+            return False
+        title = self._title(name, options)
+        with self._lock:
+            known = self._queues.get(title)
+            # Another thread may have looked it up in the meantime.
+            if known is not None and known.id == queue_id:
+                del self._queues[title]
+        return True
+
+    def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> None:
+        """Make sure that the queue can be pulled over HTTP; one or two requests a process.
+
+        Raises:
+            PullNotEnabled: A Worker consumes the queue, and a queue has one kind of consumer.
+            CFQueuesError: What a request raised.
+        """
+        if queue.id in self._pullable:
+            return
+        consumers = self._client.list_consumers(queue.id, deadline=deadline)
+        kinds = {consumer.get("type") for consumer in consumers}
+        if "http_pull" not in kinds:
+            if "worker" in kinds:
+                raise PullNotEnabled(
+                    f"queue {queue.name!r} is consumed by a Worker, and a queue has one kind of "
+                    "consumer: remove the Worker's to pull from it"
+                )
+            dead = options.dead_letter_queue
+            self._client.create_pull_consumer(
+                queue.id,
+                max_retries=options.consumer_max_retries,
+                visibility_timeout_ms=int(options.visibility_timeout * 1000),
+                dead_letter_queue=self._title(dead, options) if dead else None,
+                deadline=deadline,
+            )
+        with self._lock:
+            self._pullable.add(queue.id)
+
+    def copy_for(self, client: Client) -> Directory:
+        """What was learned, with locks of its own: for the child of a fork."""
+        child = Directory(client)
+        child._queues = dict(self._queues)
+        child._meanings = dict(self._meanings)
+        child._pullable = set(self._pullable)
+        child._connected = self._connected
+        for queue in child._queues.values():
+            client.remember_name(queue.id, queue.name)
+        return child
+
+    def _title(self, name: str, options: Options) -> str:
+        """The name at Cloudflare, refused if it stands for another name already."""
+        wanted = options.queue_name_prefix + name
+        title = cloudflare_name(wanted)
+        with self._lock:
+            meaning = self._meanings.setdefault(title, wanted)
+        if meaning != wanted:
+            raise QueueNameConflict(
+                f"the queues {meaning!r} and {wanted!r} would both be {title!r} at Cloudflare, "
+                "and their messages would mix: rename one, or give its id in the option 'queues'"
+            )
+        return title
+
+    def _once(self, title: str, deadline: float, *, create: bool) -> Queue | None:
+        """Ask the server, in one thread for all that want to know."""
+        while True:
+            with self._lock:
+                known = self._queues.get(title)
+                other = self._asking.get(title)
+                if known is None and other is None:
+                    mine = self._asking[title] = threading.Event()
+            if known is not None:
+                return known
+            if other is None:
+                break
+            if not other.wait(max(0.0, deadline - time.monotonic())):
+                raise ConnectionFailed(f"looking up queue {title!r} took too long")
+        try:
+            found = self._look_up(title, deadline)
+            return self._create(title, deadline) if found is None and create else found
+        finally:
+            with self._lock:
+                del self._asking[title]
+            mine.set()
+
+    def _look_up(self, title: str, deadline: float, *, any_case: bool = False) -> Queue | None:
+        """Page through the queues until one has that name: the filter may be ignored."""
+        seen: set[str] = set()
+        for page_number in itertools.count(1):
+            page = self._client.list_queues(page=page_number, name=title, deadline=deadline)
+            self._learn(page.queues)
+            for queue in page.queues:
+                if queue.name == title or (any_case and queue.name.lower() == title.lower()):
+                    return queue
+            new = {queue.id for queue in page.queues} - seen
+            # A server that ignores `page` would repeat the first one for ever.
+            if not page.has_more or not new:
+                break
+            seen |= new
+        return None
+
+    def _create(self, title: str, deadline: float) -> Queue:
+        try:
+            queue = self._client.create_queue(title, deadline=deadline)
+            logger.info("created queue %r at Cloudflare", title)
+        except QueueNameConflict:
+            # Somebody was faster; or upper and lower case are one to the server.
+            found = self._look_up(title, deadline, any_case=True)
+            if found is None:
+                raise
+            queue = found._replace(name=title)
+        self._learn([queue])
+        return queue
+
+    def _learn(self, queues: Iterable[Queue]) -> None:
+        with self._lock:
+            self._queues.update((queue.name, queue) for queue in queues)

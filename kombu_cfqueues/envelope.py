@@ -1,0 +1,240 @@
+"""Kombu's message <-> the queue's message.
+
+Outwards, `pack` makes one finished JSON fragment of a message, once, in its publisher's own thread;
+a batch is a join of fragments.  Inwards, `unpack` makes Kombu's dictionary of whatever the queue
+holds, messages from elsewhere included.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from uuid import uuid4
+
+# Kombu's own JSON, so that headers with dates, UUIDs, decimals and bytes survive as they do on
+# Kombu's other transports.
+from kombu.utils.json import dumps as kombu_dumps
+from kombu.utils.json import loads as kombu_loads
+
+from . import limits
+from .errors import InvalidMessage, MessageTooLarge
+from .options import Options
+
+#: The names that make a JSON object a Kombu envelope.
+ENVELOPE_KEYS = frozenset({"body", "headers", "properties"})
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A message that is ready to be posted.
+
+    Attributes:
+        fragment: The JSON object of the message in UTF-8, without its closing brace.
+        size: Bytes that it counts in a request.
+        due: When it may be delivered, in seconds since the epoch; None: whenever the queue says.
+        alone: Whether the route for one message takes it.  That route refuses a JSON body that is
+            no object or array (code 10207); the batch route takes any.
+    """
+
+    fragment: bytes
+    size: int
+    due: float | None = None
+    alone: bool = True
+
+    def encode(self, now: float | None = None) -> bytes:
+        """The finished JSON object.
+
+        The delay is counted from now, so that a message that had to wait is not late by its wait.
+        It is stated even when it is 0, because that overrides the queue's own delivery delay.
+
+        Args:
+            now: Seconds since the epoch; None: the clock's.
+        """
+        if self.due is None:
+            return self.fragment + b"}"
+        # Whole seconds, rounded up: a message must never be early.
+        left = math.ceil(self.due - (time.time() if now is None else now))
+        delay = min(max(left, 0), limits.DELAY_SECONDS)
+        return b'%b,"delay_seconds":%d}' % (self.fragment, delay)
+
+
+def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
+    """Encode *message* for Cloudflare, and check it against the limits before any request.
+
+    Args:
+        message: Kombu's dictionary: ``body``, ``content-type``, ``content-encoding``, ``headers``,
+            ``properties``.  It is not changed.
+        queue: Kombu's name of the queue, for the texts of errors.
+        options: ``body_format``, ``content_type`` and ``native_delay`` are used.
+
+    Raises:
+        InvalidMessage: JSON cannot carry it, or its delay is negative or over 24 hours.
+        MessageTooLarge: It is over Cloudflare's limit for one message.
+    """
+    due = _due(message, queue, native_delay=options.native_delay)
+    try:
+        content = _plain_text(message) if options.body_format == "plain" else _envelope(message)
+        if options.content_type == "json":
+            alone = content.lstrip()[:1] in ("{", "[")
+            body = content
+            if options.body_format == "plain":
+                json.loads(content, parse_constant=_refuse_constant)
+        else:
+            alone = True
+            body = json.dumps(content, ensure_ascii=False)
+        size = len(content.encode())
+        fragment = f'{{"body":{body},"content_type":"{options.content_type}"'.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # ValueError covers NaN, circular references, lone surrogates and bytes that are no UTF-8.
+        raise InvalidMessage(
+            f"the message to queue {queue!r} cannot be sent as {options.body_format} "
+            f"{options.content_type}: {error}"
+        ) from error
+    if size > limits.BODY_BYTES:
+        raise MessageTooLarge(
+            f"the message to queue {queue!r} has {size:,} bytes as it would be sent, and "
+            f"Cloudflare Queues takes {limits.BODY_BYTES:,}: store the data elsewhere and send a "
+            "reference, or use compression"
+        )
+    return Packed(fragment, len(fragment), due, alone)
+
+
+def check_retention(packed: Packed, queue: str, retention_seconds: int | None) -> None:
+    """Refuse a message that the queue would delete before it is due.
+
+    Raises:
+        InvalidMessage: Its delay is longer than *retention_seconds*.
+    """
+    if packed.due is None or retention_seconds is None:
+        return
+    delay = packed.due - time.time()
+    if delay > retention_seconds:
+        raise InvalidMessage(
+            f"the message to queue {queue!r} is due in {delay:,.0f} s, and the queue deletes "
+            f"messages after {retention_seconds:,} s (its message retention): it would never arrive"
+        )
+
+
+def unpack(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Kombu's dictionary of a pulled message.
+
+    A Kombu envelope comes back as it went in.  Anything else (a Worker's ``env.QUEUE.send``)
+    becomes a message whose body is that JSON, text or data.
+
+    Args:
+        raw: An entry of a pull's ``messages``: ``body``, ``metadata``, ``id`` and others.
+    """
+    body, metadata = raw.get("body"), raw.get("metadata")
+    kind = metadata.get("CF-Content-Type") if isinstance(metadata, Mapping) else None
+    if kind == "bytes" and isinstance(body, str):
+        try:
+            return _foreign(base64.b64decode(body, validate=True), "application/data", "binary")
+        except binascii.Error:
+            pass  # not what its type says: delivered as the text that it is
+    value = body if not isinstance(body, str) else _json_or_none(body)
+    if value is None and kind == "json" and isinstance(body, str):
+        # Whether a JSON body comes back as it is or in base64 is disputed; both are taken.
+        try:
+            body = base64.b64decode(body, validate=True).decode()
+        except ValueError:
+            pass
+        else:
+            value = _json_or_none(body)
+    if isinstance(value, dict) and _is_envelope(value):
+        return value
+    if value is not None and kind != "text":
+        text = body if isinstance(body, str) else json.dumps(value, ensure_ascii=False)
+        return _foreign(text, "application/json", "utf-8")
+    return _foreign(body if isinstance(body, str) else "", "text/plain", "utf-8")
+
+
+def _envelope(message: Mapping[str, Any]) -> str:
+    """The Kombu message as JSON text, with a message id: what consumers tell duplicates by."""
+    properties = dict(message.get("properties") or {})
+    if not properties.get("message_id"):
+        properties["message_id"] = str(uuid4())
+    return str(
+        kombu_dumps(
+            {**message, "properties": properties},
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
+    )
+
+
+def _plain_text(message: Mapping[str, Any]) -> str:
+    encoding = (message.get("properties") or {}).get("body_encoding")
+    body = message.get("body")
+    if encoding == "base64" or not isinstance(body, str):
+        raise ValueError("its body is binary, which body_format='plain' cannot carry")
+    return body
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _due(message: Mapping[str, Any], queue: str, *, native_delay: bool) -> float | None:
+    """When the message is due, in seconds since the epoch: its ``delay_seconds``, else its eta."""
+    delay = (message.get("properties") or {}).get("delay_seconds")
+    if delay is not None:
+        number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+        if not (number and 0 <= delay <= limits.DELAY_SECONDS):
+            raise InvalidMessage(
+                f"delay_seconds of the message to queue {queue!r} must be 0 to "
+                f"{limits.DELAY_SECONDS:,}, not {delay!r}"
+            )
+        return time.time() + float(delay)
+    eta = (message.get("headers") or {}).get("eta")
+    return _timestamp(eta) if native_delay else None
+
+
+def _timestamp(eta: Any) -> float | None:
+    """Seconds since the epoch of Celery's eta, or None for a header that is no time."""
+    if isinstance(eta, str):
+        try:
+            # Python 3.10's fromisoformat does not know the Z of UTC.
+            eta = datetime.fromisoformat(f"{eta[:-1]}+00:00" if eta.endswith("Z") else eta)
+        except ValueError:
+            return None  # a header of the application's own that happens to be called eta
+    if not isinstance(eta, datetime):
+        return None
+    if eta.tzinfo is None:
+        eta = eta.replace(tzinfo=timezone.utc)  # as Celery's worker reads it
+    return float(eta.timestamp())
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return kombu_loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_envelope(value: dict[str, Any]) -> bool:
+    return (
+        value.keys() >= ENVELOPE_KEYS
+        and isinstance(value["properties"], dict)
+        and isinstance(value["headers"], dict)
+    )
+
+
+def _foreign(body: str | bytes, content_type: str, encoding: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {"delivery_info": {}, "body_encoding": "utf-8"}
+    if isinstance(body, bytes):
+        body, properties["body_encoding"] = base64.b64encode(body).decode(), "base64"
+    return {
+        "body": body,
+        "content-type": content_type,
+        "content-encoding": encoding,
+        "headers": {},
+        "properties": properties,
+    }

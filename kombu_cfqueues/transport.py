@@ -1,0 +1,131 @@
+"""Kombu's transport: connect, close, error tuples, what it implements."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kombu.transport import virtual
+
+from .account import Account
+from .channel import Channel
+from .errors import PermanentError, PublishTimeout, TransientError
+from .options import Options, host_of
+
+if TYPE_CHECKING:
+    from kombu.connection import Connection
+
+
+class Transport(virtual.Transport):
+    """Cloudflare Queues over its HTTP API: ``cfqueues://ACCOUNT_ID:API_TOKEN@/``.
+
+    Args:
+        client: The Kombu connection that this is the transport of.
+    """
+
+    Channel = Channel
+    client: Any  # the Kombu connection
+
+    driver_type = "cfqueues"
+    driver_name = "cfqueues"
+    can_parse_url = False
+
+    implements = virtual.Transport.implements.extend(
+        asynchronous=False,
+        exchange_type=frozenset({"direct", "topic"}),
+        heartbeats=False,
+    )
+
+    # What is recoverable, Kombu repeats after a reconnect.  A `PublishTimeout` is not: publishing
+    # has used up its time, and Kombu would multiply it.
+    recoverable_connection_errors = (TransientError,)
+    connection_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+        TransientError,
+        PublishTimeout,
+        *virtual.Transport.connection_errors,
+    )
+    recoverable_channel_errors = ()
+    channel_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+        PermanentError,
+        *virtual.Transport.channel_errors,
+    )
+
+    def __init__(self, client: Connection, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self._account: Account | None = None
+        if not client.hostname:
+            # For as_uri(), which would otherwise say localhost.
+            client.hostname = host_of(client.transport_options)
+
+    @cached_property
+    def options(self) -> Options:
+        """The settings of this connection, read once.
+
+        Once, because Kombu writes the retry policy of a publish into the same dictionary.
+        """
+        client = self.client
+        host = client.hostname
+        if host == "localhost" and not (client.port or client.userid or client.password):
+            host = None  # Kombu's default for a connection that was given no URL
+        return Options.read(
+            host=host,
+            port=client.port,
+            user=client.userid,
+            password=client.password,
+            virtual_host=client.virtual_host,
+            transport_options=client.transport_options,
+            connect_timeout=client.connect_timeout,
+        )
+
+    @property
+    def account(self) -> Account:
+        """What this connection shares with the others of the process to the same account."""
+        if self._account is None:
+            self._account = Account.open(self.options)
+        return self._account
+
+    def establish_connection(self) -> Transport:
+        """Connect: one request a process, to see that the server answers and takes the token."""
+        options = self.options
+        seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
+        try:
+            # Before the base class makes a channel, which would stay behind on a dead transport.
+            self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+        except BaseException:
+            self._leave_account()
+            raise
+        super().establish_connection()
+        return self
+
+    def close_connection(self, connection: Transport) -> None:
+        """Close the channels; the last connection of the process also closes the sockets."""
+        try:
+            super().close_connection(connection)
+        finally:
+            self._leave_account()
+
+    def _collect(self, connection: Transport | None) -> None:
+        """Drop the connection without any traffic: it failed, or belongs to another process."""
+        for channel in [*self._avail_channels, *self.channels]:
+            channel.closed = True
+            channel.connection = None
+        self._avail_channels.clear()
+        self.channels.clear()
+        self._leave_account()
+
+    def driver_version(self) -> str:
+        """The version of this package."""
+        from . import __version__  # noqa: PLC0415  the package imports this module
+
+        return __version__
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """Nothing: a URL without a host means Cloudflare, not localhost."""
+        return {}
+
+    def _leave_account(self) -> None:
+        account, self._account = self._account, None
+        if account is not None:
+            account.close()
