@@ -10,10 +10,12 @@ import datetime as dt
 import decimal
 import itertools
 import json
+import threading
 import uuid
 import zlib
 
 import pytest
+import requests
 from celery import Celery, chain
 from celery.contrib.testing.worker import start_worker
 from kombu import Connection, Producer
@@ -311,24 +313,27 @@ def test_the_example_calls_python_back(edge, app):
 # ---------------------------------------------------------------------------------- encoding
 
 
-def test_a_task_from_a_worker_runs_in_celery(edge):
+def test_a_task_from_a_worker_runs_in_celery(edge, emulator):
     """Arguments that JSON lacks arrive as Python's own types."""
-    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.task_default_queue = "from-the-edge"
-    ran = []
+    app = Celery("shop", broker=emulator.broker_url, set_as_current=False)
+    app.conf.update(task_default_queue="python", worker_enable_remote_control=False)
+    ran, done = [], threading.Event()
 
     @app.task(name="shop.add", bind=True)
     def add(self, *args, **kwargs):
         ran.append((args, kwargs, self.request.id, self.request.origin))
-        return "ran"
+        done.set()
 
     sent = edge.encode("shop.add", 1, kwargs={"b": "ü"}, rich=True, options={"origin": "edge"})
-    with app.connection_for_write() as connection:
-        channel = connection.default_channel
-        app.amqp.queues["from-the-edge"](channel).declare()
-        channel._put("from-the-edge", json.loads(sent["body"]))
-        with start_worker(app, pool="solo", perform_ping_check=False):
-            assert app.AsyncResult(sent["id"]).get(timeout=10) == "ran"
+    emulator.create_queue("python")
+    queues = f"{emulator.base_url}/accounts/{emulator.account_id}/queues"
+    requests.post(
+        f"{queues}/{emulator.queue_id('python')}/messages",
+        json={"body": sent["body"], "content_type": "text"},
+        headers={"Authorization": f"Bearer {emulator.token}"},
+    ).raise_for_status()
+    with start_worker(app, pool="solo", perform_ping_check=False):
+        assert done.wait(10)
     moment = dt.datetime(2026, 5, 4, 9, 30, 0, 250_000, tzinfo=dt.timezone.utc)
     assert ran == [((1, b"\x00\xff", moment, 2**63 - 1), {"b": "ü"}, sent["id"], "edge")]
 

@@ -32,8 +32,9 @@ const COMPATIBILITY_DATE = "2026-10-01";
 const ACCOUNT = "0123456789abcdef0123456789abcdef";
 const TOKENS = { TOKEN_OLD: "old-token", TOKEN_NEW: "new-token", TOKEN_EMPTY: "" };
 
-// Bound to the gateway; all of them end at the test's consumer, but "edge", which the example has.
-const QUEUES = ["jobs", "emails-eu", "bulk", "flaky", "edge"];
+// Bound to the gateway; they end at the test's consumer, but "edge", which the example has, and
+// "sink", which nobody has: there the runtime drops what it gets.
+const QUEUES = ["jobs", "emails-eu", "bulk", "flaky", "edge", "sink"];
 
 const records = [];
 const log = [];

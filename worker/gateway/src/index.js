@@ -56,6 +56,7 @@ async function route(request, env) {
   }
 }
 
+/** Its code is that of a token that lacks a permission, which clients tell from a wrong token. */
 async function refusedCreation(env) {
   const names = (await boundQueues(env)).map((queue) => queue.name);
   return new Refusal(

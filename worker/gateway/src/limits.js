@@ -3,7 +3,7 @@
 
 export const MESSAGE_BYTES = 128_000;
 
-/** "~100 bytes" of each message are metadata, so a body has that much less room. */
+/** "~100 bytes" of each message are metadata: they count with its body. */
 export const METADATA_BYTES = 100;
 
 export const BATCH_BYTES = 256_000;

@@ -15,8 +15,11 @@ export async function readMessage(request) {
   const payload = await readJson(request);
   const message = readOne(payload, "");
   // The API's own rule for this route, and not for batches.
-  if (message.contentType === "json" && typeof message.body === "string") {
-    throw new Refusal(400, 10207, "Expected object, received string", "/body");
+  if (
+    message.contentType === "json" &&
+    (message.body === null || typeof message.body !== "object")
+  ) {
+    throw new Refusal(400, 10207, "Expected object or array, under content_type 'json'", "/body");
   }
   return { messages: [message], options: {} };
 }
@@ -25,7 +28,7 @@ export async function readMessage(request) {
 export async function readBatch(request) {
   const payload = await readJson(request);
   if (!Array.isArray(payload?.messages)) {
-    throw new Refusal(400, 10207, "Expected an array of messages", "/messages");
+    throw new Refusal(400, 10013, "Expected an array of messages", "/messages");
   }
   const count = payload.messages.length;
   if (count < 1 || count > BATCH_MESSAGES) {
@@ -36,12 +39,13 @@ export async function readBatch(request) {
       "/messages",
     );
   }
+  const options = readDelay(payload, 10202, "");
   const messages = payload.messages.map((message, index) => readOne(message, `/messages/${index}`));
-  const bytes = messages.reduce((sum, message) => sum + sizeOf(message), 0);
+  const bytes = messages.reduce((sum, message) => sum + sizeOf(message) + METADATA_BYTES, 0);
   if (bytes > BATCH_BYTES) {
     throw new Refusal(413, 10205, `Batch of ${bytes} bytes exceeds ${BATCH_BYTES}`, "/messages");
   }
-  return { messages, options: readDelay(payload, 10202, "") };
+  return { messages, options };
 }
 
 async function readJson(request) {
@@ -62,7 +66,7 @@ function readOne(payload, pointer) {
   if (payload === null || typeof payload !== "object" || payload.body === undefined) {
     throw new Refusal(400, 10207, "Expected an object with a 'body'", pointer);
   }
-  const contentType = payload.content_type ?? "json";
+  const { content_type: contentType = "json" } = payload;
   if (contentType !== "text" && contentType !== "json") {
     throw new Refusal(
       400,
@@ -79,10 +83,14 @@ function readOne(payload, pointer) {
     throw new Refusal(400, 10207, "text with a NUL cannot be sent", `${pointer}/body`);
   }
   const message = { body: payload.body, contentType, ...readDelay(payload, 10203, pointer) };
-  const room = MESSAGE_BYTES - METADATA_BYTES;
-  const bytes = sizeOf(message);
-  if (bytes > room) {
-    throw new Refusal(413, 10204, `Message of ${bytes} bytes exceeds ${room}`, `${pointer}/body`);
+  const bytes = sizeOf(message) + METADATA_BYTES;
+  if (bytes > MESSAGE_BYTES) {
+    throw new Refusal(
+      413,
+      10204,
+      `Message of ${bytes} bytes exceeds ${MESSAGE_BYTES}`,
+      `${pointer}/body`,
+    );
   }
   return message;
 }
@@ -90,16 +98,16 @@ function readOne(payload, pointer) {
 /** Nothing if no delay was given: the queue's own then holds, which 0 would override. */
 function readDelay(payload, code, pointer) {
   const seconds = payload.delay_seconds;
-  if (seconds === undefined || seconds === null) return {};
-  if (!Number.isInteger(seconds) || seconds < 0 || seconds > DELAY_SECONDS) {
+  if (seconds === undefined) return {};
+  if (typeof seconds !== "number" || seconds < 0 || seconds > DELAY_SECONDS) {
     throw new Refusal(
       400,
       code,
-      `delay_seconds must be a whole number from 0 to ${DELAY_SECONDS}`,
+      `delay_seconds must be a number from 0 to ${DELAY_SECONDS}`,
       `${pointer}/delay_seconds`,
     );
   }
-  return { delaySeconds: seconds };
+  return { delaySeconds: Math.trunc(seconds) };
 }
 
 function sizeOf({ body, contentType }) {

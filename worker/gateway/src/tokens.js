@@ -5,7 +5,9 @@ import { Refusal } from "./answers.js";
 
 /** Refuses a request whose bearer token is none of the Worker's. */
 export async function authenticate(request, env) {
-  const [, presented] = /^Bearer +(\S+)$/i.exec(request.headers.get("Authorization") ?? "") ?? [];
+  const header = request.headers.get("Authorization");
+  if (header === null) throw new Refusal(400, 9106, "Missing Authorization header");
+  const [, presented] = /^Bearer +(\S+)$/i.exec(header) ?? [];
   if (!presented) {
     throw new Refusal(400, 6003, "Invalid request headers: Authorization must be 'Bearer TOKEN'");
   }
