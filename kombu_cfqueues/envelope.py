@@ -66,6 +66,13 @@ class Packed(NamedTuple):
         delay = min(max(left, 0), limits.DELAY_SECONDS)
         return b'%b,"delay_seconds":%d}' % (self.fragment, delay)
 
+    def message(self) -> Any:
+        """What was packed: Kombu's dictionary, or a plain body."""
+        posted = json.loads(self.fragment + b"}")
+        body = posted["body"]
+        inner = _json_or_none(body) if isinstance(body, str) else body
+        return inner if isinstance(inner, dict) and _is_envelope(inner) else body
+
 
 def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
     """Encode *message* for Cloudflare, and check it against the limits before any request.
@@ -85,12 +92,13 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
     try:
         if options.body_format == "kombu":
             content = _envelope(message)
+            body = content if as_json else _quote_json(content)
         elif as_json:
-            content = _plain_json(message)
+            content = body = _plain_json(message)
         else:
             content = _plain_text(message)
-        body = content if as_json else _encode_text(content)
-        size = len(content.encode())
+            body = _encode_text(content)
+        size = len(content) if content.isascii() else len(content.encode())
         fragment = f'{{"body":{body},"content_type":"{options.content_type}"'.encode()
     except (TypeError, ValueError, RecursionError) as error:
         # ValueError covers NaN, circular references, lone surrogates and bytes that are no UTF-8.
@@ -164,10 +172,18 @@ def _envelope(message: Mapping[str, Any]) -> str:
     """The Kombu message as JSON text, with a message id: what consumers tell duplicates by."""
     properties = message.get("properties") or {}
     if not properties.get("message_id"):
-        # Every publish makes a tag of its own, and copies for several queues share it.
-        tag = properties.get("delivery_tag") or new_id()
-        message = {**message, "properties": {**properties, "message_id": tag}}
+        message = {**message, "properties": {**properties, "message_id": new_id()}}
     return str(_encode_envelope(message))
+
+
+def _quote_json(text: str) -> str:
+    """A JSON text as a JSON string.
+
+    It holds no control characters, which its own encoder has escaped, so two things are left to
+    escape, and looking for them takes a quarter of the time of encoding every character.
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def new_id() -> str:
