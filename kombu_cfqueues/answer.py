@@ -154,7 +154,7 @@ def _first_failure(envelope: dict[str, Any] | None) -> Failure:
     code, text = first.get("code"), first.get("message")
     return Failure(
         code if isinstance(code, int) and not isinstance(code, bool) else None,
-        " ".join(text.split())[:300].rstrip(".") if isinstance(text, str) else "",
+        " ".join(text.split())[:300].rstrip(".?!") if isinstance(text, str) else "",
     )
 
 

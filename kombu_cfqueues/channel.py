@@ -322,10 +322,11 @@ def _warn_once(text: str) -> None:
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
-    arrived = "may or may not" if error.delivered == "unknown" else "did not"
+    """The error of a message that was given up, in words that name its queue and the last cause."""
+    arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
     return PublishTimeout(
         f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
-        f"(publish_timeout) and {arrived} arrive; the last failure: {error}",
+        f"(publish_timeout) and {arrived}; the last failure: {error.__cause__ or error}",
         status=error.status,
         code=error.code,
         ray_id=error.ray_id,
