@@ -5,7 +5,7 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help demo test lint types docs clean
 
@@ -36,12 +36,12 @@ clean: ## Delete all that these commands have made
 
 # A stamp says what is installed, and is out of date when the list of dependencies is newer.
 $(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
-	@echo "Installing into $(VENV) what the demo needs ..."
+	@echo "Installing into $(VENV) what the demo needs (once) ..."
 	@$(PIP_INSTALL) --editable '.[emulator,celery]'
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
-	@echo "Installing into $(VENV) what the development tools need ..."
+	@echo "Installing into $(VENV) the package and its development tools (once; some minutes) ..."
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.demo $@
 
