@@ -79,16 +79,15 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
         MessageTooLarge: It is over Cloudflare's limit for one message.
     """
     due = _due(message, queue, native_delay=options.native_delay)
+    as_json = options.content_type == "json"
     try:
-        content = _plain_text(message) if options.body_format == "plain" else _envelope(message)
-        if options.content_type == "json":
-            alone = content.lstrip()[:1] in ("{", "[")
-            body = content
-            if options.body_format == "plain":
-                json.loads(content, parse_constant=_refuse_constant)
+        if options.body_format == "kombu":
+            content = _envelope(message)
+        elif as_json:
+            content = _plain_json(message)
         else:
-            alone = True
-            body = json.dumps(content, ensure_ascii=False)
+            content = _plain_text(message)
+        body = content if as_json else json.dumps(content, ensure_ascii=False)
         size = len(content.encode())
         fragment = f'{{"body":{body},"content_type":"{options.content_type}"'.encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -103,6 +102,7 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
             f"Cloudflare Queues takes {limits.BODY_BYTES:,}: store the data elsewhere and send a "
             "reference, or use compression"
         )
+    alone = not as_json or content.lstrip()[:1] in ("{", "[")
     return Packed(fragment, len(fragment), due, alone)
 
 
@@ -176,6 +176,15 @@ def _plain_text(message: Mapping[str, Any]) -> str:
     if encoding == "base64" or not isinstance(body, str):
         raise ValueError("its body is binary, which body_format='plain' cannot carry")
     return body
+
+
+def _plain_json(message: Mapping[str, Any]) -> str:
+    """The body as JSON text: what was serialized as JSON is left alone, other text is quoted."""
+    text = _plain_text(message)
+    if message.get("content-type") != "application/json":
+        return json.dumps(text, ensure_ascii=False)
+    json.loads(text, parse_constant=_refuse_constant)  # Python writes NaN, which JSON has not
+    return text
 
 
 def _refuse_constant(constant: str) -> None:

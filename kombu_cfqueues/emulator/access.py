@@ -1,0 +1,86 @@
+"""Who may do what: API tokens and their permissions."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from .answers import Refusal
+from .routes import Route
+
+Permission = Literal["edit", "read"]
+"""*Queues Edit*, or *Queues Read*."""
+
+_BEARER: Final = re.compile(r"Bearer ([\x21-\x7e]+)", re.IGNORECASE)
+
+
+class Access:
+    """The tokens that the emulator knows.
+
+    Args:
+        tokens: Each with its permission.
+
+    Raises:
+        ValueError: A token that no header can carry, or a permission that does not exist.
+    """
+
+    def __init__(self, tokens: Mapping[str, Permission]) -> None:
+        for token, permission in tokens.items():
+            if not re.fullmatch(r"[\x21-\x7e]+", token):
+                raise ValueError("a token is made of visible ASCII characters, without spaces")
+            if permission not in ("edit", "read"):
+                raise ValueError(f'a token\'s permission is "edit" or "read", not {permission!r}')
+        self._tokens = dict(tokens)
+
+    def __repr__(self) -> str:
+        return f"<Access of {len(self._tokens)} tokens>"
+
+    def identify(self, headers: Mapping[str, str], bad_token: str) -> str:
+        """Return the token that a request brings.
+
+        Args:
+            headers: By lower-case name.
+            bad_token: Status and code for a token that is not known, as the knob of that name.
+
+        Raises:
+            Refusal: There is none, it is malformed, or nobody knows it.
+        """
+        given = _token_of(headers)
+        # All are compared, each in constant time: an emulator that listens on a network should
+        # not help to guess.
+        known = [t for t in self._tokens if hmac.compare_digest(t.encode(), given.encode())]
+        if not known:
+            status, code = map(int, bad_token.split("/"))
+            raise Refusal(status, code, "Authentication error")
+        return known[0]
+
+    def check(self, token: str, route: Route) -> None:
+        """Refuse *route* unless *token* has the permission for it."""
+        if route.edits and self._tokens[token] != "edit":
+            if route.kind == "message":
+                raise Refusal(
+                    403, 10106, "Unauthorized: the token lacks the permission Queues Edit"
+                )
+            raise Refusal(403, 10000, "Authentication error")
+
+
+def _token_of(headers: Mapping[str, str]) -> str:
+    """Return the token, or the key of the older pair of headers."""
+    if "authorization" in headers:
+        bearer = _BEARER.fullmatch(headers["authorization"])
+        if bearer is None:
+            raise _malformed(6111, "Invalid format for Authorization header")
+        return bearer[1]
+    if "x-auth-key" in headers or "x-auth-email" in headers:
+        key = headers.get("x-auth-key", "")
+        if "x-auth-email" not in headers or not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise _malformed(6103, "Invalid format for X-Auth-Key header")
+        return key
+    # Seen by several people on other parts of the API.
+    raise Refusal(400, 9106, "Missing X-Auth-Key, X-Auth-Email or Authorization headers")
+
+
+def _malformed(code: int, message: str) -> Refusal:
+    return Refusal(400, 6003, "Invalid request headers", chain=((code, message),))

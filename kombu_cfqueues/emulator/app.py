@@ -1,0 +1,214 @@
+"""The API as an ASGI application: what happens to a request, one worry after the other.
+
+It is logged, then the faults that are set have their way with it; it is counted against the request
+limit, its token and its account are checked, and the route that it found answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+
+from . import admin, limits, traffic
+from .access import Access
+from .allowance import Allowance
+from .answers import Answer, Refusal
+from .call import Call
+from .faults import DROP, RESET, Seconds
+from .log import LoggedRequest, RequestLog
+from .routes import Found, Route, find
+from .service import Service
+
+TRANSPORT: Final = "kombu_cfqueues.transport"
+"""The key in an ASGI scope under which the server puts the connection, for faults to cut."""
+
+PREFIX: Final = "/client/v4"
+
+_logger = logging.getLogger(__name__)
+
+_HANDLERS: Final[dict[str, Callable[[Call], Answer]]] = {
+    "list": admin.list_queues,
+    "create": admin.create,
+    "get": admin.get,
+    "update": admin.update,
+    "edit": admin.edit,
+    "delete": admin.delete,
+    "metrics": admin.metrics,
+    "purge": admin.purge,
+    "purge_status": admin.purge_status,
+    "list_consumers": admin.list_consumers,
+    "create_consumer": admin.create_consumer,
+    "get_consumer": admin.get_consumer,
+    "update_consumer": admin.update_consumer,
+    "delete_consumer": admin.delete_consumer,
+    "push": traffic.push,
+    "batch": traffic.batch,
+    "pull": traffic.pull,
+    "ack": traffic.ack,
+    "extend": traffic.extend,
+    "peek": traffic.peek,
+    "purge_refs": traffic.purge_refs,
+}
+
+
+class Api:
+    """Everything below ``/client/v4``.
+
+    Args:
+        latency: Seconds before each request has its effect, or the least and the most of a random
+            time.
+    """
+
+    def __init__(self, service: Service, access: Access, latency: Seconds) -> None:
+        self.requests = RequestLog()
+        self.latency = latency
+        self.allowance = Allowance(service.clock)
+        self._service = service
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        body = await _read(receive)
+        if body is None:
+            return  # the client went away while it was sending
+        request, found = _request(scope, body)
+        self.requests.append(request)
+        answer = await self._under_faults(request, found)
+        if answer is DROP or answer is RESET:
+            await _cut(scope, receive, reset=answer is RESET)
+            return
+        request.status = answer.status
+        await _send(send, answer)
+
+    async def _under_faults(self, request: LoggedRequest, found: Found) -> Answer:
+        strike = self._service.faults.strike(request.route)
+        await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,))
+        fault = strike.fault
+        if fault is None or fault.spoil is None:
+            return self._answer(request, found)
+        return fault.spoil(self._answer(request, found) if fault.after_effect else None)
+
+    def _answer(self, request: LoggedRequest, found: Found) -> Answer:
+        try:
+            return self._serve(request, found)
+        except Refusal as refusal:
+            return refusal.answer()
+        except Exception:  # a bug here must look like a failure of the service
+            _logger.exception("%s %s failed", request.method, request.path)
+            return Refusal(500, 15000, "Unknown internal error").answer()
+
+    def _serve(self, request: LoggedRequest, found: Found) -> Answer:
+        service = self._service
+        knobs = service.knobs
+        if len(request.body) > limits.REQUEST_BYTES:
+            raise Refusal(knobs.too_large_status, 10205, "The request is too large")
+        token = self._access.identify(request.headers, knobs.bad_token)
+        allowance = self.allowance.spend(token, found.route, knobs)
+        try:
+            route = _existing(request, found, service.account_id)
+            self._access.check(token, route)
+            query = parse_qsl(request.query, keep_blank_values=True) if request.query else []
+            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body))
+        except Refusal as refusal:
+            answer = refusal.answer()
+        return answer.with_headers(allowance) if allowance else answer
+
+
+def application(api: Api) -> Starlette:
+    """Return what the server serves: the API, and nothing else."""
+    return Starlette(routes=[Mount(PREFIX, app=api)])
+
+
+def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:
+    if found.account_id != account_id or not (found.route or found.allowed):
+        path = request.path.removeprefix(PREFIX)
+        raise Refusal(
+            404,
+            7003,
+            f"Could not route to {path}, perhaps your object identifier is invalid?",
+            (7000, "No route for that URI"),
+        )
+    if found.route is None:
+        allow = {"Allow": ", ".join(found.allowed)}
+        raise Refusal(405, 10405, "Method not allowed", headers=allow)
+    return found.route
+
+
+def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
+    path = scope["path"]
+    found = find(scope["method"], path[len(PREFIX) :])
+    request = LoggedRequest(
+        method=scope["method"],
+        path=path,
+        query=scope["query_string"].decode("latin-1"),
+        headers={
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        },
+        body=body,
+        time=time.time(),
+        route=found.route.name if found.route else "",
+    )
+    return request, found
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return a request's body: all of it, but no more than is surely too much."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunk = message.get("body", b"")
+        if size <= limits.REQUEST_BYTES:
+            chunks.append(chunk)
+            size += len(chunk)
+        # What is beyond is read and dropped: a client that still sends would not see the answer.
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def _wait(waits: Iterable[Seconds]) -> None:
+    for wait in waits:
+        least, most = wait if isinstance(wait, tuple) else (wait, wait)
+        seconds = random.uniform(least, most) if least < most else least  # noqa: S311
+        if math.isinf(seconds):
+            await asyncio.Event().wait()
+        if seconds:
+            await asyncio.sleep(seconds)
+
+
+async def _cut(scope: Scope, receive: Receive, *, reset: bool) -> None:
+    transport = scope[TRANSPORT]
+    if reset:
+        connection = transport.get_extra_info("socket")
+        # With no time to linger, closing sends RST instead of FIN.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+        (b"server", b"cloudflare"),
+        (b"cf-ray", f"{secrets.token_hex(8)}-EMU".encode()),
+    ]
+    headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    start: dict[str, Any] = {"type": "http.response.start", "status": answer.status}
+    await send({**start, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

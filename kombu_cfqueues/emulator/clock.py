@@ -1,0 +1,39 @@
+"""The emulator's time: the real one, plus what a test has advanced it by."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class Clock:
+    """Time that tests can move forward; leases, delays, retention and the request limit follow it.
+
+    It never goes back, whatever the machine's clock does, so that what was once due stays due.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ahead_ms = 0  # guarded by _lock
+        self._last_ms = 0  # guarded by _lock
+
+    def now_ms(self) -> int:
+        """Return milliseconds since the epoch."""
+        with self._lock:
+            self._last_ms = max(self._last_ms, int(time.time() * 1000) + self._ahead_ms)
+            return self._last_ms
+
+    def now(self) -> float:
+        """Return seconds since the epoch."""
+        return self.now_ms() / 1000
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass at once.
+
+        Raises:
+            ValueError: *seconds* is negative.
+        """
+        if seconds < 0:
+            raise ValueError(f"the clock only goes forward, not by {seconds} s")
+        with self._lock:
+            self._ahead_ms += round(seconds * 1000)

@@ -1,0 +1,352 @@
+"""The emulator: the service, its API, and the thread that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from . import admin
+from .access import Access, Permission
+from .app import PREFIX, TRANSPORT, Api, application
+from .clock import Clock
+from .faults import Faults, Seconds
+from .knobs import Knobs
+from .log import RequestLog
+from .queues import Consumer, Queue
+from .service import Service
+from .store import StoredMessage
+
+ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
+"""The emulated account, unless another is given."""
+
+TOKEN: Final = "emulator-token"  # noqa: S105 - no secret: it opens a server on loopback
+"""The token that may do everything, unless another is given."""
+
+
+class Emulator:
+    """Cloudflare's Queues API on this machine.
+
+    ::
+
+        with Emulator() as emulator:
+            connection = kombu.Connection(emulator.broker_url)
+
+    It runs in a thread of its own, from ``start()`` (or ``with``) to ``stop()``.  Everything here
+    may be used from any thread.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        account_id: The account of all queues.
+        token: The token that may do everything.
+        tokens: Further ones, each with ``"edit"`` or ``"read"``: ``{"viewer": "read"}``.
+        db: A file for the queues and messages, which survive a restart there; None for memory.
+        latency: Seconds before each request has its effect, or the least and the most of a random
+            time.
+        knobs: Positions of ``Knobs``, by name.
+
+    Raises:
+        ValueError: An address that is not loopback without a token of your own, a knob without
+            that position, an account id or token that does not fit into a URL or header, or a
+            file that cannot be used.
+        OSError: (``start()``) the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        account_id: str = ACCOUNT_ID,
+        token: str = TOKEN,
+        tokens: Mapping[str, Permission] | None = None,
+        db: Path | str | None = None,
+        latency: Seconds = 0.0,
+        **knobs: Any,
+    ) -> None:
+        if not _is_loopback(host) and token == TOKEN:
+            raise ValueError(f"to listen on {host}, which others can reach, choose a token")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", account_id):
+            raise ValueError("an account id is made of letters, digits, dashes and underscores")
+        self.host = host
+        self.port = port
+        self.account_id = account_id
+        self.token = token
+        access = Access({**(tokens or {}), token: "edit"})
+        self._service = Service(account_id, db, Knobs(**knobs))
+        self._api = Api(self._service, access, latency)
+        self._thread: _ServerThread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Emulator at {self.base_url}>"
+
+    # --- running
+
+    def start(self) -> Emulator:
+        """Serve; return once requests are answered."""
+        if self._thread is None:
+            thread = _ServerThread(self._api, self.host, self.port)
+            thread.start()
+            self.port, self._thread = thread.port, thread
+        return self
+
+    def stop(self) -> None:
+        """Cut all connections, stop serving, and let go of the queues."""
+        self._disconnect()
+        self._service.close()
+
+    def __enter__(self) -> Emulator:  # noqa: PYI034 - Self is not in Python 3.10
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Refuse connections during the block; the queues and the port stay the same."""
+        self._disconnect()
+        try:
+            yield
+        finally:
+            self.start()
+
+    # --- where it is
+
+    @property
+    def base_url(self) -> str:
+        """The API's URL, which Cloudflare's is ``https://api.cloudflare.com/client/v4``."""
+        return f"http://{self._address}{PREFIX}"
+
+    @property
+    def broker_url(self) -> str:
+        """The URL for Kombu and Celery, with the account and the token in it."""
+        return f"cfqueues://{self.account_id}:{quote(self.token, safe='')}@{self._address}/"
+
+    @property
+    def _address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    # --- what tests look at and change
+
+    @property
+    def requests(self) -> RequestLog:
+        """The requests so far."""
+        return self._api.requests
+
+    @property
+    def clock(self) -> Clock:
+        """The emulator's time; ``clock.advance(seconds)``."""
+        return self._service.clock
+
+    @property
+    def faults(self) -> Faults:
+        """What is to go wrong."""
+        return self._service.faults
+
+    @property
+    def knobs(self) -> Knobs:
+        """The knobs in force; others may be assigned at any time (``dataclasses.replace()``)."""
+        return self._service.knobs
+
+    @knobs.setter
+    def knobs(self, knobs: Knobs) -> None:
+        self._service.knobs = knobs
+
+    @property
+    def latency(self) -> Seconds:
+        """Seconds before each request has its effect, or the least and the most of them."""
+        return self._api.latency
+
+    @latency.setter
+    def latency(self, seconds: Seconds) -> None:
+        self._api.latency = seconds
+
+    def create_queue(
+        self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
+    ) -> str:
+        """Make a queue and return its id.
+
+        ``emulator.create_queue("jobs", delivery_delay=5, consumer={"type": "http_pull"})``
+
+        Args:
+            name: Its name.
+            consumer: What would be sent to make a consumer.
+            settings: ``delivery_delay``, ``delivery_paused``, ``message_retention_period``.
+
+        Raises:
+            ValueError: The API would refuse it.
+        """
+        unknown = set(settings) - {
+            "delivery_delay",
+            "delivery_paused",
+            "message_retention_period",
+        }
+        if unknown:
+            raise TypeError(f"a queue has no setting {min(unknown)!r}")
+        with admin.refusals_as_value_errors():
+            admin.check_name(name)
+            queues = self._service.queues
+            if queues.named(name, fold=self.knobs.fold_names) is not None:
+                raise ValueError(f"there is a queue {name!r} already")
+            made = None
+            if consumer is not None:
+                made = admin.new_consumer(self.clock.now_ms(), consumer)
+            queue = queues.create(name, None, admin.queue_settings({"settings": settings}))
+            if made is not None:
+                queues.put_consumer(queue, made)
+        return queue.id
+
+    def queue_names(self) -> list[str]:
+        """Return the names of all queues, the oldest first."""
+        return [queue.name for queue in self._service.queues]
+
+    def queue_id(self, name: str) -> str:
+        """Return a queue's id.
+
+        Raises:
+            KeyError: There is no such queue.
+        """
+        return self._queue(name).id
+
+    def consumers(self, name: str) -> list[Consumer]:
+        """Return a queue's consumers."""
+        return list(self._queue(name).consumers.values())
+
+    def messages(self, name: str) -> list[StoredMessage]:
+        """Return all messages of a queue, delayed and leased ones too, the oldest first."""
+        return self._service.store.stored(self._queue(name))
+
+    def reset_rate_limit(self) -> None:
+        """Forget what was spent of the request limit, and every block."""
+        self._api.allowance.reset()
+
+    def _queue(self, name: str) -> Queue:
+        queue = self._service.queues.named(name, fold=self.knobs.fold_names)
+        if queue is None:
+            raise KeyError(
+                f"no queue {name!r}; there are {', '.join(self.queue_names()) or 'none'}"
+            )
+        return queue
+
+    def _disconnect(self) -> None:
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1, with the connection in reach of the application, which has faults to cut it."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells when it is ready, stops at once, and waits for no client."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self._halt: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop, self._halt = asyncio.get_running_loop(), asyncio.Event()
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        halt = self._halt
+        if halt is None:
+            raise RuntimeError("the server has not started up")
+        counter = 0
+        while not await self.on_tick(counter) and not halt.is_set():
+            counter += 10  # a tick of a second, which is how often uvicorn renews its Date
+            _, pending = await asyncio.wait([asyncio.ensure_future(halt.wait())], timeout=1)
+            for waiting in pending:
+                waiting.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+
+    def halt(self) -> None:
+        """Ask it to stop, from another thread."""
+        if self._loop is not None and self._halt is not None:
+            self._loop.call_soon_threadsafe(self._halt.set)
+
+
+class _ServerThread:
+    """One run of the server: listens at once, serves from ``start()`` to ``stop()``."""
+
+    def __init__(self, api: Api, host: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, each
+        # answer waits 40 ms for the client's acknowledgement of its headers.
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+        except OSError:
+            self._socket.close()
+            raise
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            application(api),
+            http=_Protocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=60,
+        )
+        self._server = _Server(config)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="cfqueues-emulator", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        while not self._server.ready.wait(0.05):
+            if not self._thread.is_alive():
+                raise RuntimeError("the emulator did not start") from self._failure
+
+    def stop(self) -> None:
+        self._server.halt()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._server.serve(sockets=[self._socket]))
+        except BaseException as failure:  # noqa: BLE001 - start() raises it in the caller's thread
+            self._failure = failure
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

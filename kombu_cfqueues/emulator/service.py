@@ -1,0 +1,41 @@
+"""The emulated account: its queues and messages, its clock, and the knobs they obey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .clock import Clock
+from .database import Database
+from .faults import Faults
+from .knobs import Knobs
+from .queues import Queues
+from .store import Store
+
+
+class Service:
+    """What the API's handlers work on.
+
+    Args:
+        path: The database file; None for memory.
+    """
+
+    def __init__(self, account_id: str, path: Path | str | None, knobs: Knobs) -> None:
+        self.account_id = account_id
+        self.clock = Clock()
+        self.faults = Faults()
+        self.database = Database(path)
+        self.queues = Queues(self.database, self.clock)
+        self.store = Store(self.database, self.queues, self.clock, knobs)
+
+    @property
+    def knobs(self) -> Knobs:
+        """Exchanged as a whole, at any time."""
+        return self.store.knobs
+
+    @knobs.setter
+    def knobs(self, knobs: Knobs) -> None:
+        self.store.knobs = knobs
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.database.close()
