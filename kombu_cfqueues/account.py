@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 
+from .budget import Budget, Limit
 from .client import Client
 from .directory import Directory
+from .fork import renew_in_child
 from .options import ACCOUNT_OPTIONS, Options, Token
 from .publisher import Publisher
 from .receiver import Receiver
@@ -34,8 +35,20 @@ class Account:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._connections = 0  # guarded by _registry_lock
-        self._build(None)
+        self._connections = 0  # guarded by the registry's lock
+        rate = options.request_rate
+        self._budget = Budget(None if rate is None else Limit(rate, options.request_burst))
+        self.client = Client(
+            options.base_url,
+            options.account_id,
+            options.api_token,
+            connect_timeout=options.connect_timeout,
+            read_timeout=options.read_timeout,
+            gate=self._budget,
+        )
+        self.directory = Directory(self.client)
+        self.publisher = Publisher(self.client, self._budget, options)
+        self.receiver = Receiver(self.client)
 
     @classmethod
     def open(cls, options: Options) -> Account:
@@ -44,40 +57,21 @@ class Account:
         Each call is to be followed by one of `close`.
         """
         key = (options.base_url, options.account_id, options.api_token)
-        with _registry_lock:
-            account = _registry.get(key)
+        with _registry.lock:
+            account = _registry.accounts.get(key)
             if account is None:
-                account = _registry[key] = cls(options)
+                account = _registry.accounts[key] = cls(options)
             account._connections += 1
         account._tell_of_differences(options)
         return account
 
     def close(self) -> None:
         """One connection less; the last one closes the sockets.  Never raises."""
-        with _registry_lock:
+        with _registry.lock:
             self._connections -= 1
             last = self._connections <= 0
         if last:
             self.client.close()
-
-    def remake_after_fork(self) -> None:
-        """Start anew in a forked child: locks and sockets of the parent are worthless here."""
-        # Kept, because closing them here would say goodbye in the parent's name.
-        self._of_the_parent = (self.client, self.directory, self.publisher, self.receiver)
-        self._build(self.directory)
-
-    def _build(self, learned: Directory | None) -> None:
-        options = self._options
-        self.client = Client(
-            options.base_url,
-            options.account_id,
-            options.api_token,
-            connect_timeout=options.connect_timeout,
-            read_timeout=options.read_timeout,
-        )
-        self.directory = learned.copy_for(self.client) if learned else Directory(self.client)
-        self.publisher = Publisher(self.client, retry_uncertain=options.retry_uncertain)
-        self.receiver = Receiver(self.client)
 
     def _tell_of_differences(self, options: Options) -> None:
         for name in ACCOUNT_OPTIONS:
@@ -92,15 +86,17 @@ class Account:
                 )
 
 
-_registry: dict[Key, Account] = {}  # guarded by _registry_lock
-_registry_lock = threading.Lock()
+class _Registry:
+    """The accounts of this process."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[Key, Account] = {}
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Keep the accounts; a thread of the parent may have held the lock."""
+        self.lock = threading.Lock()  # guards accounts, and each account's count of connections
 
 
-def _after_fork_in_child() -> None:
-    global _registry_lock  # noqa: PLW0603  another thread of the parent may have held it
-    _registry_lock = threading.Lock()
-    for account in _registry.values():
-        account.remake_after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_registry = _Registry()

@@ -6,16 +6,16 @@ import base64
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from queue import Empty
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
 
 from kombu.transport import virtual
 from vine import promise
 
 from . import envelope, retry
 from .account import Account
+from .batch import Entry, Outcome, PublishBatch
 from .client import Queue
 from .errors import (
     CFQueuesError,
@@ -62,11 +62,14 @@ class Channel(virtual.Channel):
         """What this channel shares with the other connections of the process."""
         return self.connection.account
 
+    def _next_delivery_tag(self) -> str:
+        return envelope.new_id()
+
     # Publishing
 
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
-    ) -> promise:
+    ) -> promise | None:
         """Publish to every queue that the exchange routes to; block until all have it.
 
         Args:
@@ -77,7 +80,7 @@ class Channel(virtual.Channel):
                 effect.
 
         Returns:
-            A promise that is fulfilled already.
+            A promise that is fulfilled already; None in a batch.
 
         Raises:
             InvalidMessage: With ``mandatory``: no queue is bound for it.
@@ -90,38 +93,83 @@ class Channel(virtual.Channel):
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         for queue in queues:
             self._put(queue, message, **kwargs)
-        return _fulfilled()
+        return _fulfilled() if "publish_batch" not in kwargs else None
 
     def _put(
-        self, queue: str, message: dict[str, Any], timeout: float | None = None, **_: Any
+        self,
+        queue: str,
+        message: dict[str, Any],
+        timeout: float | None = None,
+        publish_batch: PublishBatch | None = None,
+        **_: Any,
     ) -> None:
         if is_control_name(queue):
             return  # remote control and events need fanout: they cost no request, and do nothing
-        seconds = self.options.publish_timeout if timeout is None else timeout
-        deadline = time.monotonic() + min(seconds, self.options.publish_timeout)
         packed = envelope.pack(message, queue, self.options)
+        if publish_batch is not None:
+            publish_batch.add(queue, message, packed)
+            return
+        seconds = self.options.publish_timeout
+        seconds = seconds if timeout is None else min(seconds, timeout)
+        deadline = time.monotonic() + seconds
+
+        def submit(target: Queue) -> None:
+            error = envelope.outlived(packed, queue, target.retention_seconds)
+            if error is not None:
+                raise error
+            self.account.publisher.submit(
+                target.id, packed, deadline=deadline, switches=self._switches
+            )
+
         try:
-            try:
-                self._submit(queue, packed, deadline)
-            except QueueNotFound as error:
-                # The queue was deleted, and perhaps made again, since we learned its id.
-                if error.status is None or not self._forget(queue):
-                    raise
-                self._submit(queue, packed, deadline)
-        except TransientError as error:
+            self._with_queue(queue, deadline, submit)
+        except (TransientError, PublishTimeout) as error:
             if self._switches and isinstance(error, ConnectionFailed) and error.delivered == "no":
                 raise
-            raise _timed_out(queue, error, seconds) from error
+            raise _timed_out(queue, error, seconds) from (error.__cause__ or error)
 
-    def _submit(self, queue: str, packed: envelope.Packed, deadline: float) -> None:
-        target = self._queue(queue, deadline)
-        envelope.check_retention(packed, queue, target.retention_seconds)
-        self.account.publisher.submit(target.id, packed, deadline=deadline, switches=self._switches)
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
+        return PublishBatch(self, max_size)
 
-    def _forget(self, queue: str) -> bool:
-        """Whether another look-up of a queue that answered 404 may find it."""
-        known = self.account.directory.known(queue, self.options)
-        return known is not None and self.account.directory.forget(queue, known.id, self.options)
+    def put_many(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Publish packed messages to the one queue that all are for; block until all are settled.
+
+        Returns:
+            The outcome of each.
+        """
+        queue = entries[0].queue
+        deadline = self._deadline()
+        errors: list[CFQueuesError | None] = []
+
+        def submit(target: Queue) -> None:
+            late = [
+                envelope.outlived(entry.packed, queue, target.retention_seconds)
+                for entry in entries
+            ]
+            packed = [entry.packed for entry, error in zip(entries, late, strict=True) if not error]
+            sent = self.account.publisher.submit_many(target.id, packed, deadline=deadline)
+            others = iter(sent)
+            errors[:] = [error or next(others) for error in late]
+            # The server says this of the queue, so of all.
+            if sent and isinstance(sent[0], QueueNotFound):
+                raise sent[0]
+
+        try:
+            self._with_queue(queue, deadline, submit)
+        except CFQueuesError as error:
+            errors = errors or [error] * len(entries)
+        return [Outcome(queue, entry.message, e) for entry, e in zip(entries, errors, strict=True)]
+
+    def _with_queue(self, name: str, deadline: float, publish: Callable[[Queue], None]) -> None:
+        """Publish; once more if the queue was deleted, and perhaps made again, since we knew it."""
+        queue = self._queue(name, deadline)
+        try:
+            publish(queue)
+        except QueueNotFound:
+            if not self.account.directory.forget(name, queue.id, self.options):
+                raise
+            publish(self._queue(name, deadline))
 
     @property
     def _switches(self) -> bool:
@@ -209,7 +257,7 @@ class Channel(virtual.Channel):
     def _receive(self, delivery: Delivery) -> dict[str, Any]:
         message = envelope.unpack(delivery.raw)
         # New for each delivery: the message's own would meet itself when it comes again.
-        tag = str(uuid4())
+        tag = self._next_delivery_tag()
         message["properties"] = {**message["properties"], "delivery_tag": tag}
         message["properties"].setdefault("delivery_info", {})
         self._deliveries[tag] = delivery

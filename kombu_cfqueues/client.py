@@ -11,9 +11,9 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 import requests
@@ -33,6 +33,7 @@ from .errors import (
     QueueNotFound,
     ServerError,
 )
+from .fork import renew_in_child
 from .options import Secret, Token, is_loopback
 
 #: Connections that are kept open; more are made when more threads ask, and closed after use.
@@ -78,8 +79,17 @@ class Settled(NamedTuple):
     warnings: dict[str, str]
 
 
-def _free(deadline: float) -> None:
-    """A permit where there is no request limit."""
+class Gate(Protocol):
+    """The request allowance, as far as a client needs it."""
+
+    def acquire(self, deadline: float) -> None:
+        """Block until one more request may leave; raise if that would pass *deadline*."""
+
+    def observe(self, ratelimit: str | None) -> None:
+        """Heed the ``Ratelimit`` header of an answer."""
+
+    def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
+        """Stop what an answer with status 429 stops."""
 
 
 class Client:
@@ -91,8 +101,8 @@ class Client:
         token: The API token, or a callable that returns it, asked before each request.
         connect_timeout: Most seconds to wait for a connection, TLS included.
         read_timeout: Most seconds to wait for an answer.
-        permit: Called with the deadline before each admin request; blocks until that request may
-            leave, or raises.  Publishing takes its permits elsewhere; pull and ack need none.
+        gate: The request allowance.  Each admin request takes its permit here; publishing takes
+            its permits before it comes here, and pull and ack need none.
     """
 
     def __init__(
@@ -103,16 +113,25 @@ class Client:
         *,
         connect_timeout: float = 5.0,
         read_timeout: float = 10.0,
-        permit: Callable[[float], None] = _free,
+        gate: Gate,
     ) -> None:
         self._queues_url = f"{base_url}/accounts/{quote(account_id, safe='')}/queues"
         self._host = urlsplit(base_url).netloc
         self._token = token
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
-        self._permit = permit
+        self._gate = gate
         self._names: dict[str, str] = {}  # queue id -> name, for the texts of errors
         self._session: requests.Session | None = None
+        self._of_the_parent: list[requests.Session] = []
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Open connections of our own in a forked child."""
+        if self._session is not None:
+            # Kept: closing them here would say goodbye in the parent's name.
+            self._of_the_parent.append(self._session)
+            self._session = None
 
     def close(self) -> None:
         """Close the connections.  The next call opens new ones."""
@@ -271,26 +290,37 @@ class Client:
         deadline: float,
         whole: bool = False,
     ) -> Any:
-        self._permit(deadline)
+        self._gate.acquire(deadline)
         data = None if body is None else json.dumps(body).encode()
-        envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+        envelope = self._send(method, path, data, None, doing=doing, deadline=deadline)
         return envelope if whole else envelope.get("result")
 
     def _message_call(
         self, queue_id: str, route: str, data: bytes, *, doing: str, deadline: float
     ) -> Any:
         path = f"/{_segment(queue_id)}/messages{route}"
-        return self._send("POST", path, data, doing=doing, deadline=deadline).get("result")
+        return self._send("POST", path, data, queue_id, doing=doing, deadline=deadline).get(
+            "result"
+        )
 
     def _send(
-        self, method: str, path: str, data: bytes | None, *, doing: str, deadline: float
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        queue_id: str | None,
+        *,
+        doing: str,
+        deadline: float,
     ) -> dict[str, Any]:
         answer = self._request(method, path, data, doing=doing, deadline=deadline)
+        self._gate.observe(answer.headers.get("Ratelimit"))
         try:
             return envelope_of(answer, doing, _PULL if path.endswith("/pull") else None)
         except CFQueuesError as error:
             # A server, or a proxy that plays one, may repeat what it was sent.
             error.args = (self._mask(str(error)),)
+            self._gate.refused(error, queue=queue_id)
             raise
 
     def _request(

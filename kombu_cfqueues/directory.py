@@ -25,6 +25,7 @@ from .errors import (
     QueueNotFound,
     TransientError,
 )
+from .fork import renew_in_child
 from .options import Options
 
 logger = logging.getLogger(__name__)
@@ -72,14 +73,19 @@ class Directory:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._lock = threading.Lock()  # guards all below; never held over a request
         self._queues: dict[str, Queue] = {}  # by name at Cloudflare
         self._meanings: dict[str, str] = {}  # name at Cloudflare -> the Kombu name that uses it
-        self._asking: dict[str, threading.Event] = {}  # names that a thread is asking for
         self._pullable: set[str] = set()  # ids of queues that have a pull consumer
         self._connected = False
         self._refusal: TransientError | None = None
         self._refused_until = 0.0
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Keep what was learned, and wait for no thread of the parent."""
+        self._lock = threading.Lock()  # guards all fields; never held over a request
+        self._asking: dict[str, threading.Event] = {}  # names that a thread is asking for
 
     def probe(self, options: Options, *, deadline: float) -> None:
         """Make sure that the server answers and takes the token: one request a process.
@@ -150,10 +156,6 @@ class Directory:
         title = self._title(name, options)
         return self._queues.get(title) or self._once(title, deadline, create=False)
 
-    def known(self, name: str, options: Options) -> Queue | None:
-        """What is known of Kombu's queue *name* without asking."""
-        return self._queues.get(self._title(name, options))
-
     def forget(self, name: str, queue_id: str, options: Options) -> bool:
         """The server does not know *queue_id* any more: look *name* up again when next asked.
 
@@ -197,17 +199,6 @@ class Directory:
             )
         with self._lock:
             self._pullable.add(queue.id)
-
-    def copy_for(self, client: Client) -> Directory:
-        """What was learned, with locks of its own: for the child of a fork."""
-        child = Directory(client)
-        child._queues = dict(self._queues)
-        child._meanings = dict(self._meanings)
-        child._pullable = set(self._pullable)
-        child._connected = self._connected
-        for queue in child._queues.values():
-            client.remember_name(queue.id, queue.name)
-        return child
 
     def _title(self, name: str, options: Options) -> str:
         """The name at Cloudflare, refused if it stands for another name already."""

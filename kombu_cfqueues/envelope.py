@@ -11,16 +11,15 @@ import base64
 import binascii
 import json
 import math
+import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 # Kombu's own JSON, so that headers with dates, UUIDs, decimals and bytes survive as they do on
 # Kombu's other transports.
-from kombu.utils.json import dumps as kombu_dumps
+from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from . import limits
@@ -30,9 +29,12 @@ from .options import Options
 #: The names that make a JSON object a Kombu envelope.
 ENVELOPE_KEYS = frozenset({"body", "headers", "properties"})
 
+# Made once: making an encoder costs more than encoding a short text.
+_encode_envelope = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode_text = json.JSONEncoder(ensure_ascii=False).encode
 
-@dataclass(frozen=True)
-class Packed:
+
+class Packed(NamedTuple):
     """A message that is ready to be posted.
 
     Attributes:
@@ -87,7 +89,7 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
             content = _plain_json(message)
         else:
             content = _plain_text(message)
-        body = content if as_json else json.dumps(content, ensure_ascii=False)
+        body = content if as_json else _encode_text(content)
         size = len(content.encode())
         fragment = f'{{"body":{body},"content_type":"{options.content_type}"'.encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -106,20 +108,23 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
     return Packed(fragment, len(fragment), due, alone)
 
 
-def check_retention(packed: Packed, queue: str, retention_seconds: int | None) -> None:
-    """Refuse a message that the queue would delete before it is due.
+def outlived(packed: Packed, queue: str, retention_seconds: int | None) -> InvalidMessage | None:
+    """The error of a message that its queue would delete before it is due; else None.
 
-    Raises:
-        InvalidMessage: Its delay is longer than *retention_seconds*.
+    Args:
+        packed: The message.
+        queue: Kombu's name of the queue, for the error's text.
+        retention_seconds: How long the queue keeps messages; None: unknown.
     """
     if packed.due is None or retention_seconds is None:
-        return
+        return None
     delay = packed.due - time.time()
-    if delay > retention_seconds:
-        raise InvalidMessage(
-            f"the message to queue {queue!r} is due in {delay:,.0f} s, and the queue deletes "
-            f"messages after {retention_seconds:,} s (its message retention): it would never arrive"
-        )
+    if delay <= retention_seconds:
+        return None
+    return InvalidMessage(
+        f"the message to queue {queue!r} is due in {delay:,.0f} s, and the queue deletes messages "
+        f"after {retention_seconds:,} s (its message retention): it would never arrive"
+    )
 
 
 def unpack(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,17 +162,21 @@ def unpack(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _envelope(message: Mapping[str, Any]) -> str:
     """The Kombu message as JSON text, with a message id: what consumers tell duplicates by."""
-    properties = dict(message.get("properties") or {})
+    properties = message.get("properties") or {}
     if not properties.get("message_id"):
-        properties["message_id"] = str(uuid4())
-    return str(
-        kombu_dumps(
-            {**message, "properties": properties},
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-        )
-    )
+        # Every publish makes a tag of its own, and copies for several queues share it.
+        tag = properties.get("delivery_tag") or new_id()
+        message = {**message, "properties": {**properties, "message_id": tag}}
+    return str(_encode_envelope(message))
+
+
+def new_id() -> str:
+    """32 hex digits that no other message has.
+
+    Not from `uuid`, which asks the system for secure randomness and takes ten times as long;
+    Python seeds `random` from there, in each process and in a forked child again.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 def _plain_text(message: Mapping[str, Any]) -> str:
@@ -182,7 +191,7 @@ def _plain_json(message: Mapping[str, Any]) -> str:
     """The body as JSON text: what was serialized as JSON is left alone, other text is quoted."""
     text = _plain_text(message)
     if message.get("content-type") != "application/json":
-        return json.dumps(text, ensure_ascii=False)
+        return _encode_text(text)
     json.loads(text, parse_constant=_refuse_constant)  # Python writes NaN, which JSON has not
     return text
 

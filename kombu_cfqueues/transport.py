@@ -35,6 +35,7 @@ class Transport(virtual.Transport):
         asynchronous=False,
         exchange_type=frozenset({"direct", "topic"}),
         heartbeats=False,
+        batch_publish=True,
     )
 
     # What is recoverable, Kombu repeats after a reconnect.  A `PublishTimeout` is not: publishing

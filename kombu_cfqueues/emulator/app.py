@@ -12,6 +12,7 @@ import math
 import random
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -195,7 +196,7 @@ async def _cut(scope: Scope, receive: Receive, *, reset: bool) -> None:
     if reset:
         connection = transport.get_extra_info("socket")
         # With no time to linger, closing sends RST instead of FIN.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -79,19 +79,21 @@ class Database:
 
     def __init__(self, path: Path | str | None) -> None:
         self.lock = threading.RLock()  # held for every use of `connection`
-        self.connection = sqlite3.connect(
-            ":memory:" if path is None else str(path),
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=1,
-        )
         self._depth = 0  # guarded by lock
         try:
+            self.connection = sqlite3.connect(
+                ":memory:" if path is None else str(path),
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=1,
+            )
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from error
+        try:
             self._prepare()
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             self.connection.close()
-            reason = "in use by another emulator" if "locked" in str(error) else str(error)
-            raise ValueError(f"cannot use {path} as the emulator's database: {reason}") from error
+            raise _unusable(path, error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -139,3 +141,8 @@ class Database:
                 sql.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
                 raise sqlite3.DatabaseError("it is not an emulator's database of this version")
+
+
+def _unusable(path: Path | str | None, error: sqlite3.Error) -> ValueError:
+    reason = "in use by another emulator" if "locked" in str(error) else str(error)
+    return ValueError(f"cannot use {path} as the emulator's database: {reason}")

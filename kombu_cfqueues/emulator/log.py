@@ -26,7 +26,6 @@ class LoggedRequest:
         route: What the path means (``push``, ``batch``, ``pull``, …); "" if it means nothing.
         status: The status it was answered with; None while there is no answer, and for good if
             a fault swallowed it.
-        attempt: How often the client says it has tried before (Cloudflare's SDKs do).
     """
 
     method: str

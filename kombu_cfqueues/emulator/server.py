@@ -107,7 +107,11 @@ class Emulator:
         self._service.close()
 
     def __enter__(self) -> Emulator:  # noqa: PYI034 - Self is not in Python 3.10
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()

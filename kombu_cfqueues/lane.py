@@ -1,0 +1,469 @@
+"""Group commit: many callers, few requests, an outcome for each caller.
+
+A request is what is scarce, and it carries many items, so callers that come at about the same time
+share one.  No thread stands behind a lane: one of the callers *leads*.  It waits until a request
+may leave, and only *then* takes what waits, also what came meanwhile, posts it and settles every
+item of it.  The others sleep until they are settled, are asked to lead, or run out of time.
+
+The life of an item::
+
+    submit --> WAITING --take--> TAKEN --accepted, or refused for good--> SETTLED
+                  ^                |
+                  +--put back------+   (at its deadline an item is SETTLED from either state)
+
+Everything that a caller owns in a lane (its waiting items, the lead, a batch on its way) is filed
+under that caller, so whatever ends it, `Lane._leave` finds what must be passed on.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum, auto
+from itertools import chain, count
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+from kombu_cfqueues import limits
+from kombu_cfqueues.clock import Clock, Lock
+from kombu_cfqueues.errors import (
+    CFQueuesError,
+    ConnectionFailed,
+    PublishTimeout,
+    TransientError,
+)
+from kombu_cfqueues.fork import renew_in_child
+
+T = TypeVar("T")
+
+BULK_IN_FLIGHT: Final = 2
+"""Requests in flight for `Lane.submit_many`: two reach what one queue takes (5,000 a second)."""
+
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 5.0
+
+REFUSED_ALIKE: Final = 3
+"""So many single items refused alike, and none accepted: the rest is not asked any more."""
+
+
+class Verdict(Enum):
+    """What a failed post says."""
+
+    THE_ITEMS = auto()
+    """Something about the items: the batch is split until the bad one is alone."""
+    NOT_NOW = auto()
+    """Nothing about the items: they are posted again until each one's own deadline."""
+    NEVER = auto()
+    """Nothing about the items, but repeating is useless: all of the batch fail with it."""
+
+
+class Lane(Generic[T]):
+    """The callers that share requests: all that publish to one queue of one account.
+
+    An error that several callers share reaches each as a copy of its own.
+
+    Args:
+        post: Sends these items; returns or raises by the deadline (seconds of *clock*).  Its
+            `CFQueuesError` is an answer, which *judge* reads.  Anything else that it raises ends
+            that caller alone: the rest of its batch goes out once more under another.
+        permit: Blocks until one request may leave; a `TransientError` says that none will before
+            the deadline.  Anything else that it raises reaches the caller as it is.
+        judge: Says what a failed post means.
+        max_items: Most items of one request.
+        max_bytes: Most bytes of one request, counted by the sizes that the callers give.  An
+            item that is larger goes alone.
+        max_in_flight: Requests on their way at once.
+        hold_seconds: How long callers that shared the last request are waited for.
+        retry_uncertain: Whether items are posted again that may have arrived.
+        clock: Time and waiting.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Sequence[T], float], None],
+        permit: Callable[[float], None],
+        judge: Callable[[CFQueuesError], Verdict],
+        *,
+        max_items: int = limits.BATCH_MESSAGES,
+        max_bytes: int = limits.BATCH_BYTES,
+        max_in_flight: int = 1,
+        hold_seconds: float = 0.002,
+        retry_uncertain: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        self._post = post
+        self._permit = permit
+        self._judge = judge
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._max_in_flight = max_in_flight
+        self._hold_seconds = hold_seconds
+        self._retry_uncertain = retry_uncertain
+        self._clock = clock or Clock()
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Start empty.  What the parent's callers wait for is the parent's to settle."""
+        # _lock guards all that follows, and the entries' states and outcomes.  It is never held
+        # over a post, a permit or a sleep.  _leader and _resume_at are also read without it.
+        self._lock = self._clock.lock()
+        self._numbers = count()
+        self._singles: _Waiting[T] = OrderedDict()  # entries in the order of their numbers
+        self._bulk: _Waiting[T] = OrderedDict()
+        self._bulk_first = False  # the last request had no room for bulk
+        self._leader: _Caller[T] | None = None  # who waits for a permit, and then takes and posts
+        self._posting: dict[_Caller[T], list[_Entry[T]]] = {}  # what is on its way, by who posts
+        self._sharers = 0  # single callers of the last request
+        self._post_seconds = 0.0  # how long the last accepted post took
+        self._trouble: CFQueuesError | None = None  # why nothing leaves before _resume_at
+        self._pauses = 0  # in a row
+        self._resume_at = 0.0
+        self._refusal: tuple[type[CFQueuesError], int | None] | None = None
+        self._refused_alike = 0  # single items in a row, with _refusal and nothing accepted
+
+    def submit(self, item: T, size: int, deadline: float) -> None:
+        """Hand over *item*, of *size* bytes; block until it is accepted.
+
+        Raises:
+            PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
+                The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
+            CFQueuesError: Why this item was refused.
+        """
+        (outcome,) = self._serve([(item, size)], deadline, self._singles)
+        if outcome is not None:
+            try:
+                raise outcome
+            finally:
+                del outcome  # its traceback holds this frame: no cycle
+
+    def submit_many(
+        self, items: Sequence[tuple[T, int]], deadline: float
+    ) -> list[CFQueuesError | None]:
+        """Hand over many ``(item, size)``; block until each is settled.
+
+        They leave in their order, behind what single callers wait for; a request that had no room
+        for them is followed by one that has.  Two threads that call this reach two requests in
+        flight, also where single callers have one.
+
+        Returns:
+            The outcome of each: None if it was accepted, else what `submit` would raise.
+        """
+        return self._serve(items, deadline, self._bulk)
+
+    # -- a caller's way through ---------------------------------------------------------------
+
+    def _serve(
+        self, items: Iterable[tuple[T, int]], deadline: float, waiting: _Waiting[T]
+    ) -> list[CFQueuesError | None]:
+        caller: _Caller[T] = _Caller(deadline, waiting, self._clock.lock())
+        try:
+            with self._lock:
+                for item, size in items:
+                    entry = _Entry(next(self._numbers), item, size, self._max_items, caller)
+                    caller.entries.append(entry)
+                    caller.unsettled += 1
+                    waiting[entry] = None
+                self._appoint()
+            while caller.unsettled:
+                now = self._clock.monotonic()
+                if deadline <= max(now, self._resume_at) and self._expire(caller, now):
+                    continue
+                if self._leader is caller:
+                    self._lead(caller, now)
+                else:
+                    caller.wake.acquire(timeout=min(deadline - now, threading.TIMEOUT_MAX))
+        finally:
+            # Read without the lock: nobody hands anything to a caller whose items are settled.
+            if caller.unsettled or self._leader is caller or caller in self._posting:
+                self._leave(caller)
+        return [entry.error and _copy(entry.error) for entry in caller.entries]
+
+    def _lead(self, caller: _Caller[T], now: float) -> None:
+        """Send one request, as soon as one may leave."""
+        pause = min(self._resume_at, caller.deadline) - now
+        if pause > 0:
+            self._clock.sleep(pause)
+            return  # the world may have changed
+        # A permit that leaves no time to post would be lost, and the post cut short for everyone.
+        reserve = min(self._post_seconds, (caller.deadline - now) / 2)
+        try:
+            self._permit(caller.deadline - reserve)
+        except TransientError as error:
+            self._expire(caller, now, error)
+            return
+        self._hold(now)
+        with self._lock:
+            batch = self._take(caller)
+        if batch:
+            self._send(caller, batch)
+
+    def _hold(self, since: float) -> None:
+        """Let the callers of the last request come again, or they split into two lines."""
+        if self._sharers > 1 and len(self._singles) < self._sharers:
+            rest = since + self._hold_seconds - self._clock.monotonic()
+            if rest > 0:
+                self._clock.sleep(rest)
+
+    def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
+        started = self._clock.monotonic()
+        try:
+            self._post([entry.item for entry in batch], caller.deadline)
+        except CFQueuesError as error:
+            verdict = self._judge(error)
+            with self._lock:
+                self._refused(caller, error, verdict)
+        else:
+            with self._lock:
+                self._accepted(caller)
+                self._post_seconds = self._clock.monotonic() - started
+
+    def _expire(self, caller: _Caller[T], now: float, why: CFQueuesError | None = None) -> bool:
+        """Settle what *caller* waits for in vain, and take the lead from it.
+
+        That is what still waits; what was taken may be answered until the deadline itself.
+        """
+        with self._lock:
+            over = [
+                entry
+                for entry in caller.entries
+                if entry.state is _State.WAITING
+                or (entry.state is _State.TAKEN and caller.deadline <= now)
+            ]
+            for entry in over:
+                self._settle(entry, _timeout(entry, why or entry.error or self._trouble))
+            self._step_down(caller)
+        return bool(over)
+
+    def _leave(self, caller: _Caller[T]) -> None:
+        """Pass on what *caller* leaves behind: an interrupt, a killed greenlet or a bug ended it.
+
+        Nobody else will ever wake those who wait for it.
+        """
+        interrupted = ConnectionFailed(
+            "the thread that was posting the message was interrupted", delivered="unknown"
+        )
+        with self._lock:
+            for entry in caller.entries:
+                self._settle(entry, interrupted)
+            orphans = self._posting.get(caller, [])
+            for entry in orphans:
+                entry.uncertain = True
+                # Once: an item that ends whoever posts it must not go through all callers.
+                if entry.orphaned or not self._retry_uncertain:
+                    self._settle(entry, interrupted)
+                entry.orphaned = True
+            self._put_back(orphans)
+            self._posting.pop(caller, None)
+            self._step_down(caller)
+
+    # -- below, the caller of each method holds _lock -----------------------------------------
+
+    def _appoint(self) -> None:
+        """Give the lead, if it is free and a request may be on its way, to who came first."""
+        if self._leader is not None:
+            return
+        bulk_in_flight = max(self._max_in_flight, BULK_IN_FLIGHT)
+        for waiting, in_flight in (
+            (self._singles, self._max_in_flight),
+            (self._bulk, bulk_in_flight),
+        ):
+            if len(self._posting) < in_flight:
+                for entry in waiting:
+                    if entry.caller not in self._posting:
+                        self._leader = entry.caller
+                        entry.caller.call()
+                        return
+
+    def _step_down(self, caller: _Caller[T]) -> None:
+        if self._leader is caller:
+            self._leader = None
+        self._appoint()
+
+    def _take(self, caller: _Caller[T]) -> list[_Entry[T]]:
+        """Make *caller* post the next batch, and free the lead for the one after."""
+        batch = self._posting[caller] = []
+        singles, bulk = len(self._singles), len(self._bulk)
+        size = 0
+        queues = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)
+        for waiting in queues:
+            while waiting:
+                entry = next(iter(waiting))
+                # Items that split from one batch stay among themselves.
+                if batch and (
+                    len(batch) >= entry.most
+                    or entry.most != batch[0].most
+                    or size + entry.size > self._max_bytes
+                ):
+                    break
+                batch.append(entry)
+                entry.state = _State.TAKEN
+                del waiting[entry]
+                size += entry.size
+        self._sharers = singles - len(self._singles)
+        self._bulk_first = 0 < bulk == len(self._bulk)
+        if not batch:
+            del self._posting[caller]
+        self._step_down(caller)
+        return batch
+
+    def _accepted(self, caller: _Caller[T]) -> None:
+        self._trouble, self._pauses, self._resume_at = None, 0, 0.0
+        self._refusal, self._refused_alike = None, 0
+        for entry in self._posting.get(caller, ()):
+            self._settle(entry, None)
+        self._posting.pop(caller, None)
+        self._appoint()
+
+    def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
+        batch = self._posting.get(caller, [])
+        uncertain = error.delivered == "unknown"
+        for entry in batch:
+            entry.error = error
+            entry.uncertain |= uncertain
+        if verdict is Verdict.NEVER or (uncertain and not self._retry_uncertain):
+            for entry in batch:
+                self._settle(entry, error)
+        elif verdict is Verdict.NOT_NOW:
+            self._put_back(batch)
+            self._pause(error)
+        elif len(batch) == 1:
+            self._settle(batch[0], error)
+            self._give_up_alike(error)
+        else:
+            self._split(batch)
+        self._posting.pop(caller, None)
+        self._appoint()
+
+    def _put_back(self, batch: list[_Entry[T]]) -> None:
+        for entry in batch:
+            if entry.state is _State.TAKEN:
+                entry.state = _State.WAITING
+                entry.caller.waiting[entry] = None
+        for waiting in (self._singles, self._bulk):
+            for entry in sorted(waiting, key=_number):
+                waiting.move_to_end(entry)
+
+    def _pause(self, error: CFQueuesError) -> None:
+        """Send nothing for a while: as long as the server asks for, else twice as long each time.
+
+        The pause is random, so that those whom one outage stopped do not come back as one.
+        """
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
+        pause = max(random.uniform(0, longest), error.retry_after or 0.0)  # noqa: S311
+        self._pauses += 1
+        self._trouble = error
+        self._resume_at = self._clock.monotonic() + pause
+        for entry in chain(self._singles, self._bulk):
+            if entry.caller.deadline <= self._resume_at:
+                entry.caller.call()
+
+    def _split(self, batch: list[_Entry[T]]) -> None:
+        """Let the items of *batch* travel again, at most half as many together."""
+        if batch[0].most == self._max_items:  # the first refusal of these items
+            self._refusal, self._refused_alike = None, 0
+        for entry in batch:
+            entry.most = (len(batch) + 1) // 2
+        self._put_back(batch)
+
+    def _give_up_alike(self, error: CFQueuesError) -> None:
+        """Stop splitting where the server seems to refuse everything: requests are scarce."""
+        refusal = (type(error), error.code)
+        self._refused_alike = self._refused_alike + 1 if refusal == self._refusal else 1
+        self._refusal = refusal
+        suspects = [e for e in chain(self._singles, self._bulk) if e.most < self._max_items]
+        if self._refused_alike >= REFUSED_ALIKE:
+            for entry in suspects:
+                self._settle(entry, error)
+        elif self._refused_alike == REFUSED_ALIKE - 1 and suspects:
+            # Bad items are often neighbours.  The one farthest off is asked, alone, before all
+            # the rest is given up.
+            farthest = suspects[-1]
+            farthest.most = 1
+            farthest.caller.waiting.move_to_end(farthest, last=False)
+
+    def _settle(self, entry: _Entry[T], error: CFQueuesError | None) -> None:
+        if entry.state is _State.SETTLED:
+            return
+        if entry.state is _State.WAITING:
+            entry.caller.waiting.pop(entry, None)
+        entry.state = _State.SETTLED
+        entry.error = error
+        entry.caller.unsettled -= 1
+        if not entry.caller.unsettled:
+            entry.caller.call()
+
+
+class _State(Enum):
+    WAITING = auto()  # in one of the lane's two lines
+    TAKEN = auto()  # in the batch of somebody who posts
+    SETTLED = auto()  # its outcome stands
+
+
+class _Caller(Generic[T]):
+    """A thread that waits for its items.  Its lane's lock guards it."""
+
+    __slots__ = ("deadline", "entries", "unsettled", "waiting", "wake")
+
+    def __init__(self, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
+        self.deadline = deadline
+        self.waiting = waiting  # the line that its items stand in
+        self.entries: list[_Entry[T]] = []
+        self.unsettled = 0
+        self.wake = wake  # locked while there is no news
+        wake.acquire()
+
+    def call(self) -> None:
+        """Wake this caller: it is settled, leads, or has waited in vain."""
+        if self.wake.locked():
+            self.wake.release()
+
+
+class _Entry(Generic[T]):
+    """An item on its way.  Its lane's lock guards it."""
+
+    __slots__ = (
+        "caller", "error", "item", "most", "number", "orphaned", "size", "state", "uncertain",
+    )  # fmt: skip
+
+    def __init__(self, number: int, item: T, size: int, most: int, caller: _Caller[T]) -> None:
+        self.number = number
+        self.item = item
+        self.size = size
+        self.most = most  # items that may travel with it, itself included
+        self.caller = caller
+        self.state = _State.WAITING
+        self.error: CFQueuesError | None = None  # of the last try; once SETTLED, the outcome
+        self.uncertain = False  # it may have arrived, although no answer said so
+        self.orphaned = False  # who posted it was interrupted
+
+
+_Waiting: TypeAlias = "OrderedDict[_Entry[T], None]"
+"""A line whose first can be read, and any member taken out, in constant time."""
+
+
+def _number(entry: _Entry[Any]) -> int:
+    return entry.number
+
+
+def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
+    taken = entry.state is _State.TAKEN
+    text = "its request had no answer in time" if taken else "no request could leave for it in time"
+    error = PublishTimeout(
+        f"the message was not handed over: {text}" + (f" ({why})" if why else ""),
+        retry_after=why.retry_after if why else None,
+        delivered="unknown" if taken or entry.uncertain else "no",
+    )
+    error.__cause__ = why
+    return error
+
+
+def _copy(error: CFQueuesError) -> CFQueuesError:
+    """Return an error for one caller to raise, since raising adds to the traceback."""
+    copy: CFQueuesError = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    if error.__traceback__ is not None:  # without the frame of the lane, which holds the batch
+        copy.__traceback__ = error.__traceback__.tb_next
+    return copy
