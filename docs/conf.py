@@ -14,5 +14,7 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"kombu_cfqueues {version}"
+html_static_path = ["_static"]
+html_css_files = ["page.css"]
 html_show_sourcelink = False
 html_show_copyright = False

@@ -60,7 +60,7 @@ def test_example_runs_as_it_stands(code, emulator):
 def test_every_option_is_documented_with_its_default():
     """A new option cannot be forgotten, and no default on the page is out of date."""
     page = (ROOT / "docs/options.md").read_text()
-    rows = re.findall(r"^\| `(\w+)`( ¹)? \| (.*?) \| .+ \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`(\xa0¹)? \| (.*?) \| .+ \|$", page, re.MULTILINE)
     assert sorted(name for name, _, _ in rows) == sorted(field.name for field in fields(Options))
     assert {name for name, mark, _ in rows if mark} == set(ACCOUNT_OPTIONS)
     documented = {name: default for name, _, default in rows if name not in DEFAULT_IN_WORDS}
