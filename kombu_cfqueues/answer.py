@@ -216,7 +216,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     # Compared this way round, NaN is refused as well.
     return max(0.0, seconds) if seconds < 1e9 else None
