@@ -211,6 +211,9 @@ class Lane(Generic[T]):
         try:
             self._post([entry.item for entry in batch], caller.deadline)
         except CFQueuesError as error:
+            if error.__traceback__ is not None:
+                # Who keeps the error keeps no batch: without this frame, which holds it.
+                error.__traceback__ = error.__traceback__.tb_next
             verdict = self._judge(error)
             with self._lock:
                 self._refused(caller, error, verdict)
@@ -292,7 +295,7 @@ class Lane(Generic[T]):
         for waiting in queues:
             while waiting:
                 entry = next(iter(waiting))
-                # Items that split from one batch stay among themselves.
+                # Items of a refused batch stay among themselves.
                 if batch and (
                     len(batch) >= entry.most
                     or entry.most != batch[0].most
@@ -319,7 +322,9 @@ class Lane(Generic[T]):
         self._appoint()
 
     def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
-        batch = self._posting.get(caller, [])
+        posted = self._posting.get(caller, [])
+        # Who ran out of time meanwhile has its outcome.
+        batch = [entry for entry in posted if entry.state is _State.TAKEN]
         uncertain = error.delivered == "unknown"
         for entry in batch:
             entry.error = error
@@ -330,11 +335,15 @@ class Lane(Generic[T]):
         elif verdict is Verdict.NOT_NOW:
             self._put_back(batch)
             self._pause(error)
-        elif len(batch) == 1:
-            self._settle(batch[0], error)
+        elif len(posted) == 1:
+            self._settle(posted[0], error)
             self._give_up_alike(error)
         else:
-            self._split(batch)
+            if posted[0].most == self._max_items:  # these are refused for the first time
+                self._refusals = []
+            for entry in batch:
+                entry.most = (len(posted) + 1) // 2
+            self._put_back(batch)
         self._posting.pop(caller, None)
         self._appoint()
 
@@ -360,14 +369,6 @@ class Lane(Generic[T]):
         for entry in chain(self._singles, self._bulk):
             if entry.caller.deadline <= self._resume_at:
                 entry.caller.call()
-
-    def _split(self, batch: list[_Entry[T]]) -> None:
-        """Let the items of *batch* travel again, at most half as many together."""
-        if batch[0].most == self._max_items:  # the first refusal of these items
-            self._refusals = []
-        for entry in batch:
-            entry.most = (len(batch) + 1) // 2
-        self._put_back(batch)
 
     def _give_up_alike(self, error: CFQueuesError) -> None:
         """Stop splitting where the server seems to refuse everything: requests are scarce."""
@@ -470,8 +471,7 @@ def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
     copy: CFQueuesError = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
-    if error.__traceback__ is not None:  # without the frame of the lane, which holds the batch
-        copy.__traceback__ = error.__traceback__.tb_next
+    copy.__traceback__ = error.__traceback__
     if entry.uncertain:  # by an earlier try, whatever the last one says
         copy.delivered = "unknown"
     return copy

@@ -64,6 +64,56 @@ class ChaoticServer:
                 self.posting.discard(me)
 
 
+class Publishers:
+    """Two hundred threads that publish, fail, are interrupted and go on."""
+
+    def __init__(self, lane, server, seed, seconds):
+        self.lane, self.server, self.seed = lane, server, seed
+        self.stop_at = time.monotonic() + seconds
+        self.numbers = count()
+        self.told = {}  # what each item's publisher heard
+        self.struck = set()  # threads with an interrupt that they have not met yet
+        self.threads = [
+            threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(200)
+        ]
+
+    def run(self, name):
+        generator = random.Random(self.seed + name)
+        while True:
+            try:
+                while time.monotonic() < self.stop_at:
+                    self.publish(name, generator)
+                return
+            except Interrupted:
+                self.struck.discard(threading.get_ident())
+
+    def publish(self, name, generator):
+        size = generator.choice([100] * 5 + [1_000] * 5 + [120_000])
+        item = (name, next(self.numbers), size)
+        self.told[item] = "interrupted"
+        deadline = time.monotonic() + generator.choice([0.005, 0.5, 10.0])
+        try:
+            if generator.random() < 0.1:
+                (self.told[item],) = self.lane.submit_many([(item, size)], deadline)
+            else:
+                self.lane.submit(item, size, deadline)
+                self.told[item] = None
+        except CFQueuesError as error:
+            self.told[item] = error
+
+    def interrupt_some(self):
+        chaos = random.Random(self.seed)
+        while time.monotonic() < self.stop_at - 0.2:
+            victim = chaos.choice(self.threads).ident
+            with self.server.gate:
+                if victim not in self.server.posting and victim not in self.struck:
+                    self.struck.add(victim)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(victim), ctypes.py_object(Interrupted)
+                    )
+            time.sleep(0.002)
+
+
 @pytest.mark.parametrize("max_in_flight", [1, 4])
 def test_two_hundred_threads_amid_failures_and_interrupts(max_in_flight):
     """Each item has one outcome, and a true one; nobody waits for ever."""
@@ -71,54 +121,17 @@ def test_two_hundred_threads_amid_failures_and_interrupts(max_in_flight):
     print(f"LANE_SEED={seed}")
     server = ChaoticServer(seed)
     lane = Lane(server.post, lambda deadline: None, judge, max_in_flight=max_in_flight)
-    stop_at = time.monotonic() + 3.0
-    told, numbers = {}, count()
-    struck = set()  # threads with an interrupt that they have not met yet
-
-    def publish(name):
-        generator = random.Random(seed + name)
-        while time.monotonic() < stop_at:
-            item = (name, next(numbers), generator.choice([100] * 5 + [1_000] * 5 + [120_000]))
-            told[item] = "interrupted"
-            try:
-                deadline = time.monotonic() + generator.choice([0.005, 0.5, 10.0])
-                if generator.random() < 0.1:
-                    (told[item],) = lane.submit_many([(item, item[2])], deadline)
-                else:
-                    lane.submit(item, item[2], deadline)
-                    told[item] = None
-            except CFQueuesError as error:
-                told[item] = error
-            struck.discard(threading.get_ident())
-
-    def run(name):
-        while True:
-            try:
-                publish(name)
-            except Interrupted:
-                struck.discard(threading.get_ident())
-            else:
-                return
-
-    threads = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(200)]
-    for thread in threads:
+    publishers = Publishers(lane, server, seed, seconds=3.0)
+    for thread in publishers.threads:
         thread.start()
-    chaos = random.Random(seed)
-    while time.monotonic() < stop_at - 0.2:
-        victim = chaos.choice(threads).ident
-        with server.gate:
-            if victim not in server.posting and victim not in struck:
-                struck.add(victim)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(victim), ctypes.py_object(Interrupted)
-                )
-        time.sleep(0.002)
-    for thread in threads:
+    publishers.interrupt_some()
+    for thread in publishers.threads:
         thread.join(timeout=15.0)
 
+    told = publishers.told
     kinds = Counter(getattr(outcome, "delivered", outcome) for outcome in told.values())
     print(f"{len(told)} items, {server.requests} requests, outcomes: {dict(kinds)}")
-    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
+    assert not any(thread.is_alive() for thread in publishers.threads), "somebody waits for ever"
     assert len(told) > 1_000
     for item, outcome in told.items():
         assert server.confirmed[item] <= 1
@@ -129,6 +142,7 @@ def test_two_hundred_threads_amid_failures_and_interrupts(max_in_flight):
     assert server.most_in_flight <= max(max_in_flight, 2)
     assert server.most_items <= 100
     assert server.most_bytes <= 250_000
+
     began = time.monotonic()
     server.random = random.Random(5)
     lane.submit(("afterwards", 1, 1), 1, began + 10.0)
