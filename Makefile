@@ -31,7 +31,8 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
 
 clean: ## Delete all that these commands have made
-	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says what is installed, and is out of date when the list of dependencies is newer.

@@ -45,7 +45,7 @@ assert not unneeded, f"installed, and nothing needs it: {unneeded}"
 assert metadata.version("kombu-cfqueues") == kombu_cfqueues.__version__
 assert resources.files("kombu_cfqueues").joinpath("py.typed").is_file()
 with kombu.Connection(f"cfqueues://{'0' * 32}:token@/") as connection:
-    assert connection.transport_cls == "kombu_cfqueues:Transport", connection.transport_cls
+    assert isinstance(connection.transport, kombu_cfqueues.Transport)
     assert connection.as_uri() == f"cfqueues://{'0' * 32}:**@api.cloudflare.com//"
 
 print(

@@ -1,3 +1,6 @@
+import re
+from typing import Any
+
 from kombu_cfqueues import __version__
 
 project = "kombu_cfqueues"
@@ -18,3 +21,12 @@ html_static_path = ["_static"]
 html_css_files = ["page.css"]
 html_show_sourcelink = False
 html_show_copyright = False
+
+
+def name_what_is_elsewhere(app: Any, page: str, source: list[str]) -> None:
+    """Turn links to files outside of docs/, which only a checkout can follow, into their names."""
+    source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+([^)]+)\)", r"\1 (`\2`)", source[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", name_what_is_elsewhere)

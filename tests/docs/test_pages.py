@@ -157,3 +157,25 @@ def test_kombu_is_imported_where_the_page_says():
 def test_emulator_imports_nothing_of_the_library(file):
     """A misreading of Cloudflare's documentation cannot cancel itself out in a test."""
     assert ours(imports_of(file)) <= {"emulator"}
+
+
+def test_the_demo_prints_what_the_quick_start_shows():
+    """``make demo`` keeps its promise, and the page shows the real thing."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/demo.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (ROOT / "docs/quickstart.md").read_text()
+    (shown,) = re.findall(r"^```text\n(  PUBLISHED BY.*?)^```", page, re.DOTALL | re.MULTILINE)
+    printed = done.stdout[done.stdout.index("  PUBLISHED BY") :]
+
+    def without_times(text: str) -> str:
+        return re.sub(r"\d\.\d s", "N s", text)
+
+    assert without_times(printed) == without_times(shown)
