@@ -116,9 +116,10 @@ def Html(status: int) -> Say:  # noqa: N802
 
 @dataclass(frozen=True)
 class Raw(Step):
-    """Send these bytes and close."""
+    """Send these bytes and close; *reads* the request before."""
 
     data: bytes
+    reads: bool = True
 
     def play(self, connection: socket.socket, server: ScriptedServer) -> bool:
         connection.sendall(self.data)
