@@ -154,7 +154,7 @@ def _first_failure(envelope: dict[str, Any] | None) -> Failure:
     code, text = first.get("code"), first.get("message")
     return Failure(
         code if isinstance(code, int) and not isinstance(code, bool) else None,
-        " ".join(text.split())[:300].rstrip(".") if isinstance(text, str) else "",
+        " ".join(text.split())[:300].rstrip(".?!") if isinstance(text, str) else "",
     )
 
 
@@ -216,7 +216,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     # Compared this way round, NaN is refused as well.
     return max(0.0, seconds) if seconds < 1e9 else None
