@@ -6,7 +6,7 @@ two at a time, while the block collects the next.  So at most twice ``max_size``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,12 +29,12 @@ class Outcome(NamedTuple):
 
     Attributes:
         queue: Kombu's name of the queue.
-        message: Kombu's dictionary, as it was published.
+        message: What was to be sent: Kombu's dictionary, or a bare body (``body_format="plain"``).
         error: Why it is not known to be accepted; None: it is.
     """
 
     queue: str
-    message: dict[str, Any]
+    message: Any
     error: CFQueuesError | None
 
 
@@ -59,14 +59,6 @@ class BatchPublishError(_KombuError):  # type: ignore[misc, valid-type]
         return str(self.args[0])
 
 
-class Entry(NamedTuple):
-    """A message that waits for the flush."""
-
-    queue: str
-    message: dict[str, Any]
-    packed: Packed
-
-
 class PublishBatch:
     """What `Channel.create_publish_batch` gives to Kombu; used by one thread.
 
@@ -78,8 +70,10 @@ class PublishBatch:
     def __init__(self, channel: Channel, max_size: int) -> None:
         self.channel = channel
         self._max_size = max_size
-        self._collected: list[Entry] = []
-        self._leaving: list[Future[list[Outcome]]] = []
+        self._collected = 0
+        self._full: list[_Request] = []
+        self._partial: dict[str, _Request] = {}  # by queue
+        self._leaving: list[tuple[_Request, _Future]] = []
         self._senders: ThreadPoolExecutor | None = None
         self._over = ""  # why no more can be published
 
@@ -92,13 +86,21 @@ class PublishBatch:
         """
         self._check()
         self.channel.basic_publish(message, publish_batch=self, **kwargs)
-        if len(self._collected) >= self._max_size:
+        if self._collected >= self._max_size:
             self._settle()
-            self._send(everything=False)
+            self._send(everything=not self._full)
 
-    def add(self, queue: str, message: dict[str, Any], packed: Packed) -> None:
+    def add(self, queue: str, packed: Packed) -> None:
         """Take a message that was routed to *queue*."""
-        self._collected.append(Entry(queue, message, packed))
+        request = self._partial.get(queue)
+        if request is None:
+            request = self._partial[queue] = _Request(queue)
+        elif not request.has_room_for(packed):
+            self._full.append(request)
+            request = self._partial[queue] = _Request(queue)
+        request.messages.append(packed)
+        request.size += packed.size
+        self._collected += 1
 
     def flush(self) -> None:
         """Send what is collected, and block until all is settled.
@@ -126,54 +128,68 @@ class PublishBatch:
             raise RuntimeError(f"nothing can be published through this batch: {self._over}")
 
     def _send(self, *, everything: bool) -> None:
-        """Let requests leave; *everything*, or only those that are full."""
-        chunks = list(_chunks(self._collected))
-        full = [chunk for chunk, is_full in chunks if is_full]
-        if everything or not full:
-            full, self._collected = [chunk for chunk, _ in chunks], []
-        else:
-            self._collected = [e for chunk, is_full in chunks if not is_full for e in chunk]
-        if self._senders is None and full:
+        """Let the full requests leave, or *everything*."""
+        requests, self._full = self._full, []
+        if everything:
+            requests += self._partial.values()
+            self._partial = {}
+        self._collected -= sum(len(request.messages) for request in requests)
+        if self._senders is None:
             self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
-        if self._senders is not None:
-            self._leaving += [self._senders.submit(self.channel.put_many, one) for one in full]
+        for request in requests:
+            sent = self._senders.submit(self.channel.put_many, request.queue, request.messages)
+            self._leaving.append((request, sent))
 
     def _settle(self) -> None:
         """Block until what left is settled; raise if not all of it was accepted."""
-        outcomes = [outcome for future in self._leaving for outcome in future.result()]
+        settled = [(request, sent.result()) for request, sent in self._leaving]
         self._leaving.clear()
-        first = next((outcome.error for outcome in outcomes if outcome.error), None)
-        if first is not None:
-            self._over = "a flush failed"
-            # They were published without an error, so this one must account for them.
-            unsent = CFQueuesError("the message was not sent: earlier ones of its batch failed")
-            outcomes += [Outcome(entry.queue, entry.message, unsent) for entry in self._collected]
-            self._stop()
-            raise _failure(outcomes, first) from first
+        first = next((error for _, errors in settled for error in errors if error), None)
+        if first is None:
+            return
+        self._over = "a flush failed"
+        # They were published without an error, so this one must account for them.
+        unsent = CFQueuesError("the message was not sent: earlier ones of its batch failed")
+        settled += [
+            (request, [unsent] * len(request.messages))
+            for request in [*self._full, *self._partial.values()]
+        ]
+        self._stop()
+        outcomes = [
+            Outcome(request.queue, packed.message(), error)
+            for request, errors in settled
+            for packed, error in zip(request.messages, errors, strict=True)
+        ]
+        raise _failure(outcomes, first) from first
 
     def _stop(self) -> None:
-        self._collected.clear()
+        self._collected = 0
+        self._full.clear()
+        self._partial.clear()
         self._leaving.clear()
         senders, self._senders = self._senders, None
         if senders is not None:
             senders.shutdown(cancel_futures=True)
 
 
-def _chunks(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], bool]]:
-    """The entries by queue, in their order, as requests; and whether each request is full."""
-    open_chunks: dict[str, list[Entry]] = {}
-    sizes: dict[str, int] = {}
-    for entry in entries:
-        chunk = open_chunks.setdefault(entry.queue, [])
-        size = sizes.get(entry.queue, 0) + entry.packed.size
-        if chunk and (len(chunk) == limits.BATCH_MESSAGES or size > limits.BATCH_BYTES):
-            yield chunk, True
-            chunk = open_chunks[entry.queue] = []
-            size = entry.packed.size
-        chunk.append(entry)
-        sizes[entry.queue] = size
-    for chunk in open_chunks.values():
-        yield chunk, len(chunk) == limits.BATCH_MESSAGES
+class _Request:
+    """Messages that leave together, all for one queue."""
+
+    __slots__ = ("messages", "queue", "size")
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.messages: list[Packed] = []
+        self.size = 0
+
+    def has_room_for(self, packed: Packed) -> bool:
+        return (
+            len(self.messages) < limits.BATCH_MESSAGES
+            and self.size + packed.size <= limits.BATCH_BYTES
+        )
+
+
+_Future = Future[list[CFQueuesError | None]]
 
 
 def _failure(outcomes: Sequence[Outcome], first: CFQueuesError) -> BatchPublishError:

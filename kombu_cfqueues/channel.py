@@ -15,8 +15,9 @@ from vine import promise
 
 from . import envelope, retry
 from .account import Account
-from .batch import Entry, Outcome, PublishBatch
+from .batch import PublishBatch
 from .client import Queue
+from .envelope import Packed
 from .errors import (
     CFQueuesError,
     ConnectionFailed,
@@ -88,6 +89,9 @@ class Channel(virtual.Channel):
             CFQueuesError: It was refused.
         """
         self._inplace_augment_message(message, exchange, routing_key)
+        # Here, so that its copies for several queues share it.
+        properties = message["properties"]
+        properties.setdefault("message_id", properties["delivery_tag"])
         queues: Iterable[str] = self._lookup(exchange, routing_key)
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
@@ -107,7 +111,7 @@ class Channel(virtual.Channel):
             return  # remote control and events need fanout: they cost no request, and do nothing
         packed = envelope.pack(message, queue, self.options)
         if publish_batch is not None:
-            publish_batch.add(queue, message, packed)
+            publish_batch.add(queue, packed)
             return
         seconds = self.options.publish_timeout
         seconds = seconds if timeout is None else min(seconds, timeout)
@@ -132,23 +136,21 @@ class Channel(virtual.Channel):
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
-    def put_many(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Publish packed messages to the one queue that all are for; block until all are settled.
+    def put_many(self, queue: str, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
+        """Publish many packed messages to one queue; block until all are settled.
 
         Returns:
-            The outcome of each.
+            For each, why it was not accepted; None: it was.
         """
-        queue = entries[0].queue
         deadline = self._deadline()
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:
             late = [
-                envelope.outlived(entry.packed, queue, target.retention_seconds)
-                for entry in entries
+                envelope.outlived(packed, queue, target.retention_seconds) for packed in messages
             ]
-            packed = [entry.packed for entry, error in zip(entries, late, strict=True) if not error]
-            sent = self.account.publisher.submit_many(target.id, packed, deadline=deadline)
+            todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
+            sent = self.account.publisher.submit_many(target.id, todo, deadline=deadline)
             others = iter(sent)
             errors[:] = [error or next(others) for error in late]
             # The server says this of the queue, so of all.
@@ -158,8 +160,8 @@ class Channel(virtual.Channel):
         try:
             self._with_queue(queue, deadline, submit)
         except CFQueuesError as error:
-            errors = errors or [error] * len(entries)
-        return [Outcome(queue, entry.message, e) for entry, e in zip(entries, errors, strict=True)]
+            return errors or [error] * len(messages)
+        return errors
 
     def _with_queue(self, name: str, deadline: float, publish: Callable[[Queue], None]) -> None:
         """Publish; once more if the queue was deleted, and perhaps made again, since we knew it."""
@@ -320,10 +322,11 @@ def _warn_once(text: str) -> None:
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
-    arrived = "may or may not" if error.delivered == "unknown" else "did not"
+    """The error of a message that was given up, in words that name its queue and the last cause."""
+    arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
     return PublishTimeout(
         f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
-        f"(publish_timeout) and {arrived} arrive; the last failure: {error}",
+        f"(publish_timeout) and {arrived}; the last failure: {error.__cause__ or error}",
         status=error.status,
         code=error.code,
         ray_id=error.ray_id,

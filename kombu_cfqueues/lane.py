@@ -44,7 +44,7 @@ FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 
 REFUSED_ALIKE: Final = 3
-"""So many single items refused alike, and none accepted: the rest is not asked any more."""
+"""So many single items of a batch refused alike, and none accepted: the rest is not asked."""
 
 
 class Verdict(Enum):
@@ -120,8 +120,8 @@ class Lane(Generic[T]):
         self._trouble: CFQueuesError | None = None  # why nothing leaves before _resume_at
         self._pauses = 0  # in a row
         self._resume_at = 0.0
-        self._refusal: tuple[type[CFQueuesError], int | None] | None = None
-        self._refused_alike = 0  # single items in a row, with _refusal and nothing accepted
+        # How the first single items of a split batch were refused; None: some were accepted.
+        self._refusals: list[tuple[type[CFQueuesError], int | None]] | None = None
 
     def submit(self, item: T, size: int, deadline: float) -> None:
         """Hand over *item*, of *size* bytes; block until it is accepted.
@@ -178,7 +178,7 @@ class Lane(Generic[T]):
             # Read without the lock: nobody hands anything to a caller whose items are settled.
             if caller.unsettled or self._leader is caller or caller in self._posting:
                 self._leave(caller)
-        return [entry.error and _copy(entry.error) for entry in caller.entries]
+        return [entry.error and _outcome(entry, entry.error) for entry in caller.entries]
 
     def _lead(self, caller: _Caller[T], now: float) -> None:
         """Send one request, as soon as one may leave."""
@@ -211,6 +211,9 @@ class Lane(Generic[T]):
         try:
             self._post([entry.item for entry in batch], caller.deadline)
         except CFQueuesError as error:
+            if error.__traceback__ is not None:
+                # Who keeps the error keeps no batch: without this frame, which holds it.
+                error.__traceback__ = error.__traceback__.tb_next
             verdict = self._judge(error)
             with self._lock:
                 self._refused(caller, error, verdict)
@@ -233,8 +236,10 @@ class Lane(Generic[T]):
             ]
             for entry in over:
                 self._settle(entry, _timeout(entry, why or entry.error or self._trouble))
+            if caller.deadline <= now:
+                caller.unsettled = 0  # whatever became of its items: nobody waits for ever
             self._step_down(caller)
-        return bool(over)
+        return bool(over) or not caller.unsettled
 
     def _leave(self, caller: _Caller[T]) -> None:
         """Pass on what *caller* leaves behind: an interrupt, a killed greenlet or a bug ended it.
@@ -290,7 +295,7 @@ class Lane(Generic[T]):
         for waiting in queues:
             while waiting:
                 entry = next(iter(waiting))
-                # Items that split from one batch stay among themselves.
+                # Items of a refused batch stay among themselves.
                 if batch and (
                     len(batch) >= entry.most
                     or entry.most != batch[0].most
@@ -310,14 +315,16 @@ class Lane(Generic[T]):
 
     def _accepted(self, caller: _Caller[T]) -> None:
         self._trouble, self._pauses, self._resume_at = None, 0, 0.0
-        self._refusal, self._refused_alike = None, 0
+        self._refusals = None
         for entry in self._posting.get(caller, ()):
             self._settle(entry, None)
         self._posting.pop(caller, None)
         self._appoint()
 
     def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
-        batch = self._posting.get(caller, [])
+        posted = self._posting.get(caller, [])
+        # Who ran out of time meanwhile has its outcome.
+        batch = [entry for entry in posted if entry.state is _State.TAKEN]
         uncertain = error.delivered == "unknown"
         for entry in batch:
             entry.error = error
@@ -328,19 +335,23 @@ class Lane(Generic[T]):
         elif verdict is Verdict.NOT_NOW:
             self._put_back(batch)
             self._pause(error)
-        elif len(batch) == 1:
-            self._settle(batch[0], error)
+        elif len(posted) == 1:
+            self._settle(posted[0], error)
             self._give_up_alike(error)
         else:
-            self._split(batch)
+            if posted[0].most == self._max_items:  # these are refused for the first time
+                self._refusals = []
+            for entry in batch:
+                entry.most = (len(posted) + 1) // 2
+            self._put_back(batch)
         self._posting.pop(caller, None)
         self._appoint()
 
     def _put_back(self, batch: list[_Entry[T]]) -> None:
         for entry in batch:
             if entry.state is _State.TAKEN:
-                entry.state = _State.WAITING
                 entry.caller.waiting[entry] = None
+                entry.state = _State.WAITING
         for waiting in (self._singles, self._bulk):
             for entry in sorted(waiting, key=_number):
                 waiting.move_to_end(entry)
@@ -359,24 +370,18 @@ class Lane(Generic[T]):
             if entry.caller.deadline <= self._resume_at:
                 entry.caller.call()
 
-    def _split(self, batch: list[_Entry[T]]) -> None:
-        """Let the items of *batch* travel again, at most half as many together."""
-        if batch[0].most == self._max_items:  # the first refusal of these items
-            self._refusal, self._refused_alike = None, 0
-        for entry in batch:
-            entry.most = (len(batch) + 1) // 2
-        self._put_back(batch)
-
     def _give_up_alike(self, error: CFQueuesError) -> None:
         """Stop splitting where the server seems to refuse everything: requests are scarce."""
-        refusal = (type(error), error.code)
-        self._refused_alike = self._refused_alike + 1 if refusal == self._refusal else 1
-        self._refusal = refusal
+        if self._refusals is None or len(self._refusals) >= REFUSED_ALIKE:
+            return
+        self._refusals.append((type(error), error.code))
+        if len(set(self._refusals)) > 1:
+            return
         suspects = [e for e in chain(self._singles, self._bulk) if e.most < self._max_items]
-        if self._refused_alike >= REFUSED_ALIKE:
+        if len(self._refusals) == REFUSED_ALIKE:
             for entry in suspects:
                 self._settle(entry, error)
-        elif self._refused_alike == REFUSED_ALIKE - 1 and suspects:
+        elif len(self._refusals) == REFUSED_ALIKE - 1 and suspects:
             # Bad items are often neighbours.  The one farthest off is asked, alone, before all
             # the rest is given up.
             farthest = suspects[-1]
@@ -388,8 +393,8 @@ class Lane(Generic[T]):
             return
         if entry.state is _State.WAITING:
             entry.caller.waiting.pop(entry, None)
-        entry.state = _State.SETTLED
         entry.error = error
+        entry.state = _State.SETTLED
         entry.caller.unsettled -= 1
         if not entry.caller.unsettled:
             entry.caller.call()
@@ -448,22 +453,25 @@ def _number(entry: _Entry[Any]) -> int:
 
 
 def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
-    taken = entry.state is _State.TAKEN
-    text = "its request had no answer in time" if taken else "no request could leave for it in time"
+    if entry.state is _State.TAKEN:
+        entry.uncertain = True
+        text = "the request that carries the message was not answered in time"
+    else:
+        text = "no request could leave for the message in time"
     error = PublishTimeout(
-        f"the message was not handed over: {text}" + (f" ({why})" if why else ""),
+        f"{text} (last failure: {why})" if why else text,
         retry_after=why.retry_after if why else None,
-        delivered="unknown" if taken or entry.uncertain else "no",
     )
     error.__cause__ = why
     return error
 
 
-def _copy(error: CFQueuesError) -> CFQueuesError:
-    """Return an error for one caller to raise, since raising adds to the traceback."""
+def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
+    """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
     copy: CFQueuesError = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
-    if error.__traceback__ is not None:  # without the frame of the lane, which holds the batch
-        copy.__traceback__ = error.__traceback__.tb_next
+    copy.__traceback__ = error.__traceback__
+    if entry.uncertain:  # by an earlier try, whatever the last one says
+        copy.delivered = "unknown"
     return copy

@@ -22,6 +22,9 @@ from .errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+#: Some 30 years.  Sockets and locks refuse to wait much longer, with errors of their own.
+MOST_SECONDS = 1e9
+
 ACCOUNT_VARIABLE = "CLOUDFLARE_ACCOUNT_ID"
 TOKEN_VARIABLE = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
 
@@ -207,7 +210,10 @@ ACCOUNT_OPTIONS = (
 def host_of(transport_options: Mapping[str, Any] | None) -> str:
     """The host that a URL without one means, for display; never raises."""
     base_url = (transport_options or {}).get("base_url")
-    host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+    try:
+        host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+    except ValueError:
+        host = None
     return host or urlsplit(limits.API_BASE_URL).hostname or ""
 
 
@@ -229,8 +235,10 @@ def _complete(values: dict[str, Any]) -> Options:
     if to_cloudflare:
         if not re.fullmatch(r"[0-9a-fA-F]{32}", account):
             raise ConfigurationError(
-                f"account_id {account!r} is not a Cloudflare account id, which is 32 hex digits "
-                "(dashboard: account home, 'Copy account ID')"
+                # Not the text: in a URL with a slip it is the token.
+                f"account_id (the user name of the broker URL) has {len(account)} characters and "
+                "is no Cloudflare account id, which is 32 hex digits (dashboard: account home, "
+                "'Copy account ID')"
             )
         # rate * 300 + burst = 1,170: 30 below Cloudflare's limit, for the dashboard and other
         # tools that share the token's allowance.
@@ -250,24 +258,25 @@ def _complete(values: dict[str, Any]) -> Options:
 
 def _base_url(host: str | None, port: int | None, option: Any, *, insecure: bool) -> str:
     """Where the API is: the URL's host first, else the option, else Cloudflare."""
-    netloc = _netloc(host, port) if host else None
     if option is not None:
         parts = _split(option)
         # The option completes a URL with the same host: its scheme and path are what a URL
-        # cannot say.  Another host in the URL wins, so that fail-over lists can use the option.
-        if netloc in (None, parts.netloc):
-            scheme, netloc, path = parts.scheme, parts.netloc, parts.path.rstrip("/")
-            _demand_https(scheme, parts.hostname or "", insecure=insecure)
-            return f"{scheme}://{netloc}{path or limits.API_PATH}"
-    if netloc is None or host is None:
+        # cannot say, its port what this one does not.  Another host in the URL wins, so that
+        # fail-over lists can use the option.
+        if not host or (host.lower() == parts.hostname and port in (None, parts.port)):
+            _demand_https(parts.scheme, parts.hostname, insecure=insecure)
+            return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or limits.API_PATH}"
+    if not host:
         return limits.API_BASE_URL
     scheme = "http" if is_loopback(host) else "https"
-    return f"{scheme}://{netloc}{limits.API_PATH}"
+    return f"{scheme}://{_netloc(host, port)}{limits.API_PATH}"
 
 
 def _split(base_url: Any) -> Any:
+    # A text with these may hold a secret.
+    shown = "what was given" if set("@?#") & set(str(base_url)) else repr(base_url)
     problem = ConfigurationError(
-        f"base_url must look like 'https://host' or 'https://host/client/v4', not {base_url!r}"
+        f"base_url must look like 'https://host' or 'https://host/client/v4', not {shown}"
     )
     if not isinstance(base_url, str):
         raise problem
@@ -277,7 +286,6 @@ def _split(base_url: Any) -> Any:
     except ValueError as error:
         raise problem from error
     if parts.username or parts.password:
-        # Not the text: it holds a secret.
         raise ConfigurationError("base_url holds a user or password; use account_id and api_token")
     if parts.scheme not in ("http", "https") or not well_formed:
         raise problem
@@ -313,7 +321,7 @@ def _flag(name: str, value: Any) -> bool:
 def _number(name: str, value: Any, *, least: float, most: float = math.inf) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (least <= number <= most) or math.isinf(number):
         bounds = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
@@ -328,8 +336,8 @@ def _integer(name: str, value: Any, *, least: int, most: float = math.inf) -> in
     return int(number)
 
 
-def _seconds(name: str, value: Any) -> float:
-    return _number(name, value, least=0.001)
+def _seconds(name: str, value: Any, least: float = 0.001) -> float:
+    return _number(name, value, least=least, most=MOST_SECONDS)
 
 
 def _rate(name: str, value: Any) -> float | None:
@@ -390,8 +398,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
         _number, least=1, most=limits.VISIBILITY_TIMEOUT_SECONDS
     ),
     "pull_batch_size": functools.partial(_integer, least=1, most=limits.PULL_MESSAGES),
-    "polling_interval": functools.partial(_number, least=0),
-    "max_polling_interval": functools.partial(_number, least=0),
+    "polling_interval": functools.partial(_seconds, least=0),
+    "max_polling_interval": functools.partial(_seconds, least=0),
     "consumer_max_retries": functools.partial(_integer, least=0, most=limits.MAX_RETRIES),
     "dead_letter_queue": _text,
     "connect_timeout": _seconds,

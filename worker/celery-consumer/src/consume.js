@@ -1,0 +1,101 @@
+// From a batch of queue messages to handlers, and each message's outcome: acknowledged, retried
+// with a delay, or put with the dead letters.
+
+import { decode, DecodeError, isExpired } from "./celery.js";
+
+/** Longest delay of a retry, in seconds (Cloudflare's limit: 24 hours). */
+const LONGEST_DELAY = 86_400;
+
+/** Thrown by a handler: deliver the message again after `delaySeconds`. */
+export class Retry extends Error {
+  name = "Retry";
+
+  constructor(delaySeconds, reason = "asked to retry") {
+    super(reason);
+    this.delaySeconds = delaySeconds;
+  }
+}
+
+/** Thrown by a handler: trying again is no use, put the message with the dead letters. */
+export class Reject extends Error {
+  name = "Reject";
+}
+
+/**
+ * Handles each message of the batch on its own, so that one failure never repeats the others.
+ *
+ * `handlers.tasks` maps names of Celery tasks to `async (task, { message, env, ctx }) => …`;
+ * `handlers.message`, if given, takes what is no Celery task: `async (decoded, { … }) => …`.
+ */
+export async function consume(batch, handlers, env, ctx) {
+  await Promise.all(batch.messages.map((message) => settle(message, handlers, env, ctx)));
+}
+
+async function settle(message, handlers, env, ctx) {
+  try {
+    const decoded = await decode(message);
+    if (isExpired(decoded, message)) {
+      console.warn(`dropped ${nameOf(decoded)} (${message.id}): it has expired`);
+      message.ack();
+      return;
+    }
+    const wait = secondsUntil(decoded.task?.eta);
+    if (wait > 0) {
+      // Its eta was further off than the longest delay, so this is only a part of the way.
+      message.retry({ delaySeconds: Math.min(wait, LONGEST_DELAY) });
+      return;
+    }
+    await handle(decoded, handlers, { message, env, ctx });
+    message.ack();
+  } catch (error) {
+    await fail(message, error, env);
+  }
+}
+
+async function handle(decoded, handlers, context) {
+  const { task } = decoded;
+  const handler = task ? handlers.tasks?.[task.name] : handlers.message;
+  if (!handler) throw new Reject(`nothing here handles ${nameOf(decoded)}`);
+  await handler(task ?? decoded, context);
+}
+
+async function fail(message, error, env) {
+  console.error(`message ${message.id}, attempt ${message.attempts}: ${error}`);
+  const hopeless = error instanceof Reject || error instanceof DecodeError;
+  if (hopeless && env.DEAD_LETTERS && (await bury(message, env.DEAD_LETTERS))) {
+    message.ack();
+  } else {
+    // Past the consumer's max_retries, the queue itself moves it to the dead letters.
+    message.retry({ delaySeconds: error.delaySeconds ?? backOff(message.attempts) });
+  }
+}
+
+/** Sends the message on as it is, so that it can be sent back once the fault is mended. */
+async function bury({ id, body }, deadLetters) {
+  const contentType =
+    typeof body === "string" ? "text" : body instanceof ArrayBuffer ? "bytes" : "json";
+  try {
+    await deadLetters.send(body, { contentType });
+    return true;
+  } catch (error) {
+    console.error(`message ${id} could not be put with the dead letters: ${error}`);
+    return false;
+  }
+}
+
+/** 5, 10, 20 … seconds, an hour at most, and up to half as long again: so that messages that failed together
+ * do not come back together. */
+function backOff(attempts) {
+  const seconds = Math.min(5 * 2 ** (attempts - 1), 3600);
+  return Math.round(seconds * (1 + Math.random() / 2));
+}
+
+/** Whole seconds until `eta`, or 0; a queue may deliver a message a moment early. */
+function secondsUntil(eta) {
+  const seconds = eta ? (eta.getTime() - Date.now()) / 1000 : 0;
+  return seconds > 1 ? Math.ceil(seconds) : 0;
+}
+
+function nameOf({ task }) {
+  return task ? `task ${task.name}` : "a message that is no Celery task";
+}
