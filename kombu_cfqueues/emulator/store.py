@@ -101,7 +101,7 @@ class StoredMessage:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """Kombu's headers, where Celery keeps a task's id, eta and retries; {} if there are none."""
+        """Kombu's headers, with a task's id, eta and retries; {} if there are none."""
         headers: dict[str, Any] = describe(self.content_type, self.body).get("headers", {})
         return headers
 

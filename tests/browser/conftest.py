@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kombu_cfqueues.emulator import Emulator
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+try:
+    from playwright import sync_api
+except ImportError:  # test_page.py skips itself
+    sync_api = None
 
 # As root in a container Chromium runs only without its sandbox; the others keep it off the network.
 FLAGS = [
@@ -31,7 +38,7 @@ def find_chromium() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[sync_api.Browser]:
+def browser() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium, or CHROMIUM=path")
@@ -48,13 +55,11 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def open_page(
-    browser: sync_api.Browser, emulator: Emulator
-) -> Iterator[Callable[..., sync_api.Page]]:
+def open_page(browser: Browser, emulator: Emulator) -> Iterator[Callable[..., Page]]:
     """Open the page; whatever it logs as an error fails the test."""
     contexts, errors = [], []
 
-    def start(path: str = "", *, of: Emulator | None = None, **options: object) -> sync_api.Page:
+    def start(path: str = "", *, of: Emulator | None = None, **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
         context.set_default_timeout(10_000)
         contexts.append(context)
