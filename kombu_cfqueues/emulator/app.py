@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import admin, limits, page, subscriptions, traffic
 from .access import Access
@@ -140,15 +140,16 @@ class Api:
         return answer.with_headers(allowance) if allowance else answer
 
 
-def application(api: Api, console: Console) -> Starlette:
+def application(api: Api, console: Console) -> ASGIApp:
     """Return what the server serves: the API, the emulator's own endpoints, and the page."""
-    return Starlette(
-        routes=[
-            Mount(PREFIX, app=api),
-            Mount("/_emulator", routes=console.routes()),
-            *page.routes(),
-        ]
-    )
+    own = Starlette(routes=[*page.routes(), Mount("/_emulator", routes=console.routes())])
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # Not by a Mount, whose pattern ends at a line break, and a path may have one.
+        below = scope["type"] == "http" and scope["path"].startswith(f"{PREFIX}/")
+        await (api if below else own)(scope, receive, send)
+
+    return serve
 
 
 def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:

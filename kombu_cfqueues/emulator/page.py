@@ -1,4 +1,4 @@
-"""The page at ``/``: a few files that a browser loads as they are."""
+"""What needs no token: the page at ``/``, a few files as they are, and the API's description."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from importlib import resources
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from . import openapi
 
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -29,13 +31,21 @@ _HEADERS: Final = {
 
 
 def routes() -> list[Route]:
-    """Return the routes of the page: ``/``, and its files under ``/_page/``."""
+    """Return the routes of the page, ``/`` and its files under ``/_page/``, and the description."""
     # They hold no data, so they need no token; what they show does.
-    return [Route("/", _index), Route("/_page/{name}", _file)]
+    return [
+        Route("/", _index),
+        Route("/_page/{name}", _file),
+        Route("/_emulator/openapi.json", _description),
+    ]
 
 
 async def _index(_request: Request) -> Response:
     return _serve("index.html")
+
+
+async def _description(_request: Request) -> Response:
+    return JSONResponse(openapi.describe())
 
 
 async def _file(request: Request) -> Response:

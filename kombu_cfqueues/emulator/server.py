@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import admin, fault_orders
@@ -323,7 +323,7 @@ class _Server(uvicorn.Server):
 class _ServerThread:
     """One run of the server: listens at once, serves from ``start()`` to ``stop()``."""
 
-    def __init__(self, app: Starlette, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, each
         # answer waits 40 ms for the client's acknowledgement of its headers.
