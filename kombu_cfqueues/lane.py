@@ -129,7 +129,7 @@ class Lane(Generic[T]):
         Raises:
             PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
                 The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this item was refused.
+            CFQueuesError: Why this item was refused; ``delivered`` counts its earlier tries too.
         """
         (outcome,) = self._serve([(item, size)], deadline, self._singles)
         if outcome is not None:
@@ -148,7 +148,9 @@ class Lane(Generic[T]):
         flight, also where single callers have one.
 
         Returns:
-            The outcome of each: None if it was accepted, else what `submit` would raise.
+            The outcome of each: None if it was accepted, else what `submit` would raise.  What
+            ends the caller itself (an interrupt, a bug) is raised, and what has not left is
+            taken back.
         """
         return self._serve(items, deadline, self._bulk)
 
