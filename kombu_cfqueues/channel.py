@@ -85,7 +85,7 @@ class Channel(virtual.Channel):
             CFQueuesError: It was refused.
         """
         self._inplace_augment_message(message, exchange, routing_key)
-        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         for queue in queues:
@@ -97,8 +97,10 @@ class Channel(virtual.Channel):
     ) -> None:
         if is_control_name(queue):
             return  # remote control and events need fanout: they cost no request, and do nothing
-        seconds = self.options.publish_timeout if timeout is None else timeout
-        deadline = time.monotonic() + min(seconds, self.options.publish_timeout)
+        seconds = self.options.publish_timeout
+        if timeout is not None:
+            seconds = min(timeout, seconds)
+        deadline = time.monotonic() + seconds
         packed = envelope.pack(message, queue, self.options)
         try:
             try:
