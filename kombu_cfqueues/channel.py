@@ -92,7 +92,7 @@ class Channel(virtual.Channel):
         # Here, so that its copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         for queue in queues:
@@ -114,6 +114,7 @@ class Channel(virtual.Channel):
             publish_batch.add(queue, packed)
             return
         seconds = self.options.publish_timeout
+        # In this order, which a timeout of NaN does not survive.
         seconds = seconds if timeout is None else min(seconds, timeout)
         deadline = time.monotonic() + seconds
 
