@@ -116,9 +116,10 @@ def Html(status: int) -> Say:  # noqa: N802
 
 @dataclass(frozen=True)
 class Raw(Step):
-    """Send these bytes and close."""
+    """Send these bytes and close; *reads* the request before."""
 
     data: bytes
+    reads: bool = True
 
     def play(self, connection: socket.socket, server: ScriptedServer) -> bool:
         connection.sendall(self.data)
@@ -240,7 +241,7 @@ class Api:
         return Success(self._entry(name))
 
     def _list(self, query: dict[str, list[str]]) -> Step:
-        names = [n for n in self.ids if not self.filters or n in query.get("name", [n])]
+        names = [n for n in self.ids if self._matches(n, query.get("name"))]
         page = int(query.get("page", ["1"])[0]) if self.pages else 1
         shown = names[(page - 1) * self.page_size : page * self.page_size]
         info = {
@@ -253,6 +254,11 @@ class Api:
         return Success(
             [self._entry(name) for name in shown], **({"result_info": info} if self.counts else {})
         )
+
+    def _matches(self, name: str, wanted: list[str] | None) -> bool:
+        if wanted is None or not self.filters:
+            return True
+        return name in wanted or (self.folds and name.lower() in map(str.lower, wanted))
 
     def _entry(self, name: str) -> dict[str, Any]:
         settings = {"message_retention_period": self.retention}
