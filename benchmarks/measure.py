@@ -73,7 +73,7 @@ class Stopwatch:
     Args:
         connect: Called once for each thread.
         threads: How many.
-        seconds: For how long new calls are begun; a call that has begun is finished.
+        seconds: For how long new calls are begun, at least one; a call that has begun is finished.
         count: Messages of one call.
     """
 
@@ -114,7 +114,7 @@ class Stopwatch:
         durations: list[float] = []
         self._start.wait(60)
         now = time.perf_counter()
-        while now < self._ends:
+        while not durations or now < self._ends:
             publish(self._count)
             began, now = now, time.perf_counter()
             durations.append(now - began)

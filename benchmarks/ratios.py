@@ -119,7 +119,7 @@ def memory_growth(small: Figures, large: Figures) -> Check:
     """Judge whether the memory of a batch grows with the number of its messages.
 
     Args:
-        small: A block of few messages.
+        small: A block of few messages, yet enough of them that its memory has settled.
         large: A block of many.
     """
     return Check(
