@@ -196,10 +196,9 @@ class Options:
 
 
 #: Options that belong to an `Account`: its first connection of a process sets them for all.
-#: ``connect_timeout`` does too, but Kombu and Celery bring different ones that nobody has chosen,
-#: so a difference there is not worth a word.
 ACCOUNT_OPTIONS = (
     "budget_scope",
+    "connect_timeout",
     "max_in_flight",
     "read_timeout",
     "request_burst",

@@ -334,9 +334,11 @@ def test_a_stopped_queue_does_not_hold_off_those_behind_it(time, budget, acquire
     stopped, other = acquire(queue="emails", timeout=60), acquire(queue="reports")
     time.run(until=time.now)
     budget.refused(QueueFull("full", status=429, code=10251, retry_after=20), queue="emails")
+    late = acquire(at=time.now + 0.3)
     time.run()
 
     assert other.result == pytest.approx(0.5)  # as promised when it came
+    assert late.result == pytest.approx(0.2)  # with the token that the stopped one left
     assert stopped.result == pytest.approx(20.0)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.scripted import Api, Drop, Failure, Hang, Html, Request, ScriptedServer, Success
 
 from kombu_cfqueues import errors
+from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client
 from kombu_cfqueues.directory import Directory, cloudflare_name
 from kombu_cfqueues.options import Options, Secret
@@ -26,7 +27,10 @@ class Setting:
 
     def __init__(self, server, **given):
         self.server = server
-        self.client = Client(server.base_url, server.account, Secret(server.token))
+        self.budget = Budget(None)
+        self.client = Client(
+            server.base_url, server.account, Secret(server.token), gate=self.budget
+        )
         self.directory = Directory(self.client)
         self.options = Options(account_id=server.account, api_token=Secret(server.token), **given)
 
@@ -392,15 +396,26 @@ def test_a_bug_in_one_look_up_does_not_leave_the_others_waiting(serve):
     def killed(deadline):
         raise KilledError
 
-    setting.client._permit = killed
+    setting.budget.acquire = killed
     with pytest.raises(KilledError):
         setting.id("jobs")
-    setting.client._permit = lambda _: None
+    del setting.budget.acquire
 
     assert setting.id("jobs", deadline=soon(1)) == api.ids["jobs"]
 
 
 # Connecting
+
+
+def test_connecting_again_after_a_429_does_not_ask_before_its_time(serve):
+    """One more request would keep the token blocked."""
+    setting = serve(None, Failure(429, 971))
+
+    for _ in range(2):
+        with pytest.raises(errors.RateLimited):
+            setting.probe()
+
+    assert len(setting.server.requests) == 1
 
 
 def test_connecting_takes_one_request_however_often(serve):
@@ -436,7 +451,6 @@ def test_threads_that_connect_together_share_one_request(serve):
         (Failure(403, 10106), errors.PermissionDenied),
         (Failure(404, 7003), errors.ConfigurationError),
         (Html(503), errors.ServerError),
-        (Failure(429, 971), errors.RateLimited),
         (Drop(), errors.ConnectionFailed),
     ],
 )
