@@ -43,6 +43,9 @@ BULK_IN_FLIGHT: Final = 2
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 
+HOLD_ON: Final = 3
+"""So many callers in a quarter of the hold are worth another quarter."""
+
 REFUSED_ALIKE: Final = 3
 """So many single items of a batch refused alike, and none accepted: the rest is not asked."""
 
@@ -218,11 +221,18 @@ class Lane(Generic[T]):
         return min(self._resume_at, (caller.came + caller.deadline) / 2)
 
     def _hold(self, since: float) -> None:
-        """Let the callers of the last request come again, or they split into two lines."""
-        if self._sharers > 1 and len(self._singles) < self._sharers:
-            rest = since + self._hold_seconds - self._clock.monotonic()
-            if rest > 0:
-                self._clock.sleep(rest)
+        """Let the callers of the last request come again, or they split into two lines.
+
+        Sixty threads need more than the usual hold only to wake up, one after the other, so it
+        goes on for as long as they come thick and fast.
+        """
+        before = len(self._singles)
+        while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
+            held = self._clock.monotonic() - since
+            if held >= self._hold_seconds and here - before < HOLD_ON:
+                return
+            before = here
+            self._clock.sleep(self._hold_seconds / 4)
 
     def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
         started = self._clock.monotonic()

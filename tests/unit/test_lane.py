@@ -118,6 +118,36 @@ def test_callers_regroup_instead_of_splitting_into_two_lines(time, lane, server)
     assert len(server.requests) < 800 / 7
 
 
+def test_sixty_callers_that_wake_one_after_the_other_stay_together(time, lane, server):
+    """Waking so many takes longer than the hold; they still need a request a round, not two."""
+
+    def publish(name):
+        for n in range(20):
+            time.sleep(name * 0.0001)  # waits for its turn, 6.4 ms at most
+            lane.submit((name, n), 1_000, time.now + 30)
+
+    for name in range(64):
+        time.spawn(publish, name)
+    time.run()
+
+    assert len(server.requests) <= 21
+
+
+def test_a_request_leaves_as_soon_as_all_have_come_again(time, lane, server):
+    """What is left of the hold is nothing that anybody waits for."""
+
+    def publish(name):
+        for n in range(20):
+            lane.submit((name, n), 1_000, time.now + 30)
+        return time.now
+
+    publishers = [time.spawn(publish, name) for name in range(8)]
+    time.run()
+
+    # One round more than 20: the first request left with one item, before the others came.
+    assert max(publisher.result for publisher in publishers) < 21 * (ROUND_TRIP + 0.001)
+
+
 def test_a_request_has_at_most_a_hundred_items(time, server, submit):
     for n in range(301):
         submit(n, at=n / 1_000_000)
