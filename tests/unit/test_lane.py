@@ -519,6 +519,16 @@ def test_whatever_ends_a_leader_the_others_are_served(time, server, permits, sub
     assert time.now < 6.0 or moment > 5.0
 
 
+def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, submit):
+    """An outage that is over does not fail those who have no time to wait for a long pause."""
+    server.refuse = until(10.0, time, ConnectionFailed("down"))
+    patient = submit("patient", timeout=60)
+    hasty = [submit(n, timeout=0.5, at=10.0 + n / 10) for n in range(50)]
+    time.run()
+
+    assert outcomes([patient, *hasty]) == [None] * 51
+
+
 def test_a_leader_that_ends_in_a_pause_hands_on(time, server, submit):
     server.refuse = until(3.0, time, RateLimited("wait", status=429, retry_after=10))
     leader, other = submit("leader"), submit("other")
