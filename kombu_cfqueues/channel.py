@@ -139,13 +139,19 @@ class Channel(virtual.Channel):
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
-    def put_many(self, queue: str, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
+    def put_many(
+        self, queue: str, messages: Sequence[Packed], *, deadline: float
+    ) -> list[CFQueuesError | None]:
         """Publish many packed messages to one queue; block until all are settled.
+
+        Args:
+            queue: Kombu's name of the queue.
+            messages: The messages.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             For each, why it was not accepted; None: it was.
         """
-        deadline = self._deadline()
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:

@@ -185,7 +185,8 @@ class Lane(Generic[T]):
             # Read without the lock: nobody hands anything to a caller whose items are settled.
             if caller.unsettled or self._leader is caller or caller in self._posting:
                 self._leave(caller)
-        return [entry.error and _outcome(entry, entry.error) for entry in caller.entries]
+            entries, caller.entries = caller.entries, []  # no cycle: memory is free at once
+        return [entry.error and _outcome(entry, entry.error) for entry in entries]
 
     def _lead(self, caller: _Caller[T], now: float) -> None:
         """Send one request, as soon as one may leave."""

@@ -1,7 +1,9 @@
 """A lane: many callers, few requests, an outcome for each."""
 
+import gc
 import pickle
 import random
+import weakref
 
 import pytest
 from lane_parts import ROUND_TRIP, Permits, Server, bad, judge
@@ -146,6 +148,25 @@ def test_a_request_leaves_as_soon_as_all_have_come_again(time, lane, server):
 
     # One round more than 20: the first request left with one item, before the others came.
     assert max(publisher.result for publisher in publishers) < 21 * (ROUND_TRIP + 0.001)
+
+
+def test_what_was_accepted_is_forgotten_at_once(time):
+    """A thread that sends a million messages needs no garbage collector to stay small."""
+    lane = Lane(lambda items, deadline: None, lambda deadline: None, judge, clock=time)
+    sent = []
+
+    def publish():
+        items = [({number}, 1_000) for number in range(3)]
+        sent.extend(weakref.ref(item) for item, _ in items)
+        lane.submit_many(items, 30.0)
+
+    gc.disable()
+    try:
+        time.spawn(publish)
+        time.run()
+        assert [item() for item in sent] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_request_has_at_most_a_hundred_items(time, server, submit):
