@@ -92,7 +92,7 @@ class Channel(virtual.Channel):
         # Here, so that its copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         for queue in queues:
@@ -114,6 +114,7 @@ class Channel(virtual.Channel):
             publish_batch.add(queue, packed)
             return
         seconds = self.options.publish_timeout
+        # In this order, which a timeout of NaN does not survive.
         seconds = seconds if timeout is None else min(seconds, timeout)
         deadline = time.monotonic() + seconds
 
@@ -128,21 +129,29 @@ class Channel(virtual.Channel):
         try:
             self._with_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
-            if self._switches and isinstance(error, ConnectionFailed) and error.delivered == "no":
+            # An earlier try may have arrived; the next URL is no worse than one more try here.
+            certain = error.delivered == "no" or self.options.retry_uncertain
+            if self._switches and isinstance(error, ConnectionFailed) and certain:
                 raise
-            raise _timed_out(queue, error, seconds) from (error.__cause__ or error)
+            raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
-    def put_many(self, queue: str, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
+    def put_many(
+        self, queue: str, messages: Sequence[Packed], *, deadline: float
+    ) -> list[CFQueuesError | None]:
         """Publish many packed messages to one queue; block until all are settled.
+
+        Args:
+            queue: Kombu's name of the queue.
+            messages: The messages.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             For each, why it was not accepted; None: it was.
         """
-        deadline = self._deadline()
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:
@@ -324,15 +333,19 @@ def _warn_once(text: str) -> None:
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
     """The error of a message that was given up, in words that name its queue and the last cause."""
     arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
-    return PublishTimeout(
-        f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
-        f"(publish_timeout) and {arrived}; the last failure: {error.__cause__ or error}",
-        status=error.status,
-        code=error.code,
-        ray_id=error.ray_id,
-        retry_after=error.retry_after,
+    cause = error.__cause__ if isinstance(error, PublishTimeout) else error
+    last = cause if isinstance(cause, CFQueuesError) else error
+    timeout = PublishTimeout(
+        f"the message to queue {queue!r} could not be handed over (publish_timeout is "
+        f"{seconds:g} s) and {arrived}; {error}",
+        status=last.status,
+        code=last.code,
+        ray_id=last.ray_id,
+        retry_after=last.retry_after,
         delivered=error.delivered,
     )
+    timeout.__cause__ = last
+    return timeout
 
 
 def _fulfilled() -> promise:

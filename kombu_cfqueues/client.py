@@ -335,7 +335,7 @@ class Client:
         deadline: float,
     ) -> Answer:
         left = deadline - time.monotonic()
-        if left <= 0:
+        if not left > 0:  # this way round, NaN is none as well
             raise ConnectionFailed(f"{doing}: no time was left to ask {self._host}")
         timeout = urllib3.Timeout(
             total=left,

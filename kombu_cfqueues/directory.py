@@ -34,7 +34,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 #: A refusal that took longer to come than the first holds, unasked, for the second.
-SLOW_REFUSAL_SECONDS = 1.0
+SLOW_REFUSAL_SECONDS = 0.1
 REFUSAL_HOLDS_SECONDS = 1.5
 
 #: Hex digits that close a shortened name: one chance in 4 billion that two names meet.
