@@ -99,7 +99,7 @@ def test_an_account_that_is_no_text_is_refused(account):
 
 @pytest.mark.parametrize("token", [5, ["t"]])
 def test_a_token_that_is_neither_text_nor_callable_is_refused(token):
-    assert "api_token must be a string or a callable" in refusal(
+    assert "api_token must be a string, or a function" in refusal(
         password=None, transport_options={"api_token": token}
     )
 
