@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Knobs
 from kombu_cfqueues.emulator.service import Service
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def running():
+def running() -> Iterator[tuple[int, int, float]]:
     """Start the command; give its port, its process id, and the seconds until it answered."""
     code = "from kombu_cfqueues.cli import main; main()"
     began = time.perf_counter()
@@ -61,7 +63,9 @@ def running():
     try:
         port = 0
         while not port:
-            line = process.stdout.readline()
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise SystemExit("the emulator did not start")
             if "http://127.0.0.1:" in line:
                 port = int(line.split(":")[2].split("/")[0])
         call(port, "GET", "")
@@ -71,7 +75,7 @@ def running():
         process.wait()
 
 
-def call(port: int, method: str, path: str, body: object = None) -> dict:
+def call(port: int, method: str, path: str, body: object = None) -> dict[str, Any]:
     """Call the API once."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/client/v4/accounts/{ACCOUNT_ID}/queues{path}",
@@ -80,7 +84,8 @@ def call(port: int, method: str, path: str, body: object = None) -> dict:
         method=method,
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+        found: dict[str, Any] = json.load(answer)
+        return found
 
 
 def publish(port: int, route: str, body: object) -> float:
