@@ -161,7 +161,7 @@ class ConsumingChannel(virtual.Channel):
         message = self._accept(arrival.delivery, arrival.subscription, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
-        except Exception:
+        except (AttributeError, LookupError, TypeError, ValueError):
             if not _would_end_celery(consumer.callback, arrival.delivery):
                 raise
             # Celery looks for a task in it, as it does in any message, and fails over what it
@@ -334,8 +334,8 @@ def is_control_name(queue: str) -> bool:
 
 
 def _would_end_celery(callback: Callback, delivery: Delivery) -> bool:
-    """Whether a Celery worker's own handler has failed over a message from elsewhere."""
-    if not envelope.is_foreign(delivery.message):
+    """Whether a Celery worker's own handler has failed over a message that is not Celery's."""
+    if delivery.message["headers"].get("lang") == "py":
         return False
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"

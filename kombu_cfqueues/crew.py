@@ -71,6 +71,10 @@ class Crew:
                 self._threads -= 1
                 logger.debug("no thread %s: the interpreter is ending", self._name)
 
+    def dismiss(self) -> None:
+        """There may be less to do than the threads believe.  The caller holds the lock."""
+        self._called.notify_all()
+
     def _work(self) -> None:
         while job := self._await_job():
             try:

@@ -148,7 +148,8 @@ def unpack(raw: Mapping[str, Any], queue: str = "") -> dict[str, Any]:
     metadata = raw.get("metadata")
     kind = metadata.get("CF-Content-Type") if isinstance(metadata, Mapping) else None
     body, value = _content(raw.get("body"), kind)
-    if isinstance(value, dict) and _is_envelope(value):
+    is_envelope = isinstance(value, dict) and _is_envelope(value)
+    if is_envelope:
         message = _whole(value, raw)
     elif isinstance(body, bytes):
         message = _foreign(body, "application/data", "binary")
@@ -167,14 +168,9 @@ def unpack(raw: Mapping[str, Any], queue: str = "") -> dict[str, Any]:
         "attempts": attempts,
         "timestamp_ms": raw.get("timestamp_ms"),
         "content_type": kind,
-        "envelope": not is_foreign(message),
+        "envelope": is_envelope,
     }
     return message
-
-
-def is_foreign(message: Mapping[str, Any]) -> bool:
-    """Whether `unpack` made the message of something that is no Kombu envelope."""
-    return _FOREIGN in message
 
 
 def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
@@ -234,9 +230,6 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
-
-#: Marks, in the dictionary of a message, that it is no Kombu envelope.
-_FOREIGN = "cloudflare-foreign"
 
 
 def _content(body: Any, kind: Any) -> tuple[Any, Any]:
@@ -317,7 +310,6 @@ def _string_or_none(value: Any) -> str | None:
 
 def _envelope_of_data(data: bytes) -> dict[str, Any]:
     message = _foreign(data, "application/data", "binary")
-    message.pop(_FOREIGN)
     message["properties"]["message_id"] = new_id()
     return message
 
@@ -440,5 +432,4 @@ def _foreign(body: str | bytes, content_type: str, encoding: str) -> dict[str, A
         "content-encoding": encoding,
         "headers": {},
         "properties": properties,
-        _FOREIGN: True,
     }

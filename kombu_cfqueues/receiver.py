@@ -138,6 +138,7 @@ class Receiver:
             self._subscriptions.remove(subscription)
             subscription.inbox.subscriptions.remove(subscription)
             undelivered = subscription.inbox.withdraw(subscription)
+            self._crew.dismiss()
         for delivery in undelivered:
             self.give_back(delivery)
 
