@@ -6,7 +6,9 @@ callback a queue.  Here the receiver pulls, and a channel only delivers what has
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import time
 from collections.abc import Callable
 from queue import Empty
@@ -35,6 +37,8 @@ CLOSE_SECONDS: Final = 5.0
 
 GET_SECONDS: Final = 20.0
 """Longest that getting one message may take, retries and a consumer that is new included."""
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Callback = Callable[[virtual.Message], Any]
 
@@ -110,6 +114,7 @@ class ConsumingChannel(virtual.Channel):
         self._consumers.add(consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
+        self._tell_of_costs(queue)
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Deliver nothing more to that consumer; with the last of a queue, pull it no more.
@@ -292,6 +297,23 @@ class ConsumingChannel(virtual.Channel):
             ),
         )
 
+    def _tell_of_costs(self, queue: str) -> None:
+        """Warn of two uses that work, and not as one may expect."""
+        if is_control_name(queue):
+            return
+        for exchange, _, _ in self.state.queue_bindings(queue):
+            if self.state.exchanges[exchange]["type"] == "fanout":
+                _warn_once(
+                    f"queue {queue!r} is bound to the fanout exchange {exchange!r}: it hears only "
+                    "what this process publishes there (Celery's Broadcast does not reach workers)"
+                )
+        if queue in self._auto_delete and _UUID.fullmatch(queue):
+            _warn_once(
+                "results seem to come back through a queue of their own (rpc://): each process "
+                "that waits for them makes, polls and deletes one, from the same request "
+                "allowance; a result backend such as Redis or a database costs none of it"
+            )
+
     def _accept(
         self, delivery: Delivery, subscription: Subscription | None, *, no_ack: bool
     ) -> virtual.Message:
@@ -331,6 +353,11 @@ class ConsumingChannel(virtual.Channel):
 def is_control_name(queue: str) -> bool:
     """Whether the queue is one of Celery's for remote control or events."""
     return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _would_end_celery(callback: Callback, delivery: Delivery) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from . import limits
+
 LEAST_INTERVAL: Final = 0.01
 """Seconds; ``polling_interval=0`` asks for the tightest polling, and not for a busy loop."""
 
@@ -50,14 +52,10 @@ class Pace:
 
         Args:
             now: The time.
-            retry_after: Seconds that the server asks for; else they grow, with jitter, because all
-                that failed together would come back together.
+            retry_after: Seconds that the server asks for at least.  Ours grow, with jitter,
+                because all that failed together would come back together.
         """
         ceiling = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
         self._failures = min(self._failures + 1, 10)
         pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311  no secret depends on it
-        self.due = now + (pause if retry_after is None else retry_after)
-
-    def wait(self, now: float, seconds: float) -> None:
-        """Pull again after *seconds*, whatever was before."""
-        self.due = now + seconds
+        self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))
