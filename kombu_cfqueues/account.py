@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 
@@ -74,16 +75,22 @@ class Account:
             self.client.close()
 
     def _tell_of_differences(self, options: Options) -> None:
-        for name in ACCOUNT_OPTIONS:
+        # Kombu and Celery bring different connect timeouts, which nobody has chosen.
+        for name in set(ACCOUNT_OPTIONS) - {"connect_timeout"}:
             first, now = getattr(self._options, name), getattr(options, name)
             if first != now:
-                logger.warning(
-                    "%s=%s has no effect: all connections of a process to one account share it, "
-                    "and the first one set it to %s",
-                    name,
-                    now,
-                    first,
-                )
+                _warn_of_difference(name, now, first)
+
+
+@functools.lru_cache(maxsize=256)  # said once, not by each connection
+def _warn_of_difference(name: str, now: object, first: object) -> None:
+    logger.warning(
+        "%s=%s has no effect: all connections of a process to one account share it, and the first "
+        "one set it to %s",
+        name,
+        now,
+        first,
+    )
 
 
 class _Registry:

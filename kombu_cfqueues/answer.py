@@ -96,7 +96,10 @@ CODES: dict[int, Meaning] = {
 
 
 def envelope_of(
-    answer: Answer, doing: str, statuses: Mapping[int, Meaning] | None = None
+    answer: Answer,
+    doing: str,
+    statuses: Mapping[int, Meaning] | None = None,
+    secret: str = "",
 ) -> dict[str, Any]:
     """The envelope of a successful answer: its ``result``, which may be missing, and more.
 
@@ -104,6 +107,7 @@ def envelope_of(
         answer: What came.
         doing: What was asked for, for the error's text: ``publishing to queue 'jobs'``.
         statuses: What statuses mean on this route, where it differs from the rest of the API.
+        secret: What the answer may repeat and an error must not.
 
     Raises:
         CFQueuesError: The answer is no success; the subclass says what it means.
@@ -111,7 +115,7 @@ def envelope_of(
     envelope = _parse(answer.body)
     if envelope is not None and envelope.get("success") is True and 200 <= answer.status < 300:
         return envelope
-    raise _error(answer, envelope, doing, statuses or {})
+    raise _error(answer, envelope, doing, statuses or {}, secret)
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:
@@ -127,16 +131,17 @@ def _error(
     envelope: dict[str, Any] | None,
     doing: str,
     statuses: Mapping[int, Meaning],
+    secret: str,
 ) -> CFQueuesError:
-    failure = _first_failure(envelope)
+    failure = _first_failure(envelope, secret)
     kind, advice = _meaning(answer, envelope, failure, statuses)
     said = f", code {failure.code}" if failure.code is not None else ""
-    text = f": {failure.text}" if failure.text else _what_came(answer, envelope)
+    text = f": {failure.text}" if failure.text else _what_came(answer, envelope, secret)
     error = kind(
         f"{doing} failed (HTTP {answer.status}{said}){text}. {advice}".rstrip(". ") + ".",
         status=answer.status,
         code=failure.code,
-        ray_id=answer.headers.get("CF-Ray"),
+        ray_id=_hide(secret, answer.headers.get("CF-Ray", "")) or None,
         retry_after=_retry_after(answer.headers.get("Retry-After")),
     )
     # A 503 says that nothing was done.  Any other failure of the server may have come after the
@@ -146,7 +151,7 @@ def _error(
     return error
 
 
-def _first_failure(envelope: dict[str, Any] | None) -> Failure:
+def _first_failure(envelope: dict[str, Any] | None, secret: str) -> Failure:
     errors = envelope.get("errors") if envelope else None
     first = errors[0] if isinstance(errors, list) and errors else None
     if not isinstance(first, dict):
@@ -154,7 +159,11 @@ def _first_failure(envelope: dict[str, Any] | None) -> Failure:
     code, text = first.get("code"), first.get("message")
     return Failure(
         code if isinstance(code, int) and not isinstance(code, bool) else None,
-        " ".join(text.split())[:300].rstrip(".") if isinstance(text, str) else "",
+        (
+            " ".join(_hide(secret, text).split())[:300].rstrip(".?!")
+            if isinstance(text, str)
+            else ""
+        ),
     )
 
 
@@ -198,13 +207,18 @@ def _meaning_of_status(status: int, *, has_json: bool) -> Meaning:
     return ServerError, "Cloudflare's status is at https://www.cloudflarestatus.com."
 
 
-def _what_came(answer: Answer, envelope: dict[str, Any] | None) -> str:
+def _what_came(answer: Answer, envelope: dict[str, Any] | None, secret: str) -> str:
     if envelope is not None:
         return ""
     if not answer.body:
         return ", with an empty body"
-    kind = answer.headers.get("Content-Type", "").split(";")[0] or "of unknown type"
+    kind = _hide(secret, answer.headers.get("Content-Type", "")).split(";")[0][:100]
+    kind = kind or "of unknown type"
     return f", with {len(answer.body):,} bytes ({kind}) that are not the API's JSON"
+
+
+def _hide(secret: str, text: str) -> str:
+    return text.replace(secret, "**") if secret else text
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -216,7 +230,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     # Compared this way round, NaN is refused as well.
     return max(0.0, seconds) if seconds < 1e9 else None

@@ -21,6 +21,7 @@ from .errors import (
     CFQueuesError,
     ConnectionFailed,
     InvalidMessage,
+    PermanentError,
     PublishTimeout,
     QueueNotFound,
     TransientError,
@@ -65,7 +66,7 @@ class Channel(ConsumingChannel):
         # Here, so that its copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         for queue in queues:
@@ -87,6 +88,7 @@ class Channel(ConsumingChannel):
             publish_batch.add(queue, packed)
             return
         seconds = self.options.publish_timeout
+        # In this order, which a timeout of NaN does not survive.
         seconds = seconds if timeout is None else min(seconds, timeout)
         deadline = time.monotonic() + seconds
 
@@ -101,21 +103,29 @@ class Channel(ConsumingChannel):
         try:
             self._with_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
-            if self._switches and isinstance(error, ConnectionFailed) and error.delivered == "no":
+            # An earlier try may have arrived; the next URL is no worse than one more try here.
+            certain = error.delivered == "no" or self.options.retry_uncertain
+            if self._switches and isinstance(error, ConnectionFailed) and certain:
                 raise
-            raise _timed_out(queue, error, seconds) from (error.__cause__ or error)
+            raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
-    def put_many(self, queue: str, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
+    def put_many(
+        self, queue: str, messages: Sequence[Packed], *, deadline: float
+    ) -> list[CFQueuesError | None]:
         """Publish many packed messages to one queue; block until all are settled.
+
+        Args:
+            queue: Kombu's name of the queue.
+            messages: The messages.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             For each, why it was not accepted; None: it was.
         """
-        deadline = self._deadline()
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:
@@ -243,7 +253,14 @@ class Channel(ConsumingChannel):
         """How many messages the queue has, about; None if the server does not say."""
         deadline = self._deadline()
         found = self.account.directory.find(queue, self.options, deadline=deadline)
-        return 0 if found is None else self.account.client.backlog(found.id, deadline=deadline)
+        if found is None:
+            return 0
+        try:
+            return self.account.client.backlog(found.id, deadline=deadline)
+        except PermanentError as error:
+            # A token may publish and consume, and not read metrics.
+            logger.warning("how many messages queue %r has cannot be read: %s", queue, error)
+            return None
 
 
 def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
@@ -265,16 +282,21 @@ def _warn_once(text: str) -> None:
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
-    arrived = "may or may not" if error.delivered == "unknown" else "did not"
-    return PublishTimeout(
-        f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
-        f"(publish_timeout) and {arrived} arrive; the last failure: {error}",
-        status=error.status,
-        code=error.code,
-        ray_id=error.ray_id,
-        retry_after=error.retry_after,
+    """The error of a message that was given up, in words that name its queue and the last cause."""
+    arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
+    cause = error.__cause__ if isinstance(error, PublishTimeout) else error
+    last = cause if isinstance(cause, CFQueuesError) else error
+    timeout = PublishTimeout(
+        f"the message to queue {queue!r} could not be handed over (publish_timeout is "
+        f"{seconds:g} s) and {arrived}; {error}",
+        status=last.status,
+        code=last.code,
+        ray_id=last.ray_id,
+        retry_after=last.retry_after,
         delivered=error.delivered,
     )
+    timeout.__cause__ = last
+    return timeout
 
 
 def _fulfilled() -> promise:

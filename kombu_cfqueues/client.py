@@ -6,20 +6,19 @@ caller's business.  Deadlines are in seconds of `time.monotonic`.
 
 from __future__ import annotations
 
+import http.client
 import json
-import os
 import re
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies
 
 from .answer import Answer, Meaning, envelope_of
 from .errors import (
@@ -34,14 +33,8 @@ from .errors import (
     ServerError,
 )
 from .fork import renew_in_child
-from .options import Secret, Token, is_loopback
-
-#: Connections that are kept open; more are made when more threads ask, and closed after use.
-POOL_SIZE = 32
-
-#: Most bytes of an answer that are read.  A pull of 100 messages of 128 KB, in which JSON needs six
-#: bytes for some characters, stays below it.
-MOST_ANSWER_BYTES = 100 << 20
+from .options import Secret, Token
+from .pool import Pool, read_body
 
 #: What these statuses mean on the route that pulls.
 _PULL: dict[int, Meaning] = {
@@ -122,13 +115,14 @@ class Client:
         self._read_timeout = read_timeout
         self._gate = gate
         self._names: dict[str, str] = {}  # queue id -> name, for the texts of errors
-        self._sent_token = Secret("")  # the newest; never to be seen in a text
-        self._pool: _Pool | None = None
-        self._of_the_parent: list[_Pool] = []
+        self._of_the_parent: list[Pool] = []
+        self._pool: Pool | None = None  # guarded by _lock
+        self._lock = threading.Lock()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Open connections of our own in a forked child."""
+        self._lock = threading.Lock()
         if self._pool is not None:
             # Kept: closing them here would say goodbye in the parent's name.
             self._of_the_parent.append(self._pool)
@@ -136,7 +130,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections.  The next call opens new ones."""
-        pool, self._pool = self._pool, None
+        with self._lock:
+            pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
 
@@ -167,7 +162,7 @@ class Client:
         result = self._admin("POST", "", {"queue_name": name}, doing=doing, deadline=deadline)
         queue = self._queue(result)
         if queue is None:
-            raise ServerError(f"{doing} was answered without a queue id", delivered="unknown")
+            raise ServerError(f"{doing} was answered without a queue id")
         return queue
 
     def delete_queue(self, queue_id: str, *, deadline: float) -> None:
@@ -296,7 +291,11 @@ class Client:
     ) -> Any:
         self._gate.acquire(deadline)
         data = None if body is None else json.dumps(body).encode()
-        envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+        try:
+            envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+        except CFQueuesError as error:
+            error.delivered = "no"  # it carried no message, so no message is in doubt
+            raise
         return envelope if whole else envelope.get("result")
 
     def _message_call(
@@ -316,21 +315,30 @@ class Client:
         deadline: float,
         queue_id: str | None = None,
     ) -> dict[str, Any]:
-        answer = self._request(method, path, data, doing=doing, deadline=deadline)
+        token = self._current_token(doing)
+        answer = self._request(method, path, data, token, doing=doing, deadline=deadline)
         self._gate.observe(answer.headers.get("Ratelimit"))
         try:
-            return envelope_of(answer, doing, _PULL if path.endswith("/pull") else None)
+            return envelope_of(answer, doing, _PULL if path.endswith("/pull") else None, token)
         except CFQueuesError as error:
-            # A server, or a proxy that plays one, may repeat what it was sent.
-            error.args = (self._mask(str(error)),)
             self._gate.refused(error, queue=queue_id)
-            raise
+            # Some reporters of errors print local variables; the answer is one here and in the
+            # frames below, and a server may repeat in it what it was sent.
+            del answer
+            raise error.with_traceback(None) from None
 
     def _request(
-        self, method: str, path: str, data: bytes | None, *, doing: str, deadline: float
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        token: Secret,
+        *,
+        doing: str,
+        deadline: float,
     ) -> Answer:
         left = deadline - time.monotonic()
-        if left <= 0:
+        if not left > 0:  # this way round, NaN is none as well
             raise ConnectionFailed(f"{doing}: no time was left to ask {self._host}")
         timeout = urllib3.Timeout(
             total=left,
@@ -338,8 +346,8 @@ class Client:
             read=min(left, self._read_timeout),
         )
         headers = {
-            "Authorization": self._authorization(),
             "Accept-Encoding": "gzip",
+            "Authorization": Secret(f"Bearer {token}"),
             "Content-Type": "application/json",
             "User-Agent": "kombu-cfqueues",
         }
@@ -349,51 +357,50 @@ class Client:
         try:
             response = self._open_pool().send(request, timeout)
             with response:
-                body = _read_body(response, min(deadline, time.monotonic() + self._read_timeout))
-                return Answer(response.status_code, response.headers, body)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+                return Answer(response.status_code, response.headers, read_body(response))
+        except _FOREIGN as e:
             links = list(_chain(e, outside=handling))
             for link in links:
                 # Frames of requests and http.client hold the Authorization header in local
                 # variables, which some reporters of errors print.
                 link.__traceback__ = None
-            raise self._translate(links, doing) from e
+            raise self._translate(links, doing, token) from e
 
-    def _open_pool(self) -> _Pool:
-        pool = self._pool
-        if pool is None:
-            # Two threads may both come here; the pool that loses is dropped unused.
-            pool = self._pool = _Pool(self._queues_url)
-        return pool
+    def _open_pool(self) -> Pool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = Pool(self._queues_url)
+            return self._pool
 
-    def _authorization(self) -> Secret:
-        token: Any = self._token
-        if callable(token):
-            try:
-                token = token()
-            # The callable is the application's and may raise anything; only what is ours is
-            # understood by a worker.
-            except Exception as error:
-                raise AuthenticationFailed(
-                    f"the callable given as api_token raised {type(error).__name__}"
-                ) from error
+    def _current_token(self, doing: str) -> Secret:
+        try:
+            given = self._token() if callable(self._token) else self._token
+        except CFQueuesError:
+            raise
+        # The callable is the application's and may raise anything; a worker understands only what
+        # is ours.  The cause may pass, as that of a secret store that is down for a moment.
+        except Exception as error:
+            raise ConnectionFailed(
+                f"{doing} failed: the callable api_token raised {type(error).__name__}"
+            ) from error
+        token = Secret(given) if isinstance(given, str) else Secret()
+        del given  # some reporters of errors print local variables
         # Printable ASCII without blanks is what a header can carry as a token.
-        if not (isinstance(token, str) and re.fullmatch(r"[!-~]+", token)):
+        if not re.fullmatch(r"[!-~]+", token):
             raise AuthenticationFailed(
                 "the API token is malformed: it is empty, or holds a blank, a line break or a "
                 "letter that no token has (the word 'Bearer' is not part of it); check api_token"
             )
-        self._sent_token = Secret(token)
-        return Secret(f"Bearer {token}")
+        return token
 
-    def _translate(self, links: Sequence[BaseException], doing: str) -> CFQueuesError:
+    def _translate(
+        self, links: Sequence[BaseException], doing: str, token: Secret
+    ) -> CFQueuesError:
         """The one place where what requests, urllib3 and sockets raise becomes ours."""
         kind, delivered, what = _meaning(links)
         reason = what.format(host=self._host)
-        return kind(self._mask(f"{doing} failed: {reason} ({_words(links)})"), delivered=delivered)
-
-    def _mask(self, text: str) -> str:
-        return text.replace(self._sent_token, "**") if self._sent_token else text
+        words = _words(links).replace(token, "**")
+        return kind(f"{doing} failed: {reason} ({words})", delivered=delivered)
 
     def _name(self, queue_id: str) -> str:
         name = self._names.get(queue_id)
@@ -413,59 +420,28 @@ class Client:
         return Queue(queue_id, name, retention if isinstance(retention, int) else None)
 
 
-class _Pool:
-    """Connections to one host, and how to get there.
-
-    The adapter of requests is used without a `requests.Session` around it.  What a session adds is
-    what must not happen here: it follows redirects, keeps cookies, and lets ~/.netrc replace our
-    Authorization header; and it takes a quarter of the CPU of a request.
-    """
-
-    def __init__(self, url: str) -> None:
-        # No retries by urllib3: each one would be a request that nobody has counted.
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE, max_retries=0)
-        # What a session would read from the environment at each request, read once.
-        loopback = is_loopback(urlsplit(url).hostname or "")
-        self._proxies = {} if loopback else get_environ_proxies(url)
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-        self._verify = bundle or True
-
-    def send(self, request: requests.Request, timeout: urllib3.Timeout) -> requests.Response:
-        """The answer's status and headers; its body is still to be read."""
-        return self._adapter.send(
-            request.prepare(),
-            stream=True,
-            timeout=cast("Any", timeout),  # requests passes it on; its stubs do not know
-            verify=self._verify,
-            proxies=self._proxies,
-        )
-
-    def close(self) -> None:
-        self._adapter.close()
-
-
-def _read_body(response: requests.Response, deadline: float) -> bytes:
-    """The whole body; a server that sends it drop by drop does not outlive the deadline."""
-    chunks, size = [], 0
-    for chunk in response.iter_content(1 << 16):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MOST_ANSWER_BYTES:
-            raise requests.exceptions.ContentDecodingError("the answer is too long to be one")
-        if time.monotonic() > deadline:
-            raise requests.ReadTimeout("the answer did not end in time")
-    return b"".join(chunks)
-
-
 def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Delivered, str]:
     """Our class, whether the request may have arrived, and words for it."""
-    if "CA certificate bundle" in str(links[0]):  # an OSError that says so in its text only
-        return ConfigurationError, "no", "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file"
+    # An OSError that says so in its text only, and an SSLError that does in its reason.
+    if "CA certificate bundle" in str(links[0]) or any(
+        getattr(link, "reason", None) == "NO_CERTIFICATE_OR_CRL_FOUND" for link in links
+    ):
+        words = "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file with certificates"
+        return ConfigurationError, "no", words
     for foreign, ours, delivered, words in _MEANINGS:
         if any(isinstance(link, foreign) for link in links):
             return ours, delivered, words
     return ConnectionFailed, "unknown", "the connection to {host} broke before its answer came"
 
+
+#: What requests may raise, its own and what it lets through.
+_FOREIGN = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
 
 #: What is raised on the way to the API, the most telling first.
 _MEANINGS: tuple[
@@ -534,8 +510,13 @@ def _chain(error: BaseException, outside: BaseException | None) -> Iterator[Base
 
 def _words(links: Sequence[BaseException]) -> str:
     """What the system itself said, or the name of what was raised."""
-    said = [link.strerror for link in links if isinstance(link, OSError) and link.strerror]
-    return said[-1] if said else type(links[-1]).__name__
+    said = [
+        # A proxy's refusal to connect has only a text.
+        link.strerror or (str(link)[:200] if type(link) is OSError else "")
+        for link in links
+        if isinstance(link, OSError)
+    ]
+    return next((text for text in reversed(said) if text), type(links[-1]).__name__)
 
 
 def _segment(queue_id: str) -> str:

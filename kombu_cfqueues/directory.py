@@ -13,8 +13,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from . import limits
 from .client import Client, Queue
@@ -30,10 +30,12 @@ from .errors import (
 from .fork import renew_in_child
 from .options import Options
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 #: A refusal that took longer to come than the first holds, unasked, for the second.
-SLOW_REFUSAL_SECONDS = 1.0
+SLOW_REFUSAL_SECONDS = 0.1
 REFUSAL_HOLDS_SECONDS = 1.5
 
 #: Hex digits that close a shortened name: one chance in 4 billion that two names meet.
@@ -120,8 +122,15 @@ class Directory:
         """
         for name, queue_id in options.queues.items():
             self._client.remember_name(queue_id, name)
-        if self._connected:
-            return
+        self._once(
+            "",  # no name at Cloudflare is empty
+            "connecting",
+            deadline,
+            known=lambda: self._connected or None,
+            ask=lambda: self._probe(deadline),
+        )
+
+    def _probe(self, deadline: float) -> bool:
         if self._refusal is not None and time.monotonic() < self._refused_until:
             raise copy.copy(self._refusal)
         asked = time.monotonic()
@@ -136,6 +145,7 @@ class Directory:
             raise
         self._learn(page.queues)
         self._connected = True
+        return True
 
     def queue(self, name: str, options: Options, *, deadline: float) -> Queue:
         """Kombu's queue *name* as it is at Cloudflare; created if it is missing.
@@ -159,7 +169,7 @@ class Directory:
         title = self._title(name, options)
         queue = self._queues.get(title)
         if queue is None:
-            queue = self._once(title, deadline, create=options.create_missing_queues)
+            queue = self._ask(title, deadline, create=options.create_missing_queues)
         if queue is None:
             raise QueueNotFound(
                 f"queue {name!r} does not exist (its name at Cloudflare is {title!r}), and "
@@ -176,7 +186,7 @@ class Directory:
         if name in options.queues:
             return Queue(options.queues[name], name, None)
         title = self._title(name, options)
-        return self._queues.get(title) or self._once(title, deadline, create=False)
+        return self._queues.get(title) or self._ask(title, deadline, create=False)
 
     def forget(self, name: str, queue_id: str, options: Options) -> bool:
         """The server does not know *queue_id* any more: look *name* up again when next asked.
@@ -200,7 +210,7 @@ class Directory:
         Raises:
             CFQueuesError: What a request raised.
         """
-        queue = self._queues.get(title) or self._once(title, deadline, create=True)
+        queue = self._queues.get(title) or self._ask(title, deadline, create=True)
         if queue is None:  # pragma: no cover  it was to be created
             raise QueueNotFound(f"there is no queue {title!r} at Cloudflare")
         return queue
@@ -264,6 +274,11 @@ class Directory:
         """The name at Cloudflare, refused if it stands for another name already."""
         wanted = options.queue_name_prefix + name
         title = cloudflare_name(wanted)
+        self._claim(title, wanted)
+        return title
+
+    def _claim(self, title: str, wanted: str) -> None:
+        """Let *wanted*, prefix included, be the only name that stands for *title*."""
         with self._lock:
             meaning = self._meanings.setdefault(title, wanted)
         if meaning != wanted:
@@ -271,28 +286,42 @@ class Directory:
                 f"the queues {meaning!r} and {wanted!r} would both be {title!r} at Cloudflare, "
                 "and their messages would mix: rename one, or give its id in the option 'queues'"
             )
-        return title
 
-    def _once(self, title: str, deadline: float, *, create: bool) -> Queue | None:
-        """Ask the server, in one thread for all that want to know."""
+    def _ask(self, title: str, deadline: float, *, create: bool) -> Queue | None:
+        def ask() -> Queue | None:
+            found = self._look_up(title, deadline)
+            return self._create(title, deadline) if found is None and create else found
+
+        doing = f"looking up queue {title!r}"
+        return self._once(title, doing, deadline, known=lambda: self._queues.get(title), ask=ask)
+
+    def _once(
+        self,
+        key: str,
+        doing: str,
+        deadline: float,
+        *,
+        known: Callable[[], T | None],
+        ask: Callable[[], T],
+    ) -> T:
+        """What is *known*, else what one thread will *ask* for all that want to know."""
         while True:
             with self._lock:
-                known = self._queues.get(title)
-                other = self._asking.get(title)
-                if known is None and other is None:
-                    mine = self._asking[title] = threading.Event()
-            if known is not None:
-                return known
+                found = known()
+                other = self._asking.get(key)
+                if found is None and other is None:
+                    mine = self._asking[key] = threading.Event()
+            if found is not None:
+                return found
             if other is None:
                 break
             if not other.wait(max(0.0, deadline - time.monotonic())):
-                raise ConnectionFailed(f"looking up queue {title!r} took too long")
+                raise ConnectionFailed(f"{doing} took too long")
         try:
-            found = self._look_up(title, deadline)
-            return self._create(title, deadline) if found is None and create else found
+            return ask()
         finally:
             with self._lock:
-                del self._asking[title]
+                del self._asking[key]
             mine.set()
 
     def _look_up(self, title: str, deadline: float, *, any_case: bool = False) -> Queue | None:
@@ -320,6 +349,7 @@ class Directory:
             found = self._look_up(title, deadline, any_case=True)
             if found is None:
                 raise
+            self._claim(found.name, self._meanings[title])
             queue = found._replace(name=title)
         self._learn([queue])
         return queue

@@ -43,8 +43,11 @@ BULK_IN_FLIGHT: Final = 2
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 
+HOLD_ON: Final = 3
+"""So many callers in a quarter of the hold are worth another quarter."""
+
 REFUSED_ALIKE: Final = 3
-"""So many single items refused alike, and none accepted: the rest is not asked any more."""
+"""So many single items of a batch refused alike, and none accepted: the rest is not asked."""
 
 
 class Verdict(Enum):
@@ -120,8 +123,8 @@ class Lane(Generic[T]):
         self._trouble: CFQueuesError | None = None  # why nothing leaves before _resume_at
         self._pauses = 0  # in a row
         self._resume_at = 0.0
-        self._refusal: tuple[type[CFQueuesError], int | None] | None = None
-        self._refused_alike = 0  # single items in a row, with _refusal and nothing accepted
+        # How the first single items of a split batch were refused; None: some were accepted.
+        self._refusals: list[tuple[type[CFQueuesError], int | None]] | None = None
 
     def submit(self, item: T, size: int, deadline: float) -> None:
         """Hand over *item*, of *size* bytes; block until it is accepted.
@@ -129,7 +132,7 @@ class Lane(Generic[T]):
         Raises:
             PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
                 The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this item was refused.
+            CFQueuesError: Why this item was refused; ``delivered`` counts its earlier tries too.
         """
         (outcome,) = self._serve([(item, size)], deadline, self._singles)
         if outcome is not None:
@@ -148,7 +151,9 @@ class Lane(Generic[T]):
         flight, also where single callers have one.
 
         Returns:
-            The outcome of each: None if it was accepted, else what `submit` would raise.
+            The outcome of each: None if it was accepted, else what `submit` would raise.  What
+            ends the caller itself (an interrupt, a bug) is raised, and what has not left is
+            taken back.
         """
         return self._serve(items, deadline, self._bulk)
 
@@ -157,7 +162,8 @@ class Lane(Generic[T]):
     def _serve(
         self, items: Iterable[tuple[T, int]], deadline: float, waiting: _Waiting[T]
     ) -> list[CFQueuesError | None]:
-        caller: _Caller[T] = _Caller(deadline, waiting, self._clock.lock())
+        came = self._clock.monotonic()
+        caller: _Caller[T] = _Caller(came, deadline, waiting, self._clock.lock())
         try:
             with self._lock:
                 for item, size in items:
@@ -166,9 +172,10 @@ class Lane(Generic[T]):
                     caller.unsettled += 1
                     waiting[entry] = None
                 self._appoint()
+                self._overtake(caller)
             while caller.unsettled:
                 now = self._clock.monotonic()
-                if deadline <= max(now, self._resume_at) and self._expire(caller, now):
+                if deadline <= max(now, self._resumes_for(caller)) and self._expire(caller, now):
                     continue
                 if self._leader is caller:
                     self._lead(caller, now)
@@ -178,13 +185,17 @@ class Lane(Generic[T]):
             # Read without the lock: nobody hands anything to a caller whose items are settled.
             if caller.unsettled or self._leader is caller or caller in self._posting:
                 self._leave(caller)
-        return [entry.error and _copy(entry.error) for entry in caller.entries]
+            entries, caller.entries = caller.entries, []  # no cycle: memory is free at once
+        return [entry.error and _outcome(entry, entry.error) for entry in entries]
 
     def _lead(self, caller: _Caller[T], now: float) -> None:
         """Send one request, as soon as one may leave."""
-        pause = min(self._resume_at, caller.deadline) - now
-        if pause > 0:
-            self._clock.sleep(pause)
+        resumes_at = min(self._resumes_for(caller), caller.deadline)
+        if resumes_at > now:
+            caller.asleep_until = resumes_at
+            self._clock.sleep(resumes_at - now)
+            with self._lock:  # so that whoever overtakes has either done so, or cannot any more
+                caller.asleep_until = 0.0
             return  # the world may have changed
         # A permit that leaves no time to post would be lost, and the post cut short for everyone.
         reserve = min(self._post_seconds, (caller.deadline - now) / 2)
@@ -199,18 +210,39 @@ class Lane(Generic[T]):
         if batch:
             self._send(caller, batch)
 
+    def _resumes_for(self, caller: _Caller[T]) -> float:
+        """Return when *caller* may post, after a failure.
+
+        A pause that the server did not ask for is only our caution.  It must not keep a caller in a
+        hurry from its first try: perhaps the trouble is over.
+        """
+        trouble = self._trouble
+        if trouble is None or trouble.retry_after or any(entry.error for entry in caller.entries):
+            return self._resume_at
+        return min(self._resume_at, (caller.came + caller.deadline) / 2)
+
     def _hold(self, since: float) -> None:
-        """Let the callers of the last request come again, or they split into two lines."""
-        if self._sharers > 1 and len(self._singles) < self._sharers:
-            rest = since + self._hold_seconds - self._clock.monotonic()
-            if rest > 0:
-                self._clock.sleep(rest)
+        """Let the callers of the last request come again, or they split into two lines.
+
+        Sixty threads need more than the usual hold only to wake up, one after the other, so it
+        goes on for as long as they come thick and fast.
+        """
+        before = len(self._singles)
+        while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
+            held = self._clock.monotonic() - since
+            if held >= self._hold_seconds and here - before < HOLD_ON:
+                return
+            before = here
+            self._clock.sleep(self._hold_seconds / 4)
 
     def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
         started = self._clock.monotonic()
         try:
             self._post([entry.item for entry in batch], caller.deadline)
         except CFQueuesError as error:
+            if error.__traceback__ is not None:
+                # Who keeps the error keeps no batch: without this frame, which holds it.
+                error.__traceback__ = error.__traceback__.tb_next
             verdict = self._judge(error)
             with self._lock:
                 self._refused(caller, error, verdict)
@@ -233,8 +265,10 @@ class Lane(Generic[T]):
             ]
             for entry in over:
                 self._settle(entry, _timeout(entry, why or entry.error or self._trouble))
+            if caller.deadline <= now:
+                caller.unsettled = 0  # whatever became of its items: nobody waits for ever
             self._step_down(caller)
-        return bool(over)
+        return bool(over) or not caller.unsettled
 
     def _leave(self, caller: _Caller[T]) -> None:
         """Pass on what *caller* leaves behind: an interrupt, a killed greenlet or a bug ended it.
@@ -276,6 +310,16 @@ class Lane(Generic[T]):
                         entry.caller.call()
                         return
 
+    def _overtake(self, caller: _Caller[T]) -> None:
+        """Take the lead from one that sleeps through a pause which *caller* has no time for."""
+        leader = self._leader
+        if (
+            leader is not None
+            and leader.asleep_until > self._resumes_for(caller)
+            and len(self._posting) < self._max_in_flight
+        ):
+            self._leader = caller
+
     def _step_down(self, caller: _Caller[T]) -> None:
         if self._leader is caller:
             self._leader = None
@@ -290,7 +334,7 @@ class Lane(Generic[T]):
         for waiting in queues:
             while waiting:
                 entry = next(iter(waiting))
-                # Items that split from one batch stay among themselves.
+                # Items of a refused batch stay among themselves.
                 if batch and (
                     len(batch) >= entry.most
                     or entry.most != batch[0].most
@@ -310,14 +354,16 @@ class Lane(Generic[T]):
 
     def _accepted(self, caller: _Caller[T]) -> None:
         self._trouble, self._pauses, self._resume_at = None, 0, 0.0
-        self._refusal, self._refused_alike = None, 0
+        self._refusals = None
         for entry in self._posting.get(caller, ()):
             self._settle(entry, None)
         self._posting.pop(caller, None)
         self._appoint()
 
     def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
-        batch = self._posting.get(caller, [])
+        posted = self._posting.get(caller, [])
+        # Who ran out of time meanwhile has its outcome.
+        batch = [entry for entry in posted if entry.state is _State.TAKEN]
         uncertain = error.delivered == "unknown"
         for entry in batch:
             entry.error = error
@@ -328,19 +374,23 @@ class Lane(Generic[T]):
         elif verdict is Verdict.NOT_NOW:
             self._put_back(batch)
             self._pause(error)
-        elif len(batch) == 1:
-            self._settle(batch[0], error)
+        elif len(posted) == 1:
+            self._settle(posted[0], error)
             self._give_up_alike(error)
         else:
-            self._split(batch)
+            if posted[0].most == self._max_items:  # these are refused for the first time
+                self._refusals = []
+            for entry in batch:
+                entry.most = (len(posted) + 1) // 2
+            self._put_back(batch)
         self._posting.pop(caller, None)
         self._appoint()
 
     def _put_back(self, batch: list[_Entry[T]]) -> None:
         for entry in batch:
             if entry.state is _State.TAKEN:
-                entry.state = _State.WAITING
                 entry.caller.waiting[entry] = None
+                entry.state = _State.WAITING
         for waiting in (self._singles, self._bulk):
             for entry in sorted(waiting, key=_number):
                 waiting.move_to_end(entry)
@@ -359,24 +409,18 @@ class Lane(Generic[T]):
             if entry.caller.deadline <= self._resume_at:
                 entry.caller.call()
 
-    def _split(self, batch: list[_Entry[T]]) -> None:
-        """Let the items of *batch* travel again, at most half as many together."""
-        if batch[0].most == self._max_items:  # the first refusal of these items
-            self._refusal, self._refused_alike = None, 0
-        for entry in batch:
-            entry.most = (len(batch) + 1) // 2
-        self._put_back(batch)
-
     def _give_up_alike(self, error: CFQueuesError) -> None:
         """Stop splitting where the server seems to refuse everything: requests are scarce."""
-        refusal = (type(error), error.code)
-        self._refused_alike = self._refused_alike + 1 if refusal == self._refusal else 1
-        self._refusal = refusal
+        if self._refusals is None or len(self._refusals) >= REFUSED_ALIKE:
+            return
+        self._refusals.append((type(error), error.code))
+        if len(set(self._refusals)) > 1:
+            return
         suspects = [e for e in chain(self._singles, self._bulk) if e.most < self._max_items]
-        if self._refused_alike >= REFUSED_ALIKE:
+        if len(self._refusals) == REFUSED_ALIKE:
             for entry in suspects:
                 self._settle(entry, error)
-        elif self._refused_alike == REFUSED_ALIKE - 1 and suspects:
+        elif len(self._refusals) == REFUSED_ALIKE - 1 and suspects:
             # Bad items are often neighbours.  The one farthest off is asked, alone, before all
             # the rest is given up.
             farthest = suspects[-1]
@@ -388,8 +432,8 @@ class Lane(Generic[T]):
             return
         if entry.state is _State.WAITING:
             entry.caller.waiting.pop(entry, None)
-        entry.state = _State.SETTLED
         entry.error = error
+        entry.state = _State.SETTLED
         entry.caller.unsettled -= 1
         if not entry.caller.unsettled:
             entry.caller.call()
@@ -404,9 +448,11 @@ class _State(Enum):
 class _Caller(Generic[T]):
     """A thread that waits for its items.  Its lane's lock guards it."""
 
-    __slots__ = ("deadline", "entries", "unsettled", "waiting", "wake")
+    __slots__ = ("asleep_until", "came", "deadline", "entries", "unsettled", "waiting", "wake")
 
-    def __init__(self, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
+    def __init__(self, came: float, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
+        self.came = came
+        self.asleep_until = 0.0  # where it leads, and waits for a pause to end
         self.deadline = deadline
         self.waiting = waiting  # the line that its items stand in
         self.entries: list[_Entry[T]] = []
@@ -448,22 +494,25 @@ def _number(entry: _Entry[Any]) -> int:
 
 
 def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
-    taken = entry.state is _State.TAKEN
-    text = "its request had no answer in time" if taken else "no request could leave for it in time"
+    if entry.state is _State.TAKEN:
+        entry.uncertain = True
+        text = "the request that carries the message was not answered in time"
+    else:
+        text = "no request could leave for the message in time"
     error = PublishTimeout(
-        f"the message was not handed over: {text}" + (f" ({why})" if why else ""),
+        f"{text} (last failure: {why})" if why else text,
         retry_after=why.retry_after if why else None,
-        delivered="unknown" if taken or entry.uncertain else "no",
     )
     error.__cause__ = why
     return error
 
 
-def _copy(error: CFQueuesError) -> CFQueuesError:
-    """Return an error for one caller to raise, since raising adds to the traceback."""
+def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
+    """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
     copy: CFQueuesError = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
-    if error.__traceback__ is not None:  # without the frame of the lane, which holds the batch
-        copy.__traceback__ = error.__traceback__.tb_next
+    copy.__traceback__ = error.__traceback__
+    if entry.uncertain:  # by an earlier try, whatever the last one says
+        copy.delivered = "unknown"
     return copy

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +21,9 @@ from . import limits
 from .errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+#: Some 30 years.  Sockets and locks refuse to wait much longer, with errors of their own.
+MOST_SECONDS = 1e9
 
 ACCOUNT_VARIABLE = "CLOUDFLARE_ACCOUNT_ID"
 TOKEN_VARIABLE = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
@@ -156,40 +159,21 @@ class Options:
         Raises:
             ConfigurationError: Something is missing or wrong; the text names it.
         """
-        given = dict(transport_options or {})
-        _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
-        if virtual_host not in (None, "", "/"):
-            raise ConfigurationError(
-                f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
-                "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+        try:
+            return _read(
+                dict(transport_options or {}),
+                environ,
+                host=host,
+                port=port,
+                user=user,
+                password=password,
+                virtual_host=virtual_host,
+                connect_timeout=connect_timeout,
             )
-        values: dict[str, Any] = {
-            name: _CHECKS[name](name, given[name])
-            for name in _CHECKS
-            if name in given and not (given[name] is None and name in _NONE_IS_UNSET)
-        }
-        if connect_timeout and "connect_timeout" not in values:
-            values["connect_timeout"] = _seconds("connect_timeout", connect_timeout)
-        insecure = values.get("allow_insecure_http", False)
-        values["base_url"] = _base_url(host, port, given.get("base_url"), insecure=insecure)
-        values["account_id"] = user or given.get("account_id") or environ.get(ACCOUNT_VARIABLE)
-        token = password or given.get("api_token") or environ.get(TOKEN_VARIABLE)
-        for name, value, place, variable in (
-            ("account_id", values["account_id"], "user name", ACCOUNT_VARIABLE),
-            ("api_token", token, "password", TOKEN_VARIABLE),
-        ):
-            if not value:
-                raise ConfigurationError(
-                    f"no {name}: give it as the {place} of the broker URL "
-                    f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in "
-                    f"the environment variable {variable}"
-                )
-        if not isinstance(values["account_id"], str):
-            raise ConfigurationError("account_id must be a string")
-        if not (callable(token) or isinstance(token, str)):
-            raise ConfigurationError("api_token must be a string or a callable that returns one")
-        values["api_token"] = token if callable(token) else Secret(token)
-        return _complete(values)
+        except ConfigurationError as error:
+            # Some reporters of errors print local variables, and all these may hold the token.
+            del user, password, transport_options, environ
+            raise error.with_traceback(None) from None
 
 
 #: Options that belong to an `Account`: its first connection of a process sets them for all.
@@ -207,7 +191,10 @@ ACCOUNT_OPTIONS = (
 def host_of(transport_options: Mapping[str, Any] | None) -> str:
     """The host that a URL without one means, for display; never raises."""
     base_url = (transport_options or {}).get("base_url")
-    host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+    try:
+        host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+    except ValueError:
+        host = None
     return host or urlsplit(limits.API_BASE_URL).hostname or ""
 
 
@@ -221,6 +208,55 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _read(
+    given: dict[str, Any],
+    environ: Mapping[str, str],
+    *,
+    host: str | None,
+    port: int | None,
+    user: str | None,
+    password: str | Callable[[], str] | None,
+    virtual_host: str | None,
+    connect_timeout: float | None,
+) -> Options:
+    _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
+    if virtual_host not in (None, "", "/"):
+        raise ConfigurationError(
+            f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
+            "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+        )
+    values: dict[str, Any] = {
+        name: _CHECKS[name](name, given[name])
+        for name in _CHECKS
+        if name in given and not (given[name] is None and name in _NONE_IS_UNSET)
+    }
+    if connect_timeout and "connect_timeout" not in values:
+        values["connect_timeout"] = _seconds("connect_timeout", connect_timeout)
+    insecure = values.get("allow_insecure_http", False)
+    values["base_url"] = _base_url(host, port, given.get("base_url"), insecure=insecure)
+    values["account_id"] = user or given.get("account_id") or environ.get(ACCOUNT_VARIABLE)
+    token = password or given.get("api_token") or environ.get(TOKEN_VARIABLE)
+    for name, value, place, variable in (
+        ("account_id", values["account_id"], "user name", ACCOUNT_VARIABLE),
+        ("api_token", token, "password", TOKEN_VARIABLE),
+    ):
+        if not value:
+            raise ConfigurationError(
+                f"no {name}: give it as the {place} of the broker URL "
+                f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in "
+                f"the environment variable {variable}"
+            )
+    if not isinstance(values["account_id"], str):
+        raise ConfigurationError("account_id must be a string")
+    # Hashable, because connections with the same token find what they share by it.
+    if not (isinstance(token, str) or (callable(token) and isinstance(token, Hashable))):
+        raise ConfigurationError(
+            "api_token must be a string, or a function or other hashable callable that returns one"
+        )
+    values["api_token"] = token if callable(token) else Secret(token)
+    return _complete(values)
+
+
 def _complete(values: dict[str, Any]) -> Options:
     """Fill in the defaults that depend on other options, and check options against each other."""
     api_host = urlsplit(limits.API_BASE_URL).hostname
@@ -229,8 +265,10 @@ def _complete(values: dict[str, Any]) -> Options:
     if to_cloudflare:
         if not re.fullmatch(r"[0-9a-fA-F]{32}", account):
             raise ConfigurationError(
-                f"account_id {account!r} is not a Cloudflare account id, which is 32 hex digits "
-                "(dashboard: account home, 'Copy account ID')"
+                # Not the text: in a URL with a slip it is the token.
+                f"account_id (the user name of the broker URL) has {len(account)} characters and "
+                "is no Cloudflare account id, which is 32 hex digits (dashboard: account home, "
+                "'Copy account ID')"
             )
         # rate * 300 + burst = 1,170: 30 below Cloudflare's limit, for the dashboard and other
         # tools that share the token's allowance.
@@ -250,37 +288,34 @@ def _complete(values: dict[str, Any]) -> Options:
 
 def _base_url(host: str | None, port: int | None, option: Any, *, insecure: bool) -> str:
     """Where the API is: the URL's host first, else the option, else Cloudflare."""
-    netloc = _netloc(host, port) if host else None
     if option is not None:
         parts = _split(option)
         # The option completes a URL with the same host: its scheme and path are what a URL
-        # cannot say.  Another host in the URL wins, so that fail-over lists can use the option.
-        if netloc in (None, parts.netloc):
-            scheme, netloc, path = parts.scheme, parts.netloc, parts.path.rstrip("/")
-            _demand_https(scheme, parts.hostname or "", insecure=insecure)
-            return f"{scheme}://{netloc}{path or limits.API_PATH}"
-    if netloc is None or host is None:
+        # cannot say, its port what this one does not.  Another host in the URL wins, so that
+        # fail-over lists can use the option.
+        if not host or (host.lower() == parts.hostname and port in (None, parts.port)):
+            _demand_https(parts.scheme, parts.hostname, insecure=insecure)
+            return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or limits.API_PATH}"
+    if not host:
         return limits.API_BASE_URL
     scheme = "http" if is_loopback(host) else "https"
-    return f"{scheme}://{netloc}{limits.API_PATH}"
+    return f"{scheme}://{_netloc(host, port)}{limits.API_PATH}"
 
 
 def _split(base_url: Any) -> Any:
-    problem = ConfigurationError(
-        f"base_url must look like 'https://host' or 'https://host/client/v4', not {base_url!r}"
-    )
-    if not isinstance(base_url, str):
-        raise problem
     try:
-        parts = urlsplit(base_url)
-        well_formed = parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
-    except ValueError as error:
-        raise problem from error
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
+        well_formed = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        parts, well_formed = urlsplit(""), False
     if parts.username or parts.password:
-        # Not the text: it holds a secret.
         raise ConfigurationError("base_url holds a user or password; use account_id and api_token")
-    if parts.scheme not in ("http", "https") or not well_formed:
-        raise problem
+    if not well_formed or parts.query or parts.fragment:
+        # A text with these may hold a secret.
+        shown = "what was given" if set("@?#") & set(str(base_url)) else repr(base_url)
+        raise ConfigurationError(
+            f"base_url must look like 'https://host' or 'https://host/client/v4', not {shown}"
+        )
     return parts
 
 
@@ -313,7 +348,7 @@ def _flag(name: str, value: Any) -> bool:
 def _number(name: str, value: Any, *, least: float, most: float = math.inf) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (least <= number <= most) or math.isinf(number):
         bounds = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
@@ -328,8 +363,8 @@ def _integer(name: str, value: Any, *, least: int, most: float = math.inf) -> in
     return int(number)
 
 
-def _seconds(name: str, value: Any) -> float:
-    return _number(name, value, least=0.001)
+def _seconds(name: str, value: Any, least: float = 0.001) -> float:
+    return _number(name, value, least=least, most=MOST_SECONDS)
 
 
 def _rate(name: str, value: Any) -> float | None:
@@ -390,8 +425,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
         _number, least=1, most=limits.VISIBILITY_TIMEOUT_SECONDS
     ),
     "pull_batch_size": functools.partial(_integer, least=1, most=limits.PULL_MESSAGES),
-    "polling_interval": functools.partial(_number, least=0),
-    "max_polling_interval": functools.partial(_number, least=0),
+    "polling_interval": functools.partial(_seconds, least=0),
+    "max_polling_interval": functools.partial(_seconds, least=0),
     "consumer_max_retries": functools.partial(_integer, least=0, most=limits.MAX_RETRIES),
     "dead_letter_queue": _text,
     "connect_timeout": _seconds,

@@ -339,7 +339,7 @@ class Receiver:
             deadline=deadline,
         )
         return [
-            Delivery(queue, consumer, lease, leased_until, raw, envelope.unpack(raw, name))
+            Delivery(queue, consumer, lease, leased_until, raw, envelope.receive(raw, name))
             for raw in messages
             if isinstance(lease := raw.get("lease_id"), str) and lease
         ]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from .errors import TransientError
+from .errors import CFQueuesError, TransientError
 
 T = TypeVar("T")
 
@@ -42,13 +42,24 @@ def until(
 
     Raises:
         TransientError: What the last try raised; at once if the next could only be too late.
+        PermanentError: What a try raised, at once.
+
+    What is raised has ``delivered="unknown"`` if any try was in doubt, unless *give_up* ended it.
     """
+    in_doubt = False
     for pause in pauses():  # pragma: no branch  (it never ends)
         try:
             return call()
-        except TransientError as error:
-            wait = pause if error.retry_after is None else error.retry_after
-            if give_up(error) or time.monotonic() + wait >= deadline:
+        except CFQueuesError as error:
+            if isinstance(error, TransientError) and give_up(error):
+                raise
+            in_doubt = in_doubt or error.delivered == "unknown"
+            if in_doubt:
+                error.delivered = "unknown"  # this try did not deliver; an earlier one may have
+            # Never without a pause: a server may well say 0, or a time that has passed.
+            wait = max(pause, error.retry_after or 0.0)
+            # Compared this way round, a deadline that is NaN ends it as well.
+            if not isinstance(error, TransientError) or not time.monotonic() + wait < deadline:
                 raise
         time.sleep(wait)
     raise AssertionError("pauses() has no end")

@@ -1,6 +1,8 @@
-"""What every test may ask for."""
+"""What every test may ask for, and what is asked of every test."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -12,3 +14,30 @@ def emulator():
     """A fresh emulator of the Cloudflare Queues API, with a queue and token of its own."""
     with Emulator() as emulator:
         yield emulator
+
+
+# A test that skips itself in CI has shown nothing, and nobody would notice: there it is a failure.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _skipped_in_ci(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    skipped = _skipped_in_ci(config)
+    if skipped:
+        terminalreporter.section("skipped, which is a failure in CI", red=True)
+        for report in skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            terminalreporter.line(f"{report.nodeid}: {reason}")
+
+
+def _skipped_in_ci(config: pytest.Config) -> list[pytest.TestReport]:
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        return []
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []

@@ -1,0 +1,181 @@
+"""README and documentation say what is so: their examples run, their tables match the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.options import ACCOUNT_OPTIONS, Options
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+#: Their default depends on other things, which the page says in words.
+DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
+
+
+def code_blocks(mark: str) -> list:
+    """The code blocks below a comment ``<!-- mark -->``, each with the place where it stands."""
+    return [
+        pytest.param(
+            block[1], id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}"
+        )
+        for page in PAGES
+        for block in re.finditer(
+            rf"<!-- {mark} -->\n```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+        )
+    ]
+
+
+@pytest.mark.parametrize("code", code_blocks("runnable"))
+def test_example_runs_as_it_stands(code, emulator):
+    """What a reader copies works, with nothing but the URL's host changed."""
+    host = f"127.0.0.1:{emulator.port}"
+    code = code.replace('"cfqueues://"', f'"cfqueues://{host}/"')
+    account = {
+        "CLOUDFLARE_ACCOUNT_ID": emulator.account_id,
+        "CLOUDFLARE_API_TOKEN": emulator.token,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | account,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Emulator()" in code or emulator.requests.of("push", "batch"), "nothing was published"
+
+
+def test_every_option_is_documented_with_its_default():
+    """A new option cannot be forgotten, and no default on the page is out of date."""
+    page = (ROOT / "docs/options.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`(\xa0¹)? \| (.*?) \| .+ \|$", page, re.MULTILINE)
+    assert sorted(name for name, _, _ in rows) == sorted(field.name for field in fields(Options))
+    assert {name for name, mark, _ in rows if mark} == set(ACCOUNT_OPTIONS)
+    documented = {name: default for name, _, default in rows if name not in DEFAULT_IN_WORDS}
+    for field in fields(Options):
+        if field.name in documented:
+            factory = field.default_factory
+            default = field.default if factory is MISSING else factory()
+            assert ast.literal_eval(documented[field.name].strip("`")) == default, field.name
+
+
+def test_every_error_is_documented():
+    """Whoever meets an error finds on the page what to do."""
+    page = (ROOT / "docs/errors.md").read_text()
+    names = {
+        name
+        for name, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.CFQueuesError)
+    }
+    families = {"CFQueuesError", "TransientError", "PermanentError"}
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| .+ \|$", page, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert names - families <= documented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_that_are_named_exist(page):
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"^(?:\s*|.*`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+HOUSE = re.findall(r"^  (\w+)\.py  ", ARCHITECTURE, re.MULTILINE)
+PACKAGE = ROOT / "kombu_cfqueues"
+
+
+def imports_of(file: Path) -> set[str]:
+    """The dotted names of all modules that a file of the package imports when it runs."""
+    tree = ast.parse(file.read_text())
+    for_type_checkers = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    names = set()
+    for node in set(ast.walk(tree)) - for_type_checkers:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = file.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def ours(names: set[str]) -> set[str]:
+    """The modules and folders of the package among them, without its name."""
+    return {
+        name.split(".")[1]
+        for name in names
+        if name.startswith("kombu_cfqueues.") and name != "kombu_cfqueues.__version__"
+    }
+
+
+def test_the_house_on_the_page_is_the_house():
+    assert sorted(HOUSE) == sorted(file.stem for file in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_a_file_imports_only_what_stands_below_it_in_the_house(name):
+    """Arrows point one way, so each file can be understood from those below it."""
+    below = HOUSE[HOUSE.index(name) + 1 :]
+    assert ours(imports_of(PACKAGE / f"{name}.py")) <= set(below)
+
+
+def test_kombu_is_imported_where_the_page_says():
+    (said,) = re.findall(r"Kombu is imported by (.*?)\.\n", ARCHITECTURE, re.DOTALL)
+    importers = {
+        name
+        for name in HOUSE
+        if "kombu" in {i.split(".")[0] for i in imports_of(PACKAGE / f"{name}.py")}
+    }
+    assert importers == set(re.findall(r"`(\w+)`", said))
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("emulator/*.py")), ids=lambda file: file.name)
+def test_emulator_imports_nothing_of_the_library(file):
+    """A misreading of Cloudflare's documentation cannot cancel itself out in a test."""
+    assert ours(imports_of(file)) <= {"emulator"}
+
+
+def test_the_demo_prints_what_the_quick_start_shows():
+    """``make demo`` keeps its promise, and the page shows the real thing."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/demo.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (ROOT / "docs/quickstart.md").read_text()
+    (shown,) = re.findall(r"^```text\n(  PUBLISHED BY.*?)^```", page, re.DOTALL | re.MULTILINE)
+    printed = done.stdout[done.stdout.index("  PUBLISHED BY") :]
+
+    def without_times(text: str) -> str:
+        return re.sub(r"\d\.\d s", "N s", text)
+
+    assert without_times(printed) == without_times(shown)
