@@ -720,7 +720,7 @@ def test_failures_that_pass_are_not_raised_and_lose_nothing(emulator, storm, cap
             while emulator.messages("jobs"):
                 try:
                     connection.drain_events(timeout=1)
-                except TimeoutError:  # noqa: PERF203
+                except TimeoutError:
                     # A pull whose answer was lost has leased what it would have brought.
                     emulator.clock.advance(31)
     assert set(got.bodies) == set(range(40))
