@@ -64,7 +64,7 @@ def take(
     rows = page.locator("#message-rows > li")
     rows.first.wait_for()
     rows.nth(1).locator(".open").click()
-    rows.nth(1).get_by_text("Task id").wait_for()
+    page.get_by_text("Task id").first.wait_for()  # the row has moved on, if another came
     page.wait_for_timeout(1200)
     page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=path)
