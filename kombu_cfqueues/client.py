@@ -50,11 +50,13 @@ class Queue(NamedTuple):
         id: 32 hex digits.
         name: The queue's name at Cloudflare.
         retention_seconds: How long it keeps messages; None if the answer did not say.
+        consumers: As the API describes them; empty if there are none, or the answer did not say.
     """
 
     id: str
     name: str
     retention_seconds: int | None
+    consumers: tuple[Mapping[str, Any], ...] = ()
 
 
 class QueuePage(NamedTuple):
@@ -417,7 +419,8 @@ class Client:
             settings.get("message_retention_period") if isinstance(settings, Mapping) else None
         )
         self.remember_name(queue_id, name)
-        return Queue(queue_id, name, retention if isinstance(retention, int) else None)
+        retention = retention if isinstance(retention, int) else None
+        return Queue(queue_id, name, retention, tuple(_dicts(entry.get("consumers"))))
 
 
 def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Delivered, str]:

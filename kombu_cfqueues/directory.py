@@ -100,6 +100,7 @@ class Directory:
         self._queues: dict[str, Queue] = {}  # by name at Cloudflare
         self._meanings: dict[str, str] = {}  # name at Cloudflare -> the Kombu name that uses it
         self._pull_consumers: dict[str, PullConsumer] = {}  # by queue id
+        self._refused: set[str] = set()  # ids of queues that turned out to have no pull consumer
         self._connected = False
         self._refusal: TransientError | None = None
         self._refused_until = 0.0
@@ -216,7 +217,7 @@ class Directory:
         return queue
 
     def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
-        """Make sure that the queue can be pulled over HTTP; one or two requests a process.
+        """Make sure that the queue can be pulled over HTTP; up to two requests a process.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue, and a queue has one kind of consumer.
@@ -225,8 +226,14 @@ class Directory:
         known = self._pull_consumers.get(queue.id)
         if known is not None:
             return known
-        consumers = self._client.list_consumers(queue.id, deadline=deadline)
-        found = _pull_consumer(queue, consumers)
+        found = None
+        if queue.id not in self._refused:
+            # What the look-up of the queue has brought costs no request, and an application with
+            # fifty queues would spend a quarter of a minute's allowance on asking for each.
+            found = _pull_consumer_of(queue.consumers)
+        if found is None:
+            consumers = self._client.list_consumers(queue.id, deadline=deadline)
+            found = _pull_consumer(queue, consumers)
         if found is None:
             found = self._create_pull_consumer(queue, options, deadline)
         elif found.max_retries < min(FEW_RETRIES, options.consumer_max_retries):
@@ -245,6 +252,7 @@ class Directory:
         """The queue could not be pulled: look at its consumers again when next asked."""
         with self._lock:
             self._pull_consumers.pop(queue_id, None)
+            self._refused.add(queue_id)
 
     def _create_pull_consumer(
         self, queue: Queue, options: Options, deadline: float
@@ -365,6 +373,17 @@ def _pull_consumer(queue: Queue, consumers: Sequence[Mapping[str, Any]]) -> Pull
     Raises:
         PullNotEnabled: A Worker consumes the queue.
     """
+    found = _pull_consumer_of(consumers)
+    if found is None and any(consumer.get("type") == "worker" for consumer in consumers):
+        raise PullNotEnabled(
+            f"queue {queue.name!r} is consumed by a Worker, and a queue has one kind of consumer: "
+            "remove the Worker's consumer (dashboard, or 'wrangler queues consumer remove') to "
+            "pull from it, or use another queue"
+        )
+    return found
+
+
+def _pull_consumer_of(consumers: Sequence[Mapping[str, Any]]) -> PullConsumer | None:
     for consumer in consumers:
         if consumer.get("type") == "http_pull":
             settings, dead = consumer.get("settings"), consumer.get("dead_letter_queue")
@@ -373,10 +392,4 @@ def _pull_consumer(queue: Queue, consumers: Sequence[Mapping[str, Any]]) -> Pull
                 retries if isinstance(retries, int) else limits.MAX_RETRIES_DEFAULT,
                 dead if isinstance(dead, str) else "",
             )
-    if any(consumer.get("type") == "worker" for consumer in consumers):
-        raise PullNotEnabled(
-            f"queue {queue.name!r} is consumed by a Worker, and a queue has one kind of consumer: "
-            "remove the Worker's consumer (dashboard, or 'wrangler queues consumer remove') to "
-            "pull from it, or use another queue"
-        )
     return None
