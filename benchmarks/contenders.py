@@ -160,7 +160,8 @@ def _redis(settings: Settings) -> Any:
 def _sdk(settings: Settings) -> Any:
     import cloudflare
 
-    return cloudflare.Cloudflare(api_token=TOKEN, base_url=settings.api_url, max_retries=0)
+    # With its own retries, which it needs: its pool of connections fails now and then under threads.
+    return cloudflare.Cloudflare(api_token=TOKEN, base_url=settings.api_url)
 
 
 def _publish_in_batch(connection: Any) -> Publish:
