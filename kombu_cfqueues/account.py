@@ -49,7 +49,7 @@ class Account:
         )
         self.directory = Directory(self.client)
         self.publisher = Publisher(self.client, self._budget, options)
-        self.receiver = Receiver(self.client)
+        self.receiver = Receiver(self.client, self.directory, self.publisher.submit)
 
     @classmethod
     def open(cls, options: Options) -> Account:

@@ -7,38 +7,31 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from queue import Empty
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from kombu.transport import virtual
+from amqp.protocol import queue_declare_ok_t
 from vine import promise
 
-from . import envelope, retry
-from .account import Account
+from . import envelope
 from .batch import PublishBatch
 from .client import Queue
+from .consuming import ConsumingChannel, is_control_name
 from .envelope import Packed
 from .errors import (
     CFQueuesError,
     ConnectionFailed,
     InvalidMessage,
+    PermanentError,
     PublishTimeout,
     QueueNotFound,
     TransientError,
 )
-from .options import Options
-from .receiver import Delivery
-
-if TYPE_CHECKING:
-    from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-class Channel(virtual.Channel):
-    """A channel of one connection; its state is the routing that the application declared."""
+class Channel(ConsumingChannel):
+    """A channel of one connection: publishing and queues, over the half that consumes."""
 
     # Kombu's name for "the body is the text that it is".  Base64 would cost a third of a message's
     # 128 KB; `encode_body` falls back to it for bodies that are no text.
@@ -46,25 +39,6 @@ class Channel(virtual.Channel):
 
     # Not ``body_encoding``, which the base class would let the options change.
     from_transport_options: tuple[str, ...] = ("deadletter_queue",)  # type: ignore[assignment]
-
-    connection: Transport
-
-    def __init__(self, connection: Transport, **kwargs: Any) -> None:
-        super().__init__(connection, **kwargs)
-        self._deliveries: dict[str, Delivery] = {}  # by delivery tag: leased, not settled
-
-    @property
-    def options(self) -> Options:
-        """The settings of this channel's connection."""
-        return self.connection.options
-
-    @property
-    def account(self) -> Account:
-        """What this channel shares with the other connections of the process."""
-        return self.connection.account
-
-    def _next_delivery_tag(self) -> str:
-        return envelope.new_id()
 
     # Publishing
 
@@ -182,11 +156,6 @@ class Channel(virtual.Channel):
                 raise
             publish(self._queue(name, deadline))
 
-    @property
-    def _switches(self) -> bool:
-        """Whether Kombu has another URL to go on to."""
-        return len(self.connection.client.alt or ()) > 1
-
     def encode_body(
         self, body: str | bytes, encoding: str | None = None
     ) -> tuple[str | bytes, str | None]:
@@ -209,12 +178,6 @@ class Channel(virtual.Channel):
         return super().decode_body(body, encoding)
 
     # Queues
-
-    def _queue(self, name: str, deadline: float) -> Queue:
-        return self._insist(
-            deadline,
-            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
-        )
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
         if is_control_name(queue):
@@ -241,75 +204,63 @@ class Channel(virtual.Channel):
             return 0
         count = self.account.client.backlog(found.id, deadline=deadline)
         self.account.client.purge(found.id, deadline=deadline)
-        return count
+        self._discard_arrived(queue)
+        return count or 0
 
-    def _delete(self, queue: str, *_: Any, **__: Any) -> None:
-        if is_control_name(queue):
+    def queue_declare(
+        self, queue: str | None = None, passive: bool = False, **kwargs: Any
+    ) -> queue_declare_ok_t:
+        """Declare a queue; nothing is asked of the server until it is used.
+
+        Args:
+            queue: Its name; None: a new one.
+            passive: Only look: one or two requests, and the number of messages is true.
+            **kwargs: ``auto_delete`` has an effect.
+
+        Raises:
+            ChannelError: *passive*, and there is no such queue.
+        """
+        declared: queue_declare_ok_t = super().queue_declare(queue, passive=passive, **kwargs)
+        if not passive or is_control_name(declared.queue):
+            return declared
+        count = self._backlog(declared.queue) or 0
+        return queue_declare_ok_t(declared.queue, count, declared.consumer_count)
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        """Delete a queue, and all that is in it.
+
+        Args:
+            queue: Its name.
+            if_unused: Not if this channel consumes it; of others nobody knows.
+            if_empty: Not if it has messages, or if the server does not say.
+            **kwargs: Without effect.
+        """
+        consumers = [tag for tag, name in self._tag_to_queue.items() if name == queue]
+        if if_unused and consumers:
             return
+        if not is_control_name(queue):
+            if if_empty and self._backlog(queue) != 0:
+                return
+            self._delete_queue(queue, self._deadline())
+        for tag in consumers:
+            self.basic_cancel(tag)
+        self._to_delete.discard(queue)
+        self.state.queue_bindings_delete(queue)
+
+    def _backlog(self, queue: str) -> int | None:
+        """How many messages the queue has, about; None if the server does not say."""
         deadline = self._deadline()
         found = self.account.directory.find(queue, self.options, deadline=deadline)
-        if found is not None:
-            self.account.client.delete_queue(found.id, deadline=deadline)
-            self.account.directory.forget(queue, found.id, self.options)
-
-    # Consuming
-
-    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        if is_control_name(queue):
-            raise Empty
-        deadline = self._deadline()
-        source = self._queue(queue, deadline)
-        self.account.directory.enable_pull(source, self.options, deadline=deadline)
-        deliveries = self.account.receiver.pull(source, self.options, most=1, deadline=deadline)
-        if not deliveries:
-            raise Empty
-        return self._receive(deliveries[0])
-
-    def _receive(self, delivery: Delivery) -> dict[str, Any]:
-        message = envelope.unpack(delivery.raw)
-        # New for each delivery: the message's own would meet itself when it comes again.
-        tag = self._next_delivery_tag()
-        message["properties"] = {**message["properties"], "delivery_tag": tag}
-        message["properties"].setdefault("delivery_info", {})
-        self._deliveries[tag] = delivery
-        return message
-
-    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """Tell Cloudflare that the message is done with."""
-        delivery = self._deliveries.pop(delivery_tag, None)
-        super().basic_ack(delivery_tag, multiple)
-        if delivery is not None:
-            self.account.receiver.ack(delivery, deadline=self._deadline())
-
-    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the message back at once (*requeue*), or drop it."""
-        delivery = self._deliveries.pop(delivery_tag, None)
-        super().basic_ack(delivery_tag)
-        if delivery is not None:
-            settle = self.account.receiver.requeue if requeue else self.account.receiver.ack
-            settle(delivery, deadline=self._deadline())
-
-    def _restore(self, message: virtual.Message) -> None:
-        # The base class would publish it again, beside the one whose lease runs out.
-        delivery = self._deliveries.pop(message.delivery_tag, None)
-        if delivery is not None:
-            self.account.receiver.requeue(delivery, deadline=self._deadline())
-
-    def _restore_at_beginning(self, message: virtual.Message) -> None:
-        self._restore(message)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.options.publish_timeout
-
-    def _insist(self, deadline: float, call: Callable[[], T]) -> T:
-        return retry.until(
-            deadline, call, lambda error: self._switches and isinstance(error, ConnectionFailed)
-        )
-
-
-def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events."""
-    return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
+        if found is None:
+            return 0
+        try:
+            return self.account.client.backlog(found.id, deadline=deadline)
+        except PermanentError as error:
+            # A token may publish and consume, and not read metrics.
+            logger.warning("how many messages queue %r has cannot be read: %s", queue, error)
+            return None
 
 
 def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:

@@ -170,13 +170,16 @@ class Client:
         doing = f"deleting {self._name(queue_id)}"
         self._admin("DELETE", f"/{_segment(queue_id)}", doing=doing, deadline=deadline)
 
-    def backlog(self, queue_id: str, *, deadline: float) -> int:
-        """How many messages the queue holds, about; leased and delayed ones are counted too."""
+    def backlog(self, queue_id: str, *, deadline: float) -> int | None:
+        """How many messages the queue holds, about; leased and delayed ones are counted too.
+
+        None if the answer does not say.
+        """
         doing = f"reading the metrics of {self._name(queue_id)}"
         path = f"/{_segment(queue_id)}/metrics"
         result = self._admin("GET", path, doing=doing, deadline=deadline)
         count = result.get("backlog_count") if isinstance(result, Mapping) else None
-        return count if isinstance(count, int) else 0
+        return count if isinstance(count, int) else None
 
     def purge(self, queue_id: str, *, deadline: float) -> None:
         """Start deleting all messages of a queue; it ends some time after the answer."""

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -248,8 +248,11 @@ def _read(
             )
     if not isinstance(values["account_id"], str):
         raise ConfigurationError("account_id must be a string")
-    if not (callable(token) or isinstance(token, str)):
-        raise ConfigurationError("api_token must be a string or a callable that returns one")
+    # Hashable, because connections with the same token find what they share by it.
+    if not (isinstance(token, str) or (callable(token) and isinstance(token, Hashable))):
+        raise ConfigurationError(
+            "api_token must be a string, or a function or other hashable callable that returns one"
+        )
     values["api_token"] = token if callable(token) else Secret(token)
     return _complete(values)
 

@@ -566,6 +566,23 @@ def test_a_server_that_dies_after_connecting_is_left_for_the_second_url(api, kno
     assert time.monotonic() - began < 2.5
 
 
+def test_a_message_in_doubt_is_not_given_to_the_second_url_after_its_time(api):
+    """The caller has waited for publish_timeout, and would wait for another one."""
+    with ScriptedServer(otherwise=Api(["jobs"])) as first, ScriptedServer(otherwise=api) as second:
+        connection = Connection(
+            f"{first.broker_url};{second.broker_url}", transport_options={"publish_timeout": 0.3}
+        )
+        publish(connection)
+        first.otherwise = lambda _: Hang()
+        began = time.monotonic()
+
+        error = refusal(connection, errors.PublishTimeout, retry=True, retry_policy=POLICY)
+
+        assert time.monotonic() - began < 1.3
+    assert error.delivered == "unknown"
+    assert not second.requests
+
+
 def test_connecting_to_a_dead_server_fails(server):
     server.stop_listening()
     connection = connect(server, max_retries=1, interval_start=0, interval_step=0)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 import traceback
 
 import pytest
@@ -11,7 +12,9 @@ from support.scripted import Api, Drop, Failure, Html, Raw, Reset, Say, Scripted
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
-from kombu_cfqueues.options import Options
+from kombu_cfqueues.budget import Budget
+from kombu_cfqueues.client import Client
+from kombu_cfqueues.options import Options, Secret
 
 SECRET = "s3cret-" + "".join("abcdefghij")
 ACCOUNT = "0123456789abcdef" * 2
@@ -197,6 +200,20 @@ def test_a_malformed_token_is_not_shown(broken, called):
         connection.connect()
 
     assert SECRET not in everything_said(refused.value)
+
+
+def test_a_proxy_that_is_down_shows_neither_the_token_nor_its_own_password(monkeypatch):
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://somebody:pr0xy-pass@127.0.0.1:1")
+    client = Client("http://queues.invalid", "a", Secret(SECRET), gate=Budget(None))
+
+    with pytest.raises(errors.ConnectionFailed, match="proxy") as failed:
+        client.list_queues(deadline=time.monotonic() + 5)
+    client.close()
+
+    assert SECRET not in everything_said(failed.value)
+    assert "pr0xy-pass" not in everything_said(failed.value)
 
 
 def test_publishing_that_works_logs_no_token(everything_logged):
