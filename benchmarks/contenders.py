@@ -160,7 +160,7 @@ def _redis(settings: Settings) -> Any:
 def _sdk(settings: Settings) -> Any:
     import cloudflare
 
-    # With its own retries, which it needs: its pool of connections fails now and then under threads.
+    # With its own retries: under many threads its pool of connections fails now and then.
     return cloudflare.Cloudflare(api_token=TOKEN, base_url=settings.api_url)
 
 
