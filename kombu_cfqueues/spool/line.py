@@ -234,29 +234,34 @@ class Line:
 
     def _lead(self, caller: _Caller, now: float) -> None:
         """Look once for news and permits; post, or sleep until there can be some."""
+        if now - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = now
+            self._claims.sweep()
+        if not self._still_waits(caller):
+            return
+        hurried = caller.deadline - now < HURRY_SECONDS
+        claim = self._carrier.claim(without=self._busy(caller), only_mine=hurried)
+        if isinstance(claim, Claim):
+            self._quiet_looks = 0
+            self._carry(caller, claim)
+        # Once more: whoever was faster may have taken ours along, and its answer comes long before
+        # the next permit.
+        elif self._still_waits(caller):
+            self._sleep(caller, claim)
+
+    def _still_waits(self, caller: _Caller) -> bool:
+        """Tell the callers what is known; return whether any message of theirs is not yet taken."""
         found, waits = self._inbox.outcomes()
         if found:
             self._quiet_looks = 0
             self._settle(dict(found))
-            return
-        if now - self._swept_at >= SWEEP_SECONDS:
-            self._swept_at = now
-            self._claims.sweep()
-        if not waits:  # others are posting what is ours
+            return False
+        if not waits:
             self._quiet_looks += 1
-            longer = self._quiet_looks > 20
-            caller.sleep(
-                min(LONGEST_LOOK_SECONDS if longer else LOOK_SECONDS, caller.deadline - now)
-            )
-            return
-        busy = self._busy(caller)
-        hurried = caller.deadline - now < HURRY_SECONDS
-        claim = self._carrier.claim(without=busy, only_mine=hurried)
-        if isinstance(claim, Wait):
-            self._sleep(caller, claim)
-        else:
-            self._quiet_looks = 0
-            self._carry(caller, claim)
+            patient = self._quiet_looks > 20
+            look = LONGEST_LOOK_SECONDS if patient else LOOK_SECONDS
+            caller.sleep(min(look, caller.deadline - self._clock.monotonic()))
+        return waits
 
     def _sleep(self, caller: _Caller, wait: Wait) -> None:
         if wait.why is not None and wait.until is not None:
