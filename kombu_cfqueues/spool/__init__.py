@@ -20,5 +20,6 @@ permit carries what the others wait to publish.
     carrier    posts a claim, and reads in the answer what becomes of each message
     line       the callers of a process who wait for their confirmation
     relay      who empties the spool
+    listing    what is in it, for people
     gate       the allowance, as the client of the API wants it
 """

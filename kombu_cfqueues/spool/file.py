@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -172,6 +174,7 @@ class File:
                 path, found.file_mode, VERSION, self._prepare, clock=self.clock
             )
         self._posters = posters
+        atexit.register(_close, weakref.ref(self))
 
     def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
         prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())
@@ -189,3 +192,10 @@ class File:
             return float(seen)
         begin_anew(connection, self._boot(), now)
         return now
+
+
+def _close(reference: weakref.ref[File]) -> None:
+    """At the end of the process: who has gone need not be looked for by the others."""
+    file = reference()
+    if file is not None:
+        file.close()

@@ -13,6 +13,7 @@ import random
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from vine import promise
@@ -91,6 +92,15 @@ class Relay:
         self._swept_at = 0.0
         self._drained_at = 0.0
         self._reported = ""
+
+    @property
+    def path(self) -> Path:
+        """The spool's file.
+
+        Raises:
+            SpoolUnavailable: There is no place for one.
+        """
+        return self._file.path
 
     def promise(self, rows: Sequence[int]) -> promise:
         """Return a promise that is fulfilled when the messages have left the spool.
