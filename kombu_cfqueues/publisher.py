@@ -174,6 +174,8 @@ class Publisher:
         inbox, relay = self._spool()
         rows = inbox.spool(messages, max_bytes=max_bytes, repeats=self._options.retry_uncertain)
         relay.notify()
+        # Nothing here waits for a network, where a greenlet would make room for others.
+        time.sleep(0)
         return rows
 
     def promise(self, rows: Sequence[int]) -> promise:

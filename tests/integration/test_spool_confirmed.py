@@ -274,7 +274,8 @@ def test_a_fork_in_the_middle_of_publishing_harms_neither_side(server, limited):
             pid = os.fork()
             if pid == 0:
                 try:
-                    connect(request_rate=20.0).Producer().publish(["child", child], routing_key="jobs")
+                    producer = connect(request_rate=20.0).Producer()
+                    producer.publish(["child", child], routing_key="jobs")
                     os._exit(0)
                 except BaseException:
                     import traceback; traceback.print_exc()

@@ -14,6 +14,7 @@ from kombu_cfqueues.spool.schema import Kind
 
 BASE_URL = "http://127.0.0.1:1/client/v4"
 CLAIM_SECONDS = 20.0
+ONE_A_SECOND = Limit(1.0, 1)
 
 
 class Hours(Clock):
@@ -32,7 +33,7 @@ class Hours(Clock):
 class Peer:
     """One process, as far as the file can tell: a poster of its own."""
 
-    def __init__(self, folder, clock, *, limit=Limit(1.0, 1), token="token", boot="boot"):
+    def __init__(self, folder, clock, *, limit=ONE_A_SECOND, token="token", boot="boot"):
         self.clock = clock
         self.token = token
         self.file = File(
