@@ -118,6 +118,15 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
     return Packed(fragment, len(fragment), due, alone)
 
 
+def expires(message: Mapping[str, Any]) -> float | None:
+    """When Kombu's *message* expires, in seconds since the epoch; None: never."""
+    expiration: Any = (message.get("properties") or {}).get("expiration")
+    try:
+        return time.time() + float(expiration) / 1000  # milliseconds, as text, as in AMQP
+    except (TypeError, ValueError):
+        return None
+
+
 def outlived(packed: Packed, queue: str, retention_seconds: int | None) -> InvalidMessage | None:
     """The error of a message that its queue would delete before it is due; else None.
 

@@ -32,6 +32,7 @@ from kombu_cfqueues.errors import (
     ConnectionFailed,
     PublishTimeout,
     TransientError,
+    copy_of,
 )
 from kombu_cfqueues.fork import renew_in_child
 
@@ -511,10 +512,7 @@ def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
 
 def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
     """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
-    copy: CFQueuesError = type(error).__new__(type(error), *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
-    copy.__traceback__ = error.__traceback__
+    copy = copy_of(error)
     if entry.uncertain:  # by an earlier try, whatever the last one says
         copy.delivered = "unknown"
     return copy
