@@ -34,7 +34,7 @@ BUSY_SECONDS: Final = 5.0
 """After so long in vain, the file is taken for stuck: somebody stopped while writing."""
 
 FIRST_NAP_SECONDS: Final = 0.0003
-LONGEST_NAP_SECONDS: Final = 0.01
+LONGEST_NAP_SECONDS: Final = 0.004
 
 _handles_of_parents: list[sqlite3.Connection] = []
 """Connections of a parent process.  Kept, because closing one here would act in its name."""

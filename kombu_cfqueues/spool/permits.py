@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import Final
 
 from .. import limits
 from ..budget import Scope, parse_ratelimit, scope_of
@@ -13,6 +14,9 @@ from .bucket import last_kind
 from .file import File
 from .schema import Kind
 from .turns import TURN_SECONDS, Patience, Wait
+
+LONGEST_SLEEP_SECONDS: Final = 1.0
+"""How often who waits for a permit looks at the line."""
 
 
 class Permits:
@@ -36,42 +40,58 @@ class Permits:
         Returns:
             The place, and when to ask again; None and None: the permit.
         """
+        if ticket is not None:
+            # Looking first: most who look have to wait on, and only one process can write.
+            wait = self._file.read(lambda c: self._wait(c, ticket))
+            if wait is not None:
+                return ticket, wait
 
         def work(connection: sqlite3.Connection) -> tuple[int | None, Wait | None]:
-            bucket = self._file.bucket(connection)
-            now = self._file.clock.monotonic()
-            stop = bucket.stopped(publishing=False)
-            if stop is not None:
-                return ticket, Wait(now + (stop.retry_after or 0.0), stop)
-            line = turns.waiting(connection, now)
-            if not line and bucket.tokens >= 1:
-                bucket.spend(Kind.TICKET)
-                return None, None
             place = ticket
-            if place is None:
-                place = connection.execute(
-                    "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
-                    (Kind.TICKET, self._file.poster, deadline, time.time()),
-                ).lastrowid
-                line = turns.waiting(connection, now)
-            first = turns.next_turn(line, last_kind(connection))
-            before = turns.tickets_before(connection, place or 0, now)
-            before += sum(t.message < (place or 0) for t in line if t.kind is not Kind.TICKET)
-            if bucket.tokens < 1:
-                # Each who waits knows its own time, so that not all wake for each permit.
-                return place, Wait(min(bucket.ready_at(1 + before), now + 1))
-            mine = first is None or first.message == place
-            if not (
-                mine
-                or bucket.tokens >= 1 + before
-                or (first and self._patience.is_over(first, now))
-            ):
-                return place, Wait(now + TURN_SECONDS)
-            bucket.spend(Kind.TICKET)
+            wait = self._wait(connection, place)
+            if wait is not None and wait.why is None and place is None:
+                place = self._stand_in_line(connection, deadline)
+                wait = self._wait(connection, place)
+            if wait is not None:
+                return place, wait
+            self._file.bucket(connection).spend(Kind.TICKET)
             connection.execute("DELETE FROM message WHERE id = ?", (place,))
             return None, None
 
         return self._file.write(work)
+
+    def _wait(self, connection: sqlite3.Connection, ticket: int | None) -> Wait | None:
+        """How long *ticket*, or who has none yet, has to wait; None: the permit may be taken."""
+        bucket = self._file.bucket(connection)
+        now = self._file.clock.monotonic()
+        stop = bucket.stopped(publishing=False)
+        if stop is not None:
+            return Wait(now + (stop.retry_after or 0.0), stop)
+        line = turns.waiting(connection, now)
+        if ticket is None:
+            return None if not line and bucket.tokens >= 1 else Wait(now)
+        before = turns.tickets_before(connection, ticket, now)
+        before += sum(turn.message < ticket for turn in line if turn.kind is not Kind.TICKET)
+        if bucket.tokens >= 1:
+            first = turns.next_turn(line, last_kind(connection))
+            if (
+                first is None
+                or first.message == ticket
+                or bucket.tokens >= 1 + before
+                or self._patience.is_over(first, now)
+            ):
+                return None
+        # Each who waits knows its own time, so that not all wake for each permit; and looks now
+        # and then whether those before it have given up.
+        mine = max(bucket.ready_at(1 + before), now + TURN_SECONDS if before else 0.0)
+        return Wait(min(mine, now + LONGEST_SLEEP_SECONDS))
+
+    def _stand_in_line(self, connection: sqlite3.Connection, deadline: float) -> int:
+        done = connection.execute(
+            "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
+            (Kind.TICKET, self._file.poster, deadline, time.time()),
+        )
+        return int(done.lastrowid or 0)
 
     def give_back(self, ticket: int) -> None:
         """Leave the line of admin requests."""
