@@ -160,7 +160,8 @@ def _redis(settings: Settings) -> Any:
 def _sdk(settings: Settings) -> Any:
     import cloudflare
 
-    return cloudflare.Cloudflare(api_token=TOKEN, base_url=settings.api_url, max_retries=0)
+    # With its own retries: under many threads its pool of connections fails now and then.
+    return cloudflare.Cloudflare(api_token=TOKEN, base_url=settings.api_url)
 
 
 def _publish_in_batch(connection: Any) -> Publish:

@@ -159,7 +159,7 @@ def draw(rounds: Sequence[Round], target: Path) -> str:
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="outside lower center",
-            ncols=4,
+            ncols=2,
             frameon=False,
         )
         figure.savefig(target, transparent=True, metadata={"Date": None})

@@ -74,4 +74,4 @@ POINTS: Final = tuple(
         (REQUESTS, "bare_requests", 1),
         (SDK, "sdk", 1),
     )
-)
+) + tuple(Row(FOUR_IN_FLIGHT, "confirmed", threads, 4, in_table=False) for threads in (1, 8))

@@ -225,12 +225,14 @@ class Lane(Generic[T]):
         """Let the callers of the last request come again, or they split into two lines.
 
         Sixty threads need more than the usual hold only to wake up, one after the other, so it
-        goes on for as long as they come thick and fast.
+        goes on for as long as they come thick and fast; not where others may be on their way
+        already, since who comes too late for this request finds another.
         """
         before = len(self._singles)
         while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
             held = self._clock.monotonic() - since
-            if held >= self._hold_seconds and here - before < HOLD_ON:
+            thick = here - before >= HOLD_ON and self._max_in_flight == 1
+            if held >= self._hold_seconds and not thick:
                 return
             before = here
             self._clock.sleep(self._hold_seconds / 4)

@@ -146,7 +146,8 @@ def application(api: Api, console: Console) -> ASGIApp:
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         # Not by a Mount, whose pattern ends at a line break, and a path may have one.
-        below = scope["type"] == "http" and scope["path"].startswith(f"{PREFIX}/")
+        path = scope["path"]
+        below = path == PREFIX or path.startswith(f"{PREFIX}/")
         await (api if below else own)(scope, receive, send)
 
     return serve

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -486,8 +486,3 @@ def _whole(text: str | None, name: str) -> int | None:
 def _is_address(host: str) -> bool:
     """Tell whether *host* is an IP address, which no DNS can point elsewhere."""
     return ":" in host or host.replace(".", "").isdecimal()
-
-
-def paths(routes: Iterable[Route]) -> list[str]:
-    """Return the paths of *routes*, as the documentation lists them."""
-    return sorted({route.path for route in routes})

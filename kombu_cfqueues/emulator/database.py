@@ -61,6 +61,8 @@ CREATE TABLE messages (
 -- With `leased`, so that counting by state reads the index alone.
 CREATE INDEX messages_by_visibility ON messages (queue, visible_at, leased);
 CREATE INDEX messages_dead ON messages (died_in) WHERE died_in IS NOT NULL;
+-- With seq, which every index ends in: a queue's latest messages without sorting them all.
+CREATE INDEX messages_by_queue ON messages (queue);
 CREATE INDEX messages_by_age ON messages (queue, timestamp_ms);
 CREATE INDEX messages_leased ON messages (visible_at) WHERE leased = 1;
 

@@ -376,11 +376,14 @@ class Store:
             conditions.append("seq < ?")
             values.append(before)
         order = "ORDER BY seq" if most is None else f"ORDER BY seq DESC LIMIT {most:d}"
+        # Said, as SQLite cannot know that few of many messages are hidden, and most are ready.
+        index = "visibility" if state in ("delayed", "leased") else "queue"
         with self._database.lock:
             self._catch_up(queue, now)
             rows = self._database.connection.execute(
                 "SELECT id, body, content_type, delay_seconds, timestamp_ms, visible_at, attempts,"  # noqa: S608
-                " leased, seq, died_in FROM messages JOIN bodies USING (seq)"
+                " leased, seq, died_in"
+                f" FROM messages INDEXED BY messages_by_{index} JOIN bodies USING (seq)"
                 f" WHERE {' AND '.join(conditions)} {order}",
                 values,
             ).fetchall()

@@ -34,10 +34,10 @@ def main(folder: Path) -> None:
         trade.start()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         desktop = {"width": 1440, "height": 1000}
-        phone = {"width": 390, "height": 844}
+        phone = {"width": 390, "height": 1700}
         take(browser, emulator, folder / "emulator-light.png", desktop, "light")
         take(browser, emulator, folder / "emulator-dark.png", desktop, "dark")
-        take(browser, emulator, folder / "emulator-phone.png", phone, "light", full=True)
+        take(browser, emulator, folder / "emulator-phone.png", phone, "light")
         publish(browser, emulator, folder / "emulator-publish.png")
         trade.join()
         browser.close()
@@ -57,19 +57,17 @@ def take(
     path: Path,
     size: dict[str, int],
     scheme: str,
-    *,
-    full: bool = False,
 ) -> None:
     """Take the page with one queue chosen and one message opened."""
-    page: Page = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=1.5)
+    page: Page = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=1)
     page.goto(f"{emulator.page_url}#/queues/{emulator.queue_id('emails')}")
     rows = page.locator("#message-rows > li")
     rows.first.wait_for()
     rows.nth(1).locator(".open").click()
-    rows.nth(1).get_by_text("Task id").wait_for()
+    page.get_by_text("Task id").first.wait_for()  # the row has moved on, if another came
     page.wait_for_timeout(1200)
     page.evaluate("window.scrollTo(0, 0)")
-    page.screenshot(path=path, full_page=full)
+    page.screenshot(path=path)
     page.close()
 
 

@@ -12,6 +12,7 @@ from support.scripted import Api, Drop, Failure, Html, Raw, Reset, Say, Scripted
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
+from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client
 from kombu_cfqueues.options import Options, Secret
 
@@ -205,7 +206,7 @@ def test_a_proxy_that_is_down_shows_neither_the_token_nor_its_own_password(monke
     for name in ("http_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://somebody:pr0xy-pass@127.0.0.1:1")
-    client = Client("http://queues.invalid", "a", Secret(SECRET))
+    client = Client("http://queues.invalid", "a", Secret(SECRET), gate=Budget(None))
 
     with pytest.raises(errors.ConnectionFailed, match="proxy") as failed:
         client.list_queues(deadline=time.monotonic() + 5)

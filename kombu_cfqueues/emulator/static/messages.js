@@ -16,6 +16,8 @@ export class QueuePanel {
     this.refresh = refresh;
     this.now = 0;
     this.state = "";
+    this.shown = null; // the query that was last answered
+    this.rest = 0; // when to ask it again, in milliseconds of performance.now()
     this.before = []; // where each page that was turned begins
     this.filter = el("div", { class: "segments", role: "group", "aria-label": "Messages shown" });
     this.build();
@@ -27,7 +29,12 @@ export class QueuePanel {
     const query = new URLSearchParams({ limit: PAGE, state: this.state });
     if (this.before.length) query.set("before", this.before.at(-1));
     const wanted = query.toString();
+    const began = performance.now();
+    if (wanted === this.shown && began < this.rest) return this.show(queue, now);
     const page = await get(`/queues/${queue.id}/messages?${query}`);
+    // Among a million messages this takes a while, of the time that the API needs: a tenth, at most.
+    this.rest = performance.now() + (performance.now() - began > 100 ? 10 * (performance.now() - began) : 0);
+    this.shown = wanted;
     const current = new URLSearchParams({ limit: PAGE, state: this.state });
     if (this.before.length) current.set("before", this.before.at(-1));
     if (wanted !== current.toString()) return; // somebody turned the page meanwhile
@@ -115,15 +122,21 @@ export class QueuePanel {
     text(this.totals, `Since the start: ${totals.join(", ")}`);
   }
 
+  /** Show what somebody has just changed, however long it takes. */
+  async renew() {
+    this.rest = 0;
+    await this.refresh();
+  }
+
   async choose(state) {
     this.state = state;
     this.before = [];
-    await this.refresh();
+    await this.renew();
   }
 
   async turn(change) {
     change();
-    await this.refresh();
+    await this.renew();
     this.section.scrollIntoView({ block: "start" });
   }
 
@@ -169,12 +182,12 @@ export class QueuePanel {
 
   async retry(numbers) {
     await attempt(() => post(`/queues/${this.queue.id}/retry`, { numbers }), ({ retried }) => (retried ? "It is ready now" : "It was ready or gone already"));
-    await this.refresh();
+    await this.renew();
   }
 
   async delete(numbers) {
     await attempt(() => post(`/queues/${this.queue.id}/delete`, { numbers }), "Deleted");
-    await this.refresh();
+    await this.renew();
   }
 
   // --- the queue
@@ -182,12 +195,12 @@ export class QueuePanel {
   async togglePause() {
     const paused = !this.queue.paused;
     await attempt(() => post(`/queues/${this.queue.id}/pause`, { paused }), paused ? "Paused: pulls get 409" : "Resumed");
-    await this.refresh();
+    await this.renew();
   }
 
   async retryAll() {
     await attempt(() => post(`/queues/${this.queue.id}/retry`), ({ retried }) => `${count(retried, "message")} made ready`);
-    await this.refresh();
+    await this.renew();
   }
 
   purge() {
@@ -207,7 +220,7 @@ export class QueuePanel {
   }
 
   confirm(title, sentence, action, submit) {
-    ask({ title, action, danger: true, fields: [el("p", {}, sentence)], submit: async () => { await submit(); await this.refresh(); } });
+    ask({ title, action, danger: true, fields: [el("p", {}, sentence)], submit: async () => { await submit(); await this.renew(); } });
   }
 
   publish() {
@@ -243,7 +256,7 @@ export class QueuePanel {
         } else sent.body = kind.value === "json" ? parsed(body, "The body") : body.value;
         await post(`/queues/${this.queue.id}/messages`, sent);
         toast("Published");
-        await this.refresh();
+        await this.renew();
       },
     });
     fit();
