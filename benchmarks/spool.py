@@ -223,7 +223,7 @@ def ask_permits(folder: str, alone: bool, ready: Any, start: Any, out: Any) -> N
     limit = Limit(1e6, 10**6) if alone else Limit(20.0, 1)
     file = File("http://127.0.0.1:1/client/v4", "account", limit, lambda: "t", spool_dir=folder)
     permits = Permits(file)
-    file.read(lambda connection: None)  # opens it
+    file.read(lambda _: None)  # opens it
     ready.release()
     start.wait()
     times = []
@@ -263,7 +263,7 @@ def permits() -> dict[str, Any]:
         if processes == 1:
             figures[f"{name}_ms"] = {n: quantile(waits[0], q) for n, q in QUANTILES.items()}
         else:
-            means = [sum(times) / len(times) for times in waits]
+            means = [sum(times[1:]) / 2 for times in waits]  # the first began a line
             figures[f"{name}_permits_per_second"] = round(3 * processes / lasted, 1)
             figures[f"{name}_slowest_process_to_fastest"] = round(max(means) / min(means), 2)
     return figures

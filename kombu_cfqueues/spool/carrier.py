@@ -16,6 +16,7 @@ from ..errors import (
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
+    copy_of,
 )
 from ..fork import renew_in_child
 from ..lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
@@ -177,7 +178,7 @@ class Carrier:
                 if verdict is Verdict.NEVER:
                     refused[entry.row] = error
             if entry.mine and entry.row in refused:
-                outcomes[entry.row] = error
+                outcomes[entry.row] = _told(entry, error)
         self._tell_of_refused(claim, [e for e in claim.entries if e.row in refused], error)
         returned = [entry.row for entry in claim.entries if entry.row not in refused]
         self._settle(
@@ -196,8 +197,8 @@ class Carrier:
             return {}
         (entry,) = claim.entries
         self._tell_of_refused(claim, claim.entries, error)
-        mine = self._claims.refuse_alone(claim, error)
-        return dict.fromkeys([entry.row, *mine] if entry.mine else mine, error)
+        self._claims.refuse_alone(claim, error)
+        return {entry.row: _told(entry, error)} if entry.mine else {}
 
     def _tell_of_refused(
         self, claim: Claim, entries: Sequence[Entry], error: CFQueuesError
@@ -254,3 +255,12 @@ class Carrier:
         if error.retry_after is not None and error.status != 429:
             pause = max(pause, error.retry_after)  # a 429 stops what it stops in the file
         self.resume_at = self._clock.monotonic() + pause
+
+
+def _told(entry: Entry, error: CFQueuesError) -> CFQueuesError:
+    """What the caller of *entry* is told: an earlier try may have delivered it."""
+    if not entry.uncertain or error.delivered == "unknown":
+        return error
+    error = copy_of(error)
+    error.delivered = "unknown"
+    return error

@@ -33,6 +33,7 @@ class Entry(NamedTuple):
     packed: Packed
     mine: bool
     repeats: bool
+    uncertain: bool
     most: int
 
 
@@ -175,15 +176,21 @@ class Claims:
             (*chosen, time.time()),
         ).rowcount
         found = connection.execute(
-            "SELECT id, kind, fragment, size, due, alone, owner IS ?, repeats, most "  # noqa: S608
+            "SELECT id, kind, fragment, size, due, alone, owner IS ?, repeats, uncertain, most "  # noqa: S608
             f"FROM message WHERE id IN ({marks})",
             (self._file.poster, *chosen),
         ).fetchall()
         by_row = {
             row: Entry(
-                row, Kind(kind), Packed(fragment, size, due, bool(alone)), mine == 1, r == 1, m
+                row,
+                Kind(kind),
+                Packed(fragment, size, due, bool(alone)),
+                bool(mine),
+                bool(repeats),
+                bool(uncertain),
+                most,
             )
-            for row, kind, fragment, size, due, alone, mine, r, m in found
+            for row, kind, fragment, size, due, alone, mine, repeats, uncertain, most in found
         }
         entries = [by_row[row] for row in chosen if row in by_row]
         number = random.getrandbits(62)
@@ -257,19 +264,16 @@ class Claims:
 
         self._file.write(work)
 
-    def refuse_alone(self, claim: Claim, error: CFQueuesError) -> list[int]:
+    def refuse_alone(self, claim: Claim, error: CFQueuesError) -> None:
         """Settle the one message of *claim* that was refused; perhaps all its likes with it.
 
         Where the server seems to refuse everything, splitting on would spend the allowance.
-
-        Returns:
-            Rows of this process that were refused with it.
         """
         kind = f"{type(error).__name__} {error.code}"
         (entry,) = claim.entries
         self.settle(claim, Fate(refused={entry.row: error}))
 
-        def work(connection: sqlite3.Connection) -> list[int]:
+        def work(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE queue SET alike = CASE WHEN alike < 0 THEN -1 "
                 "WHEN coalesce(refusal, ?) = ? THEN alike + 1 ELSE -1 END, refusal = ? "
@@ -279,31 +283,15 @@ class Claims:
             (alike,) = connection.execute(
                 "SELECT alike FROM queue WHERE id = ?", (claim.queue,)
             ).fetchone()
-            if alike < REFUSED_ALIKE:
-                return []
-            suspects = connection.execute(
-                "SELECT id FROM message WHERE state = 0 AND queue = ? AND most < ? AND owner IS ?",
-                (claim.queue, limits.BATCH_MESSAGES, self._file.poster),
-            ).fetchall()
-            connection.execute(
-                "UPDATE message SET state = ?, error = ? "
-                "WHERE state = 0 AND queue = ? AND most < ? AND owner IS NOT ?",
-                (
-                    State.REFUSED,
-                    outcome.dump(error),
-                    claim.queue,
-                    limits.BATCH_MESSAGES,
-                    self._file.poster,
-                ),
-            )
-            connection.execute(
-                "DELETE FROM message WHERE state = 0 AND queue = ? AND most < ?",
-                (claim.queue, limits.BATCH_MESSAGES),
-            )
-            connection.execute("UPDATE queue SET alike = -1 WHERE id = ?", (claim.queue,))
-            return [row for (row,) in suspects]
+            if alike >= REFUSED_ALIKE:
+                connection.execute(
+                    "UPDATE message SET state = ?, error = ? "
+                    "WHERE state = 0 AND queue = ? AND most < ?",
+                    (State.REFUSED, outcome.dump(error), claim.queue, limits.BATCH_MESSAGES),
+                )
+                connection.execute("UPDATE queue SET alike = -1 WHERE id = ?", (claim.queue,))
 
-        return self._file.write(work)
+        self._file.write(work)
 
     def pause(self, queue: int, longest: float) -> None:
         """Let what is spooled for a queue wait, twice as long each time, at most *longest* s."""

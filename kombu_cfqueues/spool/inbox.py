@@ -156,14 +156,15 @@ class Inbox:
 
         def look(connection: sqlite3.Connection) -> tuple[list[Outcome], bool]:
             rows = connection.execute(
-                "SELECT id, error FROM message WHERE owner = ? AND state IN (?, ?)",
+                "SELECT id, error, uncertain FROM message WHERE owner = ? AND state IN (?, ?)",
                 (self._file.poster, State.ACCEPTED, State.REFUSED),
             ).fetchall()
             waits = connection.execute(
                 "SELECT 1 FROM message WHERE owner = ? AND state = 0 AND kind != ? LIMIT 1",
                 (self._file.poster, Kind.TICKET),
             ).fetchone()
-            return [Outcome(r, e and outcome.load(e)) for r, e in rows], waits is not None
+            told = [Outcome(row, error and _told(error, unsure)) for row, error, unsure in rows]
+            return told, waits is not None
 
         found, waits = self._file.read(look)
         if found:
@@ -171,8 +172,14 @@ class Inbox:
             self._file.write(lambda c: c.executemany("DELETE FROM message WHERE id = ?", rows))
         return found, waits
 
-    def withdraw(self, rows: Sequence[int]) -> dict[int, State | CFQueuesError | None]:
+    def withdraw(
+        self, rows: Sequence[int], *, taken: bool = True
+    ) -> dict[int, State | CFQueuesError | None]:
         """Take messages back whose caller waits no more.
+
+        Args:
+            rows: The messages.
+            taken: Whether also those that somebody is posting, and may yet be answered.
 
         Returns:
             For each: None if it was accepted, an error if it was refused, ``WAITING`` if surely
@@ -189,11 +196,13 @@ class Inbox:
                 if state == State.ACCEPTED:
                     fates[row] = None
                 elif state == State.REFUSED and error:
-                    fates[row] = outcome.load(error)
+                    fates[row] = _told(error, uncertain)
+                elif state == State.CLAIMED and found and not taken:
+                    continue
                 else:
                     sent = uncertain or state == State.CLAIMED
                     fates[row] = State.CLAIMED if sent else State.WAITING
-            connection.executemany("DELETE FROM message WHERE id = ?", [(row,) for row in rows])
+            connection.executemany("DELETE FROM message WHERE id = ?", [(row,) for row in fates])
             return fates
 
         return self._file.write(work)
@@ -250,3 +259,11 @@ def _queue_row(connection: sqlite3.Connection, address: Address) -> int:
             (address.creates, address.cloudflare_id, row),
         )
     return int(row)
+
+
+def _told(error: str, uncertain: int) -> CFQueuesError:
+    """What an owner is told: an earlier try may have delivered the message."""
+    told = outcome.load(error)
+    if uncertain:
+        told.delivered = "unknown"
+    return told

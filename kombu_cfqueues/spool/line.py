@@ -325,14 +325,14 @@ class Line:
         with self._lock:
             late = [caller for caller in self._callers if caller.deadline <= until]
         for caller in late:
-            self._withdraw(caller, why)
+            self._withdraw(caller, why, taken=False)
 
-    def _withdraw(self, caller: _Caller, why: CFQueuesError | None) -> None:
+    def _withdraw(self, caller: _Caller, why: CFQueuesError | None, *, taken: bool = True) -> None:
         """Settle what *caller* waits for in vain: what nobody has taken surely did not arrive."""
         why = why or self._carrier.trouble
         rows = list(caller.unsettled)
         try:
-            fates = self._inbox.withdraw(rows)
+            fates = self._inbox.withdraw(rows, taken=taken)
         except (SpoolUnavailable, SpoolFull):
             fates = dict.fromkeys(rows, State.CLAIMED)
         self._settle(

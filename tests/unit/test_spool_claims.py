@@ -443,3 +443,21 @@ def test_a_monotonic_clock_that_began_anew_earns_nothing(peer, clock):
     clock.now = 10.0
     free = [process.enter(straight=True) is None for _ in range(3)]
     assert free == [True, False, False]
+
+
+def test_a_refusal_after_an_uncertain_try_says_so(peer):
+    """The last answer is no; an earlier request, whose answer was lost, may have delivered it."""
+    owner, poster = peer(), peer()
+    owner.enter(uncertain=True)
+    poster.claims.refuse_alone(poster.claim(), refusal())
+    [(_, error)], _ = owner.inbox.outcomes()
+    assert error.delivered == "unknown"
+
+
+def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
+    owner, poster = peer(), peer()
+    row = owner.enter()
+    claim = poster.claim()
+    assert owner.inbox.withdraw([row], taken=False) == {}
+    poster.claims.settle(claim, Fate(accepted=[row]))
+    assert owner.inbox.outcomes() == ([(row, None)], False)
