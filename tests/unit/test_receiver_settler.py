@@ -58,7 +58,8 @@ def returned():
 
 @pytest.fixture
 def settler(server, returned):
-    return Settler(server, returned.append)
+    yield Settler(server, returned.append)
+    server.failures.clear()  # what is left is sent by and by, or when the interpreter ends
 
 
 def delivery(lease, lasts=60.0, attempts=1, max_retries=100):
