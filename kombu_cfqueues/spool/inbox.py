@@ -16,7 +16,6 @@ from .file import File
 from .outcome import Outcome
 from .schema import Kind, State
 
-
 RESERVE_BYTES: Final = 16 << 20
 """So much of the disk is left free: delivering writes too, and a disk that the spool has filled to
 the last byte could never be emptied."""
@@ -130,7 +129,6 @@ class Inbox:
         Raises:
             SpoolFull: There is no room for them.
         """
-
         if self._file.free_bytes() < RESERVE_BYTES:
             raise SpoolFull(
                 f"the disk that holds {self._file.path} has less than {RESERVE_BYTES:,} bytes free"
