@@ -109,6 +109,16 @@ class File:
             self._begin_anew_without(database.path.parent)
             raise
 
+    def free_bytes(self) -> int:
+        """What the disk has left for this user."""
+        folder = self._open().path.parent
+        try:
+            disk = os.statvfs(folder)
+        except OSError as error:
+            self._begin_anew_without(folder)
+            raise SpoolUnavailable(f"{folder} cannot be used: {error.strerror}") from error
+        return disk.f_bavail * disk.f_frsize
+
     def bucket(self, connection: sqlite3.Connection) -> Bucket:
         """The allowance of this process's token."""
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .. import limits
 from ..envelope import Packed
@@ -15,6 +15,10 @@ from .address import Address
 from .file import File
 from .outcome import Outcome
 from .schema import Kind, State
+
+RESERVE_BYTES: Final = 16 << 20
+"""So much of the disk is left free: delivering writes too, and a disk that the spool has filled to
+the last byte could never be emptied."""
 
 
 class Spooled(NamedTuple):
@@ -125,6 +129,10 @@ class Inbox:
         Raises:
             SpoolFull: There is no room for them.
         """
+        if self._file.free_bytes() < RESERVE_BYTES:
+            raise SpoolFull(
+                f"the disk that holds {self._file.path} has less than {RESERVE_BYTES:,} bytes free"
+            )
 
         def work(connection: sqlite3.Connection) -> list[int]:
             (held,) = connection.execute("SELECT bytes FROM machine").fetchone()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from support.spools import Hours, Peer, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.clock import Clock
-from kombu_cfqueues.spool import place
+from kombu_cfqueues.spool import inbox, place
 from kombu_cfqueues.spool.database import Database
 from kombu_cfqueues.spool.posters import KernelLock, Posters
 from kombu_cfqueues.spool.schema import VERSION
@@ -227,6 +228,28 @@ def test_a_full_disk_is_told_to_the_caller_and_breaks_nothing(tmp_path):
     file.write(lambda c: c.execute("INSERT INTO t VALUES (1)"))
     assert file.read(lambda c: c.execute("SELECT count(*) FROM t").fetchone()) == (1,)
     file.close()
+
+
+def test_a_folder_that_vanishes_is_made_again_for_the_next_message(tmp_path, clock):
+    peer = Peer(tmp_path / "spool", clock)
+    peer.spool("gone")
+    shutil.rmtree(tmp_path / "spool")
+    with pytest.raises(errors.SpoolUnavailable):
+        peer.spool("refused")
+    peer.spool("new")
+    assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_a_spool_never_fills_its_disk(tmp_path, clock, monkeypatch):
+    """Delivering has to write as well: a disk that is full to the last byte stays full."""
+    peer = Peer(tmp_path, clock)
+    peer.spool("kept")
+    monkeypatch.setattr(inbox, "RESERVE_BYTES", 1 << 62)
+    with pytest.raises(errors.SpoolFull, match="bytes free"):
+        peer.spool("refused")
+    assert texts(peer.claim()) == ["kept"]
+    peer.file.close()
 
 
 def test_a_file_that_cannot_be_written_is_unavailable(tmp_path):
