@@ -6,7 +6,7 @@ import base64
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
@@ -184,16 +184,6 @@ class Channel(ConsumingChannel):
         except CFQueuesError as error:
             return errors or [error] * len(messages)
         return errors
-
-    def _with_queue(self, name: str, deadline: float, publish: Callable[[Queue], None]) -> None:
-        """Publish; once more if the queue was deleted, and perhaps made again, since we knew it."""
-        queue = self._queue(name, deadline)
-        try:
-            publish(queue)
-        except QueueNotFound:
-            if not self.account.directory.forget(name, queue.id, self.options):
-                raise
-            publish(self._queue(name, deadline))
 
     def encode_body(
         self, body: str | bytes, encoding: str | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import random
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from . import limits
+from .chance import chance
 from .errors import InvalidMessage, MessageTooLarge
 from .options import Options
 
@@ -355,10 +355,9 @@ def _quote_json(text: str) -> str:
 def new_id() -> str:
     """32 hex digits that no other message has.
 
-    Not from `uuid`, which asks the system for secure randomness and takes ten times as long;
-    Python seeds `random` from there, in each process and in a forked child again.
+    Not from `uuid`, which asks the system for secure randomness and takes ten times as long.
     """
-    return f"{random.getrandbits(128):032x}"
+    return f"{chance.getrandbits(128):032x}"
 
 
 def _plain_text(message: Mapping[str, Any]) -> str:
