@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo test matrix lint types docs bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -18,6 +18,10 @@ demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudfl
 
 test: $(VENV)/.dev ## Run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
+	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
+		tests/integration/test_consume.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from queue import Empty
 from textwrap import dedent
 
@@ -26,7 +27,7 @@ from kombu_cfqueues.errors import (
     QueueNotFound,
 )
 
-from .workers import until
+from .workers import MATRIX, until
 
 PULL = {"type": "http_pull", "settings": {"max_retries": 100}}
 
@@ -115,7 +116,7 @@ def test_draining_an_empty_queue_ends_at_its_timeout(connection):
 
 
 def test_draining_ends_at_its_timeout_while_the_server_hangs(emulator):
-    options = {"read_timeout": 3.0}
+    options = {"read_timeout": 1.5}
     with (
         Connection(emulator.broker_url, transport_options=options) as connection,
         consume(connection, Collector()),
@@ -458,16 +459,17 @@ def test_a_message_makes_an_idle_consumer_quick_again(emulator):
 
 
 def test_fifty_queues_do_not_hold_each_other_up(emulator):
-    emulator.latency = 0.1
+    emulator.knobs = replace(emulator.knobs, list_page_size=100)
     names = [f"q{n}" for n in range(50)]
     for name in names:
         emulator.create_queue(name, consumer=PULL)
+    emulator.latency = 0.1
     got = Collector()
     options = {"max_polling_interval": 2}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         queues = [Queue(name) for name in names]
         with connection.Consumer(queues, callbacks=[got], prefetch_count=20):
-            nothing_comes(connection, 2)
+            nothing_comes(connection, 1.3)
             pulls = emulator.requests.of("pull")
             assert len({request.path for request in pulls[:50]}) == 50
             for name in names[::10]:
@@ -730,10 +732,10 @@ def test_fail_over_goes_on_to_the_second_url(emulator):
         lambda faults: faults.error("pull", "ack", status=503, retry_after=0, times=4),
         lambda faults: faults.error("pull", "ack", status=429, code=10250, retry_after=0, times=4),
         lambda faults: faults.html_page("pull", "ack", status=502, times=3),
-        lambda faults: faults.html_page("ack", status=403, times=3),
+        lambda faults: faults.html_page("ack", status=403, times=2),
         lambda faults: faults.reset("pull", "ack", times=4),
         lambda faults: faults.lost_response("ack", times=4),
-        lambda faults: faults.broken_json("pull", times=3),
+        lambda faults: faults.broken_json("pull", times=2),
         lambda faults: faults.null_result("pull", "ack", times=3),
     ],
     ids=["503", "429", "html", "html 403", "resets", "lost acks", "broken", "null"],
@@ -887,7 +889,7 @@ def test_a_queue_that_a_worker_consumes_is_a_clear_error(connection, emulator):
         connection.SimpleQueue("jobs").get_nowait()
 
 
-@pytest.mark.parametrize("position", ["409", "429/10252"])
+@pytest.mark.parametrize("position", ["409", "429/10252"] if MATRIX else ["409"])
 def test_a_paused_queue_is_waited_for_with_one_warning(position, caplog):
     with Emulator(paused_pull=position) as emulator:
         emulator.create_queue("jobs", consumer=PULL, delivery_paused=True)
@@ -907,7 +909,7 @@ def test_a_paused_queue_is_waited_for_with_one_warning(position, caplog):
 @pytest.mark.parametrize("get", ["drain", "get_nowait"])
 def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
     with (
-        Emulator(pull_enable_delay=3) as emulator,
+        Emulator(pull_enable_delay=1.5) as emulator,
         Connection(emulator.broker_url, transport_options=FAST) as connection,
     ):
         publish(connection, "x")

@@ -7,7 +7,6 @@ acknowledgement, and outages of a minute.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -21,9 +20,7 @@ from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 
-from .workers import HERE, Worker, until
-
-MATRIX = bool(os.environ.get("CFQUEUES_WORKER_MATRIX"))
+from .workers import HERE, MATRIX, Worker, until
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 CASES = [
@@ -99,16 +96,16 @@ def test_tasks_run_once_and_all_of_celery_works(emulator, tasks, tmp_path, pool,
 
         began = time.time()
         tasks.flaky.delay("f")
-        tasks.note.apply_async(("in 2 s",), countdown=2)
+        tasks.note.apply_async(("in 1.5 s",), countdown=1.5)
         tasks.reject.delay("back", True)
         tasks.reject.delay("away", False)
         total = chord(group(tasks.note.s(n) for n in range(1000, 1010)))(tasks.add.s())
         if pool == "prefork":
             tasks.overdue.delay("o")
         assert total.get(timeout=30, disable_sync_subtasks=False) == sum(range(1000, 1010))
-        until(lambda: len(worker.runs("flaky")) == 3)
-        (eta,) = until(lambda: [r for r in worker.runs("note") if r["value"] == "in 2 s"])
-        assert 2 <= eta["at"] - began < 6
+        until(lambda: len(worker.runs("flaky")) == 2)
+        (eta,) = until(lambda: [r for r in worker.runs("note") if r["value"] == "in 1.5 s"])
+        assert 1.5 <= eta["at"] - began < 6
         assert worker.values("reject").count(["back", False]) == 1
         assert worker.values("reject").count(["back", True]) == 1
         assert worker.values("reject").count(["away", False]) == 1
@@ -156,7 +153,7 @@ def test_what_one_worker_leaves_another_runs(emulator, tasks, tmp_path):
     assert sorted(worker.values("nap")) == list(range(10))
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("late", [False, True] if MATRIX else [False])
 def test_an_ack_of_a_solo_worker_is_not_held_up_by_its_next_task(emulator, tasks, tmp_path, late):
     with Worker(emulator, tmp_path, pool="solo", concurrency=1, task_acks_late=late) as worker:
         emulator.requests.clear()
@@ -186,7 +183,7 @@ def test_a_task_whose_child_is_killed_runs_again_at_once(emulator, tasks, tmp_pa
 
 def test_a_task_whose_worker_is_killed_runs_again_after_its_lease(emulator, tasks, tmp_path):
     with Worker(emulator, tmp_path, task_acks_late=True) as worker:
-        tasks.nap.delay(1, 3)
+        tasks.nap.delay(1, 1)
         until(lambda: worker.runs("nap"))
         worker.kill()
     time.sleep(0.3)  # a pull of the dead may still be on its way
@@ -197,7 +194,7 @@ def test_a_task_whose_worker_is_killed_runs_again_after_its_lease(emulator, task
     assert worker.values("nap") == [1, 1]
 
 
-@pytest.mark.parametrize("gone", ["refuses", "hangs"])
+@pytest.mark.parametrize("gone", ["refuses", "hangs"] if MATRIX else ["hangs"])
 def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_path, gone):
     with Worker(emulator, tmp_path, pool="threads", task_acks_late=True) as worker:
         # Longer than Celery's own loop takes to notice that it is to stop.
@@ -218,7 +215,7 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
 
 
 def test_a_worker_outlives_an_outage_and_loses_nothing(emulator, tasks, tmp_path):
-    seconds = 60 if MATRIX else 3
+    seconds = 60 if MATRIX else 2
     with Worker(emulator, tmp_path, pool="prefork", concurrency=2, task_acks_late=True) as worker:
         for n in range(6):
             tasks.nap.delay(n, 1)
@@ -303,7 +300,9 @@ def test_an_eta_30_hours_off_runs_once_at_its_time(emulator, tasks, tmp_path):
     shift.write_text("0")
 
     def advance(seconds: float) -> None:
-        shift.write_text(str(float(shift.read_text()) + seconds))
+        new = tmp_path / "shift.new"
+        new.write_text(str(float(shift.read_text()) + seconds))
+        new.replace(shift)  # whole at every moment: each reading of the time reads it
         emulator.clock.advance(seconds)
 
     eta = datetime.now(timezone.utc) + timedelta(hours=30)

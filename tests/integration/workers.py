@@ -15,6 +15,9 @@ from typing import Any
 
 from kombu_cfqueues.emulator import Emulator
 
+#: Everything in every combination: some minutes.
+MATRIX = bool(os.environ.get("CFQUEUES_WORKER_MATRIX"))
+
 HERE = Path(__file__).parent / "worker"
 ROOT = Path(__file__).parents[2]
 
