@@ -50,6 +50,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     ready: Any,
     start: Any,
     out: Any,
+    done: Any,
 ) -> None:
     """Publish as a process of a web server does: each thread at random moments."""
     connection = Connection(url, transport_options=options)
@@ -91,6 +92,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     out.put((samples, errors))
     out.close()
     out.join_thread()
+    done.wait()  # a web server goes on living, and delivering
 
 
 def run(
@@ -119,11 +121,12 @@ def run(
             "publish_mode": mode,
         }
         ready, start, out = SPAWN.Semaphore(0), SPAWN.Event(), SPAWN.Queue()
+        done = SPAWN.Event()
         workers = [
             SPAWN.Process(
                 target=publish,
                 args=(server.broker_url, options, names, number, threads, offered / processes,
-                      seconds, ready, start, out),
+                      seconds, ready, start, out, done),
             )
             for number in range(processes)
         ]  # fmt: skip
@@ -144,6 +147,7 @@ def run(
         while arrived(server, names) < len(samples) and time.monotonic() - ended < 120:
             time.sleep(0.05)
         drained = time.monotonic() - ended
+        done.set()
         for worker in workers:
             worker.join()
         times = [seconds for _, seconds in samples]
