@@ -135,12 +135,10 @@ def run(
         for _ in workers:
             ready.acquire()
         server.requests.clear()
-        began = time.monotonic()
         start.set()
         if meanwhile is not None:
             meanwhile(server)
         results = [out.get() for _ in workers]
-        lasted = time.monotonic() - began
         samples = [sample for found, _ in results for sample in found]
         errors = [error for _, found in results for error in found]
         ended, backlog = time.monotonic(), len(samples) - arrived(server, names)
@@ -154,7 +152,7 @@ def run(
         figures = {
             "published_per_second": round(len(samples) / seconds, 1),
             "publish_ms": {name: quantile(times, q) for name, q in QUANTILES.items()},
-            "requests_per_second": round(len(server.requests) / lasted, 2),
+            "requests_per_second": requests_per_second(server),
             "answers_429": sum(request.status == 429 for request in server.requests),
             "errors": len(errors),
             "lost": len(samples) - arrived(server, names),
@@ -180,6 +178,12 @@ def quantile(seconds: list[float], share: float) -> float:
     """In milliseconds."""
     ordered = sorted(seconds)
     return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+
+def requests_per_second(server: Emulator) -> float:
+    """Over the time that the log of requests still holds."""
+    times = [request.time for request in server.requests]
+    return round((len(times) - 1) / (times[-1] - times[0]), 2)
 
 
 def arrived(server: Emulator, names: list[str]) -> int:
