@@ -362,6 +362,22 @@ def test_a_rejected_message_goes_to_the_dead_letter_queue(emulator):
         assert dead.body == published.body
 
 
+def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator):
+    options = {**FAST, "dead_letter_queue": "graves"}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        publish(connection, "x")
+        got = Collector(ack=False)
+        with consume(connection, got):
+            drain(connection, 1)
+            fault = emulator.faults.error("push", status=503, times=None)
+            got.messages[0].reject()
+            until(lambda: fault.hits >= 2, 5)
+            assert len(emulator.messages("jobs")) == 1
+            emulator.faults.clear()
+            settled(emulator)
+        assert len(emulator.messages("graves")) == 1
+
+
 def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warning(
     connection, emulator, caplog
 ):
