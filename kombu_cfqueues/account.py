@@ -5,16 +5,26 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 
 from .budget import Budget, Limit
 from .client import Client
 from .directory import Directory
+from .envelope import Packed
 from .fork import renew_in_child
-from .options import ACCOUNT_OPTIONS, Options, Token
+from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publisher import Publisher
 from .receiver import Receiver
+from .spool.address import Address
+from .spool.file import File
+from .spool.gate import SharedBudget
+from .spool.permits import Permits
+from .spool.posters import AVAILABLE
 
 logger = logging.getLogger(__name__)
+
+#: How old the token may be by which a permit is counted.
+TOKEN_SECONDS = 10.0
 
 Key = tuple[str, str, Token]
 
@@ -38,7 +48,17 @@ class Account:
         self._options = options
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
-        self._budget = Budget(None if rate is None else Limit(rate, options.request_burst))
+        limit = None if rate is None else Limit(rate, options.request_burst)
+        file = _file(options, limit) if AVAILABLE else None
+        self._budget: Budget | SharedBudget = Budget(limit)
+        if limit is not None and options.budget_scope == "host":
+            if file is not None:
+                self._budget = SharedBudget(Permits(file), limit)
+            else:  # pragma: no cover  Windows
+                logger.warning(
+                    "this system cannot share the request allowance between processes: each one "
+                    "paces its own requests, so divide request_rate by their number"
+                )
         self.client = Client(
             options.base_url,
             options.account_id,
@@ -48,8 +68,8 @@ class Account:
             gate=self._budget,
         )
         self.directory = Directory(self.client)
-        self.publisher = Publisher(self.client, self._budget, options)
-        self.receiver = Receiver(self.client, self.directory, self.publisher.submit)
+        self.publisher = Publisher(self.client, self.directory, self._budget, options, file)
+        self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 
     @classmethod
     def open(cls, options: Options) -> Account:
@@ -74,6 +94,9 @@ class Account:
         if last:
             self.client.close()
 
+    def _publish_copy(self, queue_id: str, packed: Packed, *, deadline: float) -> None:
+        self.publisher.submit(Address.of_id(queue_id), packed, deadline=deadline)
+
     def _tell_of_differences(self, options: Options) -> None:
         # Kombu and Celery bring different connect timeouts, which nobody has chosen.
         for name in set(ACCOUNT_OPTIONS) - {"connect_timeout"}:
@@ -91,6 +114,42 @@ def _warn_of_difference(name: str, now: object, first: object) -> None:
         now,
         first,
     )
+
+
+def _file(options: Options, limit: Limit | None) -> File:
+    return File(
+        options.base_url,
+        options.account_id,
+        limit,
+        _CurrentToken(options.api_token),
+        spool_dir=options.spool_dir,
+    )
+
+
+class _CurrentToken:
+    """The API token, by which the spool finds its bucket.
+
+    A callable is asked for every request as it is; here it need not be as new.
+    """
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+        self._known = Secret()
+        self._good_until = 0.0
+
+    def __call__(self) -> str:
+        if not callable(self._token):
+            return self._token
+        now = time.monotonic()
+        if now >= self._good_until:
+            self._good_until = now + TOKEN_SECONDS
+            try:
+                self._known = Secret(self._token())
+            # The application's, which may raise anything.  The request that follows asks again,
+            # and whoever waits for it is told.
+            except Exception:
+                logger.debug("the callable api_token failed", exc_info=True)
+        return self._known
 
 
 class _Registry:

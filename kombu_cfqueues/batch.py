@@ -17,6 +17,7 @@ from . import limits
 from .envelope import Packed
 from .errors import CFQueuesError, PermanentError
 from .lane import BULK_IN_FLIGHT
+from .spool.inbox import Spooled
 
 if TYPE_CHECKING:
     from .channel import Channel
@@ -79,6 +80,7 @@ class PublishBatch:
         self._collected = 0
         self._full: list[_Request] = []
         self._partial: dict[str, _Request] = {}  # by queue
+        self._to_spool: list[Spooled] = []
         self._leaving: list[tuple[_Request, _Future]] = []
         self._senders: ThreadPoolExecutor | None = None
         # The senders write these two, each a single assignment.
@@ -97,6 +99,7 @@ class PublishBatch:
         self.channel.basic_publish(message, publish_batch=self, **kwargs)
         if self._collected >= self._max_size:
             self._settle()
+            self._spool()
             self._send(everything=not self._full)
 
     def add(self, queue: str, packed: Packed) -> None:
@@ -111,6 +114,11 @@ class PublishBatch:
         request.size += packed.size
         self._collected += 1
 
+    def add_spooled(self, message: Spooled) -> None:
+        """Take a message that is for this machine's disk."""
+        self._to_spool.append(message)
+        self._collected += 1
+
     def flush(self) -> None:
         """Send what is collected, and block until all is settled.
 
@@ -119,6 +127,7 @@ class PublishBatch:
         """
         self._check()
         self._settle()
+        self._spool()
         self._send(everything=True)
         self._settle()
 
@@ -164,6 +173,19 @@ class PublishBatch:
         self._refused_in_a_row[request.queue] = refused + 1 if for_good else 0
         return errors
 
+    def _spool(self) -> None:
+        """Put what is for the disk there, with one commit; raise if it cannot take it."""
+        messages, self._to_spool = self._to_spool, []
+        self._collected -= len(messages)
+        try:
+            if messages:
+                self.channel.spool_many(messages)
+        except CFQueuesError as error:
+            self._over = "a flush failed"
+            self._stop()
+            outcomes = [Outcome(m.address.name, m.packed.message(), error) for m in messages]
+            raise _failure(outcomes, error) from error
+
     def _settle(self) -> None:
         """Block until what left is settled; raise if not all of it was accepted."""
         settled = [(request, sent.result()) for request, sent in self._leaving]
@@ -190,6 +212,7 @@ class PublishBatch:
         self._collected = 0
         self._full.clear()
         self._partial.clear()
+        self._to_spool.clear()
         self._leaving.clear()
         senders, self._senders = self._senders, None
         if senders is not None:

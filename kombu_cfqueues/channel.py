@@ -6,7 +6,7 @@ import base64
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
@@ -26,6 +26,8 @@ from .errors import (
     QueueNotFound,
     TransientError,
 )
+from .spool.address import Address
+from .spool.inbox import Spooled
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Channel(ConsumingChannel):
     ) -> promise | None:
         """Publish to every queue that the exchange routes to; block until all have it.
 
+        With ``publish_mode="spool"``: until it is on this machine's disk.
+
         Args:
             message: Kombu's dictionary, as `prepare_message` made it.
             exchange: Name of the exchange; ``""``: *routing_key* is the queue.
@@ -55,11 +59,13 @@ class Channel(ConsumingChannel):
                 effect.
 
         Returns:
-            A promise that is fulfilled already; None in a batch.
+            A promise that is fulfilled already, or with ``publish_mode="spool"`` once the message
+            is delivered; None in a batch.
 
         Raises:
             InvalidMessage: With ``mandatory``: no queue is bound for it.
             PublishTimeout: It could not be handed over in time.
+            SpoolFull, SpoolUnavailable: This machine's disk cannot take it.
             CFQueuesError: It was refused.
         """
         self._inplace_augment_message(message, exchange, routing_key)
@@ -69,9 +75,10 @@ class Channel(ConsumingChannel):
         queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
-        for queue in queues:
-            self._put(queue, message, **kwargs)
-        return _fulfilled() if "publish_batch" not in kwargs else None
+        spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
+        if "publish_batch" in kwargs:
+            return None
+        return self.account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put(
         self,
@@ -80,13 +87,16 @@ class Channel(ConsumingChannel):
         timeout: float | None = None,
         publish_batch: PublishBatch | None = None,
         **_: Any,
-    ) -> None:
+    ) -> list[int]:
+        """Publish to one queue; return what was spooled for it."""
         if is_control_name(queue):
-            return  # remote control and events need fanout: they cost no request, and do nothing
+            return []  # remote control and events need fanout: they cost no request, do nothing
         packed = envelope.pack(message, queue, self.options)
+        if self.options.publish_mode == "spool":
+            return self._spool(self._spooled(queue, packed, message), publish_batch)
         if publish_batch is not None:
             publish_batch.add(queue, packed)
-            return
+            return []
         seconds = self.options.publish_timeout
         # In this order, which a timeout of NaN does not survive.
         seconds = seconds if timeout is None else min(seconds, timeout)
@@ -97,7 +107,10 @@ class Channel(ConsumingChannel):
             if error is not None:
                 raise error
             self.account.publisher.submit(
-                target.id, packed, deadline=deadline, switches=self._switches
+                self._address(queue, target),
+                packed,
+                deadline=deadline,
+                switches=self._switches,
             )
 
         try:
@@ -108,6 +121,30 @@ class Channel(ConsumingChannel):
             if self._switches and isinstance(error, ConnectionFailed) and certain:
                 raise
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
+        return []
+
+    def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
+        address = self.account.directory.address(queue, self.options)
+        retention = self.account.directory.retention_seconds(address)
+        error = envelope.outlived(packed, queue, retention)
+        if error is not None:
+            raise error
+        return Spooled(address, packed, envelope.expires(message))
+
+    def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[int]:
+        if publish_batch is None:
+            return self.spool_many([spooled])
+        publish_batch.add_spooled(spooled)
+        return []
+
+    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
+        """Put messages on this machine's disk, all or none; return their rows there."""
+        max_bytes = self.options.spool_max_bytes
+        return self.account.publisher.spool(messages, max_bytes=max_bytes)
+
+    def _address(self, queue: str, target: Queue) -> Address:
+        address = self.account.directory.address(queue, self.options)
+        return address._replace(cloudflare_id=target.id)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
@@ -133,7 +170,9 @@ class Channel(ConsumingChannel):
                 envelope.outlived(packed, queue, target.retention_seconds) for packed in messages
             ]
             todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
-            sent = self.account.publisher.submit_many(target.id, todo, deadline=deadline)
+            sent = self.account.publisher.submit_many(
+                self._address(queue, target), todo, deadline=deadline
+            )
             others = iter(sent)
             errors[:] = [error or next(others) for error in late]
             # The server says this of the queue, so of all.
@@ -145,16 +184,6 @@ class Channel(ConsumingChannel):
         except CFQueuesError as error:
             return errors or [error] * len(messages)
         return errors
-
-    def _with_queue(self, name: str, deadline: float, publish: Callable[[Queue], None]) -> None:
-        """Publish; once more if the queue was deleted, and perhaps made again, since we knew it."""
-        queue = self._queue(name, deadline)
-        try:
-            publish(queue)
-        except QueueNotFound:
-            if not self.account.directory.forget(name, queue.id, self.options):
-                raise
-            publish(self._queue(name, deadline))
 
     def encode_body(
         self, body: str | bytes, encoding: str | None = None

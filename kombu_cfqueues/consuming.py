@@ -20,7 +20,7 @@ from . import envelope, retry
 from .account import Account
 from .client import Queue
 from .delivery import Delivery
-from .errors import CFQueuesError, ConnectionFailed
+from .errors import CFQueuesError, ConnectionFailed, QueueNotFound
 from .inbox import Arrival, Subscription
 from .options import Options
 from .qos import Prefetch
@@ -152,11 +152,14 @@ class ConsumingChannel(virtual.Channel):
             arrival = self.connection.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
                 return self._accept(arrival.delivery, arrival.subscription, no_ack=no_ack)
-        source = self._queue(queue, deadline)
-        delivery = self._insist(
-            deadline,
-            lambda: self.account.receiver.get(queue, source, self.options, deadline=deadline),
-        )
+        receiver = self.account.receiver
+
+        def get(source: Queue) -> Delivery | None:
+            return self._insist(
+                deadline, lambda: receiver.get(queue, source, self.options, deadline=deadline)
+            )
+
+        delivery = self._with_queue(queue, deadline, get)
         return None if delivery is None else self._accept(delivery, None, no_ack=no_ack)
 
     def deliver(self, arrival: Arrival) -> None:
@@ -272,6 +275,16 @@ class ConsumingChannel(virtual.Channel):
             lambda: self.account.directory.queue(name, self.options, deadline=deadline),
         )
 
+    def _with_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
+        """Use a queue; once more if it was deleted, and perhaps made again, since we knew it."""
+        queue = self._queue(name, deadline)
+        try:
+            return use(queue)
+        except QueueNotFound:
+            if not self.account.directory.forget(name, queue.id, self.options):
+                raise
+            return use(self._queue(name, deadline))
+
     def _delete_queue(self, queue: str, deadline: float) -> None:
         found = self.account.directory.find(queue, self.options, deadline=deadline)
         if found is None:
@@ -289,13 +302,16 @@ class ConsumingChannel(virtual.Channel):
 
     def _subscribe(self, queue: str) -> Subscription:
         deadline = self._deadline()
-        source = self._queue(queue, deadline)
-        return self._insist(
-            deadline,
-            lambda: self.qos.receiver.subscribe(
-                queue, source, self.options, self.qos.window, self.connection.inbox
-            ),
-        )
+
+        def subscribe(source: Queue) -> Subscription:
+            return self._insist(
+                deadline,
+                lambda: self.qos.receiver.subscribe(
+                    queue, source, self.options, self.qos.window, self.connection.inbox
+                ),
+            )
+
+        return self._with_queue(queue, deadline, subscribe)
 
     def _tell_of_costs(self, queue: str) -> None:
         """Warn of two uses that work, and not as one may expect."""

@@ -29,6 +29,7 @@ from .errors import (
 )
 from .fork import renew_in_child
 from .options import Options
+from .spool.address import Address
 
 T = TypeVar("T")
 
@@ -215,6 +216,53 @@ class Directory:
         if queue is None:  # pragma: no cover  it was to be created
             raise QueueNotFound(f"there is no queue {title!r} at Cloudflare")
         return queue
+
+    def address(self, name: str, options: Options) -> Address:
+        """Where Kombu's queue *name* is, for whichever process of the machine posts to it.
+
+        Costs no request.
+
+        Raises:
+            QueueNameConflict: Another name of this process is translated to the same one.
+            ConfigurationError: No name at Cloudflare can stand for it.
+        """
+        if name in options.queues:
+            return Address.of_id(options.queues[name])
+        title = self._title(name, options)
+        known = self._queues.get(title)
+        return Address(title, options.create_missing_queues, known.id if known else None)
+
+    def retention_seconds(self, address: Address) -> int | None:
+        """How long a queue keeps messages, as far as this process happens to know."""
+        known = self._queues.get(address.name)
+        return known.retention_seconds if known else None
+
+    def resolve(self, address: Address, *, deadline: float) -> str:
+        """The id of the queue at *address*, looked up if need be.
+
+        Raises:
+            QueueNotFound: It is missing and not to be created.
+            CFQueuesError: What a request raised.
+        """
+        known = self._queues.get(address.name)
+        if known is not None:
+            return known.id
+        if address.cloudflare_id is not None:
+            return address.cloudflare_id
+        found = self._ask(address.name, deadline, create=address.creates)
+        if found is None:
+            raise QueueNotFound(
+                f"queue {address.name!r} does not exist at Cloudflare, and the process that "
+                "published to it has create_missing_queues off: create it"
+            )
+        return found.id
+
+    def forget_address(self, address: Address, queue_id: str) -> None:
+        """The server does not know *queue_id* any more: look the queue up again when next asked."""
+        with self._lock:
+            known = self._queues.get(address.name)
+            if known is not None and known.id == queue_id:
+                del self._queues[address.name]
 
     def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
         """Make sure that the queue can be pulled over HTTP; up to two requests a process.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import random
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from . import limits
+from .chance import chance
 from .errors import InvalidMessage, MessageTooLarge
 from .options import Options
 
@@ -116,6 +116,15 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
         )
     alone = not as_json or content.lstrip()[:1] in ("{", "[")
     return Packed(fragment, len(fragment), due, alone)
+
+
+def expires(message: Mapping[str, Any]) -> float | None:
+    """When Kombu's *message* expires, in seconds since the epoch; None: never."""
+    expiration: Any = (message.get("properties") or {}).get("expiration")
+    try:
+        return time.time() + float(expiration) / 1000  # milliseconds, as text, as in AMQP
+    except (TypeError, ValueError):
+        return None
 
 
 def outlived(packed: Packed, queue: str, retention_seconds: int | None) -> InvalidMessage | None:
@@ -346,10 +355,9 @@ def _quote_json(text: str) -> str:
 def new_id() -> str:
     """32 hex digits that no other message has.
 
-    Not from `uuid`, which asks the system for secure randomness and takes ten times as long;
-    Python seeds `random` from there, in each process and in a forked child again.
+    Not from `uuid`, which asks the system for secure randomness and takes ten times as long.
     """
-    return f"{random.getrandbits(128):032x}"
+    return f"{chance.getrandbits(128):032x}"
 
 
 def _plain_text(message: Mapping[str, Any]) -> str:

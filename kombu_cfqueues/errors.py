@@ -149,3 +149,12 @@ class SpoolUnavailable(PermanentError):
 
 class ConfigurationError(PermanentError):
     """An option, the URL or the environment is wrong or missing."""
+
+
+def copy_of(error: CFQueuesError) -> CFQueuesError:
+    """Return *error* for one of several callers: each adds to its traceback by raising it."""
+    copy: CFQueuesError = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    copy.__traceback__ = error.__traceback__
+    return copy

@@ -17,7 +17,6 @@ under that caller, so whatever ends it, `Lane._leave` finds what must be passed 
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +25,14 @@ from itertools import chain, count
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from kombu_cfqueues import limits
+from kombu_cfqueues.chance import chance
 from kombu_cfqueues.clock import Clock, Lock
 from kombu_cfqueues.errors import (
     CFQueuesError,
     ConnectionFailed,
     PublishTimeout,
     TransientError,
+    copy_of,
 )
 from kombu_cfqueues.fork import renew_in_child
 
@@ -403,7 +404,7 @@ class Lane(Generic[T]):
         The pause is random, so that those whom one outage stopped do not come back as one.
         """
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
-        pause = max(random.uniform(0, longest), error.retry_after or 0.0)  # noqa: S311
+        pause = max(chance.uniform(0, longest), error.retry_after or 0.0)
         self._pauses += 1
         self._trouble = error
         self._resume_at = self._clock.monotonic() + pause
@@ -511,10 +512,7 @@ def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
 
 def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
     """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
-    copy: CFQueuesError = type(error).__new__(type(error), *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
-    copy.__traceback__ = error.__traceback__
+    copy = copy_of(error)
     if entry.uncertain:  # by an earlier try, whatever the last one says
         copy.delivered = "unknown"
     return copy

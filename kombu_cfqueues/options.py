@@ -72,7 +72,7 @@ class Options:
             consumers.  ``"plain"``: only its body, for consumers that know nothing of Kombu.
         content_type: How the body is typed at Cloudflare: ``"text"`` or ``"json"``.
         publish_mode: ``"confirm"``: `publish` returns when Cloudflare has accepted the message.
-            ``"spool"`` (accepted on this machine's disk) is not in this version.
+            ``"spool"``: when it is on this machine's disk, from where it is delivered.
         spool_dir: Folder of the spool; None: the user's state folder.
         spool_max_bytes: Most bytes that may wait in the spool.
         allow_insecure_http: Allow plain http to a host that is not this machine.
@@ -185,6 +185,7 @@ ACCOUNT_OPTIONS = (
     "request_burst",
     "request_rate",
     "retry_uncertain",
+    "spool_dir",
 )
 
 
@@ -275,8 +276,6 @@ def _complete(values: dict[str, Any]) -> Options:
         values.setdefault("request_rate", 3.7)
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
-    if values.get("publish_mode") == "spool":
-        raise ConfigurationError("publish_mode 'spool' is not in this version; use 'confirm'")
     options = Options(**values)
     if options.max_polling_interval < options.polling_interval:
         raise ConfigurationError(

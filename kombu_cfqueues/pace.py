@@ -6,10 +6,10 @@ empty, and is pulled without a pause while messages come.
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 from . import limits
+from .chance import chance
 
 LEAST_INTERVAL: Final = 0.01
 """Seconds; ``polling_interval=0`` asks for the tightest polling, and not for a busy loop."""
@@ -57,5 +57,5 @@ class Pace:
         """
         ceiling = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
         self._failures = min(self._failures + 1, 10)
-        pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311  no secret depends on it
+        pause = chance.uniform(ceiling / 2, ceiling)
         self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))

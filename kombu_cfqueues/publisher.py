@@ -1,4 +1,8 @@
-"""Publishing: packed messages travel in lanes, one a queue, and each caller gets its answer."""
+"""Publishing: packed messages travel in shared requests, and each caller gets its answer.
+
+Who shares them: the threads of the process, in lanes; or all processes of the machine, through the
+spool, where the requests are limited.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,50 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
-from .budget import Budget
-from .client import Client
+from vine import promise
+
+from .client import Client, Gate
+from .directory import Directory
 from .envelope import Packed
 from .errors import (
     CFQueuesError,
+    ConfigurationError,
     ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
+    QueueNotFound,
+    SpoolFull,
+    SpoolUnavailable,
     TransientError,
 )
 from .fork import renew_in_child
 from .lane import Lane, Verdict
 from .options import Options
+from .spool.address import Address
+from .spool.carrier import Carrier
+from .spool.claims import Claims
+from .spool.file import File
+from .spool.gate import SharedBudget
+from .spool.inbox import Inbox, Spooled
+from .spool.line import Line
+from .spool.relay import Relay
 
 logger = logging.getLogger(__name__)
 
 #: A thread that had to wait for a permit so many times in a row would be better served by a batch.
 WAITS_IN_A_ROW = 20
+
+#: A claim is anybody's so long after its request must have ended.
+CLAIM_RESERVE_SECONDS = 5.0
+
+
+class Budget(Gate, Protocol):
+    """The request allowance, as far as publishing needs it."""
+
+    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
+        """Block until one more request may leave, to *queue* if it publishes."""
 
 
 class Publisher:
@@ -33,17 +62,46 @@ class Publisher:
 
     Args:
         client: Where to post.
+        directory: Finds the queues of messages that other processes have spooled.
         budget: The request allowance; each post takes a permit from it.
-        options: ``max_in_flight``, ``request_rate`` and ``retry_uncertain`` are used.
+        options: ``connect_timeout``, ``max_in_flight``, ``read_timeout``, ``request_rate`` and
+            ``retry_uncertain`` are used.
+        file: The spool's; None: this system cannot have one.
     """
 
-    def __init__(self, client: Client, budget: Budget, options: Options) -> None:
+    def __init__(
+        self,
+        client: Client,
+        directory: Directory,
+        budget: Budget,
+        options: Options,
+        file: File | None = None,
+    ) -> None:
         self._client = client
+        self._directory = directory
         self._budget = budget
         self._options = options
         # A publish that took longer than half the time between two permits has waited for one.
         self._long_wait = 0.5 / options.request_rate if options.request_rate else float("inf")
         self._waits = threading.local()
+        self._inbox: Inbox | None = None
+        self._line: Line | None = None
+        self._relay: Relay | None = None
+        if file is not None:
+            self._inbox = inbox = Inbox(file)
+            claims = Claims(file, post_seconds(options) + CLAIM_RESERVE_SECONDS)
+            carrier = Carrier(
+                claims, self._post_for_all, _judge, post_seconds=post_seconds(options)
+            )
+            self._relay = Relay(file, inbox, claims, carrier)
+            if isinstance(budget, SharedBudget):
+                self._line = Line(
+                    inbox,
+                    claims,
+                    carrier,
+                    max_in_flight=options.max_in_flight,
+                    retry_uncertain=options.retry_uncertain,
+                )
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -53,12 +111,12 @@ class Publisher:
         self._lanes: dict[tuple[str, bool], Lane[Packed]] = {}
 
     def submit(
-        self, queue_id: str, packed: Packed, *, deadline: float, switches: bool = False
+        self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
     ) -> None:
         """Block until Cloudflare has accepted the message.
 
         Args:
-            queue_id: The queue.
+            address: The queue; its id is known.
             packed: The message.
             deadline: When to give up, in seconds of `time.monotonic`.
             switches: Fail at once where surely nothing was sent, so that Kombu can go on to the
@@ -69,20 +127,86 @@ class Publisher:
             CFQueuesError: The message was refused.
         """
         started = time.monotonic()
-        self._lane(queue_id, switches=switches).submit(packed, packed.size, deadline)
+        line = self._shared_line()
+        try:
+            if line is not None:
+                judge = _judge_and_switch if switches else _judge
+                line.submit(address, packed, deadline=deadline, judge=judge)
+        except (SpoolUnavailable, SpoolFull) as error:
+            self._go_alone(error)
+            line = None
+        if line is None:
+            lane = self._lane(address, switches=switches)
+            lane.submit(packed, packed.size, deadline)
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
-        self, queue_id: str, packed: Sequence[Packed], *, deadline: float, switches: bool = False
+        self, address: Address, packed: Sequence[Packed], *, deadline: float, switches: bool = False
     ) -> list[CFQueuesError | None]:
         """Block until each message is settled; what `submit` would raise is returned, by message.
 
         Single messages of other threads go before them.
         """
+        line = self._shared_line()
+        if line is not None:
+            judge = _judge_and_switch if switches else _judge
+            try:
+                return line.submit_many(address, packed, deadline=deadline, judge=judge)
+            except (SpoolUnavailable, SpoolFull) as error:
+                self._go_alone(error)
         items = [(one, one.size) for one in packed]
-        return self._lane(queue_id, switches=switches).submit_many(items, deadline)
+        return self._lane(address, switches=switches).submit_many(items, deadline)
 
-    def _lane(self, queue_id: str, *, switches: bool) -> Lane[Packed]:
+    def spool(self, messages: Sequence[Spooled], *, max_bytes: int) -> list[int]:
+        """Return once the messages are on this machine's disk; they are posted from there.
+
+        Args:
+            messages: All of them are kept, or none.
+            max_bytes: Most bytes that may wait on this disk.
+
+        Returns:
+            What `promise` takes.
+
+        Raises:
+            SpoolFull: There is no room for them.
+            SpoolUnavailable: No place on this machine can hold the spool.
+        """
+        inbox, relay = self._spool()
+        rows = inbox.spool(messages, max_bytes=max_bytes, repeats=self._options.retry_uncertain)
+        relay.notify()
+        # Nothing here waits for a network, where a greenlet would make room for others.
+        time.sleep(0)
+        return rows
+
+    def promise(self, rows: Sequence[int]) -> promise:
+        """A promise that is kept when the messages are delivered, and broken if one is refused."""
+        return self._spool()[1].promise(rows)
+
+    @property
+    def relay(self) -> Relay:
+        """What empties the spool.
+
+        Raises:
+            SpoolUnavailable: This system cannot have a spool.
+        """
+        return self._spool()[1]
+
+    def _spool(self) -> tuple[Inbox, Relay]:
+        if self._inbox is None or self._relay is None:
+            raise SpoolUnavailable("the spool needs locks that this system does not have (fcntl)")
+        return self._inbox, self._relay
+
+    def _shared_line(self) -> Line | None:
+        if isinstance(self._budget, SharedBudget) and self._budget.is_shared():
+            return self._line
+        return None
+
+    def _go_alone(self, error: CFQueuesError) -> None:
+        if isinstance(self._budget, SharedBudget):
+            self._budget.give_up(error)
+
+    def _lane(self, address: Address, *, switches: bool) -> Lane[Packed]:
+        queue_id = address.cloudflare_id or ""
         with self._lock:
             lane = self._lanes.get((queue_id, switches))
             if lane is None:
@@ -103,6 +227,26 @@ class Publisher:
         else:
             self._client.push_batch(queue_id, messages, deadline=deadline)
 
+    def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
+        """Post what any process wants to publish; who spools may not know the queue's id."""
+        queue_id = address.cloudflare_id
+        if queue_id is None:
+            queue_id = self._resolve(address, deadline)
+        try:
+            self._post(queue_id, batch, deadline)
+        except QueueNotFound:
+            self._directory.forget_address(address, queue_id)
+            raise
+
+    def _resolve(self, address: Address, deadline: float) -> str:
+        try:
+            queue_id = self._directory.resolve(address, deadline=deadline)
+        except (InvalidMessage, MessageTooLarge) as error:
+            # Whatever the server has against the question, it has nothing against the messages.
+            raise ConfigurationError(str(error)) from error
+        self._spool()[0].learn(address._replace(cloudflare_id=queue_id))
+        return queue_id
+
     def _count_wait(self, seconds: float) -> None:
         if seconds < self._long_wait:
             self._waits.in_a_row = 0
@@ -110,6 +254,11 @@ class Publisher:
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
         if self._waits.in_a_row == WAITS_IN_A_ROW:
             _advise_to_batch()
+
+
+def post_seconds(options: Options) -> float:
+    """Most seconds that one request takes."""
+    return options.connect_timeout + options.read_timeout
 
 
 def _judge(error: CFQueuesError) -> Verdict:
@@ -130,5 +279,6 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
 def _advise_to_batch() -> None:
     logger.warning(
         "a thread publishes one message after the other and waits for the request allowance each "
-        "time, about 4 messages a second: 'with producer.batch():' sends 100 messages a request"
+        "time, about 4 messages a second: 'with producer.batch():' sends 100 messages a request, "
+        "and publish_mode='spool' waits for this machine's disk only"
     )

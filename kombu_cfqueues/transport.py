@@ -118,12 +118,17 @@ class Transport(virtual.Transport):
         self.account.receiver.give_back(arrival.delivery)
 
     def establish_connection(self) -> Transport:
-        """Connect: one request a process, to see that the server answers and takes the token."""
+        """Connect: one request a process, to see that the server answers and takes the token.
+
+        With ``publish_mode="spool"`` there is none.
+        """
         options = self.options
         seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
         try:
             # Before the base class makes a channel, which would stay behind on a dead transport.
-            self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+            # Who spools needs no server, and must be able to start without one.
+            if options.publish_mode != "spool":
+                self.account.directory.probe(options, deadline=time.monotonic() + seconds)
         except BaseException:
             self._leave_account()
             raise

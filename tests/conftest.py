@@ -16,6 +16,18 @@ def emulator():
         yield emulator
 
 
+@pytest.fixture(autouse=True, scope="session")
+def spool_of_the_tests(tmp_path_factory):
+    """Whatever publishes with a limit has a spool: not that of who runs the tests."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 # A test that skips itself in CI has shown nothing, and nobody would notice: there it is a failure.
 
 

@@ -333,11 +333,6 @@ def test_polling_intervals_that_contradict_each_other_are_refused():
     assert "max_polling_interval" in text
 
 
-def test_the_spool_is_refused_as_long_as_it_does_not_exist():
-    """Better no publishing than one that promises what it does not do."""
-    assert "spool" in refusal(transport_options={"publish_mode": "spool"})
-
-
 def test_cloudflares_request_limit_holds_for_cloudflare_only():
     cloudflare, emulator = read(), read(host="127.0.0.1")
     unlimited = read(transport_options={"request_rate": None})

@@ -1,0 +1,50 @@
+"""``cfqueues relay``: empties the spool in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+import click
+
+from ..account import Account
+from ..errors import CFQueuesError
+from ..options import Options
+from ._broker import takes_broker
+
+
+@click.command()
+@takes_broker(allowance=True)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.01, 60),
+    default=0.5,
+    show_default=True,
+    help="Seconds between two looks into an empty spool.",
+)
+def command(options: Options, interval: float) -> None:
+    """Deliver what is spooled on this machine, until SIGTERM or Ctrl-C.
+
+    Any process that spools does so by itself.  This one is for machines where none may live long
+    enough, or where threads cannot run.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stopped = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    account = Account.open(options)
+    try:
+        relay = account.publisher.relay
+        click.echo(f"Delivering from {relay.path} until Ctrl-C.")
+        relay.run(stopped, idle_seconds=interval)
+    except CFQueuesError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        account.close()
+    click.echo("Stopped.")

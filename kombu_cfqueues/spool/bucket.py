@@ -1,0 +1,102 @@
+"""The allowance in the file: a bucket for each token.  The caller is in a transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from ..budget import FIRST_TOKENS, Allowance, Limit, Scope
+from ..errors import RateLimited
+from .schema import Kind
+
+NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
+"""In practice none, for a spool towards a host without one."""
+
+_COLUMNS: Final = ", ".join(Allowance._fields)
+
+
+class Bucket:
+    """One token's allowance at one moment, to be looked at, spent from and saved.
+
+    Args:
+        connection: In a transaction.
+        token: The token's hash.
+        limit: How fast it fills.
+        now: The monotonic clock.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, token: str, limit: Limit, now: float
+    ) -> None:
+        self._connection = connection
+        self._token = token
+        self._limit = limit
+        self._now = now
+        self._allowance = self._load().counted(limit, now)
+
+    @property
+    def tokens(self) -> float:
+        """Requests that may leave at once."""
+        # A sum of floats may lack a little.
+        return self._allowance.tokens + 1e-9
+
+    def ready_at(self, tokens: int = 1) -> float:
+        """When so many requests may leave."""
+        return self._allowance.ready_at(self._limit, tokens)
+
+    def stopped(self, *, publishing: bool) -> RateLimited | None:
+        """The stop that a 429 has put on admin requests, or on *publishing*; else None."""
+        until, why = self._allowance.stopped_until, "the API has stopped every call of the token"
+        if publishing and self._allowance.publishing_stopped_until > until:
+            until = self._allowance.publishing_stopped_until
+            why = "the API has stopped publishing"
+        return RateLimited(why, retry_after=until - self._now) if until > self._now else None
+
+    def spend(self, kind: Kind) -> None:
+        """Take a permit for *kind*."""
+        self._save(self._allowance.spent())
+        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
+
+    def stop(self, scope: Scope, seconds: float) -> None:
+        """Let nothing of *scope* leave for so long."""
+        self._save(self._allowance.stopped(scope, self._now + seconds))
+
+    def would_heed(self, left: int, reset_seconds: float) -> bool:
+        """Whether `heed` changes anything."""
+        guarded = self._allowance.guarded(self._limit, left, reset_seconds)
+        return guarded.slow_until > self._now or self._allowance.slow_until > self._now
+
+    def heed(self, left: int, reset_seconds: float) -> None:
+        """Spread what the server has *left* over the time until its reset."""
+        self._save(self._allowance.guarded(self._limit, left, reset_seconds))
+
+    def _load(self) -> Allowance:
+        row = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM bucket WHERE token = ?",  # noqa: S608  our own names
+            (self._token,),
+        ).fetchone()
+        if row is not None:
+            return Allowance(*row)
+        new = Allowance.new(self._limit, self._now)
+        row = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM bucket ORDER BY counted_at DESC LIMIT 1"  # noqa: S608
+        ).fetchone()
+        if row is None:
+            return new
+        # The token was changed.  What the one before has spent counts, and so do its stops:
+        # Cloudflare's limit is its user's.
+        before = Allowance(*row).counted(self._limit, self._now)
+        return before._replace(tokens=min(before.tokens, new.tokens, FIRST_TOKENS))
+
+    def _save(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO bucket (token, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (self._token, *allowance),
+        )
+
+
+def last_kind(connection: sqlite3.Connection) -> Kind | None:
+    """Return who had the last permit."""
+    (kind,) = connection.execute("SELECT last_kind FROM machine").fetchone()
+    return None if kind is None else Kind(kind)

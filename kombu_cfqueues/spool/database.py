@@ -1,0 +1,310 @@
+"""The file: an SQLite database that many processes and threads use, politely.
+
+SQLite's own waiting sleeps in C, where it would stop every greenlet of a gevent worker; so a file
+that is busy is asked again from Python.  What is done with the file is short, and nothing else
+happens meanwhile: a transaction never waits for a network or for another lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ..chance import chance
+from ..clock import Clock
+from ..errors import SpoolFull, SpoolUnavailable
+from ..fork import pause_at_fork, renew_in_child
+from .posters import KernelLock
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x43465153
+"""Tells our files from other SQLite files ("CFQS")."""
+
+BUSY_SECONDS: Final = 5.0
+"""After so long in vain, the file is taken for stuck: somebody stopped while writing."""
+
+FIRST_NAP_SECONDS: Final = 0.0003
+LONGEST_NAP_SECONDS: Final = 0.004
+
+_handles_of_parents: list[sqlite3.Connection] = []
+"""Connections of a parent process.  Kept, because closing one here would act in its name."""
+
+
+class Trouble(Enum):
+    """What an error of SQLite means for us."""
+
+    BUSY = auto()
+    FULL = auto()
+    BROKEN = auto()
+    OTHER = auto()
+
+
+# By their texts: Python 3.10 does not tell SQLite's codes.
+_TEXTS: Final = (
+    ("database is locked", Trouble.BUSY),
+    ("database table is locked", Trouble.BUSY),
+    ("database schema has changed", Trouble.BUSY),
+    ("locking protocol", Trouble.BUSY),
+    ("database or disk is full", Trouble.FULL),
+    ("file is not a database", Trouble.BROKEN),
+    ("database disk image is malformed", Trouble.BROKEN),
+    ("malformed database schema", Trouble.BROKEN),
+)
+
+
+def trouble_of(error: sqlite3.Error) -> Trouble:
+    """Return what *error* means."""
+    text = str(error)
+    return next((trouble for start, trouble in _TEXTS if text.startswith(start)), Trouble.OTHER)
+
+
+class Database:
+    """One SQLite file, for the threads of a process.
+
+    Args:
+        path: The file.  It is made if it is missing, and again if it vanishes.
+        file_mode: Its permissions.
+        version: Of the schema; written into new files, and demanded of others.
+        prepare: Called in a transaction each time the file was opened; the flag says that it is
+            new, and empty.
+        clock: Time and waiting.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file_mode: int,
+        version: int,
+        prepare: Callable[[sqlite3.Connection, bool], None],
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.path = path
+        self._file_mode = file_mode
+        self._version = version
+        self._prepare = prepare
+        self._clock = clock or Clock()
+        self._connection: sqlite3.Connection | None = None
+        self.renew_after_fork()
+        renew_in_child(self)
+        pause_at_fork(self)
+
+    def renew_after_fork(self) -> None:
+        """Leave the parent's connection alone, and open one of our own when it is needed."""
+        if self._connection is not None:
+            _handles_of_parents.append(self._connection)
+        self._connection = None
+        self._identity: tuple[int, int] | None = None
+        self._durable = False
+        self._lock = self._clock.lock()  # guards the fields above and all use of the connection
+
+    def pause_for_fork(self) -> None:
+        """Wait for the thread that is inside SQLite, whose own locks a child would find locked."""
+        self._lock.acquire()
+
+    def resume_after_fork(self) -> None:
+        """Go on in the parent."""
+        self._lock.release()
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """Do *work* in a transaction, alone among all processes; it must be short.
+
+        Args:
+            work: May be called more than once; only what the last call did remains.
+            durable: Whether to return only once it is on the disk, safe from a power failure.
+                Without, it is safe from the end of any process.
+
+        Raises:
+            SpoolFull: The disk is full.
+            SpoolUnavailable: The file cannot be used.
+        """
+        return self._insist("BEGIN IMMEDIATE", work, durable)
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do *work*, which only reads, in a transaction.
+
+        Raises:
+            SpoolUnavailable: The file cannot be used.
+        """
+        return self._insist("BEGIN", work, None)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            self._close()
+
+    def _insist(
+        self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None
+    ) -> T:
+        give_up_at = self._clock.monotonic() + BUSY_SECONDS
+        nap, repaired = FIRST_NAP_SECONDS, False
+        while True:
+            try:
+                return self._once(begin, work, durable)
+            except sqlite3.Error as error:  # noqa: PERF203  it is seldom
+                trouble = trouble_of(error)
+                if trouble is Trouble.BUSY and self._clock.monotonic() < give_up_at:
+                    self._clock.sleep(chance.uniform(nap / 2, nap))
+                    nap = min(2 * nap, LONGEST_NAP_SECONDS)
+                elif trouble is Trouble.BROKEN and not repaired:
+                    repaired = True
+                    self._put_aside(str(error))
+                elif trouble is Trouble.FULL:
+                    raise SpoolFull(f"the disk that holds {self.path} is full") from error
+                else:
+                    raise SpoolUnavailable(f"{self.path} cannot be used: {error}") from error
+            except OSError as error:
+                raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
+
+    def _once(self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None) -> T:
+        with self._lock:
+            connection = self._open()
+            if durable is not None and durable is not self._durable:
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
+            return _transact(connection, begin, work)
+
+    # -- below, the caller of each method holds _lock -----------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection, to the file that has the name now."""
+        try:
+            found = os.stat(self.path)  # noqa: PTH116  asked at each transaction: the cheap form
+        except FileNotFoundError:
+            identity = None
+        else:
+            identity = (found.st_dev, found.st_ino)
+        if self._connection is not None:
+            if identity == self._identity:
+                return self._connection
+            self._close()  # somebody removed it, or put it aside
+        if identity is None:
+            self._create()
+            found = os.stat(self.path)  # noqa: PTH116
+            identity = (found.st_dev, found.st_ino)
+        self._connection, self._identity = self._connect(), identity
+        return self._connection
+
+    def _create(self) -> None:
+        try:
+            # Only what is surely new may be opened and closed here: closing any descriptor of a
+            # file frees the locks that SQLite has on it elsewhere in this process.
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._file_mode)
+        except FileExistsError:
+            return
+        os.fchmod(file, self._file_mode)
+        os.close(file)
+
+    def _connect(self) -> sqlite3.Connection:
+        # Threads take turns by _lock, so SQLite need not insist on one of them.
+        connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._check(connection)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA journal_size_limit=16777216")
+            if sys.platform == "darwin":
+                connection.execute("PRAGMA fullfsync=1")
+            _transact(connection, "BEGIN IMMEDIATE", self._set_up)
+        except BaseException:
+            connection.close()
+            raise
+        self._durable = False
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        (ours,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if (ours, version, tables) == (0, 0, 0):
+            return  # new
+        if ours != APPLICATION_ID:
+            raise sqlite3.DatabaseError("file is not a database of this package")
+        if version != self._version:
+            raise SpoolUnavailable(
+                f"{self.path} was made by another version of this package (its schema is "
+                f"{version}, ours {self._version})"
+            )
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        new = version == 0
+        self._prepare(connection, new)
+        if new:
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={self._version}")
+
+    def _close(self) -> None:
+        connection, self._connection, self._identity = self._connection, None, None
+        if connection is not None:
+            connection.close()
+
+    # -- repair -------------------------------------------------------------------------------
+
+    def _put_aside(self, why: str) -> None:
+        """Rename a file that is broken or not ours, once for all processes; never delete it."""
+        repair = KernelLock(self.path.with_suffix(".repair"), self._file_mode)
+        while not repair.acquire():
+            self._clock.sleep(LONGEST_NAP_SECONDS)
+        try:
+            with self._lock:
+                self._close()
+            if not self._is_broken():
+                return  # another process was faster
+            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{chance.getrandbits(16):04x}"
+            aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
+            for suffix in ("-wal", "-shm", ""):
+                source = Path(f"{self.path}{suffix}")
+                if source.exists():
+                    source.rename(f"{aside}{suffix}")
+            logger.error(
+                "the spool's file could not be used (%s) and is now %s; messages that were in it "
+                "have not been delivered",
+                why,
+                aside,
+            )
+        finally:
+            repair.release()
+
+    def _is_broken(self) -> bool:
+        try:
+            with self._lock:
+                connection = self._open()
+                rows = _transact(
+                    connection, "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
+                )
+        except sqlite3.Error as error:
+            broken = trouble_of(error) is Trouble.BROKEN
+        except (OSError, SpoolUnavailable):
+            broken = False
+        else:
+            broken = rows != [("ok",)]
+        with self._lock:
+            self._close()
+        return broken
+
+
+def _transact(
+    connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]
+) -> T:
+    try:
+        connection.execute(begin)
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.rollback()
+        raise
+    return result

@@ -1,0 +1,211 @@
+"""The spool's file as one process has it open: who it is there, and what time it is there."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..budget import Limit
+from ..clock import Clock
+from ..errors import SpoolFull, SpoolUnavailable
+from ..fork import renew_in_child
+from . import place
+from .bucket import NO_LIMIT, Bucket
+from .database import Database
+from .posters import KernelLock, Posters
+from .schema import VERSION, begin_anew, boot_id, forget, prepare
+
+T = TypeVar("T")
+
+
+class File:
+    """The spool of one account on this machine.
+
+    Args:
+        base_url: Where the API is; with *account_id* it chooses the file.
+        account_id: The account.
+        limit: The request allowance; None: none.
+        token: Returns the API token, whose hash chooses the bucket.
+        spool_dir: The option.
+        clock: Time and waiting.
+        boot: What `boot_id` says.
+
+    Raises:
+        SpoolUnavailable: (every method) no file can be used.
+        SpoolFull: (every method that writes) the disk is full.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        account_id: str,
+        limit: Limit | None,
+        token: Callable[[], str],
+        *,
+        spool_dir: str | None = None,
+        clock: Clock | None = None,
+        boot: Callable[[], str] = boot_id,
+    ) -> None:
+        digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
+        self._name = digest[:16]
+        self._limit = limit or NO_LIMIT
+        self._token = token
+        self._spool_dir = spool_dir
+        self.clock = clock or Clock()
+        self._boot = boot
+        self._database: Database | None = None
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Become a poster of its own in a child; the parent's claims stay the parent's."""
+        self._opening = self.clock.lock()  # guards _database and _posters, while they are made
+        self._posters: Posters | None = None
+        self._me = ""
+        self._bucket_name = ""
+        lock: KernelLock | None = getattr(self, "_alive", None)
+        if lock is not None:
+            lock.leave_to_parent()
+        self._alive: KernelLock | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return (self._database or self._open()).path
+
+    @property
+    def poster(self) -> str:
+        """This process's id in the file."""
+        if not self._me:
+            self._open()
+        return self._me
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a request allowance at all."""
+        return self._limit is not NO_LIMIT
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do *work*, which only reads, in a transaction."""
+        database = self._open()
+        try:
+            return database.read(work)
+        except SpoolUnavailable:
+            self._begin_anew_without(database.path.parent)
+            raise
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """Do *work* in a transaction; what `Database.write` says holds here too."""
+        database = self._open()
+        try:
+            return database.write(work, durable=durable)
+        except SpoolUnavailable:
+            self._begin_anew_without(database.path.parent)
+            raise
+
+    def free_bytes(self) -> int:
+        """What the disk has left for this user."""
+        folder = self._open().path.parent
+        try:
+            disk = os.statvfs(folder)
+        except OSError as error:
+            self._begin_anew_without(folder)
+            raise SpoolUnavailable(f"{folder} cannot be used: {error.strerror}") from error
+        return disk.f_bavail * disk.f_frsize
+
+    def bucket(self, connection: sqlite3.Connection) -> Bucket:
+        """The allowance of this process's token."""
+        return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
+
+    def is_alive(self, poster: str) -> bool:
+        """Whether a poster's process lives."""
+        self._open()
+        return self._posters is None or poster == self._me or self._posters.is_alive(poster)
+
+    def bury(self, poster: str) -> None:
+        """Remove what a dead poster left beside the file."""
+        if self._posters is not None:
+            self._posters.bury(poster)
+
+    def lock_file(self, suffix: str) -> KernelLock:
+        """A lock beside the file, that one process of all has."""
+        path = self.path.with_suffix(suffix)
+        return KernelLock(path, path.parent.stat().st_mode & 0o660 or 0o600)
+
+    def close(self) -> None:
+        """Let go of the file, and of life as a poster.  The next use begins anew."""
+        with self._opening:
+            if self._posters is None or self._database is None:
+                return
+            me, posters = self._me, self._posters
+            try:
+                self._database.write(lambda c: forget(c, me))
+            except (SpoolFull, SpoolUnavailable):
+                pass  # whoever looks next finds it dead
+            else:
+                posters.bury(me)
+            self._database.close()
+            if self._alive is not None:
+                self._alive.release()
+            self._posters, self._alive = None, None
+
+    def _open(self) -> Database:
+        # Asked before any transaction: the token may come from a callable that takes its time.
+        self._bucket_name = hashlib.sha256(self._token().encode()).hexdigest()[:16]
+        if self._posters is not None and self._database is not None:
+            return self._database
+        with self._opening:
+            if self._posters is None or self._database is None:
+                try:
+                    self._become_a_poster()
+                except OSError as error:
+                    raise SpoolUnavailable(f"the spool cannot be used: {error}") from error
+            assert self._database is not None  # noqa: S101  made above
+            return self._database
+
+    def _begin_anew_without(self, folder: Path) -> None:
+        """If somebody has removed the folder, let the next use make it again."""
+        if not folder.is_dir():
+            self._posters = None
+
+    def _become_a_poster(self) -> None:
+        found = place.find(self._spool_dir)
+        path = found.folder / f"{self._name}-v{VERSION}.db"
+        posters = Posters(path.with_suffix(".posters"), found.folder_mode, found.file_mode)
+        self._me, self._alive = posters.register()
+        if self._database is None or self._database.path != path:
+            self._database = Database(
+                path, found.file_mode, VERSION, self._prepare, clock=self.clock
+            )
+        self._posters = posters
+        atexit.register(_close, weakref.ref(self))
+
+    def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
+        prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())
+        connection.execute(
+            "INSERT OR IGNORE INTO poster (id, pid) VALUES (?, ?)", (self._me, os.getpid())
+        )
+
+    def _now(self, connection: sqlite3.Connection) -> float:
+        """The time, asked inside the transaction: whoever comes later sees a later one."""
+        now = self.clock.monotonic()
+        (seen,) = connection.execute("SELECT max(counted_at) FROM bucket").fetchone()
+        if seen is None or seen <= now:
+            return now
+        if seen - now < 1:
+            return float(seen)
+        begin_anew(connection, self._boot(), now)
+        return now
+
+
+def _close(reference: weakref.ref[File]) -> None:
+    """At the end of the process: who has gone need not be looked for by the others."""
+    file = reference()
+    if file is not None:
+        file.close()

@@ -1,0 +1,163 @@
+"""Where the spool's files may be: a folder that is this user's alone, on a disk of this machine.
+
+All processes that share a token must come to the same folder, or each group of them has an
+allowance of its own.  So a folder that was asked for is used or refused, never replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..errors import SpoolUnavailable
+
+FOLDER: Final = "kombu-cfqueues"
+
+#: File systems of other machines.  On them SQLite's shared memory does not reach everyone, and
+#: locks are what the server makes of them.
+NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb2",
+        "smb3",
+        "smbfs",
+    }
+)
+
+
+class Place(NamedTuple):
+    """A folder that will do.
+
+    Attributes:
+        folder: It exists, and files can be made in it.
+        shared: Whether its group may use it, so that the files are the group's too.
+    """
+
+    folder: Path
+    shared: bool
+
+    @property
+    def file_mode(self) -> int:
+        """Permissions of a file there."""
+        return 0o660 if self.shared else 0o600
+
+    @property
+    def folder_mode(self) -> int:
+        """Permissions of a folder in it.  The group's folders hand the group on (setgid)."""
+        return 0o2770 if self.shared else 0o700
+
+
+def find(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Place:
+    """Choose the folder, and make it if it is missing.
+
+    Args:
+        spool_dir: The option; nothing else is tried then.
+        environ: The environment.
+
+    Raises:
+        SpoolUnavailable: No place will do; its text says why each one does not.
+    """
+    if spool_dir is not None:
+        folder = Path(spool_dir).expanduser()
+        try:
+            return _asked_for(folder)
+        except OSError as error:
+            raise SpoolUnavailable(_sentence(folder, error)) from error
+    reasons = []
+    for folder in _own_folders(environ):
+        try:
+            return _own(folder)
+        except OSError as error:  # noqa: PERF203  four rounds at most
+            reasons.append(_sentence(folder, error))
+    raise SpoolUnavailable(
+        "no folder of this machine can hold the spool, set spool_dir: " + "; ".join(reasons)
+    )
+
+
+def _own_folders(environ: Mapping[str, str]) -> Iterator[Path]:
+    state = environ.get("XDG_STATE_HOME")
+    if state and os.path.isabs(state):  # noqa: PTH117  the specification's word for a text
+        yield Path(state) / FOLDER
+    else:
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            yield Path.home() / ".local" / "state" / FOLDER
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        yield Path(runtime) / FOLDER
+    yield Path(tempfile.gettempdir()) / f"{FOLDER}-{os.geteuid()}"
+
+
+def _own(folder: Path) -> Place:
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # a link may lead to where others can write
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError("it is no folder")
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"it belongs to another user (uid {found.st_uid})")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    kind = _file_system(folder)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise OSError(f"it is on a network file system ({kind})")
+    _try_out(folder)
+    return Place(folder, shared=False)
+
+
+def _asked_for(folder: Path) -> Place:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError("it is no folder")
+    if found.st_mode & 0o002:
+        raise PermissionError("every user of this machine can write to it (chmod o-w)")
+    _try_out(folder)
+    return Place(folder, shared=bool(found.st_mode & 0o020))
+
+
+def _try_out(folder: Path) -> None:
+    # What permissions say is not enough: the file system may be mounted read-only.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _file_system(folder: Path) -> str | None:
+    """The type of the file system that holds *folder*; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    path = folder.resolve()
+    best, kind = "", None
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4].encode().decode("unicode_escape")
+        if len(mount) >= len(best) and path.is_relative_to(mount):  # the last one lies on top
+            best, kind = mount, right.split()[0]
+    return kind
+
+
+def _sentence(folder: Path, error: OSError) -> str:
+    return f"{folder} cannot be used ({error.strerror or error})"

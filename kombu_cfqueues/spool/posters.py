@@ -1,0 +1,121 @@
+"""Who is alive: each poster holds a kernel lock as long as it lives, and nobody can forget it.
+
+A claim's age says little: a slow request is no death, and a dead process must not hold what
+others wait for until a timeout.  The kernel frees the lock in the moment in which its holder ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover  Windows
+    fcntl = None  # type: ignore[assignment]
+
+AVAILABLE: Final = fcntl is not None
+"""Whether this system has such locks; Windows has none."""
+
+
+class KernelLock:
+    """A lock on a file of its own, held until `release`, or until the process ends.
+
+    Args:
+        path: The file; made if it is missing.
+        mode: Its permissions.
+    """
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self._path = path
+        self._mode = mode
+        self._file: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._file is not None
+
+    def acquire(self) -> bool:
+        """Take it, if nobody else has it; never blocks.
+
+        Raises:
+            OSError: The file cannot be made, or its file system has no locks.
+        """
+        if self._file is None:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file).st_mode & 0o777 != self._mode:
+                    os.fchmod(file, self._mode)  # the umask may have kept the group out
+            except BlockingIOError:
+                os.close(file)
+                return False
+            except PermissionError:  # of another user of the group, who set the mode
+                pass
+            except BaseException:
+                os.close(file)
+                raise
+            self._file = file
+        return True
+
+    def release(self) -> None:
+        """Give it back.  The file stays."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: forget the lock, which the parent still holds."""
+        self.release()  # a lock ends with the last descriptor of its opening, which is not ours
+
+
+class Posters:
+    """The locks of all posters of one spool, a file each.
+
+    Args:
+        folder: Where they are; made if it is missing.
+        folder_mode: Its permissions.
+        file_mode: Those of the files.
+    """
+
+    def __init__(self, folder: Path, folder_mode: int, file_mode: int) -> None:
+        self._folder = folder
+        self._file_mode = file_mode
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        folder.chmod(folder_mode)
+
+    def register(self) -> tuple[str, KernelLock]:
+        """Become a poster: an id that no other has, and the lock that tells it is alive."""
+        while True:
+            name = secrets.token_hex(8)
+            lock = KernelLock(self._folder / name, self._file_mode)
+            # Nobody knows the id yet, so nobody can hold it; a second look costs little.
+            if lock.acquire():
+                return name, lock
+
+    def is_alive(self, name: str) -> bool:
+        """Whether the poster *name* still holds its lock."""
+        try:
+            file = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # it cannot be told: then time decides
+        try:
+            # Shared, so that two who ask at once do not take each other for the poster.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(file)
+        return False
+
+    def bury(self, name: str) -> None:
+        """Remove what a poster left behind."""
+        (self._folder / name).unlink(missing_ok=True)

@@ -1,0 +1,483 @@
+"""``publish_mode="spool"``: accepted by this machine's disk, delivered from there."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kombu import Connection
+from support.processes import ROOT, Script, eventually
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.account import Account
+from kombu_cfqueues.batch import BatchPublishError
+from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
+from kombu_cfqueues.spool.listing import Listing
+
+
+@pytest.fixture
+def spooling(tmp_path):
+    return {
+        "publish_mode": "spool",
+        "request_rate": 20.0,
+        "request_burst": 2,
+        "spool_dir": str(tmp_path / "spool"),
+    }
+
+
+@pytest.fixture
+def server():
+    with Emulator(latency=0.03) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def port():
+    """A port that nothing listens on, yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def bodies(server, queue="jobs"):
+    if queue not in server.queue_names():
+        return []
+    return [json.loads(json.loads(m.body)["body"]) for m in server.messages(queue)]
+
+
+def listing(connection) -> Listing:
+    return Listing(connection.transport.account.publisher._relay._file)
+
+
+def publish(connection, body, **given):
+    return connection.Producer().publish(body, routing_key="jobs", serializer="json", **given)
+
+
+# -- promises
+
+
+def test_a_publish_returns_from_the_disk_and_the_message_arrives(server, spooling):
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        started = time.monotonic()
+        promise = publish(connection, {"a": 1})
+        assert time.monotonic() - started < 0.3
+        assert not promise.ready
+        assert eventually(lambda: promise.ready)
+        assert bodies(server) == [{"a": 1}]
+
+
+def test_messages_that_are_spooled_together_share_requests(server, spooling):
+    server.create_queue("jobs")
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        for number in range(300):
+            publish(connection, number)
+        assert eventually(lambda: len(bodies(server)) == 300)
+    assert sorted(bodies(server)) == list(range(300))
+    assert len(server.requests) < 30
+
+
+def test_a_process_that_starts_in_an_outage_publishes_at_once(port, spooling):
+    """No connection, no look-up: the disk is all that it needs."""
+    url = f"cfqueues://{ACCOUNT_ID}:{TOKEN}@127.0.0.1:{port}/"
+    with Connection(url, transport_options=spooling) as connection:
+        started = time.monotonic()
+        for number in range(10):
+            publish(connection, number)
+        assert time.monotonic() - started < 1
+        with Emulator(port=port) as server:
+            assert eventually(lambda: len(bodies(server)) == 10, 20)
+
+
+def test_countdown_runs_on_through_an_outage(server, spooling):
+    """Ten minutes later the 90 seconds are over: it is delivered at once, not 90 s later."""
+    server.create_queue("jobs")
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        with server.outage():
+            publish(connection, "late", delay_seconds=90)
+            publish(connection, "later", delay_seconds=900)
+            file = connection.transport.account.publisher._relay._file
+            # Ten minutes pass, as the wall clock counts them.
+            file.write(lambda c: c.execute("UPDATE message SET due = due - 600"))
+        assert eventually(lambda: len(bodies(server)) == 2)
+    delays = {
+        json.loads(json.loads(m.body)["body"]): m.delay_seconds for m in server.messages("jobs")
+    }
+    assert delays["late"] == 0
+    assert 290 <= delays["later"] <= 300
+
+
+def test_what_expires_in_the_spool_is_dropped_with_a_word(server, spooling, caplog):
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        with server.outage(), caplog.at_level(logging.WARNING):
+            publish(connection, "stale", expiration=0.2)
+            publish(connection, "fresh")
+            time.sleep(0.3)
+        assert eventually(lambda: bodies(server) == ["fresh"])
+    assert "1 spooled messages to queue 'jobs' expired" in caplog.text
+
+
+def test_a_batch_is_on_the_disk_as_a_whole_or_not_at_all(server, spooling):
+    options = spooling | {"spool_max_bytes": 100_000}
+    with Connection(server.broker_url, transport_options=options) as connection:
+        producer = connection.Producer()
+        with server.outage():
+            with producer.batch():
+                for number in range(20):
+                    producer.publish(number, routing_key="jobs")
+            collected = producer.batch()
+            collected.__enter__()
+            for number in range(900):
+                producer.publish(["x" * 100, number], routing_key="jobs")
+            with pytest.raises(BatchPublishError, match="0 were accepted, 900 surely") as refused:
+                collected.__exit__(None, None, None)
+            assert isinstance(refused.value.__cause__, errors.SpoolFull)
+            with pytest.raises(errors.SpoolFull):
+                publish(connection, "x" * 100_000)
+        assert eventually(lambda: sorted(bodies(server)) == list(range(20)))
+
+
+def test_where_nothing_can_hold_the_spool_publishing_says_so(server, spooling, tmp_path):
+    (tmp_path / "no").write_text("in the way")
+    options = spooling | {"spool_dir": str(tmp_path / "no")}
+    with (
+        Connection(server.broker_url, transport_options=options) as connection,
+        pytest.raises(errors.SpoolUnavailable, match="no cannot be used"),
+    ):
+        publish(connection, 1)
+
+
+# -- what the server has against it
+
+
+def test_a_refused_message_is_kept_for_a_decision(server, spooling, caplog):
+    server.faults.refuse_messages(lambda body: "bad" in body)
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        with caplog.at_level(logging.ERROR):
+            promises = [publish(connection, word) for word in ("good", "bad", "fine")]
+            assert eventually(lambda: all(p.ready or p.failed for p in promises))
+        assert [p.failed for p in promises] == [False, True, False]
+        assert isinstance(promises[1].reason, errors.InvalidMessage)
+        assert sorted(bodies(server)) == ["fine", "good"]
+        assert len([r for r in caplog.records if "were refused" in r.getMessage()]) == 1
+        (refused,) = listing(connection).refused()
+        assert (refused.queue, refused.code) == ("jobs", 10203)
+
+        server.faults.clear()
+        assert listing(connection).retry([refused.id]) == 1
+        publish(connection, "next")
+        assert eventually(lambda: "bad" in bodies(server))
+        assert listing(connection).refused() == []
+
+
+def test_what_a_revoked_token_cannot_send_waits_for_the_next_one(server, spooling):
+    """Rotating a token strands no message."""
+    revoked = server.broker_url.replace(server.token, "revoked")
+    with Connection(revoked, transport_options=spooling) as connection:
+        publish(connection, "waits")
+        found = listing(connection)
+        assert eventually(lambda: any(queue.why for queue in found.queues()))
+        (queue,) = found.queues()
+        assert (queue.waiting + queue.sending, queue.refused) == (1, 0)
+        assert "revoked" not in queue.why.replace("may have been revoked", "")
+        with Connection(server.broker_url, transport_options=spooling) as rotated:
+            publish(rotated, "with the new token")
+            assert eventually(lambda: len(bodies(server)) == 2)
+
+
+def test_a_token_from_a_callable_may_change_while_messages_wait(server, spooling):
+    tokens = ["revoked"]
+    options = spooling | {"api_token": lambda: tokens[-1]}
+    url = server.broker_url.replace(f":{server.token}@", "@")
+    with Connection(url, transport_options=options) as connection:
+        publish(connection, "waits")
+        found = listing(connection)
+        assert eventually(lambda: any(queue.why for queue in found.queues()))
+        tokens.append(server.token)
+        assert eventually(lambda: bodies(server) == ["waits"])
+
+
+def test_a_queue_that_is_deleted_while_messages_wait_is_made_again(server, spooling):
+    server.create_queue("jobs")
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        publish(connection, 1)
+        assert eventually(lambda: bodies(server) == [1])
+        connection.transport.account.client.delete_queue(
+            server.queue_id("jobs"), deadline=time.monotonic() + 5
+        )
+        publish(connection, 2)
+        assert eventually(lambda: bodies(server) == [2])
+
+
+def test_messages_to_a_queue_that_is_missing_wait_until_it_is_there(server, spooling):
+    options = spooling | {"create_missing_queues": False}
+    with Connection(server.broker_url, transport_options=options) as connection:
+        publish(connection, 1)
+        connection.Producer().publish(2, routing_key="other")
+        server.create_queue("other")
+        assert eventually(lambda: bodies(server, "other") == [2])
+        found = listing(connection)
+        assert eventually(lambda: any("does not exist" in (q.why or "") for q in found.queues()))
+        server.create_queue("jobs")
+        assert eventually(lambda: bodies(server) == [1], 20)
+
+
+# -- processes
+
+
+SPOOL_AND_WAIT = """
+    producer = connect().Producer()
+    for number in range(int(OPTIONS.get("count", 10))):
+        producer.publish([os.getpid(), number], routing_key="jobs")
+        print(json.dumps([os.getpid(), number]), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_killed_processes_have_spooled_arrives_by_the_next_one(server, spooling):
+    """``kill -9`` of all at any moment: nothing is lost, and at most a batch is sent twice."""
+    told = []
+    for _ in range(3):
+        options = spooling | {"count": 100_000}
+        with contextlib.ExitStack() as stack:
+            scripts = [
+                stack.enter_context(Script(SPOOL_AND_WAIT, server.broker_url, options))
+                for _ in range(3)
+            ]
+            told += [script.line() for script in scripts]
+            time.sleep(0.3)
+            for script in scripts:
+                script.process.kill()
+            for script in scripts:
+                out, _ = script.process.communicate()
+                told += [json.loads(line) for line in out.splitlines() if line.endswith("]")]
+    with relay(server, spooling) as process:
+        expected = {tuple(body) for body in told}
+        assert eventually(lambda: {tuple(body) for body in bodies(server)} >= expected, 30)
+        assert stop(process) == 0
+    arrived = [tuple(body) for body in bodies(server)]
+    # What was on the disk when its publisher was killed, before it could say so, arrives too.
+    assert len(arrived) - len(set(arrived)) <= 3 * 100
+
+
+def test_a_process_that_ends_delivers_first_if_it_can(server, spooling):
+    script = Script(
+        """
+        producer = connect().Producer()
+        for number in range(250):
+            producer.publish(number, routing_key="jobs")
+        """,
+        server.broker_url,
+        spooling,
+    )
+    with script:
+        script.wait()
+    assert sorted(bodies(server)) == list(range(250))
+
+
+def test_a_process_that_ends_in_an_outage_ends_soon_and_loses_nothing(port, spooling):
+    url = f"cfqueues://{ACCOUNT_ID}:{TOKEN}@127.0.0.1:{port}/"
+    script = Script('connect().Producer().publish(1, routing_key="jobs")', url, spooling)
+    started = time.monotonic()
+    with script:
+        script.wait()
+    assert time.monotonic() - started < 8
+    with Emulator(port=port) as server, relay(server, spooling) as process:
+        assert eventually(lambda: bodies(server) == [1], 20)
+        assert stop(process) == 0
+
+
+@pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "each for itself"])
+def test_forked_workers_publish_each_with_a_thread_of_its_own(server, spooling, preload):
+    """gunicorn with and without --preload: the parent may have published before it forks."""
+    script = Script(
+        f"""
+        if {preload}:
+            parent = connect()
+            parent.Producer().publish(["parent", 0], routing_key="jobs")
+        for worker in range(4):
+            if os.fork() == 0:
+                connection = parent if {preload} else connect()
+                producer = connection.Producer()
+                for number in range(5):
+                    producer.publish([worker, number], routing_key="jobs")
+                time.sleep(2)
+                os._exit(0)
+        for worker in range(4):
+            os.wait()
+        """,
+        server.broker_url,
+        spooling,
+    )
+    with script:
+        script.wait()
+    expected = [[worker, number] for worker in range(4) for number in range(5)]
+    arrived = [body for body in bodies(server) if body[0] != "parent"]
+    assert sorted(arrived) == expected
+
+
+def test_an_idle_process_does_no_io(server, spooling):
+    """A thousand idle workers of a machine cost nothing."""
+    script = Script(
+        """
+        promise = connect().Producer().publish(1, routing_key="jobs")
+        while not promise.ready:
+            time.sleep(0.01)
+        del promise
+        time.sleep(1)
+        def calls():
+            return [line for line in open("/proc/self/io") if line.startswith("sysc")]
+        calls()
+        before = calls()
+        time.sleep(2)
+        print(json.dumps([before, calls()]))
+        """,
+        server.broker_url,
+        spooling,
+    )
+    if not Path("/proc/self/io").exists():
+        pytest.skip("this system does not count")
+    with script:
+        [[before, after]] = script.wait()
+    # Each look at the counters is a few calls itself.
+    counts = [int(a.split()[1]) - int(b.split()[1]) for b, a in zip(before, after, strict=True)]
+    assert max(counts) <= 6
+
+
+@pytest.mark.parametrize("mode", ["confirm", "spool"])
+def test_a_gevent_workers_heartbeat_is_never_late(server, spooling, mode):
+    pytest.importorskip("gevent")
+    script = Script(
+        """
+        import gevent
+        late, stop = [0.0], []
+        def beat():
+            while not stop:
+                due = time.monotonic() + 0.01
+                gevent.sleep(0.01)
+                late[0] = max(late[0], time.monotonic() - due)
+        connection = connect()
+        connection.Producer().publish(0, routing_key="jobs")
+        heart = gevent.spawn(beat)
+        def work(name):
+            producer = connection.clone().Producer()
+            for number in range(15):
+                producer.publish([name, number], routing_key="jobs")
+        gevent.joinall([gevent.spawn(work, n) for n in range(30)])
+        gevent.sleep(1)
+        stop.append(1)
+        heart.join()
+        print(json.dumps(late[0]))
+        """,
+        server.broker_url,
+        spooling | {"publish_mode": mode},
+        gevent=True,
+    )
+    with script:
+        late = script.line()
+        script.wait()
+    assert len(server.messages("jobs")) == 451
+    assert late < 0.1
+
+
+# -- the commands
+
+
+@contextlib.contextmanager
+def relay(server, spooling):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from kombu_cfqueues.cli import main; main()",
+            "relay",
+            "--spool-dir",
+            spooling["spool_dir"],
+            "--request-rate",
+            "20",
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": server.broker_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def stop(process) -> int:
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    return process.returncode
+
+
+def command(server, spooling, *arguments):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from kombu_cfqueues.cli import main; main()",
+            "spool",
+            "--spool-dir",
+            spooling["spool_dir"],
+            *arguments,
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": server.broker_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_relay_delivers_what_nobody_else_does(server, spooling):
+    account = Account.open(
+        Connection(server.broker_url, transport_options=spooling).transport.options
+    )
+    account.publisher._relay.notify = lambda: None  # as where threads cannot run
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        connection.transport.account.publisher._relay.promise = lambda rows: None
+        for number in range(3):
+            publish(connection, number)
+        with relay(server, spooling) as process:
+            assert eventually(lambda: sorted(bodies(server)) == [0, 1, 2])
+            publish(connection, 3)
+            assert eventually(lambda: sorted(bodies(server)) == [0, 1, 2, 3])
+            assert stop(process) == 0
+    account.close()
+
+
+def test_the_spool_command_shows_and_decides(server, spooling):
+    server.faults.refuse_messages(lambda body: "bad" in body)
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        publish(connection, "bad")
+        found = listing(connection)
+        assert eventually(found.refused)
+
+    shown = command(server, spooling)
+    assert "jobs: 1 refused" in shown
+    assert "10203" in shown
+    [refused] = json.loads(command(server, spooling, "--json"))["refused"]
+    assert refused["queue"] == "jobs"
+    assert server.token not in shown
+    assert "1 wait again" in command(server, spooling, "retry", str(refused["id"]))
+    assert "0 deleted" in command(server, spooling, "drop", "--all")
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        publish(connection, "good")
+        assert eventually(lambda: bodies(server) == ["good"])
+        found = listing(connection)
+        assert eventually(found.refused)
+    assert "1 deleted" in command(server, spooling, "drop", "--all")
+    assert "Nothing waits" in command(server, spooling)

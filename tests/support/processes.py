@@ -1,0 +1,88 @@
+"""Real processes that publish, for what only processes can show."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+#: What each script begins with: the connection that its test describes.
+PRELUDE = """
+import json, os, sys, time
+URL, OPTIONS = json.loads(sys.argv[1])
+from kombu import Connection
+import kombu_cfqueues
+
+def connect(**given):
+    return Connection(URL, transport_options=OPTIONS | given)
+"""
+
+
+class Script:
+    """A Python process that runs *code*; its lines of output are read as JSON."""
+
+    def __init__(self, code: str, url: str, options: dict, *, gevent: bool = False) -> None:
+        patch = "from gevent import monkey; monkey.patch_all()\n" if gevent else ""
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                patch + PRELUDE + textwrap.dedent(code),
+                json.dumps([url, options]),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        self.errors = ""
+
+    def line(self):
+        """The next line that it prints; fails with what it says if it ends instead."""
+        text = self.process.stdout.readline()
+        if not text:
+            raise AssertionError(f"the process ended: {self.process.stderr.read()}")
+        return json.loads(text)
+
+    def go(self) -> None:
+        """Let it read a line."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it as no handler can hear."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+
+    def wait(self, seconds: float = 30):
+        """The rest of its lines, once it has ended well."""
+        out, self.errors = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == 0, self.errors
+        return [json.loads(text) for text in out.splitlines()]
+
+    def __enter__(self) -> Script:  # noqa: PYI034
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+def eventually(condition, seconds: float = 10.0) -> bool:
+    """Whether *condition* comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,307 @@
+"""The spool's file and folder when the machine is not as it should be."""
+
+import logging
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+from support.spools import Hours, Peer, texts
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.clock import Clock
+from kombu_cfqueues.spool import inbox, place
+from kombu_cfqueues.spool.database import Database
+from kombu_cfqueues.spool.posters import KernelLock, Posters
+from kombu_cfqueues.spool.schema import VERSION
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
+
+
+@pytest.fixture
+def clock():
+    return Hours()
+
+
+def database(path, *, version=1, tables=""):
+    return Database(path, 0o600, version, lambda c, new: new and c.execute(tables or "SELECT 1"))
+
+
+# -- where it is
+
+
+def test_the_folder_is_the_users_state_folder(tmp_path):
+    found = place.find(None, {"XDG_STATE_HOME": str(tmp_path / "state")})
+    assert found.folder == tmp_path / "state" / "kombu-cfqueues"
+    assert stat.S_IMODE(found.folder.stat().st_mode) == 0o700
+    assert not found.shared
+
+
+def test_a_home_that_cannot_be_written_leaves_the_runtime_folder(tmp_path):
+    """A service with a read-only home has a folder in /run."""
+    (tmp_path / "state").write_text("in the way")
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert place.find(None, environ).folder == tmp_path / "kombu-cfqueues"
+
+
+def test_the_last_resort_is_a_folder_of_ones_own_in_the_temporary_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(place.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "no").write_text("in the way")
+    found = place.find(None, {"XDG_STATE_HOME": str(tmp_path / "no")})
+    assert found.folder == tmp_path / f"kombu-cfqueues-{os.geteuid()}"
+
+
+def test_a_folder_that_was_asked_for_is_never_replaced(tmp_path):
+    """Another folder would be another allowance, and the sum of both a block."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.SpoolUnavailable, match="file"):
+        place.find(str(tmp_path / "file" / "spool"))
+
+
+def test_a_folder_that_everybody_can_write_to_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(errors.SpoolUnavailable, match="o-w"):
+        place.find(str(tmp_path))
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "kombu-cfqueues").symlink_to(tmp_path / "elsewhere")
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert place.find(None, environ).folder == tmp_path / "kombu-cfqueues"
+
+
+@ROOT
+def test_a_folder_of_another_user_is_not_used(tmp_path):
+    """Who owns it could read the messages, or change them."""
+    theirs = tmp_path / "kombu-cfqueues"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    environ = {"XDG_STATE_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
+    assert place.find(None, environ).folder == tmp_path / "run" / "kombu-cfqueues"
+
+
+def test_a_network_file_system_is_used_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "_file_system", lambda folder: "nfs4")
+    monkeypatch.setattr(place.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(errors.SpoolUnavailable, match=r"network file system \(nfs4\)"):
+        place.find(None, {"XDG_STATE_HOME": str(tmp_path / "state")})
+    assert place.find(str(tmp_path / "asked")).folder == tmp_path / "asked"
+
+
+def test_files_are_for_their_user_alone(tmp_path, clock):
+    peer = Peer(tmp_path / "spool", clock)
+    peer.spool()
+    for path in (tmp_path / "spool").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    peer.file.close()
+
+
+@ROOT
+def test_two_users_share_a_folder_of_their_group(tmp_path, clock):
+    """Containers and services with one token need one folder, and their files are the group's."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, 0, 54321)
+    shared.chmod(0o2770)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and parent.name.startswith("pytest"):
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    ours = Peer(shared, clock)
+    ours.spool("ours")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(54321)
+            os.setuid(12345)
+            theirs = Peer(shared, Hours())
+            theirs.spool("theirs")
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert texts(ours.claim()) == ["ours", "theirs"]
+    ours.file.close()
+
+
+# -- what is in the folder
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database at all" * 100, b"SQLite format 3\0" + b"\1" * 4096]
+)
+def test_a_broken_file_is_put_aside_and_never_deleted(tmp_path, clock, caplog, content):
+    peer = Peer(tmp_path, clock)
+    path = peer.file.path
+    path.write_bytes(content)
+    with caplog.at_level(logging.ERROR):
+        peer.spool("new")
+    (record,) = caplog.records
+    (aside,) = tmp_path.glob("*.unusable-*")
+    assert str(aside) in record.getMessage()
+    assert aside.read_bytes() == content
+    assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_a_file_that_breaks_in_use_is_put_aside(tmp_path, clock, caplog):
+    peer = Peer(tmp_path, clock)
+    peer.spool("lost", count=200)
+    peer.file.close()
+    size = peer.file.path.stat().st_size
+    with peer.file.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with caplog.at_level(logging.ERROR):
+        peer.spool("new")
+    assert len(list(tmp_path.glob("*.unusable-*"))) == 1
+    assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_many_who_find_the_file_broken_put_it_aside_once(tmp_path):
+    peers = [Peer(tmp_path, Clock()) for _ in range(8)]
+    peers[0].file.path.write_bytes(b"x" * 5000)
+    threads = [threading.Thread(target=peer.spool) for peer in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(tmp_path.glob("*.unusable-*"))) == 1
+    assert len(peers[0].claims.claim().entries) == 8
+    for peer in peers:
+        peer.file.close()
+
+
+def test_a_database_of_another_program_is_put_aside(tmp_path, clock):
+    peer = Peer(tmp_path, clock)
+    foreign = sqlite3.connect(peer.file.path)
+    foreign.execute("CREATE TABLE theirs (x)")
+    foreign.close()
+    peer.spool()
+    (aside,) = tmp_path.glob("*.unusable-*")
+    kept = sqlite3.connect(aside)
+    assert kept.execute("SELECT count(*) FROM theirs").fetchone() == (0,)
+    kept.close()
+    peer.file.close()
+
+
+def test_a_file_of_another_version_is_left_alone(tmp_path):
+    """A newer one has its own name; one that was renamed is not touched either."""
+    newer = database(tmp_path / "x.db", version=VERSION + 1)
+    newer.write(lambda c: c.execute("CREATE TABLE new (x)"))
+    newer.close()
+    with pytest.raises(errors.SpoolUnavailable, match="another version"):
+        database(tmp_path / "x.db").read(lambda c: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_the_file_of_each_version_has_its_own_name(tmp_path, clock):
+    peer = Peer(tmp_path, clock)
+    assert peer.file.path.name.endswith(f"-v{VERSION}.db")
+
+
+def test_a_file_that_vanishes_is_made_again(tmp_path, clock):
+    peer = Peer(tmp_path / "spool", clock)
+    peer.spool("gone")
+    for path in (tmp_path / "spool").glob("*.db*"):
+        path.unlink()
+    peer.spool("new")
+    assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_a_full_disk_is_told_to_the_caller_and_breaks_nothing(tmp_path):
+    file = database(tmp_path / "x.db", tables="CREATE TABLE t (x)")
+    file.write(lambda c: c.execute("PRAGMA max_page_count = 20"))
+    with pytest.raises(errors.SpoolFull, match="full"):
+        file.write(lambda c: c.execute("INSERT INTO t VALUES (zeroblob(1000000))"))
+    file.write(lambda c: c.execute("INSERT INTO t VALUES (1)"))
+    assert file.read(lambda c: c.execute("SELECT count(*) FROM t").fetchone()) == (1,)
+    file.close()
+
+
+def test_a_folder_that_vanishes_is_made_again_for_the_next_message(tmp_path, clock):
+    peer = Peer(tmp_path / "spool", clock)
+    peer.spool("gone")
+    shutil.rmtree(tmp_path / "spool")
+    with pytest.raises(errors.SpoolUnavailable):
+        peer.spool("refused")
+    peer.spool("new")
+    assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_a_spool_never_fills_its_disk(tmp_path, clock, monkeypatch):
+    """Delivering has to write as well: a disk that is full to the last byte stays full."""
+    peer = Peer(tmp_path, clock)
+    peer.spool("kept")
+    monkeypatch.setattr(inbox, "RESERVE_BYTES", 1 << 62)
+    with pytest.raises(errors.SpoolFull, match="bytes free"):
+        peer.spool("refused")
+    assert texts(peer.claim()) == ["kept"]
+    peer.file.close()
+
+
+def test_a_file_that_cannot_be_written_is_unavailable(tmp_path):
+    (tmp_path / "x.db").mkdir()
+    with pytest.raises(errors.SpoolUnavailable):
+        database(tmp_path / "x.db").read(lambda c: None)
+
+
+# -- many at once
+
+
+def test_a_stuck_writer_is_not_waited_for_for_ever(tmp_path):
+    """A process that is stopped while it writes must not take all others with it."""
+    clock = Hours()
+    file = Database(tmp_path / "x.db", 0o600, 1, lambda c, new: None, clock=clock)
+    file.write(lambda c: None)
+    stuck = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+    stuck.execute("BEGIN IMMEDIATE")
+    with pytest.raises(errors.SpoolUnavailable, match="locked"):
+        file.write(lambda c: None)
+    assert clock.now == pytest.approx(1005, abs=0.1)
+    stuck.close()
+    file.write(lambda c: None)
+    file.close()
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = f"""
+        import os, sys, signal
+        from pathlib import Path
+        from kombu_cfqueues.spool.posters import Posters
+        name, lock = Posters(Path({str(tmp_path)!r}), 0o700, 0o600).register()
+        print(name, flush=True)
+        signal.pause()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    name = process.stdout.readline().strip()
+    posters = Posters(tmp_path, 0o700, 0o600)
+    assert posters.is_alive(name)
+    process.kill()
+    process.communicate()
+    assert not posters.is_alive(name)
+    posters.bury(name)
+    assert not posters.is_alive(name)
+
+
+def test_a_lock_is_one_processes_at_a_time(tmp_path):
+    first, second = KernelLock(tmp_path / "x", 0o600), KernelLock(tmp_path / "x", 0o600)
+    assert first.acquire()
+    assert not second.acquire()
+    first.release()
+    assert second.acquire()
+    second.release()
