@@ -52,7 +52,6 @@ class Subscription:
         self.in_flight = 0  # pulls on their way
         self.flowing = False  # the last pull brought all that it asked for
         self.came_at = 0.0
-        self.asked_at = 0.0
         self.refused_since: float | None = None  # 405: HTTP pull is not in force
         self.pace = Pace(options.polling_interval, options.max_polling_interval, time.monotonic())
 

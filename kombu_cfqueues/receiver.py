@@ -269,7 +269,6 @@ class Receiver:
         most = self._share(chosen)
         chosen.window.held += most
         chosen.in_flight += 1
-        chosen.asked_at = now
         more = ready > 1 or self._ask_at(chosen, now) <= now
         return Shift(functools.partial(self._pull, chosen, most), more=more)
 

@@ -362,6 +362,22 @@ def test_a_rejected_message_goes_to_the_dead_letter_queue(emulator):
         assert dead.body == published.body
 
 
+def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator):
+    options = {**FAST, "dead_letter_queue": "graves"}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        publish(connection, "x")
+        got = Collector(ack=False)
+        with consume(connection, got):
+            drain(connection, 1)
+            fault = emulator.faults.error("push", status=503, times=None)
+            got.messages[0].reject()
+            until(lambda: fault.hits >= 2, 5)
+            assert len(emulator.messages("jobs")) == 1
+            emulator.faults.clear()
+            settled(emulator)
+        assert len(emulator.messages("graves")) == 1
+
+
 def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warning(
     connection, emulator, caplog
 ):
@@ -584,15 +600,23 @@ def test_close_gives_back_what_was_not_delivered_or_not_settled(emulator):
 
 
 def test_what_a_pull_brings_after_the_cancel_is_given_back(emulator):
+    """Also when the process ends right after, as a worker does."""
     emulator.create_queue("jobs", consumer=PULL)
     with Connection(emulator.broker_url) as connection:
         publish(connection, *range(10))
-        emulator.latency = 0.5
-        consumer = consume(connection, Collector(), prefetch_count=10)
-        consumer.consume()
-        nothing_comes(connection, 0.1)
-        consumer.cancel()
-    emulator.latency = 0
+    program = dedent("""
+        import sys, kombu, kombu_cfqueues
+        connection = kombu.Connection(sys.argv[1])
+        connection.Consumer(kombu.Queue("jobs"), callbacks=[print], prefetch_count=10).consume()
+        try:
+            connection.drain_events(timeout=0.2)
+        except TimeoutError:
+            connection.close()
+        """)
+    emulator.faults.latency("pull", seconds=0.6)
+    subprocess.run([sys.executable, "-c", program, emulator.broker_url], check=True, timeout=60)
+    time.sleep(0.6)
+    assert len(emulator.requests.of("pull")) == 1
     assert [message.state for message in emulator.messages("jobs")] == ["ready"] * 10
 
 
