@@ -295,6 +295,18 @@ def test_a_requeued_message_is_there_although_a_consumer_pulls_ahead(connection)
     queue.close()
 
 
+def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
+    queue = connection.SimpleQueue("jobs")
+    queue.channel.basic_qos(0, 10, False)
+    publish(connection, *range(5))
+    messages = [queue.get(timeout=5)]
+    messages += [queue.get_nowait() for _ in range(4)]
+    assert sorted(message.payload for message in messages) == list(range(5))
+    for message in messages:
+        message.ack()
+    queue.close()
+
+
 def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_empty(emulator):
     options = {"polling_interval": 5, "max_polling_interval": 5}
     with Connection(emulator.broker_url, transport_options=options) as connection:
@@ -376,6 +388,20 @@ def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator
             emulator.faults.clear()
             settled(emulator)
         assert len(emulator.messages("graves")) == 1
+
+
+def test_a_dead_letter_that_is_refused_stays_where_it_was(emulator, caplog):
+    options = {**FAST, "dead_letter_queue": "graves"}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        publish(connection, "x")
+        got = Collector(ack=False)
+        with consume(connection, got):
+            drain(connection, 1)
+            emulator.faults.error("push", "batch", status=403, code=10106, times=None)
+            got.messages[0].reject()
+            until(lambda: "could not be copied" in caplog.text, 5)
+            time.sleep(0.2)
+            assert len(emulator.messages("jobs")) == 1
 
 
 def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warning(
