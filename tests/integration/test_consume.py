@@ -648,14 +648,16 @@ def test_what_a_pull_brings_after_the_cancel_is_given_back(emulator):
 
 @pytest.mark.parametrize("gone", ["refuses", "hangs"])
 def test_close_does_not_wait_long_for_a_server_that_is_gone(emulator, gone):
-    connection = Connection(emulator.broker_url).connect() and Connection(emulator.broker_url)
-    publish(connection, *range(10))
+    connection = Connection(emulator.broker_url, transport_options=FAST)
     got = Collector(ack=False)
     for queue in ("jobs", "more"):
+        publish(connection, 1, queue=queue)
         Consumer(connection.channel(), Queue(queue), callbacks=[got], prefetch_count=5).consume()
     drain(connection, 2)
     if gone == "hangs":
-        emulator.faults.hang(times=None)
+        # Both channels have something to give back, and a pull that nobody answers.
+        fault = emulator.faults.hang(times=None)
+        until(lambda: fault.hits >= 2, 5)
         started = time.monotonic()
         connection.close()
     else:
@@ -924,8 +926,8 @@ def test_a_queue_that_is_gone_is_raised(connection, emulator):
     publish(connection, 1)
     with consume(connection, Collector()):
         drain(connection, 1)
-        channel = Connection(emulator.broker_url).channel()
-        channel.queue_delete("jobs")
+        with Connection(emulator.broker_url) as other:
+            other.channel().queue_delete("jobs")
         with pytest.raises(QueueNotFound):
             drain_until_it_fails(connection)
         emulator.create_queue("jobs")
@@ -970,6 +972,18 @@ def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
             assert got.bodies == ["x"]
         else:
             connection.SimpleQueue("jobs").get_nowait().ack()
+
+
+def test_a_pull_consumer_that_was_removed_since_we_looked_is_made_again(connection, emulator):
+    emulator.create_queue("jobs", consumer=PULL)
+    connection.connect()  # brings the list of queues, with their consumers
+    queue = emulator._queue("jobs")
+    emulator._service.queues.delete_consumer(queue, next(iter(queue.consumers.values())))
+    publish(connection, 1)
+    got = Collector()
+    with consume(connection, got):
+        drain(connection, 1)
+    assert len(emulator.consumers("jobs")) == 1
 
 
 def test_a_consumer_that_allows_few_retries_gets_one_warning(connection, emulator, caplog):
