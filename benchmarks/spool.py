@@ -50,6 +50,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     ready: Any,
     start: Any,
     out: Any,
+    done: Any,
 ) -> None:
     """Publish as a process of a web server does: each thread at random moments."""
     connection = Connection(url, transport_options=options)
@@ -92,6 +93,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     out.put((samples, errors))
     out.close()
     out.join_thread()
+    done.wait()  # a web server goes on living, and delivering
 
 
 def run(
@@ -120,11 +122,12 @@ def run(
             "publish_mode": mode,
         }
         ready, start, out = SPAWN.Semaphore(0), SPAWN.Event(), SPAWN.Queue()
+        done = SPAWN.Event()
         workers = [
             SPAWN.Process(
                 target=publish,
                 args=(server.broker_url, options, names, number, threads, offered / processes,
-                      seconds, ready, start, out),
+                      seconds, ready, start, out, done),
             )
             for number in range(processes)
         ]  # fmt: skip
@@ -133,25 +136,24 @@ def run(
         for _ in workers:
             ready.acquire()
         server.requests.clear()
-        began = time.monotonic()
         start.set()
         if meanwhile is not None:
             meanwhile(server)
         results = [out.get() for _ in workers]
-        lasted = time.monotonic() - began
         samples = [sample for found, _ in results for sample in found]
         errors = [error for _, found in results for error in found]
         ended, backlog = time.monotonic(), len(samples) - arrived(server, names)
         while arrived(server, names) < len(samples) and time.monotonic() - ended < 120:
             time.sleep(0.05)
         drained = time.monotonic() - ended
+        done.set()
         for worker in workers:
             worker.join()
         times = [seconds for _, seconds in samples]
         figures = {
             "published_per_second": round(len(samples) / seconds, 1),
             "publish_ms": {name: quantile(times, q) for name, q in QUANTILES.items()},
-            "requests_per_second": round(len(server.requests) / lasted, 2),
+            "requests_per_second": requests_per_second(server),
             "answers_429": sum(request.status == 429 for request in server.requests),
             "errors": len(errors),
             "lost": len(samples) - arrived(server, names),
@@ -177,6 +179,12 @@ def quantile(seconds: list[float], share: float) -> float:
     """In milliseconds."""
     ordered = sorted(seconds)
     return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+
+def requests_per_second(server: Emulator) -> float:
+    """Over the time that the log of requests still holds."""
+    times = [request.time for request in server.requests]
+    return round((len(times) - 1) / (times[-1] - times[0]), 2)
 
 
 def arrived(server: Emulator, names: list[str]) -> int:

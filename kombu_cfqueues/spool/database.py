@@ -225,9 +225,8 @@ class Database:
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        (ours,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # In one transaction: another process may be setting the file up just now.
+        ours, version, tables = _transact(connection, "BEGIN", _marks)
         if (ours, version, tables) == (0, 0, 0):
             return  # new
         if ours != APPLICATION_ID:
@@ -294,6 +293,14 @@ class Database:
         with self._lock:
             self._close()
         return broken
+
+
+def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """By what a file is known: whose it is, its version, and how many tables it has."""
+    (ours,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return ours, version, tables
 
 
 def _transact(

@@ -31,11 +31,8 @@ OPEN = {
     "seed": 1,
 }
 
-# Not strict: whoever has the receiver wait for a consumer that it has just made may take this away.
-NOT_YET = pytest.mark.xfail(reason="the receiver does not wait for a new consumer", strict=False)
-
 POSITIONS = [
-    pytest.param(knob.name, position, marks=NOT_YET if knob.name == "pull_enable_delay" else ())
+    pytest.param(knob.name, position)
     for knob in fields(Knobs)
     for position in (
         [OPEN[knob.name]]
