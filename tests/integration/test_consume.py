@@ -295,6 +295,18 @@ def test_a_requeued_message_is_there_although_a_consumer_pulls_ahead(connection)
     queue.close()
 
 
+def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
+    queue = connection.SimpleQueue("jobs")
+    queue.channel.basic_qos(0, 10, False)
+    publish(connection, *range(5))
+    messages = [queue.get(timeout=5)]
+    messages += [queue.get_nowait() for _ in range(4)]
+    assert sorted(message.payload for message in messages) == list(range(5))
+    for message in messages:
+        message.ack()
+    queue.close()
+
+
 def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_empty(emulator):
     options = {"polling_interval": 5, "max_polling_interval": 5}
     with Connection(emulator.broker_url, transport_options=options) as connection:
@@ -376,6 +388,20 @@ def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator
             emulator.faults.clear()
             settled(emulator)
         assert len(emulator.messages("graves")) == 1
+
+
+def test_a_dead_letter_that_is_refused_stays_where_it_was(emulator, caplog):
+    options = {**FAST, "dead_letter_queue": "graves"}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        publish(connection, "x")
+        got = Collector(ack=False)
+        with consume(connection, got):
+            drain(connection, 1)
+            emulator.faults.error("push", "batch", status=403, code=10106, times=None)
+            got.messages[0].reject()
+            until(lambda: "could not be copied" in caplog.text, 5)
+            time.sleep(0.2)
+            assert len(emulator.messages("jobs")) == 1
 
 
 def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warning(
@@ -622,14 +648,16 @@ def test_what_a_pull_brings_after_the_cancel_is_given_back(emulator):
 
 @pytest.mark.parametrize("gone", ["refuses", "hangs"])
 def test_close_does_not_wait_long_for_a_server_that_is_gone(emulator, gone):
-    connection = Connection(emulator.broker_url).connect() and Connection(emulator.broker_url)
-    publish(connection, *range(10))
+    connection = Connection(emulator.broker_url, transport_options=FAST)
     got = Collector(ack=False)
     for queue in ("jobs", "more"):
+        publish(connection, 1, queue=queue)
         Consumer(connection.channel(), Queue(queue), callbacks=[got], prefetch_count=5).consume()
     drain(connection, 2)
     if gone == "hangs":
-        emulator.faults.hang(times=None)
+        # Both channels have something to give back, and a pull that nobody answers.
+        fault = emulator.faults.hang(times=None)
+        until(lambda: fault.hits >= 2, 5)
         started = time.monotonic()
         connection.close()
     else:
@@ -898,8 +926,8 @@ def test_a_queue_that_is_gone_is_raised(connection, emulator):
     publish(connection, 1)
     with consume(connection, Collector()):
         drain(connection, 1)
-        channel = Connection(emulator.broker_url).channel()
-        channel.queue_delete("jobs")
+        with Connection(emulator.broker_url) as other:
+            other.channel().queue_delete("jobs")
         with pytest.raises(QueueNotFound):
             drain_until_it_fails(connection)
         emulator.create_queue("jobs")
@@ -944,6 +972,18 @@ def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
             assert got.bodies == ["x"]
         else:
             connection.SimpleQueue("jobs").get_nowait().ack()
+
+
+def test_a_pull_consumer_that_was_removed_since_we_looked_is_made_again(connection, emulator):
+    emulator.create_queue("jobs", consumer=PULL)
+    connection.connect()  # brings the list of queues, with their consumers
+    queue = emulator._queue("jobs")
+    emulator._service.queues.delete_consumer(queue, next(iter(queue.consumers.values())))
+    publish(connection, 1)
+    got = Collector()
+    with consume(connection, got):
+        drain(connection, 1)
+    assert len(emulator.consumers("jobs")) == 1
 
 
 def test_a_consumer_that_allows_few_retries_gets_one_warning(connection, emulator, caplog):

@@ -84,6 +84,16 @@ def test_acks_of_one_moment_share_a_request(settler, server):
     assert len(server.sent) == 1
 
 
+def test_acks_that_follow_each_other_share_a_request(settler, server):
+    for n in range(4):
+        settler.ack(delivery(f"L{n}"))
+        time.sleep(0.005)
+
+    wait_for(lambda: len(server.leases) == 4)
+
+    assert len(server.sent) == 1
+
+
 def test_a_hundred_acks_do_not_wait(settler, server):
     started = time.monotonic()
     for n in range(100):
