@@ -55,7 +55,7 @@ class Peer:
             kind,
             Address(queue, cloudflare_id=f"id-of-{queue}"),
             [packed(text)] * count,
-            deadline=self.clock.now + seconds,
+            deadline=self.clock.monotonic() + seconds,
             **given,
         )
         return rows and rows[0]
