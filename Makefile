@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test matrix lint types docs bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -19,6 +19,10 @@ demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudfl
 test: $(VENV)/.dev ## Run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
+matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
+	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
+		tests/integration/test_consume.py $(ARGS)
+
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +33,9 @@ types: $(VENV)/.dev ## Check types
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
+
+bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
@@ -45,6 +52,11 @@ $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) the package and its development tools (once; some minutes) ..."
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) what the benchmarks compare and draw with (once) ..."
+	@$(PIP_INSTALL) --editable '.[bench]'
+	@touch $@
 
 $(BIN)/python:
 	@sh .ci/make-venv '$(VENV)' '$(PYTHON)'

@@ -20,12 +20,12 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kombu import Connection
+from kombu.connection import Connection
 
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.emulator import Emulator
@@ -57,7 +57,8 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     connection.connect()
     if options["publish_mode"] == "confirm":
         for queue in queues:
-            connection.default_channel._queue(queue, time.monotonic() + 300)
+            channel: Any = connection.default_channel
+            channel._queue(queue, time.monotonic() + 300)
     samples: list[Sample] = []
     errors: list[str] = []
 
@@ -195,7 +196,7 @@ def arrived(server: Emulator, names: list[str]) -> int:
 
 
 @contextmanager
-def fsyncs(folder: Path):
+def fsyncs(folder: Path) -> Iterator[list[float]]:
     """Measure what the disk takes to keep a page, ten times a second."""
     seconds: list[float] = [0.0]
     over = threading.Event()
@@ -244,7 +245,7 @@ def ask_permits(folder: str, alone: bool, ready: Any, start: Any, out: Any) -> N
             ticket, wait = permits.request_permit(ticket, time.monotonic() + 600)
             if wait is None:
                 break
-            time.sleep(max(0.0, wait.until - time.monotonic()))
+            time.sleep(max(0.0, (wait.until or 0.0) - time.monotonic()))
         times.append(time.perf_counter() - began)
     out.put(times)
     out.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -9,10 +10,12 @@ import time
 from .budget import Budget, Limit
 from .client import Client
 from .directory import Directory
+from .envelope import Packed
 from .fork import renew_in_child
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publisher import Publisher
 from .receiver import Receiver
+from .spool.address import Address
 from .spool.file import File
 from .spool.gate import SharedBudget
 from .spool.permits import Permits
@@ -66,7 +69,7 @@ class Account:
         )
         self.directory = Directory(self.client)
         self.publisher = Publisher(self.client, self.directory, self._budget, options, file)
-        self.receiver = Receiver(self.client)
+        self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 
     @classmethod
     def open(cls, options: Options) -> Account:
@@ -91,18 +94,26 @@ class Account:
         if last:
             self.client.close()
 
+    def _publish_copy(self, queue_id: str, packed: Packed, *, deadline: float) -> None:
+        self.publisher.submit(Address.of_id(queue_id), packed, deadline=deadline)
+
     def _tell_of_differences(self, options: Options) -> None:
         # Kombu and Celery bring different connect timeouts, which nobody has chosen.
         for name in set(ACCOUNT_OPTIONS) - {"connect_timeout"}:
             first, now = getattr(self._options, name), getattr(options, name)
             if first != now:
-                logger.warning(
-                    "%s=%s has no effect: all connections of a process to one account share it, "
-                    "and the first one set it to %s",
-                    name,
-                    now,
-                    first,
-                )
+                _warn_of_difference(name, now, first)
+
+
+@functools.lru_cache(maxsize=256)  # said once, not by each connection
+def _warn_of_difference(name: str, now: object, first: object) -> None:
+    logger.warning(
+        "%s=%s has no effect: all connections of a process to one account share it, and the first "
+        "one set it to %s",
+        name,
+        now,
+        first,
+    )
 
 
 def _file(options: Options, limit: Limit | None) -> File:

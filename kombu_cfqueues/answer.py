@@ -141,7 +141,7 @@ def _error(
         f"{doing} failed (HTTP {answer.status}{said}){text}. {advice}".rstrip(". ") + ".",
         status=answer.status,
         code=failure.code,
-        ray_id=answer.headers.get("CF-Ray"),
+        ray_id=_hide(secret, answer.headers.get("CF-Ray", "")) or None,
         retry_after=_retry_after(answer.headers.get("Retry-After")),
     )
     # A 503 says that nothing was done.  Any other failure of the server may have come after the

@@ -6,15 +6,16 @@ two at a time, while the block collects the next.  So at most twice ``max_size``
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kombu import exceptions
 
 from . import limits
 from .envelope import Packed
-from .errors import CFQueuesError
+from .errors import CFQueuesError, PermanentError
 from .lane import BULK_IN_FLIGHT
 from .spool.inbox import Spooled
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 # Kombu before 5.7 never makes a batch; the module can be imported all the same.
 _KombuError: type[Exception] = getattr(exceptions, "BatchPublishError", exceptions.KombuError)
+
+
+REFUSED_REQUESTS: Final = 2
+"""So many requests in a row, all of whose messages a queue refused for good: it is not asked any
+more.  Finding out which message of a request is bad takes a dozen requests, and they are scarce."""
 
 
 class Outcome(NamedTuple):
@@ -77,6 +83,9 @@ class PublishBatch:
         self._to_spool: list[Spooled] = []
         self._leaving: list[tuple[_Request, _Future]] = []
         self._senders: ThreadPoolExecutor | None = None
+        # The senders write these two, each a single assignment.
+        self._progressed_at = 0.0  # seconds of time.monotonic; when one was accepted
+        self._refused_in_a_row: dict[str, int] = {}  # whole requests, by queue
         self._over = ""  # why no more can be published
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
@@ -145,9 +154,24 @@ class PublishBatch:
         self._collected -= sum(len(request.messages) for request in requests)
         if self._senders is None:
             self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
+        self._progressed_at = time.monotonic()
         for request in requests:
-            sent = self._senders.submit(self.channel.put_many, request.queue, request.messages)
-            self._leaving.append((request, sent))
+            self._leaving.append((request, self._senders.submit(self._post, request)))
+
+    def _post(self, request: _Request) -> list[CFQueuesError | None]:
+        """Send one request, in a sender's thread; return the outcome of each message."""
+        # Counted from the last progress: a long block may take its time, and a server that never
+        # answers is waited for once, not once a request.
+        deadline = self._progressed_at + self.channel.options.publish_timeout
+        refused = self._refused_in_a_row.get(request.queue, 0)
+        if refused >= REFUSED_REQUESTS:
+            return [_unsent("all of the requests before it were refused")] * len(request.messages)
+        errors = self.channel.put_many(request.queue, request.messages, deadline=deadline)
+        if not all(errors):
+            self._progressed_at = time.monotonic()
+        for_good = all(isinstance(error, PermanentError) for error in errors)
+        self._refused_in_a_row[request.queue] = refused + 1 if for_good else 0
+        return errors
 
     def _spool(self) -> None:
         """Put what is for the disk there, with one commit; raise if it cannot take it."""
@@ -171,7 +195,7 @@ class PublishBatch:
             return
         self._over = "a flush failed"
         # They were published without an error, so this one must account for them.
-        unsent = CFQueuesError("the message was not sent: earlier ones of its batch failed")
+        unsent = _unsent("earlier ones of its batch failed")
         settled += [
             (request, [unsent] * len(request.messages))
             for request in [*self._full, *self._partial.values()]
@@ -213,6 +237,10 @@ class _Request:
 
 
 _Future = Future[list[CFQueuesError | None]]
+
+
+def _unsent(why: str) -> CFQueuesError:
+    return CFQueuesError(f"the message was not sent: {why}")
 
 
 def _failure(outcomes: Sequence[Outcome], first: CFQueuesError) -> BatchPublishError:

@@ -6,41 +6,34 @@ import base64
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from queue import Empty
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from kombu.transport import virtual
+from amqp.protocol import queue_declare_ok_t
 from vine import promise
 
-from . import envelope, retry
-from .account import Account
+from . import envelope
 from .batch import PublishBatch
 from .client import Queue
+from .consuming import ConsumingChannel, is_control_name
 from .envelope import Packed
 from .errors import (
     CFQueuesError,
     ConnectionFailed,
     InvalidMessage,
+    PermanentError,
     PublishTimeout,
     QueueNotFound,
     TransientError,
 )
-from .options import Options
-from .receiver import Delivery
 from .spool.address import Address
 from .spool.inbox import Spooled
 
-if TYPE_CHECKING:
-    from .transport import Transport
-
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-class Channel(virtual.Channel):
-    """A channel of one connection; its state is the routing that the application declared."""
+class Channel(ConsumingChannel):
+    """A channel of one connection: publishing and queues, over the half that consumes."""
 
     # Kombu's name for "the body is the text that it is".  Base64 would cost a third of a message's
     # 128 KB; `encode_body` falls back to it for bodies that are no text.
@@ -48,25 +41,6 @@ class Channel(virtual.Channel):
 
     # Not ``body_encoding``, which the base class would let the options change.
     from_transport_options: tuple[str, ...] = ("deadletter_queue",)  # type: ignore[assignment]
-
-    connection: Transport
-
-    def __init__(self, connection: Transport, **kwargs: Any) -> None:
-        super().__init__(connection, **kwargs)
-        self._deliveries: dict[str, Delivery] = {}  # by delivery tag: leased, not settled
-
-    @property
-    def options(self) -> Options:
-        """The settings of this channel's connection."""
-        return self.connection.options
-
-    @property
-    def account(self) -> Account:
-        """What this channel shares with the other connections of the process."""
-        return self.connection.account
-
-    def _next_delivery_tag(self) -> str:
-        return envelope.new_id()
 
     # Publishing
 
@@ -98,7 +72,7 @@ class Channel(virtual.Channel):
         # Here, so that its copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = self._lookup(exchange, routing_key)
+        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
         spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
@@ -124,6 +98,7 @@ class Channel(virtual.Channel):
             publish_batch.add(queue, packed)
             return []
         seconds = self.options.publish_timeout
+        # In this order, which a timeout of NaN does not survive.
         seconds = seconds if timeout is None else min(seconds, timeout)
         deadline = time.monotonic() + seconds
 
@@ -141,9 +116,11 @@ class Channel(virtual.Channel):
         try:
             self._with_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
-            if self._switches and isinstance(error, ConnectionFailed) and error.delivered == "no":
+            # An earlier try may have arrived; the next URL is no worse than one more try here.
+            certain = error.delivered == "no" or self.options.retry_uncertain
+            if self._switches and isinstance(error, ConnectionFailed) and certain:
                 raise
-            raise _timed_out(queue, error, seconds) from (error.__cause__ or error)
+            raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
         return []
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
@@ -173,13 +150,19 @@ class Channel(virtual.Channel):
         """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
-    def put_many(self, queue: str, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
+    def put_many(
+        self, queue: str, messages: Sequence[Packed], *, deadline: float
+    ) -> list[CFQueuesError | None]:
         """Publish many packed messages to one queue; block until all are settled.
+
+        Args:
+            queue: Kombu's name of the queue.
+            messages: The messages.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             For each, why it was not accepted; None: it was.
         """
-        deadline = self._deadline()
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:
@@ -201,21 +184,6 @@ class Channel(virtual.Channel):
         except CFQueuesError as error:
             return errors or [error] * len(messages)
         return errors
-
-    def _with_queue(self, name: str, deadline: float, publish: Callable[[Queue], None]) -> None:
-        """Publish; once more if the queue was deleted, and perhaps made again, since we knew it."""
-        queue = self._queue(name, deadline)
-        try:
-            publish(queue)
-        except QueueNotFound:
-            if not self.account.directory.forget(name, queue.id, self.options):
-                raise
-            publish(self._queue(name, deadline))
-
-    @property
-    def _switches(self) -> bool:
-        """Whether Kombu has another URL to go on to."""
-        return len(self.connection.client.alt or ()) > 1
 
     def encode_body(
         self, body: str | bytes, encoding: str | None = None
@@ -239,12 +207,6 @@ class Channel(virtual.Channel):
         return super().decode_body(body, encoding)
 
     # Queues
-
-    def _queue(self, name: str, deadline: float) -> Queue:
-        return self._insist(
-            deadline,
-            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
-        )
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
         if is_control_name(queue):
@@ -271,75 +233,63 @@ class Channel(virtual.Channel):
             return 0
         count = self.account.client.backlog(found.id, deadline=deadline)
         self.account.client.purge(found.id, deadline=deadline)
-        return count
+        self._discard_arrived(queue)
+        return count or 0
 
-    def _delete(self, queue: str, *_: Any, **__: Any) -> None:
-        if is_control_name(queue):
+    def queue_declare(
+        self, queue: str | None = None, passive: bool = False, **kwargs: Any
+    ) -> queue_declare_ok_t:
+        """Declare a queue; nothing is asked of the server until it is used.
+
+        Args:
+            queue: Its name; None: a new one.
+            passive: Only look: one or two requests, and the number of messages is true.
+            **kwargs: ``auto_delete`` has an effect.
+
+        Raises:
+            ChannelError: *passive*, and there is no such queue.
+        """
+        declared: queue_declare_ok_t = super().queue_declare(queue, passive=passive, **kwargs)
+        if not passive or is_control_name(declared.queue):
+            return declared
+        count = self._backlog(declared.queue) or 0
+        return queue_declare_ok_t(declared.queue, count, declared.consumer_count)
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        """Delete a queue, and all that is in it.
+
+        Args:
+            queue: Its name.
+            if_unused: Not if this channel consumes it; of others nobody knows.
+            if_empty: Not if it has messages, or if the server does not say.
+            **kwargs: Without effect.
+        """
+        consumers = [tag for tag, name in self._tag_to_queue.items() if name == queue]
+        if if_unused and consumers:
             return
+        if not is_control_name(queue):
+            if if_empty and self._backlog(queue) != 0:
+                return
+            self._delete_queue(queue, self._deadline())
+        for tag in consumers:
+            self.basic_cancel(tag)
+        self._to_delete.discard(queue)
+        self.state.queue_bindings_delete(queue)
+
+    def _backlog(self, queue: str) -> int | None:
+        """How many messages the queue has, about; None if the server does not say."""
         deadline = self._deadline()
         found = self.account.directory.find(queue, self.options, deadline=deadline)
-        if found is not None:
-            self.account.client.delete_queue(found.id, deadline=deadline)
-            self.account.directory.forget(queue, found.id, self.options)
-
-    # Consuming
-
-    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        if is_control_name(queue):
-            raise Empty
-        deadline = self._deadline()
-        source = self._queue(queue, deadline)
-        self.account.directory.enable_pull(source, self.options, deadline=deadline)
-        deliveries = self.account.receiver.pull(source, self.options, most=1, deadline=deadline)
-        if not deliveries:
-            raise Empty
-        return self._receive(deliveries[0])
-
-    def _receive(self, delivery: Delivery) -> dict[str, Any]:
-        message = envelope.unpack(delivery.raw)
-        # New for each delivery: the message's own would meet itself when it comes again.
-        tag = self._next_delivery_tag()
-        message["properties"] = {**message["properties"], "delivery_tag": tag}
-        message["properties"].setdefault("delivery_info", {})
-        self._deliveries[tag] = delivery
-        return message
-
-    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """Tell Cloudflare that the message is done with."""
-        delivery = self._deliveries.pop(delivery_tag, None)
-        super().basic_ack(delivery_tag, multiple)
-        if delivery is not None:
-            self.account.receiver.ack(delivery, deadline=self._deadline())
-
-    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the message back at once (*requeue*), or drop it."""
-        delivery = self._deliveries.pop(delivery_tag, None)
-        super().basic_ack(delivery_tag)
-        if delivery is not None:
-            settle = self.account.receiver.requeue if requeue else self.account.receiver.ack
-            settle(delivery, deadline=self._deadline())
-
-    def _restore(self, message: virtual.Message) -> None:
-        # The base class would publish it again, beside the one whose lease runs out.
-        delivery = self._deliveries.pop(message.delivery_tag, None)
-        if delivery is not None:
-            self.account.receiver.requeue(delivery, deadline=self._deadline())
-
-    def _restore_at_beginning(self, message: virtual.Message) -> None:
-        self._restore(message)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.options.publish_timeout
-
-    def _insist(self, deadline: float, call: Callable[[], T]) -> T:
-        return retry.until(
-            deadline, call, lambda error: self._switches and isinstance(error, ConnectionFailed)
-        )
-
-
-def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events."""
-    return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
+        if found is None:
+            return 0
+        try:
+            return self.account.client.backlog(found.id, deadline=deadline)
+        except PermanentError as error:
+            # A token may publish and consume, and not read metrics.
+            logger.warning("how many messages queue %r has cannot be read: %s", queue, error)
+            return None
 
 
 def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
@@ -363,15 +313,19 @@ def _warn_once(text: str) -> None:
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
     """The error of a message that was given up, in words that name its queue and the last cause."""
     arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
-    return PublishTimeout(
-        f"the message to queue {queue!r} could not be handed over within {seconds:g} s "
-        f"(publish_timeout) and {arrived}; the last failure: {error.__cause__ or error}",
-        status=error.status,
-        code=error.code,
-        ray_id=error.ray_id,
-        retry_after=error.retry_after,
+    cause = error.__cause__ if isinstance(error, PublishTimeout) else error
+    last = cause if isinstance(cause, CFQueuesError) else error
+    timeout = PublishTimeout(
+        f"the message to queue {queue!r} could not be handed over (publish_timeout is "
+        f"{seconds:g} s) and {arrived}; {error}",
+        status=last.status,
+        code=last.code,
+        ray_id=last.ray_id,
+        retry_after=last.retry_after,
         delivered=error.delivered,
     )
+    timeout.__cause__ = last
+    return timeout
 
 
 def _fulfilled() -> promise:

@@ -50,11 +50,13 @@ class Queue(NamedTuple):
         id: 32 hex digits.
         name: The queue's name at Cloudflare.
         retention_seconds: How long it keeps messages; None if the answer did not say.
+        consumers: As the API describes them; empty if there are none, or the answer did not say.
     """
 
     id: str
     name: str
     retention_seconds: int | None
+    consumers: tuple[Mapping[str, Any], ...] = ()
 
 
 class QueuePage(NamedTuple):
@@ -170,13 +172,16 @@ class Client:
         doing = f"deleting {self._name(queue_id)}"
         self._admin("DELETE", f"/{_segment(queue_id)}", doing=doing, deadline=deadline)
 
-    def backlog(self, queue_id: str, *, deadline: float) -> int:
-        """How many messages the queue holds, about; leased and delayed ones are counted too."""
+    def backlog(self, queue_id: str, *, deadline: float) -> int | None:
+        """How many messages the queue holds, about; leased and delayed ones are counted too.
+
+        None if the answer does not say.
+        """
         doing = f"reading the metrics of {self._name(queue_id)}"
         path = f"/{_segment(queue_id)}/metrics"
         result = self._admin("GET", path, doing=doing, deadline=deadline)
         count = result.get("backlog_count") if isinstance(result, Mapping) else None
-        return count if isinstance(count, int) else 0
+        return count if isinstance(count, int) else None
 
     def purge(self, queue_id: str, *, deadline: float) -> None:
         """Start deleting all messages of a queue; it ends some time after the answer."""
@@ -335,7 +340,7 @@ class Client:
         deadline: float,
     ) -> Answer:
         left = deadline - time.monotonic()
-        if left <= 0:
+        if not left > 0:  # this way round, NaN is none as well
             raise ConnectionFailed(f"{doing}: no time was left to ask {self._host}")
         timeout = urllib3.Timeout(
             total=left,
@@ -414,7 +419,8 @@ class Client:
             settings.get("message_retention_period") if isinstance(settings, Mapping) else None
         )
         self.remember_name(queue_id, name)
-        return Queue(queue_id, name, retention if isinstance(retention, int) else None)
+        retention = retention if isinstance(retention, int) else None
+        return Queue(queue_id, name, retention, tuple(_dicts(entry.get("consumers"))))
 
 
 def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Delivered, str]:

@@ -13,14 +13,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from . import limits
 from .client import Client, Queue
 from .errors import (
     ConfigurationError,
     ConnectionFailed,
+    PermanentError,
     PullNotEnabled,
     QueueNameConflict,
     QueueNotFound,
@@ -35,11 +36,31 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 #: A refusal that took longer to come than the first holds, unasked, for the second.
-SLOW_REFUSAL_SECONDS = 1.0
+SLOW_REFUSAL_SECONDS = 0.1
 REFUSAL_HOLDS_SECONDS = 1.5
 
 #: Hex digits that close a shortened name: one chance in 4 billion that two names meet.
 HASH_DIGITS = 8
+
+#: Code of "the queue has a consumer already".
+CONSUMER_EXISTS = 11004
+
+#: A consumer that allows fewer deliveries gets a warning: each worker that ends or is killed with
+#: the message in its hands uses one up.
+FEW_RETRIES = 10
+
+
+class PullConsumer(NamedTuple):
+    """What is known of a queue's pull consumer.
+
+    Attributes:
+        max_retries: Deliveries after which Cloudflare deletes a message, or moves it to the
+            dead-letter queue.
+        dead_letter_queue: Name, at Cloudflare, of that queue; ``""`` if there is none.
+    """
+
+    max_retries: int
+    dead_letter_queue: str
 
 
 def cloudflare_name(name: str) -> str:
@@ -79,7 +100,8 @@ class Directory:
         self._client = client
         self._queues: dict[str, Queue] = {}  # by name at Cloudflare
         self._meanings: dict[str, str] = {}  # name at Cloudflare -> the Kombu name that uses it
-        self._pullable: set[str] = set()  # ids of queues that have a pull consumer
+        self._pull_consumers: dict[str, PullConsumer] = {}  # by queue id
+        self._refused: set[str] = set()  # ids of queues that turned out to have no pull consumer
         self._connected = False
         self._refusal: TransientError | None = None
         self._refused_until = 0.0
@@ -184,6 +206,17 @@ class Directory:
                 del self._queues[title]
         return True
 
+    def titled(self, title: str, *, deadline: float) -> Queue:
+        """The queue that is called *title* at Cloudflare; created if it is missing.
+
+        Raises:
+            CFQueuesError: What a request raised.
+        """
+        queue = self._queues.get(title) or self._ask(title, deadline, create=True)
+        if queue is None:  # pragma: no cover  it was to be created
+            raise QueueNotFound(f"there is no queue {title!r} at Cloudflare")
+        return queue
+
     def address(self, name: str, options: Options) -> Address:
         """Where Kombu's queue *name* is, for whichever process of the machine posts to it.
 
@@ -194,8 +227,7 @@ class Directory:
             ConfigurationError: No name at Cloudflare can stand for it.
         """
         if name in options.queues:
-            queue_id = options.queues[name]
-            return Address(f"#{queue_id}", cloudflare_id=queue_id)
+            return Address.of_id(options.queues[name])
         title = self._title(name, options)
         known = self._queues.get(title)
         return Address(title, options.create_missing_queues, known.id if known else None)
@@ -232,33 +264,67 @@ class Directory:
             if known is not None and known.id == queue_id:
                 del self._queues[address.name]
 
-    def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> None:
-        """Make sure that the queue can be pulled over HTTP; one or two requests a process.
+    def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
+        """Make sure that the queue can be pulled over HTTP; up to two requests a process.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue, and a queue has one kind of consumer.
             CFQueuesError: What a request raised.
         """
-        if queue.id in self._pullable:
-            return
-        consumers = self._client.list_consumers(queue.id, deadline=deadline)
-        kinds = {consumer.get("type") for consumer in consumers}
-        if "http_pull" not in kinds:
-            if "worker" in kinds:
-                raise PullNotEnabled(
-                    f"queue {queue.name!r} is consumed by a Worker, and a queue has one kind of "
-                    "consumer: remove the Worker's to pull from it"
-                )
-            dead = options.dead_letter_queue
+        known = self._pull_consumers.get(queue.id)
+        if known is not None:
+            return known
+        found = None
+        if queue.id not in self._refused:
+            # What the look-up of the queue has brought costs no request, and an application with
+            # fifty queues would spend a quarter of a minute's allowance on asking for each.
+            found = _pull_consumer_of(queue.consumers)
+        if found is None:
+            consumers = self._client.list_consumers(queue.id, deadline=deadline)
+            found = _pull_consumer(queue, consumers)
+        if found is None:
+            found = self._create_pull_consumer(queue, options, deadline)
+        elif found.max_retries < min(FEW_RETRIES, options.consumer_max_retries):
+            logger.warning(
+                "the pull consumer of queue %r allows %d deliveries of a message (its max_retries);"
+                " every worker that ends with the message uses one up, so set it to %d",
+                queue.name,
+                found.max_retries,
+                limits.MAX_RETRIES,
+            )
+        with self._lock:
+            self._pull_consumers[queue.id] = found
+        return found
+
+    def forget_pull(self, queue_id: str) -> None:
+        """The queue could not be pulled: look at its consumers again when next asked."""
+        with self._lock:
+            self._pull_consumers.pop(queue_id, None)
+            self._refused.add(queue_id)
+
+    def _create_pull_consumer(
+        self, queue: Queue, options: Options, deadline: float
+    ) -> PullConsumer:
+        dead = options.dead_letter_queue
+        title = self._title(dead, options) if dead else None
+        try:
             self._client.create_pull_consumer(
                 queue.id,
                 max_retries=options.consumer_max_retries,
                 visibility_timeout_ms=int(options.visibility_timeout * 1000),
-                dead_letter_queue=self._title(dead, options) if dead else None,
+                dead_letter_queue=title,
                 deadline=deadline,
             )
-        with self._lock:
-            self._pullable.add(queue.id)
+        except PermanentError as error:
+            # Somebody was faster, perhaps this machine's next worker.
+            found = error.code == CONSUMER_EXISTS and _pull_consumer(
+                queue, self._client.list_consumers(queue.id, deadline=deadline)
+            )
+            if not found:
+                raise
+            return found
+        logger.info("enabled HTTP pull for queue %r at Cloudflare", queue.name)
+        return PullConsumer(options.consumer_max_retries, title or "")
 
     def _title(self, name: str, options: Options) -> str:
         """The name at Cloudflare, refused if it stands for another name already."""
@@ -347,3 +413,31 @@ class Directory:
     def _learn(self, queues: Iterable[Queue]) -> None:
         with self._lock:
             self._queues.update((queue.name, queue) for queue in queues)
+
+
+def _pull_consumer(queue: Queue, consumers: Sequence[Mapping[str, Any]]) -> PullConsumer | None:
+    """The queue's pull consumer, if it has one.
+
+    Raises:
+        PullNotEnabled: A Worker consumes the queue.
+    """
+    found = _pull_consumer_of(consumers)
+    if found is None and any(consumer.get("type") == "worker" for consumer in consumers):
+        raise PullNotEnabled(
+            f"queue {queue.name!r} is consumed by a Worker, and a queue has one kind of consumer: "
+            "remove the Worker's consumer (dashboard, or 'wrangler queues consumer remove') to "
+            "pull from it, or use another queue"
+        )
+    return found
+
+
+def _pull_consumer_of(consumers: Sequence[Mapping[str, Any]]) -> PullConsumer | None:
+    for consumer in consumers:
+        if consumer.get("type") == "http_pull":
+            settings, dead = consumer.get("settings"), consumer.get("dead_letter_queue")
+            retries = settings.get("max_retries") if isinstance(settings, Mapping) else None
+            return PullConsumer(
+                retries if isinstance(retries, int) else limits.MAX_RETRIES_DEFAULT,
+                dead if isinstance(dead, str) else "",
+            )
+    return None

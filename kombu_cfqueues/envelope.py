@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import random
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -22,14 +21,18 @@ from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from . import limits
+from .chance import chance
 from .errors import InvalidMessage, MessageTooLarge
 from .options import Options
 
 #: The names that make a JSON object a Kombu envelope.
 ENVELOPE_KEYS = frozenset({"body", "headers", "properties"})
 
-# Made once: making an encoder costs more than encoding a short text.
-_encode_envelope = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# Made once: making an encoder costs more than encoding a short text.  What holds itself ends in a
+# RecursionError; looking for it in each message would take a tenth of the time.
+_encode_envelope = JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
 _encode_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -144,36 +147,191 @@ def outlived(packed: Packed, queue: str, retention_seconds: int | None) -> Inval
 
 
 def unpack(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Kombu's dictionary of a pulled message.
+    """Kombu's dictionary of a pulled message; never raises, whatever the message is.
 
     A Kombu envelope comes back as it went in.  Anything else (a Worker's ``env.QUEUE.send``)
-    becomes a message whose body is that JSON, text or data.
+    becomes a message whose body is that JSON, text or data, without headers.
 
     Args:
         raw: An entry of a pull's ``messages``: ``body``, ``metadata``, ``id`` and others.
     """
-    body, metadata = raw.get("body"), raw.get("metadata")
-    kind = metadata.get("CF-Content-Type") if isinstance(metadata, Mapping) else None
-    if kind == "bytes" and isinstance(body, str):
-        try:
-            return _foreign(base64.b64decode(body, validate=True), "application/data", "binary")
-        except ValueError:
-            pass  # not what its type says: delivered as the text that it is
-    value = body if not isinstance(body, str) else _json_or_none(body)
-    if value is None and kind == "json" and isinstance(body, str):
-        # Whether a JSON body comes back as it is or in base64 is disputed; both are taken.
-        try:
-            body = base64.b64decode(body, validate=True).decode()
-        except ValueError:
-            pass
-        else:
-            value = _json_or_none(body)
+    return _read(raw)[0]
+
+
+def receive(raw: Mapping[str, Any], queue: str) -> dict[str, Any]:
+    """Kombu's dictionary of a pulled message, with all that Kombu and Celery take for granted.
+
+    ``delivery_info["cloudflare"]`` says what the message was.  An envelope need not be Kombu's
+    own: a Worker writes them too, and a consumer dies of a wrong type.
+
+    Args:
+        raw: An entry of a pull's ``messages``.
+        queue: Kombu's name of the queue that it was pulled from.
+    """
+    message, is_envelope = _read(raw)
+    headers, properties = dict(message["headers"]), dict(message["properties"])
+    if "task" in headers:
+        if not isinstance(headers["task"], str):
+            del headers["task"]
+        elif not isinstance(headers.get("id"), str):
+            headers["id"] = str(raw.get("id") or new_id())
+    properties.setdefault("body_encoding", "utf-8")
+    attempts, info = raw.get("attempts"), properties.get("delivery_info")
+    properties["delivery_info"] = {
+        "exchange": "",
+        "routing_key": queue,
+        **(info if isinstance(info, dict) else {}),
+        # The first attempt is documented as 1, and was seen as 0: only above 1 it is sure.
+        "redelivered": isinstance(attempts, int) and attempts > 1,
+        "cloudflare": {
+            "id": raw.get("id"),
+            "attempts": attempts,
+            "timestamp_ms": raw.get("timestamp_ms"),
+            "content_type": _kind(raw),
+            "envelope": is_envelope,
+        },
+    }
+    return {
+        "body": message["body"],
+        "content-type": _string_or_none(message.get("content-type")),
+        "content-encoding": _string_or_none(message.get("content-encoding")),
+        "headers": headers,
+        "properties": properties,
+    }
+
+
+def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
+    """A pulled message, ready to be published again as what it was.
+
+    Args:
+        raw: An entry of a pull's ``messages``.
+        delay_seconds: When it may be delivered.
+
+    Raises:
+        MessageTooLarge: Cloudflare takes text and JSON over HTTP; data has to be put into an
+            envelope, and does not fit.
+    """
+    kind = _kind(raw)
+    body, value = _content(raw.get("body"), kind)
+    as_json = kind == "json" and value is not _NOTHING
+    if isinstance(body, bytes):
+        body = str(_encode_envelope(_envelope_of_data(body)))
+    elif as_json:
+        value = _plain_json_or_nothing(body)
+        as_json = value is not _NOTHING
+    content = body if as_json else _encode_text(body)
+    size = len(body.encode())
+    if size > limits.BODY_BYTES:
+        raise MessageTooLarge(f"a copy of the message would have {size:,} bytes")
+    kind = "json" if as_json else "text"
+    fragment = f'{{"body":{content},"content_type":"{kind}"'.encode()
+    due = time.time() + delay_seconds if delay_seconds else None
+    return Packed(fragment, len(fragment), due, not as_json or isinstance(value, (dict, list)))
+
+
+def expired(message: Mapping[str, Any], now: float) -> bool:
+    """Whether the message's ``expiration`` has passed at *now* (seconds since the epoch).
+
+    It is in milliseconds, as AMQP has it, and counted from when the queue got the message.
+    """
+    properties = message["properties"]
+    expiration = properties.get("expiration")
+    since = properties["delivery_info"]["cloudflare"]["timestamp_ms"]
+    if expiration is None or not isinstance(since, (int, float)):
+        return False
+    try:
+        return since + float(expiration) <= now * 1000
+    except (TypeError, ValueError):
+        return False  # not Kombu's, and it says nothing that is known
+
+
+def seconds_until_due(message: Mapping[str, Any], now: float) -> float:
+    """How far off the message's eta is at *now* (seconds since the epoch); 0 without one."""
+    due = _timestamp(message["headers"].get("eta"))
+    return 0.0 if due is None else max(0.0, due - now)
+
+
+class _Nothing:
+    """No JSON value; not None, which is JSON's null."""
+
+
+_NOTHING = _Nothing()
+
+
+def _read(raw: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The message, and whether it is an envelope."""
+    kind = _kind(raw)
+    body, value = _content(raw.get("body"), kind)
     if isinstance(value, dict) and _is_envelope(value):
-        return value
-    if value is not None and kind != "text":
-        text = body if isinstance(body, str) else json.dumps(value, ensure_ascii=False)
-        return _foreign(text, "application/json", "utf-8")
-    return _foreign(body if isinstance(body, str) else "", "text/plain", "utf-8")
+        return {**value, "body": value["body"] and _without_surrogates(value["body"])}, True
+    if isinstance(body, bytes):
+        return _foreign(body, "application/data", "binary"), False
+    if value is not _NOTHING and kind != "text":
+        return _foreign(body, "application/json", "utf-8"), False
+    return _foreign(body, "text/plain", "utf-8"), False
+
+
+def _kind(raw: Mapping[str, Any]) -> Any:
+    """How the body is typed at Cloudflare: text, json, bytes or v8; None if nothing says."""
+    metadata = raw.get("metadata")
+    return metadata.get("CF-Content-Type") if isinstance(metadata, Mapping) else None
+
+
+def _content(body: Any, kind: Any) -> tuple[Any, Any]:
+    """A pulled body as text or bytes, and as the JSON value that it is; ``_NOTHING`` if none."""
+    if not isinstance(body, str):
+        # The API gives a string; something in its place may give the value itself.
+        return ("", _NOTHING) if body is None else (json.dumps(body, ensure_ascii=False), body)
+    if kind in ("bytes", "v8"):
+        data = _from_base64(body)
+        if data is not None:
+            return data, _NOTHING
+    value = _json_or_nothing(body)
+    if value is _NOTHING and kind == "json":
+        # Whether a JSON body comes back as it is or in base64 is disputed; both are taken.
+        data = _from_base64(body)
+        decoded = _text_or_none(data) if data is not None else None
+        if decoded is not None:
+            value = _json_or_nothing(decoded)
+            body = body if value is _NOTHING else decoded
+    return _without_surrogates(body), value
+
+
+def _from_base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:  # binascii.Error is one; so are characters beyond ASCII
+        return None
+
+
+def _text_or_none(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _without_surrogates(text: str) -> str:
+    """*text* as UTF-8 can carry it: JSON may escape halves of characters, which it cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _string_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _envelope_of_data(data: bytes) -> dict[str, Any]:
+    message = _foreign(data, "application/data", "binary")
+    message["properties"]["message_id"] = new_id()
+    return message
+
+
+def _plain_json_or_nothing(text: str) -> Any:
+    """The value of strict JSON, which Python's reading of NaN is not."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return _NOTHING
 
 
 def _envelope(message: Mapping[str, Any]) -> str:
@@ -197,10 +355,9 @@ def _quote_json(text: str) -> str:
 def new_id() -> str:
     """32 hex digits that no other message has.
 
-    Not from `uuid`, which asks the system for secure randomness and takes ten times as long;
-    Python seeds `random` from there, in each process and in a forked child again.
+    Not from `uuid`, which asks the system for secure randomness and takes ten times as long.
     """
-    return f"{random.getrandbits(128):032x}"
+    return f"{chance.getrandbits(128):032x}"
 
 
 def _plain_text(message: Mapping[str, Any]) -> str:
@@ -255,6 +412,11 @@ def _timestamp(eta: Any) -> float | None:
 
 
 def _json_or_none(text: str) -> Any:
+    value = _json_or_nothing(text)
+    return None if value is _NOTHING else value
+
+
+def _json_or_nothing(text: str) -> Any:
     # Kombu's reading of `{"__type__": …}` fails in as many ways as there are types, and on types
     # of a newer Kombu.  Plain JSON then still has all that the message says.
     for loads in (kombu_loads, json.loads):
@@ -269,7 +431,7 @@ def _json_or_none(text: str) -> Any:
             ValueError,
         ):
             continue
-    return None
+    return _NOTHING
 
 
 def _is_envelope(value: dict[str, Any]) -> bool:

@@ -17,7 +17,6 @@ under that caller, so whatever ends it, `Lane._leave` finds what must be passed 
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from itertools import chain, count
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from kombu_cfqueues import limits
+from kombu_cfqueues.chance import chance
 from kombu_cfqueues.clock import Clock, Lock
 from kombu_cfqueues.errors import (
     CFQueuesError,
@@ -43,6 +43,9 @@ BULK_IN_FLIGHT: Final = 2
 
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
+
+HOLD_ON: Final = 3
+"""So many callers in a quarter of the hold are worth another quarter."""
 
 REFUSED_ALIKE: Final = 3
 """So many single items of a batch refused alike, and none accepted: the rest is not asked."""
@@ -130,7 +133,7 @@ class Lane(Generic[T]):
         Raises:
             PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
                 The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this item was refused.
+            CFQueuesError: Why this item was refused; ``delivered`` counts its earlier tries too.
         """
         (outcome,) = self._serve([(item, size)], deadline, self._singles)
         if outcome is not None:
@@ -149,7 +152,9 @@ class Lane(Generic[T]):
         flight, also where single callers have one.
 
         Returns:
-            The outcome of each: None if it was accepted, else what `submit` would raise.
+            The outcome of each: None if it was accepted, else what `submit` would raise.  What
+            ends the caller itself (an interrupt, a bug) is raised, and what has not left is
+            taken back.
         """
         return self._serve(items, deadline, self._bulk)
 
@@ -158,7 +163,8 @@ class Lane(Generic[T]):
     def _serve(
         self, items: Iterable[tuple[T, int]], deadline: float, waiting: _Waiting[T]
     ) -> list[CFQueuesError | None]:
-        caller: _Caller[T] = _Caller(deadline, waiting, self._clock.lock())
+        came = self._clock.monotonic()
+        caller: _Caller[T] = _Caller(came, deadline, waiting, self._clock.lock())
         try:
             with self._lock:
                 for item, size in items:
@@ -167,9 +173,10 @@ class Lane(Generic[T]):
                     caller.unsettled += 1
                     waiting[entry] = None
                 self._appoint()
+                self._overtake(caller)
             while caller.unsettled:
                 now = self._clock.monotonic()
-                if deadline <= max(now, self._resume_at) and self._expire(caller, now):
+                if deadline <= max(now, self._resumes_for(caller)) and self._expire(caller, now):
                     continue
                 if self._leader is caller:
                     self._lead(caller, now)
@@ -179,13 +186,17 @@ class Lane(Generic[T]):
             # Read without the lock: nobody hands anything to a caller whose items are settled.
             if caller.unsettled or self._leader is caller or caller in self._posting:
                 self._leave(caller)
-        return [entry.error and _outcome(entry, entry.error) for entry in caller.entries]
+            entries, caller.entries = caller.entries, []  # no cycle: memory is free at once
+        return [entry.error and _outcome(entry, entry.error) for entry in entries]
 
     def _lead(self, caller: _Caller[T], now: float) -> None:
         """Send one request, as soon as one may leave."""
-        pause = min(self._resume_at, caller.deadline) - now
-        if pause > 0:
-            self._clock.sleep(pause)
+        resumes_at = min(self._resumes_for(caller), caller.deadline)
+        if resumes_at > now:
+            caller.asleep_until = resumes_at
+            self._clock.sleep(resumes_at - now)
+            with self._lock:  # so that whoever overtakes has either done so, or cannot any more
+                caller.asleep_until = 0.0
             return  # the world may have changed
         # A permit that leaves no time to post would be lost, and the post cut short for everyone.
         reserve = min(self._post_seconds, (caller.deadline - now) / 2)
@@ -200,12 +211,32 @@ class Lane(Generic[T]):
         if batch:
             self._send(caller, batch)
 
+    def _resumes_for(self, caller: _Caller[T]) -> float:
+        """Return when *caller* may post, after a failure.
+
+        A pause that the server did not ask for is only our caution.  It must not keep a caller in a
+        hurry from its first try: perhaps the trouble is over.
+        """
+        trouble = self._trouble
+        if trouble is None or trouble.retry_after or any(entry.error for entry in caller.entries):
+            return self._resume_at
+        return min(self._resume_at, (caller.came + caller.deadline) / 2)
+
     def _hold(self, since: float) -> None:
-        """Let the callers of the last request come again, or they split into two lines."""
-        if self._sharers > 1 and len(self._singles) < self._sharers:
-            rest = since + self._hold_seconds - self._clock.monotonic()
-            if rest > 0:
-                self._clock.sleep(rest)
+        """Let the callers of the last request come again, or they split into two lines.
+
+        Sixty threads need more than the usual hold only to wake up, one after the other, so it
+        goes on for as long as they come thick and fast; not where others may be on their way
+        already, since who comes too late for this request finds another.
+        """
+        before = len(self._singles)
+        while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
+            held = self._clock.monotonic() - since
+            thick = here - before >= HOLD_ON and self._max_in_flight == 1
+            if held >= self._hold_seconds and not thick:
+                return
+            before = here
+            self._clock.sleep(self._hold_seconds / 4)
 
     def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
         started = self._clock.monotonic()
@@ -281,6 +312,16 @@ class Lane(Generic[T]):
                         self._leader = entry.caller
                         entry.caller.call()
                         return
+
+    def _overtake(self, caller: _Caller[T]) -> None:
+        """Take the lead from one that sleeps through a pause which *caller* has no time for."""
+        leader = self._leader
+        if (
+            leader is not None
+            and leader.asleep_until > self._resumes_for(caller)
+            and len(self._posting) < self._max_in_flight
+        ):
+            self._leader = caller
 
     def _step_down(self, caller: _Caller[T]) -> None:
         if self._leader is caller:
@@ -363,7 +404,7 @@ class Lane(Generic[T]):
         The pause is random, so that those whom one outage stopped do not come back as one.
         """
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
-        pause = max(random.uniform(0, longest), error.retry_after or 0.0)  # noqa: S311
+        pause = max(chance.uniform(0, longest), error.retry_after or 0.0)
         self._pauses += 1
         self._trouble = error
         self._resume_at = self._clock.monotonic() + pause
@@ -410,9 +451,11 @@ class _State(Enum):
 class _Caller(Generic[T]):
     """A thread that waits for its items.  Its lane's lock guards it."""
 
-    __slots__ = ("deadline", "entries", "unsettled", "waiting", "wake")
+    __slots__ = ("asleep_until", "came", "deadline", "entries", "unsettled", "waiting", "wake")
 
-    def __init__(self, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
+    def __init__(self, came: float, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
+        self.came = came
+        self.asleep_until = 0.0  # where it leads, and waits for a pause to end
         self.deadline = deadline
         self.waiting = waiting  # the line that its items stand in
         self.entries: list[_Entry[T]] = []

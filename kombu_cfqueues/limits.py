@@ -45,6 +45,9 @@ VISIBILITY_TIMEOUT_SECONDS: Final = 43_200
 MAX_RETRIES: Final = 100
 """Most deliveries of a message that a consumer may ask for (queues/platform/limits)."""
 
+MAX_RETRIES_DEFAULT: Final = 3
+"""The same of a consumer that was made without (queues/configuration/configure-queues)."""
+
 QUEUE_NAME_CHARACTERS: Final = 63
 """Longest name of a queue: letters, digits and dashes (queues/platform/limits)."""
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -159,40 +159,21 @@ class Options:
         Raises:
             ConfigurationError: Something is missing or wrong; the text names it.
         """
-        given = dict(transport_options or {})
-        _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
-        if virtual_host not in (None, "", "/"):
-            raise ConfigurationError(
-                f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
-                "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+        try:
+            return _read(
+                dict(transport_options or {}),
+                environ,
+                host=host,
+                port=port,
+                user=user,
+                password=password,
+                virtual_host=virtual_host,
+                connect_timeout=connect_timeout,
             )
-        values: dict[str, Any] = {
-            name: _CHECKS[name](name, given[name])
-            for name in _CHECKS
-            if name in given and not (given[name] is None and name in _NONE_IS_UNSET)
-        }
-        if connect_timeout and "connect_timeout" not in values:
-            values["connect_timeout"] = _seconds("connect_timeout", connect_timeout)
-        insecure = values.get("allow_insecure_http", False)
-        values["base_url"] = _base_url(host, port, given.get("base_url"), insecure=insecure)
-        values["account_id"] = user or given.get("account_id") or environ.get(ACCOUNT_VARIABLE)
-        token = password or given.get("api_token") or environ.get(TOKEN_VARIABLE)
-        for name, value, place, variable in (
-            ("account_id", values["account_id"], "user name", ACCOUNT_VARIABLE),
-            ("api_token", token, "password", TOKEN_VARIABLE),
-        ):
-            if not value:
-                raise ConfigurationError(
-                    f"no {name}: give it as the {place} of the broker URL "
-                    f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in "
-                    f"the environment variable {variable}"
-                )
-        if not isinstance(values["account_id"], str):
-            raise ConfigurationError("account_id must be a string")
-        if not (callable(token) or isinstance(token, str)):
-            raise ConfigurationError("api_token must be a string or a callable that returns one")
-        values["api_token"] = token if callable(token) else Secret(token)
-        return _complete(values)
+        except ConfigurationError as error:
+            # Some reporters of errors print local variables, and all these may hold the token.
+            del user, password, transport_options, environ
+            raise error.with_traceback(None) from None
 
 
 #: Options that belong to an `Account`: its first connection of a process sets them for all.
@@ -226,6 +207,55 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _read(
+    given: dict[str, Any],
+    environ: Mapping[str, str],
+    *,
+    host: str | None,
+    port: int | None,
+    user: str | None,
+    password: str | Callable[[], str] | None,
+    virtual_host: str | None,
+    connect_timeout: float | None,
+) -> Options:
+    _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
+    if virtual_host not in (None, "", "/"):
+        raise ConfigurationError(
+            f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
+            "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+        )
+    values: dict[str, Any] = {
+        name: _CHECKS[name](name, given[name])
+        for name in _CHECKS
+        if name in given and not (given[name] is None and name in _NONE_IS_UNSET)
+    }
+    if connect_timeout and "connect_timeout" not in values:
+        values["connect_timeout"] = _seconds("connect_timeout", connect_timeout)
+    insecure = values.get("allow_insecure_http", False)
+    values["base_url"] = _base_url(host, port, given.get("base_url"), insecure=insecure)
+    values["account_id"] = user or given.get("account_id") or environ.get(ACCOUNT_VARIABLE)
+    token = password or given.get("api_token") or environ.get(TOKEN_VARIABLE)
+    for name, value, place, variable in (
+        ("account_id", values["account_id"], "user name", ACCOUNT_VARIABLE),
+        ("api_token", token, "password", TOKEN_VARIABLE),
+    ):
+        if not value:
+            raise ConfigurationError(
+                f"no {name}: give it as the {place} of the broker URL "
+                f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in "
+                f"the environment variable {variable}"
+            )
+    if not isinstance(values["account_id"], str):
+        raise ConfigurationError("account_id must be a string")
+    # Hashable, because connections with the same token find what they share by it.
+    if not (isinstance(token, str) or (callable(token) and isinstance(token, Hashable))):
+        raise ConfigurationError(
+            "api_token must be a string, or a function or other hashable callable that returns one"
+        )
+    values["api_token"] = token if callable(token) else Secret(token)
+    return _complete(values)
 
 
 def _complete(values: dict[str, Any]) -> Options:
@@ -272,22 +302,19 @@ def _base_url(host: str | None, port: int | None, option: Any, *, insecure: bool
 
 
 def _split(base_url: Any) -> Any:
-    # A text with these may hold a secret.
-    shown = "what was given" if set("@?#") & set(str(base_url)) else repr(base_url)
-    problem = ConfigurationError(
-        f"base_url must look like 'https://host' or 'https://host/client/v4', not {shown}"
-    )
-    if not isinstance(base_url, str):
-        raise problem
     try:
-        parts = urlsplit(base_url)
-        well_formed = parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
-    except ValueError as error:
-        raise problem from error
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
+        well_formed = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        parts, well_formed = urlsplit(""), False
     if parts.username or parts.password:
         raise ConfigurationError("base_url holds a user or password; use account_id and api_token")
-    if parts.scheme not in ("http", "https") or not well_formed:
-        raise problem
+    if not well_formed or parts.query or parts.fragment:
+        # A text with these may hold a secret.
+        shown = "what was given" if set("@?#") & set(str(base_url)) else repr(base_url)
+        raise ConfigurationError(
+            f"base_url must look like 'https://host' or 'https://host/client/v4', not {shown}"
+        )
     return parts
 
 

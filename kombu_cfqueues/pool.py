@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.hooks import default_hooks
+from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -55,7 +57,7 @@ class Pool:
     def send(self, request: requests.Request, timeout: urllib3.Timeout) -> requests.Response:
         """The answer's status and headers; `read_body` reads the rest."""
         return self._adapter.send(
-            request.prepare(),
+            _prepare(request),
             stream=True,
             timeout=cast("Any", timeout),  # requests passes it on; its stubs do not know
             verify=self._verify,
@@ -65,6 +67,22 @@ class Pool:
     def close(self) -> None:
         """Close the connections."""
         self._adapter.close()
+
+
+def _prepare(request: requests.Request) -> requests.PreparedRequest:
+    """As ``request.prepare()``, which takes a sixth of the CPU of a request.
+
+    It parses and quotes the URL, which is ours and finished, and looks for cookies and a login.
+    """
+    prepared = requests.PreparedRequest()
+    prepared.method = request.method
+    prepared.url = request.url
+    prepared.headers = CaseInsensitiveDict(request.headers)
+    prepared.body = cast("bytes | None", request.data) or None
+    if prepared.body is not None or request.method != "GET":
+        prepared.headers["Content-Length"] = str(len(prepared.body or b""))
+    prepared.hooks = default_hooks()
+    return prepared
 
 
 def read_body(response: requests.Response) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from .chance import chance
 from .errors import CFQueuesError, TransientError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def pauses() -> Iterator[float]:
     """
     ceiling = FIRST_PAUSE
     while True:
-        yield random.uniform(0, ceiling)  # noqa: S311  no secret depends on it
+        yield chance.uniform(0, ceiling)
         ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
 

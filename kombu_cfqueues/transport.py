@@ -11,6 +11,7 @@ from kombu.transport import virtual
 from .account import Account
 from .channel import Channel
 from .errors import PermanentError, PublishTimeout, TransientError
+from .inbox import Inbox
 from .options import Options, host_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Transport(virtual.Transport):
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         self._account: Account | None = None
+        self._inbox: Inbox | None = None
         if not client.hostname:
             # For as_uri(), which would otherwise say localhost.
             client.hostname = host_of(client.transport_options)
@@ -86,6 +88,35 @@ class Transport(virtual.Transport):
             self._account = Account.open(self.options)
         return self._account
 
+    @property
+    def inbox(self) -> Inbox:
+        """What was pulled for the consumers of this connection."""
+        if self._inbox is None:
+            self._inbox = self.account.receiver.open_inbox(self)
+        return self._inbox
+
+    def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:
+        """Deliver one message to one consumer.
+
+        Args:
+            connection: This transport.
+            timeout: Most seconds to wait for a message; None: for ever.
+
+        Raises:
+            TimeoutError: (``socket.timeout``) None came.  A server that cannot be reached is no
+                other than an empty queue; it is logged.
+            PermanentError: A queue can no more be pulled: the token is revoked, the queue is gone.
+        """
+        arrival = self.inbox.take(None if timeout is None else time.monotonic() + timeout)
+        if arrival is None:
+            raise TimeoutError(f"no message within {timeout} s")
+        for channel in self.channels:
+            if channel.delivers(arrival.subscription):
+                channel.deliver(arrival)
+                return
+        # Cancelled by another thread since.
+        self.account.receiver.give_back(arrival.delivery)
+
     def establish_connection(self) -> Transport:
         """Connect: one request a process, to see that the server answers and takes the token.
 
@@ -114,8 +145,7 @@ class Transport(virtual.Transport):
     def _collect(self, connection: Transport | None) -> None:
         """Drop the connection without any traffic: it failed, or belongs to another process."""
         for channel in [*self._avail_channels, *self.channels]:
-            channel.closed = True
-            channel.connection = None
+            channel.abandon()
         self._avail_channels.clear()
         self.channels.clear()
         self._leave_account()

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
 
 
@@ -14,6 +15,13 @@ def emulator():
     """A fresh emulator of the Cloudflare Queues API, with a queue and token of its own."""
     with Emulator() as emulator:
         yield emulator
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """Each test begins as a process does: an emulator may get the port of an earlier test's."""
+    yield
+    account._registry.accounts.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,11 +7,12 @@ is not known.  It uses nothing of the client, whose misunderstandings it is ther
 
 from __future__ import annotations
 
+from .access import TOKEN
 from .clock import Clock
 from .faults import Fault, Faults
 from .knobs import Knobs
 from .log import LoggedRequest, RequestLog
-from .server import ACCOUNT_ID, TOKEN, Emulator
+from .server import ACCOUNT_ID, Emulator
 from .store import StoredMessage
 
 __all__ = [

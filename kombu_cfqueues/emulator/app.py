@@ -7,6 +7,7 @@ limit, its token and its account are checked, and the route that it found answer
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -20,14 +21,15 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import admin, limits, traffic
+from . import admin, limits, page, subscriptions, traffic
 from .access import Access
 from .allowance import Allowance
 from .answers import Answer, Refusal
 from .call import Call
-from .faults import DROP, RESET, Seconds
+from .console import Console
+from .faults import DROP, RESET, Seconds, Twist
 from .log import LoggedRequest, RequestLog
 from .routes import Found, Route, find
 from .service import Service
@@ -54,6 +56,11 @@ _HANDLERS: Final[dict[str, Callable[[Call], Answer]]] = {
     "get_consumer": admin.get_consumer,
     "update_consumer": admin.update_consumer,
     "delete_consumer": admin.delete_consumer,
+    "list_subscriptions": subscriptions.list_subscriptions,
+    "create_subscription": subscriptions.create_subscription,
+    "get_subscription": subscriptions.get_subscription,
+    "update_subscription": subscriptions.update_subscription,
+    "delete_subscription": subscriptions.delete_subscription,
     "push": traffic.push,
     "batch": traffic.batch,
     "pull": traffic.pull,
@@ -85,12 +92,15 @@ class Api:
         if body is None:
             return  # the client went away while it was sending
         request, found = _request(scope, body)
+        began = time.perf_counter()
         self.requests.append(request)
         answer = await self._under_faults(request, found)
+        request.seconds = time.perf_counter() - began
         if answer is DROP or answer is RESET:
             await _cut(scope, receive, reset=answer is RESET)
             return
         request.status = answer.status
+        request.code = _code(answer)
         await _send(send, answer)
 
     async def _under_faults(self, request: LoggedRequest, found: Found) -> Answer:
@@ -98,19 +108,22 @@ class Api:
         await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,))
         fault = strike.fault
         if fault is None or fault.spoil is None:
-            return self._answer(request, found)
-        return fault.spoil(self._answer(request, found) if fault.after_effect else None)
+            return self._answer(request, found, strike.twist)
+        request.fault = fault.kind
+        return fault.spoil(
+            self._answer(request, found, strike.twist) if fault.after_effect else None
+        )
 
-    def _answer(self, request: LoggedRequest, found: Found) -> Answer:
+    def _answer(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
         try:
-            return self._serve(request, found)
+            return self._serve(request, found, twist)
         except Refusal as refusal:
             return refusal.answer()
         except Exception:  # a bug here must look like a failure of the service
             _logger.exception("%s %s failed", request.method, request.path)
             return Refusal(500, 15000, "Unknown internal error").answer()
 
-    def _serve(self, request: LoggedRequest, found: Found) -> Answer:
+    def _serve(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
         service = self._service
         knobs = service.knobs
         if len(request.body) > limits.REQUEST_BYTES:
@@ -121,15 +134,23 @@ class Api:
             route = _existing(request, found, service.account_id)
             self._access.check(token, route)
             query = parse_qsl(request.query, keep_blank_values=True) if request.query else []
-            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body))
+            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body, twist))
         except Refusal as refusal:
             answer = refusal.answer()
         return answer.with_headers(allowance) if allowance else answer
 
 
-def application(api: Api) -> Starlette:
-    """Return what the server serves: the API, and nothing else."""
-    return Starlette(routes=[Mount(PREFIX, app=api)])
+def application(api: Api, console: Console) -> ASGIApp:
+    """Return what the server serves: the API, the emulator's own endpoints, and the page."""
+    own = Starlette(routes=[*page.routes(), Mount("/_emulator", routes=console.routes())])
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # Not by a Mount, whose pattern ends at a line break, and a path may have one.
+        path = scope["path"]
+        below = path == PREFIX or path.startswith(f"{PREFIX}/")
+        await (api if below else own)(scope, receive, send)
+
+    return serve
 
 
 def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:
@@ -160,8 +181,20 @@ def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
         body=body,
         time=time.time(),
         route=found.route.name if found.route else "",
+        queue_id=found.queue_id,
     )
     return request, found
+
+
+def _code(answer: Answer) -> int | None:
+    """Return the first error code of an answer that is a refusal."""
+    if answer.status < 400 and b'"success": false' not in answer.body:
+        return None
+    try:
+        code = json.loads(answer.body)["errors"][0]["code"]
+    except (ValueError, LookupError, TypeError):  # a page, or cut off: no code
+        return None
+    return code if isinstance(code, int) else None
 
 
 async def _read(receive: Receive) -> bytes | None:

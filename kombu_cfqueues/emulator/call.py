@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from . import fields
 from .answers import Refusal
+from .faults import NO_TWIST, Twist
 from .knobs import Knobs
 from .queues import Queue
 from .routes import Found, Route
@@ -21,6 +22,7 @@ class Call:
     found: Found
     query: list[tuple[str, str]]
     body: bytes
+    twist: Twist = NO_TWIST
 
     @property
     def knobs(self) -> Knobs:

@@ -27,6 +27,12 @@ class Clock:
         """Return seconds since the epoch."""
         return self.now_ms() / 1000
 
+    @property
+    def ahead(self) -> float:
+        """Seconds by which it was advanced in all."""
+        with self._lock:
+            return self._ahead_ms / 1000
+
     def advance(self, seconds: float) -> None:
         """Let *seconds* pass at once.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 # A message is two rows, because what changes with each lease is small and a body may be 128 KB:
 # SQLite writes a changed row anew.  Whether a message is ready, delayed or leased is no column but
@@ -27,7 +27,8 @@ CREATE TABLE queues (
     delivery_delay INTEGER NOT NULL,
     delivery_paused INTEGER NOT NULL,
     message_retention_period INTEGER NOT NULL,
-    purged_ms INTEGER
+    purged_ms INTEGER,
+    purge_due_ms INTEGER                       -- a purge that has started and not yet happened
 );
 
 CREATE TABLE consumers (
@@ -40,6 +41,8 @@ CREATE TABLE consumers (
     settings TEXT NOT NULL
 ) WITHOUT ROWID;
 
+CREATE TABLE subscriptions (id TEXT PRIMARY KEY, subscription TEXT NOT NULL);
+
 CREATE TABLE messages (
     seq INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,
@@ -51,9 +54,15 @@ CREATE TABLE messages (
     visible_at INTEGER NOT NULL,               -- ms; the end of a delay or of a lease
     attempts INTEGER NOT NULL,                 -- deliveries so far
     lease INTEGER NOT NULL,                    -- number of the latest lease
-    leased INTEGER NOT NULL                    -- 1 until that lease is settled or has run out
+    leased INTEGER NOT NULL,                   -- 1 until that lease is settled or has run out
+    copied INTEGER NOT NULL DEFAULT 0,         -- 1 once there are two of it
+    died_in INTEGER                            -- the queue that it is a dead letter of
 );
-CREATE INDEX messages_by_visibility ON messages (queue, visible_at);
+-- With `leased`, so that counting by state reads the index alone.
+CREATE INDEX messages_by_visibility ON messages (queue, visible_at, leased);
+CREATE INDEX messages_dead ON messages (died_in) WHERE died_in IS NOT NULL;
+-- With seq, which every index ends in: a queue's latest messages without sorting them all.
+CREATE INDEX messages_by_queue ON messages (queue);
 CREATE INDEX messages_by_age ON messages (queue, timestamp_ms);
 CREATE INDEX messages_leased ON messages (visible_at) WHERE leased = 1;
 

@@ -8,9 +8,11 @@ then the message *is* written, and the client cannot know.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,6 +29,30 @@ RESET: Final = Answer(0, b"reset")
 """Stands for no answer: the connection is reset."""
 
 
+@dataclass(frozen=True, slots=True)
+class Twist:
+    """What a fault does to the effect of a request, and not to its answer.
+
+    Attributes:
+        duplicate: What is pulled can be pulled once more.
+        most: A pull gets no more messages than that.
+        late_seconds: What is published can be pulled only that much later.
+    """
+
+    duplicate: bool = False
+    most: int | None = None
+    late_seconds: float = 0
+
+    def __or__(self, other: Twist) -> Twist:
+        """Return both at once."""
+        sizes = [size for size in (self.most, other.most) if size is not None]
+        return Twist(
+            self.duplicate or other.duplicate,
+            min(sizes, default=None),
+            max(self.late_seconds, other.late_seconds),
+        )
+
+
 @dataclass(eq=False, slots=True)
 class Fault:
     """A fault that was set.
@@ -36,15 +62,19 @@ class Fault:
         routes: The routes it strikes; all, if empty.
         left: How often it will still strike; None for always.
         hits: How often it has struck.
+        detail: What else was said of it, by name.
     """
 
     kind: str
     routes: tuple[str, ...]
     left: int | None
     hits: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
     after_effect: bool = False
     wait: Seconds | None = None  # seconds before anything happens; infinite for a hang
     spoil: Callable[[Answer | None], Answer] | None = field(default=None, repr=False)
+    twist: Twist | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +83,11 @@ class Strike:
 
     waits: tuple[Seconds, ...] = ()
     fault: Fault | None = None
+    twist: Twist = Twist()
 
+
+NO_TWIST: Final = Twist()
+"""What happens to nearly every request."""
 
 _NO_STRIKE: Final = Strike()
 
@@ -71,6 +105,7 @@ class Faults:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []  # guarded by _lock
         self._refusals: list[_MessageRefusal] = []  # guarded by _lock
+        self._numbers = itertools.count(1)
 
     # --- answers of Cloudflare's
 
@@ -95,7 +130,14 @@ class Faults:
         body = {"success": False, "errors": errors, "messages": [], "result": None}
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         answer = Answer(_status(status), json.dumps(body).encode(), headers)
-        return self._set("error", routes, times, answer, after_effect=after_effect)
+        return self._set(
+            "error",
+            routes,
+            times,
+            answer,
+            after_effect=after_effect,
+            detail={"status": status, "code": code},
+        )
 
     def unsuccessful(
         self,
@@ -131,7 +173,14 @@ class Faults:
     ) -> Fault:
         """Answer with an error page in HTML, as Cloudflare's edge does."""
         answer = html_page(_status(status), title)
-        return self._set("html_page", routes, times, answer, after_effect=after_effect)
+        return self._set(
+            "html_page",
+            routes,
+            times,
+            answer,
+            after_effect=after_effect,
+            detail={"status": status},
+        )
 
     def empty_body(
         self,
@@ -184,11 +233,36 @@ class Faults:
         Others may strike the same request after it.
         """
         least, most = seconds if isinstance(seconds, tuple) else (seconds, seconds)
-        if not 0 <= least <= most:
+        if not 0 <= least <= most < math.inf:
             raise ValueError(f"seconds is a time, or the least and the most of it, not {seconds}")
-        return self._set("latency", routes, times, None, wait=seconds)
+        return self._set("latency", routes, times, None, wait=seconds, detail={"seconds": seconds})
 
     # --- messages
+
+    def duplicate(self, *, times: int | None = 1) -> Fault:
+        """Let what is pulled be there once more: acknowledged or not, it is delivered again."""
+        return self._set("duplicate", ("pull",), times, None, twist=Twist(duplicate=True))
+
+    def short_batch(self, *, most: int = 1, times: int | None = 1) -> Fault:
+        """Give a pull at most *most* messages, even none, whatever there is."""
+        if most < 0:
+            raise ValueError(f"most is from 0, not {most}")
+        return self._set(
+            "short_batch", ("pull",), times, None, twist=Twist(most=most), detail={"most": most}
+        )
+
+    def late(self, *, seconds: float, times: int | None = 1) -> Fault:
+        """Accept what is published, and let it be pulled only *seconds* later."""
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds is a time from 0, not {seconds}")
+        return self._set(
+            "late",
+            ("push", "batch"),
+            times,
+            None,
+            twist=Twist(late_seconds=seconds),
+            detail={"seconds": seconds},
+        )
 
     def refuse_messages(
         self,
@@ -229,14 +303,21 @@ class Faults:
     # --- for the emulator
 
     def strike(self, route: str) -> Strike:
-        """Use up what strikes the next request of *route*: all latencies, and one other fault."""
+        """Use up what strikes the next request of *route*.
+
+        All latencies, one that spoils the answer, and one of each kind that changes the effect.
+        """
         if not self._faults:  # without the lock, for the sake of load tests
             return _NO_STRIKE
         waits: list[Seconds] = []
         spoiler: Fault | None = None
+        twist = NO_TWIST
+        twisted: set[str] = set()
         with self._lock:
             for fault in list(self._faults):
                 if (fault.routes and route not in fault.routes) or (fault.spoil and spoiler):
+                    continue
+                if fault.kind in twisted:  # two short batches are for two pulls
                     continue
                 fault.hits += 1
                 if fault.left is not None:
@@ -245,9 +326,12 @@ class Faults:
                         self._faults.remove(fault)
                 if fault.wait is not None:
                     waits.append(fault.wait)
+                if fault.twist is not None:
+                    twist |= fault.twist
+                    twisted.add(fault.kind)
                 if fault.spoil is not None:
                     spoiler = fault
-        return Strike(tuple(waits), spoiler)
+        return Strike(tuple(waits), spoiler, twist)
 
     def check_message(self, body: Any) -> None:
         """Raise the refusal that was ordered for a message with this body."""
@@ -264,6 +348,8 @@ class Faults:
         *,
         after_effect: bool = False,
         wait: Seconds | None = None,
+        twist: Twist | None = None,
+        detail: Mapping[str, Any] | None = None,
     ) -> Fault:
         unknown = sorted(set(routes) - set(api.NAMES))
         if unknown:
@@ -271,7 +357,17 @@ class Faults:
         if times is not None and times < 1:
             raise ValueError(f"times is from 1, or None for always, not {times}")
         fixed = (lambda _, answer=spoil: answer) if isinstance(spoil, Answer) else spoil
-        fault = Fault(kind, routes, times, after_effect=after_effect, wait=wait, spoil=fixed)
+        fault = Fault(
+            kind,
+            routes,
+            times,
+            detail=dict(detail or {}),
+            number=next(self._numbers),
+            after_effect=after_effect,
+            wait=wait,
+            spoil=fixed,
+            twist=twist,
+        )
         with self._lock:
             self._faults.append(fault)
         return fault

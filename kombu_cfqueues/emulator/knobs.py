@@ -134,6 +134,17 @@ class Knobs:
     """What starting a purge returns: when it started and whether it is done (wrangler), or the
     queue (SDK)."""
 
+    purge_delay: float = 0
+    """Seconds from a purge's start to its end.  Documented as asynchronous: what is published
+    meanwhile survives, and what is in flight may still be processed."""
+
+    metrics_lag: float = 0
+    """Seconds by which metrics may be old.  Documented as approximate."""
+
+    backlog_counts: Literal["both", "leased", "delayed", "none"] = "both"
+    """Which of the messages that nobody can pull just now the metrics count as backlog: leased
+    and delayed ones, one kind of them, or neither.  Documented as "unacknowledged"."""
+
     min_visibility_ms: int = 0
     """Shortest lease.  No source has a number."""
 
@@ -149,6 +160,14 @@ class Knobs:
     short_batches: bool = False
     """Pulls return fewer messages than there are, now and then, as documented."""
 
+    duplicate_rate: float = 0
+    """How many of the messages that are pulled will be delivered once more although they are
+    acknowledged, from 0 (none) to 1 (each, once).  Documented as rare."""
+
+    late_visibility: float = 0
+    """Seconds, at most, until a message that was accepted can be pulled; each takes a random time
+    up to that.  Nothing says how long it takes, nor that it takes none."""
+
     fold_names: bool = False
     """``Jobs`` and ``jobs`` are the same queue.  Nothing says."""
 
@@ -163,6 +182,13 @@ class Knobs:
             if not any(_fits(value, position) for position in positions):
                 allowed = " or ".join(map(_describe, positions))
                 raise ValueError(f"{knob.name} is {allowed}, not {value!r}")
+        if self.duplicate_rate > 1:
+            raise ValueError(f"duplicate_rate is a number from 0 to 1, not {self.duplicate_rate}")
+
+
+def positions(name: str) -> list[Any]:
+    """Return what the knob *name* may be: literal values, and types where it is open."""
+    return _positions(get_type_hints(Knobs)[name])
 
 
 def _positions(hint: Any) -> list[Any]:

@@ -26,6 +26,10 @@ class LoggedRequest:
         route: What the path means (``push``, ``batch``, ``pull``, …); "" if it means nothing.
         status: The status it was answered with; None while there is no answer, and for good if
             a fault swallowed it.
+        queue_id: What the path has in the place of a queue's id; "" if it has none.
+        code: The first error code of the answer; None if it had none.
+        seconds: How long it took, latency that was ordered included; None while it runs.
+        fault: The kind of the fault that spoiled the answer; "" if none did.
     """
 
     method: str
@@ -36,6 +40,10 @@ class LoggedRequest:
     time: float
     route: str
     status: int | None = None
+    queue_id: str = ""
+    code: int | None = None
+    seconds: float | None = None
+    fault: str = ""
 
     @property
     def attempt(self) -> int:
@@ -54,11 +62,18 @@ class RequestLog:
         self._lock = threading.Lock()
         self._requests: deque[LoggedRequest] = deque()  # guarded by _lock
         self._bytes = 0  # guarded by _lock
+        self._all = 0  # guarded by _lock
+
+    @property
+    def total(self) -> int:
+        """Requests so far, the forgotten ones included."""
+        return self._all
 
     def append(self, request: LoggedRequest) -> None:
         """Keep *request*, at the price of the oldest."""
         with self._lock:
             self._requests.append(request)
+            self._all += 1
             self._bytes += len(request.body)
             while len(self._requests) > _MOST_REQUESTS or self._bytes > _MOST_BYTES:
                 self._bytes -= len(self._requests.popleft().body)

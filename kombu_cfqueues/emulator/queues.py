@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import limits
+from .activity import Activity
 from .clock import Clock
 from .database import Database
 
@@ -58,11 +59,13 @@ class Queue:
     delivery_delay: int = 0
     delivery_paused: bool = False
     message_retention_period: int = limits.RETENTION_DEFAULT_SECONDS
-    purged_ms: int | None = None
+    purged_ms: int | None = None  # when the latest purge was asked for
+    purge_due_ms: int | None = None  # when it happens, if it has not yet
     consumers: dict[str, Consumer] = field(default_factory=dict)
     backlog_count: int = 0
     backlog_bytes: int = 0
     expires_ms: int = 0  # nothing expires before; 0 is not known
+    activity: Activity = field(default_factory=Activity)
 
     def pull_consumer(self) -> Consumer | None:
         """Return the consumer on whose behalf clients pull."""
@@ -142,6 +145,10 @@ class Queues:
         """Return the queue that messages know by *number*."""
         return self._by_number[number]
 
+    def find_number(self, number: int | None) -> Queue | None:
+        """Return the queue that messages know, or knew, by *number*."""
+        return None if number is None else self._by_number.get(number)
+
     def named(self, name: str, *, fold: bool = False) -> Queue | None:
         """Return the queue of that name; with *fold* upper and lower case are the same."""
         key = name.lower() if fold else name
@@ -181,7 +188,8 @@ class Queues:
         with self._database.transaction() as sql:
             sql.execute(
                 "UPDATE queues SET name = ?, modified_ms = ?, delivery_delay = ?,"
-                " delivery_paused = ?, message_retention_period = ?, purged_ms = ?"
+                " delivery_paused = ?, message_retention_period = ?, purged_ms = ?,"
+                " purge_due_ms = ?"
                 " WHERE number = ?",
                 (
                     queue.name,
@@ -190,6 +198,7 @@ class Queues:
                     queue.delivery_paused,
                     queue.message_retention_period,
                     queue.purged_ms,
+                    queue.purge_due_ms,
                     queue.number,
                 ),
             )
@@ -227,7 +236,8 @@ class Queues:
         with self._database.transaction() as sql:
             for row in sql.execute(
                 "SELECT number, id, name, jurisdiction, created_ms, modified_ms, delivery_delay,"
-                " delivery_paused, message_retention_period, purged_ms FROM queues ORDER BY number"
+                " delivery_paused, message_retention_period, purged_ms, purge_due_ms"
+                " FROM queues ORDER BY number"
             ):
                 queue = Queue(*row)
                 queue.delivery_paused = bool(queue.delivery_paused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import re
 import socket
 import threading
@@ -14,13 +15,15 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from . import admin
-from .access import Access, Permission
+from . import admin, fault_orders
+from .access import TOKEN, Access, Permission
 from .app import PREFIX, TRANSPORT, Api, application
 from .clock import Clock
-from .faults import Faults, Seconds
+from .console import Console
+from .faults import Fault, Faults, Seconds
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
@@ -29,9 +32,6 @@ from .store import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
 """The emulated account, unless another is given."""
-
-TOKEN: Final = "emulator-token"  # noqa: S105 - no secret: it opens a server on loopback
-"""The token that may do everything, unless another is given."""
 
 
 class Emulator:
@@ -83,9 +83,18 @@ class Emulator:
         self.port = port
         self.account_id = account_id
         self.token = token
+        _check_latency(latency)
         access = Access({**(tokens or {}), token: "edit"})
         self._service = Service(account_id, db, Knobs(**knobs))
         self._api = Api(self._service, access, latency)
+        self._console = Console(
+            self._service,
+            access,
+            self._api.requests,
+            self._api.allowance,
+            token,
+            guarded=not _is_loopback(host),
+        )
         self._thread: _ServerThread | None = None
 
     def __repr__(self) -> str:
@@ -96,7 +105,7 @@ class Emulator:
     def start(self) -> Emulator:
         """Serve; return once requests are answered."""
         if self._thread is None:
-            thread = _ServerThread(self._api, self.host, self.port)
+            thread = _ServerThread(application(self._api, self._console), self.host, self.port)
             thread.start()
             self.port, self._thread = thread.port, thread
         return self
@@ -133,6 +142,11 @@ class Emulator:
         return f"http://{self._address}{PREFIX}"
 
     @property
+    def page_url(self) -> str:
+        """The page to look at; beyond loopback it asks for the token."""
+        return f"http://{self._address}/"
+
+    @property
     def broker_url(self) -> str:
         """The URL for Kombu and Celery, with the account and the token in it."""
         return f"cfqueues://{self.account_id}:{quote(self.token, safe='')}@{self._address}/"
@@ -158,6 +172,14 @@ class Emulator:
         """What is to go wrong."""
         return self._service.faults
 
+    def order_fault(self, text: str) -> Fault:
+        """Set a fault in the words of the command line: ``"error push status=503 times=3"``.
+
+        Raises:
+            ValueError: It means nothing.
+        """
+        return fault_orders.order(self.faults, fault_orders.parse(text))
+
     @property
     def knobs(self) -> Knobs:
         """The knobs in force; others may be assigned at any time (``dataclasses.replace()``)."""
@@ -174,6 +196,7 @@ class Emulator:
 
     @latency.setter
     def latency(self, seconds: Seconds) -> None:
+        _check_latency(seconds)
         self._api.latency = seconds
 
     def create_queue(
@@ -300,7 +323,7 @@ class _Server(uvicorn.Server):
 class _ServerThread:
     """One run of the server: listens at once, serves from ``start()`` to ``stop()``."""
 
-    def __init__(self, api: Api, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, each
         # answer waits 40 ms for the client's acknowledgement of its headers.
@@ -313,7 +336,7 @@ class _ServerThread:
             raise
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            application(api),
+            app,
             http=_Protocol,
             ws="none",
             loop="asyncio",
@@ -345,6 +368,12 @@ class _ServerThread:
             asyncio.run(self._server.serve(sockets=[self._socket]))
         except BaseException as failure:  # noqa: BLE001 - start() raises it in the caller's thread
             self._failure = failure
+
+
+def _check_latency(seconds: Seconds) -> None:
+    least, most = seconds if isinstance(seconds, tuple) else (seconds, seconds)
+    if not 0 <= least <= most < math.inf:
+        raise ValueError(f"latency is seconds, or the least and the most of them, not {seconds}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,11 +17,14 @@ class Service:
 
     Args:
         path: The database file; None for memory.
+        clock: Its time; a test of the store brings one that stands still.
     """
 
-    def __init__(self, account_id: str, path: Path | str | None, knobs: Knobs) -> None:
+    def __init__(
+        self, account_id: str, path: Path | str | None, knobs: Knobs, clock: Clock | None = None
+    ) -> None:
         self.account_id = account_id
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.faults = Faults()
         self.database = Database(path)
         self.queues = Queues(self.database, self.clock)

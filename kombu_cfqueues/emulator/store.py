@@ -11,11 +11,12 @@ import json
 import math
 import random
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .clock import Clock
+from .contents import describe
 from .database import Database
 from .knobs import Knobs
 from .leases import Lease, Leases
@@ -24,6 +25,12 @@ from .queues import Consumer, Queue, Queues
 _UNKNOWN_LEASE: Final = "the lease is unknown, or its message is settled already"
 _LATE_LEASE: Final = "the lease has expired"
 _HELD_ELSEWHERE: Final = "the lease has expired and the message is leased again"
+
+_STATES: Final = {
+    "ready": "visible_at <= ?",
+    "delayed": "visible_at > ? AND leased = 0",
+    "leased": "visible_at > ? AND leased = 1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,8 @@ class StoredMessage:
         visible_at: When it is (or was) next to be had, by the same clock.
         attempts: Deliveries so far.
         state: ``ready``, ``delayed`` or ``leased``.
+        number: Its place in the order in which messages were published, across all queues.
+        died_in: The name of the queue it is a dead letter of; None if it is none.
     """
 
     id: str
@@ -71,11 +80,30 @@ class StoredMessage:
     visible_at: float
     attempts: int
     state: str
+    number: int
+    died_in: str | None
 
     @property
     def value(self) -> Any:
         """What was published: the body, decoded if it is JSON."""
         return json.loads(self.body) if self.content_type == "json" else self.body
+
+    @property
+    def content(self) -> Any:
+        """What Celery or Kombu put into it, decoded: of a task ``[args, kwargs, embed]``."""
+        return describe(self.content_type, self.body)["content"]
+
+    @property
+    def task(self) -> str | None:
+        """The name of the Celery task that it calls; None if it calls none."""
+        task: str | None = describe(self.content_type, self.body).get("task")
+        return task
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Kombu's headers, with a task's id, eta and retries; {} if there are none."""
+        headers: dict[str, Any] = describe(self.content_type, self.body).get("headers", {})
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +113,16 @@ class Metrics:
     backlog_count: int
     backlog_bytes: int
     oldest_message_timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A queue's messages by state; *dead* are those of it that wait in a dead-letter queue."""
+
+    ready: int
+    delayed: int
+    leased: int
+    dead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +170,22 @@ class Store:
         self._leases = Leases(database.setting("lease_key", secrets.token_bytes(32)))
         # Guarded by database.lock:
         self._lease_ends_ms = 0.0  # no lease runs out before
+        self._metrics: dict[int, tuple[float, Metrics]] = {}  # by queue, with when they were taken
         with database.lock:
             row = database.connection.execute("SELECT max(seq) FROM messages").fetchone()
             self._last_seq = row[0] or 0
 
-    def add(self, queue: Queue, drafts: Sequence[Draft]) -> None:
-        """Publish *drafts*, all or none."""
+    def add(self, queue: Queue, drafts: Sequence[Draft], *, late: float = 0) -> None:
+        """Publish *drafts*, all or none; *late* seconds pass until they can be pulled."""
         now = self._clock.now_ms()
         ids = secrets.token_bytes(16 * len(drafts))
         with self._database.transaction() as sql:
             first = self._last_seq + 1
             self._last_seq += len(drafts)
             sql.executemany(
-                "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0)",
+                "INSERT INTO messages (seq, queue, id, content_type, size, delay_seconds,"
+                " timestamp_ms, visible_at, attempts, lease, leased)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0)",
                 [
                     (
                         first + n,
@@ -154,7 +195,7 @@ class Store:
                         len(draft.body),
                         draft.delay_seconds,
                         now,
-                        now + draft.delay_seconds * 1000,
+                        now + draft.delay_seconds * 1000 + self._lateness_ms(late),
                     )
                     for n, draft in enumerate(drafts)
                 ],
@@ -164,15 +205,20 @@ class Store:
                 [(first + n, draft.body) for n, draft in enumerate(drafts)],
             )
             self._tally(queue, len(drafts), sum(len(draft.body) for draft in drafts))
+            queue.activity.count("published", len(drafts))
 
-    def pull(self, queue: Queue, most: int, visibility_ms: int) -> list[Delivery]:
-        """Lease up to *most* messages that are ready."""
+    def pull(
+        self, queue: Queue, most: int, visibility_ms: int, *, duplicate: bool = False
+    ) -> list[Delivery]:
+        """Lease up to *most* messages that are ready; with *duplicate* each is there once more."""
         now = self._clock.now_ms()
         with self._database.transaction() as sql:
             self._catch_up(queue, now)
             chosen = self._choose(queue, most, now)
             if not chosen:
                 return []
+            self._duplicate(queue, chosen, 1 if duplicate else self.knobs.duplicate_rate)
+            queue.activity.count("delivered", len(chosen))
             sql.executemany(
                 "UPDATE messages SET attempts = attempts + 1, lease = lease + 1, leased = 1,"
                 " visible_at = ? WHERE seq = ?",
@@ -215,6 +261,8 @@ class Store:
                     retried += 1
                 else:
                     warnings[lease_id] = warning
+            queue.activity.count("acknowledged", acked)
+            queue.activity.count("retried", retried)
         return Settled(acked, retried, warnings)
 
     def knows(self, lease_id: str) -> bool:
@@ -261,33 +309,181 @@ class Store:
         return warnings
 
     def purge(self, queue: Queue) -> None:
-        """Delete all messages of *queue*, delayed and leased ones too."""
-        with self._database.transaction() as sql:
-            sql.execute("DELETE FROM messages WHERE queue = ?", (queue.number,))
-            self._tally(queue, -queue.backlog_count, -queue.backlog_bytes)
-            queue.purged_ms = self._clock.now_ms()
+        """Delete all messages of *queue*, delayed and leased ones too.
+
+        It happens ``purge_delay`` seconds later; what is published meanwhile survives.
+        """
+        now = self._clock.now_ms()
+        with self._database.transaction():
+            queue.purged_ms = now
+            queue.purge_due_ms = now + round(self.knobs.purge_delay * 1000)
             self._queues.save(queue)
+            self._catch_up(queue, now)
 
     def metrics(self, queue: Queue) -> Metrics:
-        """Return the backlog of *queue*: what is neither acknowledged, expired nor dead."""
-        with self._database.lock:
-            self._catch_up(queue, self._clock.now_ms())
-            oldest = self._database.connection.execute(
-                "SELECT min(timestamp_ms) FROM messages WHERE queue = ?", (queue.number,)
-            ).fetchone()[0]
-            return Metrics(queue.backlog_count, queue.backlog_bytes, oldest or 0)
+        """Return the backlog of *queue*: what is neither acknowledged, expired nor dead.
 
-    def stored(self, queue: Queue) -> list[StoredMessage]:
-        """Return all messages of *queue*, in the order of publishing."""
+        Up to ``metrics_lag`` seconds old.
+        """
+        now = self._clock.now_ms()
+        lag_ms = self.knobs.metrics_lag * 1000
+        with self._database.lock:
+            taken_ms, metrics = self._metrics.get(queue.number, (-math.inf, None))
+            if metrics is None or now >= taken_ms + lag_ms:
+                metrics = self._measure(queue, now)
+                if lag_ms:
+                    self._metrics[queue.number] = now, metrics
+            return metrics
+
+    # --- for people who look: the page and tests
+
+    def counts(self, queue: Queue) -> Counts:
+        """Count the messages of *queue* by state."""
         now = self._clock.now_ms()
         with self._database.lock:
             self._catch_up(queue, now)
+            sql = self._database.connection
+            hidden = self._hidden(queue, now)
+            dead = sql.execute(
+                "SELECT count(*) FROM messages WHERE died_in = ?", (queue.number,)
+            ).fetchone()[0]
+            delayed, leased = hidden.get(0, 0), hidden.get(1, 0)
+            return Counts(queue.backlog_count - delayed - leased, delayed, leased, dead)
+
+    def stored(
+        self,
+        queue: Queue,
+        *,
+        state: str | None = None,
+        before: int | None = None,
+        most: int | None = None,
+    ) -> list[StoredMessage]:
+        """Return messages of *queue*: all, the oldest first, or the newest *most*, newest first.
+
+        Args:
+            queue: Whose.
+            state: Only those that are ``ready``, ``delayed`` or ``leased``.
+            before: Only those with a lower number.
+            most: How many at most.
+        """
+        now = self._clock.now_ms()
+        conditions = ["queue = ?"]
+        values: list[int] = [queue.number]
+        if state is not None:
+            conditions.append(_STATES[state])
+            values.append(now)
+        if before is not None:
+            conditions.append("seq < ?")
+            values.append(before)
+        order = "ORDER BY seq" if most is None else f"ORDER BY seq DESC LIMIT {most:d}"
+        # Said, as SQLite cannot know that few of many messages are hidden, and most are ready.
+        index = "visibility" if state in ("delayed", "leased") else "queue"
+        with self._database.lock:
+            self._catch_up(queue, now)
             rows = self._database.connection.execute(
-                "SELECT id, body, content_type, delay_seconds, timestamp_ms, visible_at, attempts,"
-                " leased FROM messages JOIN bodies USING (seq) WHERE queue = ? ORDER BY seq",
-                (queue.number,),
+                "SELECT id, body, content_type, delay_seconds, timestamp_ms, visible_at, attempts,"  # noqa: S608
+                " leased, seq, died_in"
+                f" FROM messages INDEXED BY messages_by_{index} JOIN bodies USING (seq)"
+                f" WHERE {' AND '.join(conditions)} {order}",
+                values,
             ).fetchall()
-        return [_stored(row, now) for row in rows]
+            names = {queue.number: queue.name for queue in self._queues}
+        return [_stored(row, now, names) for row in rows]
+
+    def retry_now(self, queue: Queue, numbers: Sequence[int] | None = None) -> int:
+        """Make messages ready at once, leased and delayed ones; return how many.
+
+        A dead letter returns to the queue it died in, with its attempts at 0.  No attempt is
+        counted: it is a person who does this, not a consumer.
+
+        Args:
+            queue: Where they are.
+            numbers: Which; None for all.
+        """
+        now = self._clock.now_ms()
+        changed = 0
+        with self._database.transaction() as sql:
+            self._catch_up(queue, now)
+            for number in self._numbers(queue) if numbers is None else numbers:
+                row = sql.execute(
+                    "SELECT died_in, size, visible_at FROM messages WHERE seq = ? AND queue = ?",
+                    (number, queue.number),
+                ).fetchone()
+                if row is None:
+                    continue
+                died_in, size, visible_at = row
+                home = self._queues.find_number(died_in)
+                if home is not None:
+                    sql.execute(
+                        "UPDATE messages SET queue = ?, died_in = NULL, leased = 0, attempts = 0,"
+                        " lease = lease + 1, timestamp_ms = ?, visible_at = ? WHERE seq = ?",
+                        (home.number, now, now, number),
+                    )
+                    self._tally(queue, -1, -size)
+                    self._tally(home, 1, size)
+                    home.expires_ms = 0
+                elif visible_at > now:
+                    sql.execute(
+                        "UPDATE messages SET leased = 0, visible_at = ? WHERE seq = ?",
+                        (now, number),
+                    )
+                else:
+                    continue
+                changed += 1
+        return changed
+
+    def delete(self, queue: Queue, numbers: Iterable[int]) -> int:
+        """Delete messages by their numbers; return how many there were."""
+        deleted = 0
+        with self._database.transaction() as sql:
+            for number in numbers:
+                row = sql.execute(
+                    "SELECT seq, queue, size, attempts, visible_at FROM messages"
+                    " WHERE seq = ? AND queue = ?",
+                    (number, queue.number),
+                ).fetchone()
+                if row is not None:
+                    self._delete(queue, _Row(*row))
+                    deleted += 1
+        return deleted
+
+    def _numbers(self, queue: Queue) -> list[int]:
+        return [
+            number
+            for (number,) in self._database.connection.execute(
+                "SELECT seq FROM messages WHERE queue = ?", (queue.number,)
+            )
+        ]
+
+    def _hidden(self, queue: Queue, now: int) -> dict[int, int]:
+        """Count what is not ready: delayed under 0, leased under 1."""
+        return dict(
+            self._database.connection.execute(
+                "SELECT leased, count(*) FROM messages WHERE queue = ? AND visible_at > ?"
+                " GROUP BY leased",
+                (queue.number, now),
+            )
+        )
+
+    def _measure(self, queue: Queue, now: int) -> Metrics:
+        self._catch_up(queue, now)
+        counted = self.knobs.backlog_counts
+        conditions = "queue = ?"
+        values = [queue.number]
+        if counted != "both":
+            hidden = {"leased": "leased = 1", "delayed": "leased = 0", "none": "0"}[counted]
+            conditions += f" AND (visible_at <= ? OR {hidden})"
+            values.append(now)
+            row = self._database.connection.execute(
+                "SELECT count(*), coalesce(sum(size), 0), min(timestamp_ms) FROM messages"  # noqa: S608
+                f" WHERE {conditions}",
+                values,
+            ).fetchone()
+            return Metrics(row[0], row[1], row[2] or 0)
+        oldest = self._database.connection.execute(
+            "SELECT min(timestamp_ms) FROM messages WHERE queue = ?", values
+        ).fetchone()[0]
+        return Metrics(queue.backlog_count, queue.backlog_bytes, oldest or 0)
 
     # --- leases
 
@@ -379,10 +575,26 @@ class Store:
 
         The leases of all queues, since one may fill another with its dead.
         """
+        if queue.purge_due_ms is not None and now >= queue.purge_due_ms:
+            self._carry_out_purge(queue)
         if now >= self._lease_ends_ms:
             self._end_leases(now)
         if now >= queue.expires_ms:
             self._expire(queue, now)
+
+    def _carry_out_purge(self, queue: Queue) -> None:
+        with self._database.transaction() as sql:
+            sql.execute(
+                "DELETE FROM messages WHERE queue = ? AND timestamp_ms <= ?",
+                (queue.number, queue.purged_ms),
+            )
+            count, size = sql.execute(
+                "SELECT count(*), coalesce(sum(size), 0) FROM messages WHERE queue = ?",
+                (queue.number,),
+            ).fetchone()
+            queue.backlog_count, queue.backlog_bytes = count, size
+            queue.purge_due_ms = None
+            self._queues.save(queue)
 
     def _end_leases(self, now: int) -> None:
         with self._database.transaction() as sql:
@@ -400,6 +612,7 @@ class Store:
             for row in ended:
                 queue = self._queues.by_number(row.queue)
                 consumer = queue.consumer()
+                queue.activity.count("lease_expired")
                 if self._is_dead(consumer, row):
                     self._bury(queue, consumer, row, row.visible_at)
             next_end = sql.execute(
@@ -415,6 +628,7 @@ class Store:
 
     def _bury(self, queue: Queue, consumer: Consumer | None, row: _Row, now: int) -> None:
         """Move a message that is out of retries to the dead-letter queue, or delete it."""
+        queue.activity.count("dead")
         name = consumer.dead_letter_queue if consumer else ""
         if not name:
             self._delete(queue, row)
@@ -424,11 +638,12 @@ class Store:
             grave = self._queues.create(name, queue.jurisdiction)
         self._database.connection.execute(
             "UPDATE messages SET queue = ?, attempts = 0, leased = 0, lease = lease + 1,"
-            " timestamp_ms = ?, visible_at = ?, id = coalesce(?, id) WHERE seq = ?",
+            " timestamp_ms = ?, visible_at = ?, died_in = ?, id = coalesce(?, id) WHERE seq = ?",
             (
                 grave.number,
                 now,
                 now,
+                queue.number,
                 None if self.knobs.dead_letter_keeps_id else secrets.token_bytes(16),
                 row.seq,
             ),
@@ -450,11 +665,41 @@ class Store:
                 state = "ready" if row.visible_at <= now else "leased" if leased else "delayed"
                 if self.knobs.retention_spares not in (state, "both") or state == "ready":
                     self._delete(queue, row)
+                    queue.activity.count("expired")
             oldest = sql.execute(
                 "SELECT min(timestamp_ms) FROM messages WHERE queue = ?", (queue.number,)
             ).fetchone()[0]
             # In an empty queue the next message is the oldest, and none is older than now.
             queue.expires_ms = (now if oldest is None else oldest) + retention_ms
+
+    def _lateness_ms(self, late: float) -> int:
+        """Return how long a new message stays out of sight, in milliseconds."""
+        most = max(late, self.knobs.late_visibility)
+        return round(1000 * (late or self._chance.uniform(0, most))) if most else 0
+
+    def _duplicate(self, queue: Queue, seqs: Iterable[int], rate: float) -> None:
+        """Copy messages, each by the chance of *rate*, and none twice."""
+        if not rate:
+            return
+        sql = self._database.connection
+        for seq in seqs:
+            if self._chance.random() >= rate:
+                continue
+            made = sql.execute(
+                "INSERT INTO messages SELECT ?, queue, id, content_type, size, delay_seconds,"
+                " timestamp_ms, visible_at, attempts, lease, leased, 1, died_in"
+                " FROM messages WHERE seq = ? AND copied = 0",
+                (self._last_seq + 1, seq),
+            ).rowcount
+            if made:
+                self._last_seq += 1
+                sql.execute(
+                    "INSERT INTO bodies SELECT ?, body FROM bodies WHERE seq = ?",
+                    (self._last_seq, seq),
+                )
+                sql.execute("UPDATE messages SET copied = 1 WHERE seq = ?", (seq,))
+                size = sql.execute("SELECT size FROM messages WHERE seq = ?", (seq,)).fetchone()[0]
+                self._tally(queue, 1, size)
 
     def _delete(self, queue: Queue, row: _Row) -> None:
         self._database.connection.execute("DELETE FROM messages WHERE seq = ?", (row.seq,))
@@ -465,8 +710,9 @@ class Store:
         queue.backlog_bytes += size
 
 
-def _stored(row: tuple[Any, ...], now: int) -> StoredMessage:
-    message_id, body, content_type, delay, timestamp_ms, visible_ms, attempts, leased = row
+def _stored(row: tuple[Any, ...], now: int, names: Mapping[int, str]) -> StoredMessage:
+    message_id, body, content_type, delay, timestamp_ms, visible_ms, attempts, leased = row[:8]
+    seq, died_in = row[8:]
     return StoredMessage(
         id=message_id.hex(),
         body=body.decode(),
@@ -476,4 +722,6 @@ def _stored(row: tuple[Any, ...], now: int) -> StoredMessage:
         visible_at=visible_ms / 1000,
         attempts=attempts,
         state="ready" if visible_ms <= now else "leased" if leased else "delayed",
+        number=seq,
+        died_in=names.get(died_in),
     )

@@ -79,7 +79,9 @@ def pull(call: Call) -> Answer:
     visibility_ms = _visibility(call, sent)
     if visibility_ms is None:
         visibility_ms = consumer.visibility_timeout_ms
-    deliveries = call.service.store.pull(queue, size, visibility_ms)
+    if call.twist.most is not None:
+        size = min(size, call.twist.most)
+    deliveries = call.service.store.pull(queue, size, visibility_ms, duplicate=call.twist.duplicate)
     metrics = asdict(call.service.store.metrics(queue))
     return success(
         {
@@ -187,7 +189,7 @@ def _draft(call: Call, sent: Mapping[str, Json], default_delay: int) -> Draft:
 def _publish(call: Call, queue: Queue, drafts: list[Draft]) -> Answer:
     if queue.backlog_bytes + sum(len(d.body) for d in drafts) > call.knobs.max_backlog_bytes:
         raise Refusal(429, 10251, "The queue is full", headers=_queue_retry_after(call))
-    call.service.store.add(queue, drafts)
+    call.service.store.add(queue, drafts, late=call.twist.late_seconds)
     if call.knobs.push_result == "metrics":
         return success({"metadata": {"metrics": asdict(call.service.store.metrics(queue))}})
     return success(None if call.knobs.push_result == "null" else MISSING)

@@ -17,3 +17,8 @@ class Address(NamedTuple):
     name: str
     creates: bool = False
     cloudflare_id: str | None = None
+
+    @classmethod
+    def of_id(cls, cloudflare_id: str) -> Address:
+        """The address of a queue of which the id is all that need be known."""
+        return cls(f"#{cloudflare_id}", cloudflare_id=cloudflare_id)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias
 
+from ..chance import chance
 from ..clock import Clock
 from ..envelope import Packed
 from ..errors import (
@@ -251,7 +251,7 @@ class Carrier:
             most = LONGEST_REFUSAL_SECONDS
         longest = min(most, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
         self._pauses += 1
-        pause = random.uniform(0, longest)  # noqa: S311
+        pause = chance.uniform(0, longest)
         if error.retry_after is not None and error.status != 429:
             pause = max(pause, error.retry_after)  # a 429 stops what it stops in the file
         self.resume_at = self._clock.monotonic() + pause

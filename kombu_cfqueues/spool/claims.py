@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from .. import limits
+from ..chance import chance
 from ..envelope import Packed
 from ..errors import CFQueuesError
 from . import outcome, turns
@@ -193,7 +193,7 @@ class Claims:
             for row, kind, fragment, size, due, alone, mine, repeats, uncertain, most in found
         }
         entries = [by_row[row] for row in chosen if row in by_row]
-        number = random.getrandbits(62)
+        number = chance.getrandbits(62)
         if entries:
             self._file.bucket(connection).spend(turn.kind)
             connection.executemany(
@@ -300,7 +300,7 @@ class Claims:
             (pauses,) = connection.execute(
                 "SELECT pauses FROM queue WHERE id = ?", (queue,)
             ).fetchone()
-            seconds = min(longest, 2.0 ** min(pauses, 20)) * random.uniform(0.5, 1)  # noqa: S311
+            seconds = min(longest, 2.0 ** min(pauses, 20)) * chance.uniform(0.5, 1)
             connection.execute(
                 "UPDATE queue SET pauses = pauses + 1, paused_until = ?, cloudflare_id = NULL "
                 "WHERE id = ?",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import sqlite3
 import sys
 import time
@@ -18,6 +17,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, TypeVar
 
+from ..chance import chance
 from ..clock import Clock
 from ..errors import SpoolFull, SpoolUnavailable
 from ..fork import pause_at_fork, renew_in_child
@@ -154,7 +154,7 @@ class Database:
             except sqlite3.Error as error:  # noqa: PERF203  it is seldom
                 trouble = trouble_of(error)
                 if trouble is Trouble.BUSY and self._clock.monotonic() < give_up_at:
-                    self._clock.sleep(random.uniform(nap / 2, nap))  # noqa: S311
+                    self._clock.sleep(chance.uniform(nap / 2, nap))
                     nap = min(2 * nap, LONGEST_NAP_SECONDS)
                 elif trouble is Trouble.BROKEN and not repaired:
                     repaired = True
@@ -237,9 +237,8 @@ class Database:
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        (ours,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # In one transaction: another process may be setting the file up just now.
+        ours, version, tables = _transact(connection, "BEGIN", _marks)
         if (ours, version, tables) == (0, 0, 0):
             return  # new
         if ours != APPLICATION_ID:
@@ -273,7 +272,7 @@ class Database:
         try:
             if not self._is_broken():
                 return  # another process was faster
-            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{random.getrandbits(16):04x}"
+            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{chance.getrandbits(16):04x}"
             aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
             for suffix in ("-wal", "-shm", ""):
                 source = Path(f"{self.path}{suffix}")
@@ -304,6 +303,14 @@ class Database:
         with self._lock:
             self._close()
         return broken
+
+
+def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """By what a file is known: whose it is, its version, and how many tables it has."""
+    (ours,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return ours, version, tables
 
 
 def _transact(

@@ -8,12 +8,12 @@ another leads.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from ..chance import chance
 from ..clock import Clock, Lock
 from ..envelope import Packed
 from ..errors import (
@@ -273,7 +273,7 @@ class Line:
         until = now + LONGEST_LOOK_SECONDS if wait.until is None else wait.until
         if self._carrier.trouble is not None:
             until = min(until, now + LONGEST_LOOK_SECONDS)  # others may get through meanwhile
-        until += random.uniform(0, JITTER_SECONDS)  # noqa: S311
+        until += chance.uniform(0, JITTER_SECONDS)
         caller.sleep(min(until, caller.deadline, now + SWEEP_SECONDS) - now)
 
     def _carry(self, caller: _Caller, claim: Claim) -> None:

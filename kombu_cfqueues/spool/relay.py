@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import random
 import threading
 import weakref
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from vine import promise
 
+from ..chance import chance
 from ..clock import Clock
 from ..errors import SpoolFull, SpoolUnavailable
 from ..fork import renew_in_child
@@ -177,7 +177,7 @@ class Relay:
         except Exception:  # a bug, ours or of a callable of the application's
             logger.exception("emptying the spool failed")
         self._stand_down()
-        return 1.0 + random.random()  # noqa: S311
+        return 1.0 + chance.random()
 
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
@@ -193,7 +193,7 @@ class Relay:
             self._swept_at = now
             self._claims.sweep()
         if not self._is_elected() and self._claims.is_drained(SILENCE_SECONDS):
-            return random.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)  # noqa: S311
+            return chance.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
         if now - self._drained_at > SILENCE_SECONDS / 5:
             self._drained_at = now
             self._claims.drains()

@@ -149,6 +149,8 @@ def test_the_house_on_the_page_is_the_house():
 def test_a_file_imports_only_what_stands_below_it_in_the_house(name):
     """Arrows point one way, so each file can be understood from those below it."""
     below = HOUSE[HOUSE.index(name) + 1 :]
+    if name == "testing":
+        below.append("emulator")  # what it is there for
     imported = {other for file in files_of(name) for other in ours(imports_of(file))}
     assert imported - {name} <= set(below)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kombu_cfqueues.emulator import Faults, Knobs
+from kombu_cfqueues.emulator import Emulator, Faults, Knobs
 from kombu_cfqueues.emulator.routes import NAMES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
@@ -33,3 +33,19 @@ def test_every_fault_has_an_example():
     others = {"remove", "strike", "check_message", "active"}
 
     assert shown == {name for name in vars(Faults) if not name.startswith("_")} - others
+
+
+def test_every_endpoint_of_its_own_stands_in_the_table():
+    table = PAGE.split("## From other languages")[1].split("## How much")[0]
+    shown = set()
+    for methods, path in re.findall(r"^\| `([^|]*?)(/_emulator/[^`]*)` \|", table, re.MULTILINE):
+        shown |= {(method, path) for method in re.findall("[A-Z]+", methods)}
+    emulator = Emulator()
+    served = {
+        (method, "/_emulator" + route.path.replace(":int", ""))
+        for route in emulator._console.routes()
+        for method in route.methods - {"HEAD"}
+    }
+    emulator.stop()
+
+    assert shown == served | {("GET", "/_emulator/openapi.json")}

@@ -512,3 +512,56 @@ def test_extending_is_not_there_unless_the_knob_says_so(make):
     assert api.emulator.messages("jobs")[0].state == "leased"
     assert api.emulator.messages("jobs")[0].attempts == 1
     assert api.ack(renewed)["ackCount"] == 1
+
+
+def test_a_duplicate_is_delivered_although_the_first_was_acknowledged(api):
+    """The same id again, as an at-least-once queue may do; once, not for ever."""
+    api.emulator.faults.duplicate()
+    api.push("x")
+    [first] = api.pull()
+    assert api.metrics()["backlog_count"] == 2
+    api.ack(first["lease_id"])
+
+    [second] = api.pull()
+
+    assert second["id"] == first["id"]
+    assert second["lease_id"] != first["lease_id"]
+    api.ack(second["lease_id"])
+    assert api.metrics()["backlog_count"] == 0
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(0, 0, 0), (0.5, 20, 80), (1, 100, 100)])
+def test_how_many_are_delivered_twice_is_a_knob(make, rate, least, most):
+    api = make(duplicate_rate=rate, seed=1)
+    api.batch(*[{"body": {"n": n}} for n in range(100)])
+    seen = []
+    while pulled := api.pull(batch_size=100):
+        seen += [message["id"] for message in pulled]
+        api.ack(*(message["lease_id"] for message in pulled))
+
+    assert least <= len(seen) - 100 <= most
+    assert len(set(seen)) == 100
+
+
+def test_a_pull_can_be_told_to_be_short(api):
+    api.batch(*[{"body": {}}] * 5)
+    api.emulator.faults.short_batch(most=2)
+    api.emulator.faults.short_batch(most=0)
+
+    assert [len(api.pull()) for _ in range(3)] == [2, 0, 3]
+
+
+def test_a_message_can_be_accepted_and_come_late(api):
+    api.emulator.faults.late(seconds=5)
+    assert api.push("x").status_code == 200
+    assert api.pull() == []
+    api.emulator.clock.advance(5)
+    assert len(api.pull()) == 1
+
+
+def test_late_messages_are_a_knob(make):
+    api = make(late_visibility=60, seed=1)
+    api.batch(*[{"body": {}}] * 50)
+    assert len(api.pull(batch_size=100)) < 10
+    api.emulator.clock.advance(60)
+    assert len(api.pull(batch_size=100)) > 40

@@ -321,3 +321,45 @@ def test_head_is_answered_without_a_body(api):
 
     assert answer.status_code == 405
     assert answer.content == b""
+
+
+def test_a_purge_can_take_its_time_and_spares_what_comes_meanwhile(make):
+    api = make(purge_delay=10)
+    api.push("before")
+    started = api.post("/{jobs}/purge", {"delete_messages_permanently": True}).json()["result"]
+    assert started["complete"] == "false"
+    api.emulator.clock.advance(5)
+    api.push("meanwhile")
+    assert api.metrics()["backlog_count"] == 2
+    assert api.get("/{jobs}/purge").json()["result"]["completed"] == "false"
+
+    api.emulator.clock.advance(5)
+
+    assert api.get("/{jobs}/purge").json()["result"]["completed"] == "true"
+    assert [message.body for message in api.emulator.messages("jobs")] == ["meanwhile"]
+    assert api.metrics()["backlog_count"] == 1
+
+
+def test_metrics_can_lag(make):
+    api = make(metrics_lag=10)
+    assert api.metrics()["backlog_count"] == 0
+    api.push("x")
+    assert api.metrics()["backlog_count"] == 0
+    api.emulator.clock.advance(10)
+    assert api.metrics()["backlog_count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"), [("both", 3), ("leased", 2), ("delayed", 2), ("none", 1)]
+)
+def test_what_metrics_count_as_backlog_is_a_knob(make, counted, expected):
+    api = make(backlog_counts=counted)
+    api.push("leased")
+    api.pull()
+    api.push("ready")
+    api.push("delayed", delay_seconds=60)
+
+    metrics = api.metrics()
+
+    assert metrics["backlog_count"] == expected
+    assert (metrics["backlog_bytes"] == len("leasedreadydelayed")) is (counted == "both")

@@ -232,6 +232,14 @@ def test_a_killed_command_loses_no_message_and_no_lease(command, tmp_path):
         (["--host", "203.0.113.1", "--token", "t"], "cannot listen on"),
         (["--account", "a/b"], "account id"),
         (["--db", "/"], "directory"),
+        (["--knob", "colour=red"], "names: ack_result"),
+        (["--knob", "rate_limit"], "NAME=VALUE"),
+        (["--knob", "first_attempt=2"], "first_attempt is 0 or 1"),
+        (["--fault", "nonsense"], "kind is one of"),
+        (["--fault", ""], "--fault"),
+        (["--fault", "error push status=x"], "status is no"),
+        (["--latency", "soon"], "--latency"),
+        (["--latency", "2-1"], "latency is seconds"),
     ],
 )
 def test_the_command_refuses_in_plain_words(command, arguments, said):
@@ -241,6 +249,28 @@ def test_the_command_refuses_in_plain_words(command, arguments, said):
     assert process.returncode != 0
     assert said in err
     assert "Traceback" not in err
+
+
+def test_the_commands_options_are_those_of_python(command):
+    """Faults, latency, knobs and the request limit, without a line of Python."""
+    _, output = command(
+        *("--rate-limit", "4", "--latency", "0.01-0.02", "--knob", "first_attempt=0"),
+        *("--knob", "paused_pull=429/10252", "--knob", "pull_default_size=5"),
+        *("--knob", "extend=True", "--fault", "error create status=503 times=1"),
+    )
+    page = output.split("http://")[1].split()[0]
+    knobs = requests.get(f"http://{page}_emulator/knobs", timeout=5).json()
+    assert (knobs["first_attempt"], knobs["paused_pull"], knobs["extend"]) == (0, "429/10252", True)
+    assert knobs["pull_default_size"] == "5"
+    headers = {"Authorization": "Bearer emulator-token"}
+    url = queues_url(output)
+
+    refused = requests.post(url, json={"queue_name": "jobs"}, headers=headers, timeout=5)
+    made = requests.post(url, json={"queue_name": "jobs"}, headers=headers, timeout=5)
+
+    assert (refused.status_code, made.status_code) == (503, 200)
+    assert made.headers["Ratelimit"].startswith('"default";r=3;')
+    assert made.elapsed.total_seconds() >= 0.01
 
 
 def test_the_command_without_click_says_what_to_install(monkeypatch, capsys):

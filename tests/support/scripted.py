@@ -133,6 +133,14 @@ class Drop(Step):
         return False
 
 
+class Die(Step):
+    """Read the request, close without an answer, and accept no more connections."""
+
+    def play(self, connection: socket.socket, server: ScriptedServer) -> bool:
+        server.stop_listening()
+        return False
+
+
 class Reset(Step):
     """Reset the connection without having read the request."""
 
@@ -274,6 +282,8 @@ class ScriptedServer:
         tls: Whether to speak TLS, with a certificate that nobody trusts.
 
     Attributes:
+        script: The steps of the next requests; may be added to.
+        otherwise: What makes the others; may be replaced.
         requests: What was read, in order.
         opened: How many connections were accepted.
         released: Set at the end; what hangs goes on.
@@ -292,8 +302,8 @@ class ScriptedServer:
         self.requests: list[Request] = []
         self.opened = 0
         self.released = threading.Event()
-        self._script = list(script)
-        self._otherwise = otherwise or Api()
+        self.script = list(script)
+        self.otherwise = otherwise or Api()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -343,8 +353,8 @@ class ScriptedServer:
         # `close` alone leaves the thread in `accept`, which holds the socket open.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
         self._threads[0].join(5)
+        self._listener.close()
         self.close_connections()
 
     def __enter__(self) -> ScriptedServer:  # noqa: PYI034  typing has Self from 3.11 on
@@ -394,7 +404,7 @@ class ScriptedServer:
         if not self._context and not connection.recv(1, socket.MSG_PEEK):
             return False
         with self._changed:
-            step = self._script.pop(0) if self._script else None
+            step = self.script.pop(0) if self.script else None
         if step is None or step.reads:
             request = _read(connection, peer)
             if request is None:
@@ -402,7 +412,7 @@ class ScriptedServer:
             with self._changed:
                 self.requests.append(request)
                 self._changed.notify_all()
-            step = step or self._otherwise(request)
+            step = step or self.otherwise(request)
         return step.play(connection, self)
 
 

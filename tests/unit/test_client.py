@@ -466,7 +466,7 @@ def test_an_answer_without_end_is_not_kept_in_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "base_url", ["https://host:99999", "https://a..b", f"https://{'a' * 70}.example", "https://a b"]
+    "base_url", ["https://host:99999", "https://a..b", f"https://{'a' * 70}.example"]
 )
 def test_a_base_url_that_only_requests_finds_wrong_is_the_configurations_fault(base_url):
     with ScriptedServer() as server:

@@ -1,7 +1,9 @@
 """A lane: many callers, few requests, an outcome for each."""
 
+import gc
 import pickle
 import random
+import weakref
 
 import pytest
 from lane_parts import ROUND_TRIP, Permits, Server, bad, judge
@@ -116,6 +118,55 @@ def test_callers_regroup_instead_of_splitting_into_two_lines(time, lane, server)
 
     assert len(server.accepted) == 800
     assert len(server.requests) < 800 / 7
+
+
+def test_sixty_callers_that_wake_one_after_the_other_stay_together(time, lane, server):
+    """Waking so many takes longer than the hold; they still need a request a round, not two."""
+
+    def publish(name):
+        for n in range(20):
+            time.sleep(name * 0.0001)  # waits for its turn, 6.4 ms at most
+            lane.submit((name, n), 1_000, time.now + 30)
+
+    for name in range(64):
+        time.spawn(publish, name)
+    time.run()
+
+    assert len(server.requests) <= 21
+
+
+def test_a_request_leaves_as_soon_as_all_have_come_again(time, lane, server):
+    """What is left of the hold is nothing that anybody waits for."""
+
+    def publish(name):
+        for n in range(20):
+            lane.submit((name, n), 1_000, time.now + 30)
+        return time.now
+
+    publishers = [time.spawn(publish, name) for name in range(8)]
+    time.run()
+
+    # One round more than 20: the first request left with one item, before the others came.
+    assert max(publisher.result for publisher in publishers) < 21 * (ROUND_TRIP + 0.001)
+
+
+def test_what_was_accepted_is_forgotten_at_once(time):
+    """A thread that sends a million messages needs no garbage collector to stay small."""
+    lane = Lane(lambda items, deadline: None, lambda deadline: None, judge, clock=time)
+    sent = []
+
+    def publish():
+        items = [({number}, 1_000) for number in range(3)]
+        sent.extend(weakref.ref(item) for item, _ in items)
+        lane.submit_many(items, 30.0)
+
+    gc.disable()
+    try:
+        time.spawn(publish)
+        time.run()
+        assert [item() for item in sent] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_request_has_at_most_a_hundred_items(time, server, submit):
@@ -466,6 +517,16 @@ def test_whatever_ends_a_leader_the_others_are_served(time, server, permits, sub
     assert type(leader.error) is end
     assert outcomes(others) == [None] * 20
     assert time.now < 6.0 or moment > 5.0
+
+
+def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, submit):
+    """An outage that is over does not fail those who have no time to wait for a long pause."""
+    server.refuse = until(10.0, time, ConnectionFailed("down"))
+    patient = submit("patient", timeout=60)
+    hasty = [submit(n, timeout=0.5, at=10.0 + n / 10) for n in range(50)]
+    time.run()
+
+    assert outcomes([patient, *hasty]) == [None] * 51
 
 
 def test_a_leader_that_ends_in_a_pause_hands_on(time, server, submit):

@@ -99,7 +99,7 @@ def test_an_account_that_is_no_text_is_refused(account):
 
 @pytest.mark.parametrize("token", [5, ["t"]])
 def test_a_token_that_is_neither_text_nor_callable_is_refused(token):
-    assert "api_token must be a string or a callable" in refusal(
+    assert "api_token must be a string, or a function" in refusal(
         password=None, transport_options={"api_token": token}
     )
 
@@ -392,3 +392,16 @@ def test_the_token_is_masked_wherever_options_are_printed():
 def test_the_host_for_display_never_fails(given, host):
     """It is asked for before options are checked, where an error would come as something else."""
     assert host_of(given) == host
+
+
+def test_a_callable_token_that_cannot_be_hashed_is_refused():
+    """Connections with the same token share an account, which is found by its hash."""
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self):
+            return "token"
+
+    with pytest.raises(ConfigurationError, match="hashable"):
+        Options.read(user="a", transport_options={"api_token": Unhashable()}, host="127.0.0.1")

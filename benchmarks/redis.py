@@ -1,0 +1,44 @@
+"""A Redis server of our own, where one is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+
+def why_not() -> str:
+    """Why Redis cannot be measured here; empty if it can."""
+    if shutil.which("redis-server") is None:
+        return "no redis-server on PATH"
+    if importlib.util.find_spec("redis") is None:
+        return "the Python package redis is not installed"
+    return ""
+
+
+@contextlib.contextmanager
+def running() -> Iterator[int]:
+    """A server on a free port of loopback that keeps nothing on disk, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            _await(port)
+            yield port
+        finally:
+            process.terminate()
+
+
+def _await(port: int) -> None:
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError("redis-server did not start")

@@ -1,0 +1,174 @@
+"""The table and the plot of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .measure import Figures
+from .ratios import Check, Round
+from .rows import FOUR_IN_FLIGHT, ONE_IN_FLIGHT, REQUESTS, SDK, Row
+
+BEGIN, END = "<!-- begin of what `make bench` writes -->", "<!-- end of it -->"
+
+HEAD = (
+    "who publishes", "threads", "messages/s", "requests/s", "messages a request",
+    "p50 ms", "p99 ms", "CPU µs a message", "peak MiB",
+)  # fmt: skip
+
+
+def machine() -> str:
+    """This machine, Python and the versions of the contenders, in words."""
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("kombu", "requests", "cloudflare", "urllib3")
+    )
+    return (
+        f"{os.cpu_count()} cores ({_processor()}), {platform.system()}, "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+def median(rounds: Sequence[Round], row: Row) -> Figures:
+    """The figures of the round that was the median by throughput."""
+    runs = sorted((r[row] for r in rounds if row in r), key=lambda figures: figures.rate)
+    return runs[len(runs) // 2]
+
+
+def line(row: Row, figures: Figures) -> tuple[str, ...]:
+    """One line of the table."""
+    posts = figures.requests is not None
+    return (
+        row.label,
+        str(row.threads),
+        f"{figures.rate:,.0f}",
+        f"{figures.request_rate:,.1f}" if posts else "",
+        f"{figures.messages / (figures.requests or 1):.1f}" if posts else "",
+        f"{figures.p50 * 1e3:,.1f}",
+        f"{figures.p99 * 1e3:,.1f}",
+        f"{figures.cpu_us:,.0f}",
+        f"{figures.peak_mib:,.0f}",
+    )
+
+
+def plain(lines: Sequence[tuple[str, ...]]) -> str:
+    """The table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for cells in lines:
+        first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        rows.append("  ".join([first.strip().ljust(widths[0]), *rest]))
+    return "\n".join(rows)
+
+
+def markdown(lines: Sequence[tuple[str, ...]]) -> str:
+    """The table for the documentation."""
+    rule = ("---", *["---:"] * (len(HEAD) - 1))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
+
+
+def write(
+    page: Path, lines: Sequence[tuple[str, ...]], judged: Sequence[Check], latency: float, plot: str
+) -> None:
+    """Put the run into *page*, between the two markers.
+
+    Args:
+        page: The documentation's page.
+        lines: The table.
+        judged: What the figures had to show.
+        latency: The server's, in seconds.
+        plot: File name of the plot, beside the page; empty: none was made.
+    """
+    today = datetime.now(timezone.utc).date().isoformat()
+    parts = [
+        (
+            f"Measured on {today}: {machine()}; 1 KB messages, a server that answers after "
+            f"{latency * 1e3:g} ms."
+        ),
+        markdown(lines),
+        *(
+            [f"![Messages and requests a second against threads, as in the table]({plot})"]
+            if plot
+            else []
+        ),
+        "| must hold | measured | bound | |\n|---|---:|---:|---|\n"
+        + "\n".join(
+            f"| {check.claim} | {check.value:,.4g} | "
+            f"{'≤' if check.at_most else '≥'} {check.bound:,.4g} | "
+            f"{'yes' if check.holds else 'no'} |"
+            for check in judged
+        ),
+    ]
+    text = page.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
+
+
+def draw(rounds: Sequence[Round], target: Path) -> str:
+    """Plot messages/s and requests/s against threads.
+
+    Returns:
+        Why nothing was drawn; empty if it was.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
+    mpl.use("svg")
+    from matplotlib import pyplot, ticker
+
+    # Middle tones on nothing: they can be read on a light page and on a dark one.
+    grey = "#808890"
+    colours = {
+        ONE_IN_FLIGHT: "#e8710a", FOUR_IN_FLIGHT: "#c4473a", SDK: "#3f86d6", REQUESTS: "#2f9a6b",
+    }  # fmt: skip
+    markers = {ONE_IN_FLIGHT: "o", FOUR_IN_FLIGHT: "D", SDK: "s", REQUESTS: "^"}
+    style: Any = {
+        "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey,
+        "ytick.color": grey, "grid.color": grey, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+        for panel, what in zip(panels, ("messages/s", "requests/s"), strict=True):
+            for label, colour in colours.items():
+                rows = sorted(
+                    {row for r in rounds for row in r if row.label == label},
+                    key=lambda row: row.threads,
+                )
+                figures = [median(rounds, row) for row in rows]
+                panel.plot(
+                    [row.threads for row in rows],
+                    [f.rate if what == "messages/s" else f.request_rate for f in figures],
+                    color=colour,
+                    marker=markers[label],
+                    label=label.replace("`", ""),
+                )
+            panel.set(xscale="log", yscale="log", xlabel="threads", title=what)
+            panel.xaxis.set_major_locator(ticker.FixedLocator([1, 2, 4, 8, 16, 32, 64, 128, 200]))
+            panel.xaxis.set_minor_locator(ticker.NullLocator())
+            panel.xaxis.set_major_formatter("{x:.0f}")
+            panel.yaxis.set_major_formatter("{x:,.0f}")
+            panel.grid(alpha=0.25)
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+        )
+        figure.savefig(target, transparent=True, metadata={"Date": None})
+    return ""
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()

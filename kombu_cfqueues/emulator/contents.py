@@ -1,0 +1,192 @@
+"""What a message is, for people who look at it: a Celery task, a Kombu message, JSON, or text.
+
+Celery's and Kombu's forms are read here from their documentation, not with their code: nothing
+that is in a queue is ever unpickled or run.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+_MOST_INFLATED: Final = 1_000_000  # bytes; a message that would unpack to more stays packed
+_MOST_SHOWN: Final = 400  # characters of a summary
+
+
+def describe(content_type: str, body: str) -> dict[str, Any]:
+    """Tell what a message is.
+
+    Args:
+        content_type: ``text`` or ``json``, as it was published.
+        body: The text, or the JSON text.
+
+    Returns:
+        ``kind`` (``celery``, ``kombu``, ``json`` or ``text``) and a ``summary`` of one line; of a
+        task also ``task``, ``id``, ``args``, ``kwargs`` (as JSON or as Celery wrote them), ``eta``,
+        ``expires``, ``retries``, ``content`` (its body, decoded) and ``headers``.
+    """
+    value = _json(body)
+    if isinstance(value, dict):
+        envelope = _envelope(value)
+        if envelope is not None:
+            return envelope
+        if isinstance(value.get("task"), str) and isinstance(value.get("id"), str):
+            return _old_task(value)  # Celery's protocol 1, without Kombu's envelope
+    if content_type == "json" or isinstance(value, dict | list):
+        return {"kind": "json", "summary": _short(body), "content": value}
+    return {"kind": "text", "summary": _short(body), "content": body}
+
+
+def celery_task(
+    task: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> str:
+    """Return the body of a message that a Celery worker runs as *task* (protocol 2, JSON)."""
+    task_id = str(uuid.uuid4())
+    content = [
+        list(args),
+        dict(kwargs or {}),
+        {"callbacks": None, "errbacks": None, "chain": None, "chord": None},
+    ]
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": task_id,
+        "root_id": task_id,
+        "parent_id": None,
+        "group": None,
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": repr(tuple(args)),
+        "kwargsrepr": repr(dict(kwargs or {})),
+        "origin": "emulator",
+    }
+    properties = {
+        "correlation_id": task_id,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": ""},
+        "priority": 0,
+        "delivery_tag": str(uuid.uuid4()),
+        "body_encoding": "base64",
+    }
+    return json.dumps(
+        {
+            "body": base64.b64encode(json.dumps(content).encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": headers,
+            "properties": properties,
+        }
+    )
+
+
+def _envelope(value: dict[str, Any]) -> dict[str, Any] | None:
+    """Read Kombu's envelope; None if it is none."""
+    headers, properties = value.get("headers"), value.get("properties")
+    if "body" not in value or not isinstance(headers, dict) or not isinstance(properties, dict):
+        return None
+    content = _content(value, headers, properties)
+    if isinstance(headers.get("task"), str):
+        return _task(headers, content)
+    if isinstance(content, dict) and isinstance(content.get("task"), str) and "id" in content:
+        return {**_old_task(content), "headers": headers}
+    return {
+        "kind": "kombu",
+        "summary": _short(content if isinstance(content, str) else json.dumps(content)),
+        "content": content,
+        "headers": headers,
+    }
+
+
+def _content(value: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> Any:
+    """Return what an envelope carries: decoded if it is JSON or text, else in a few words."""
+    body = value["body"]
+    if not isinstance(body, str):
+        return body
+    raw = body.encode()
+    if properties.get("body_encoding") == "base64":
+        try:
+            raw = base64.b64decode(raw, validate=True)
+        except (binascii.Error, ValueError):
+            return body
+    if headers.get("compression") in ("application/x-gzip", "gzip", "zlib"):
+        raw = _inflate(raw)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return f"{len(raw)} bytes of {value.get('content-type')}"
+    decoded = _json(text) if "json" in str(value.get("content-type")) else None
+    return text if decoded is None else decoded
+
+
+def _task(headers: dict[str, Any], content: Any) -> dict[str, Any]:
+    """Describe a task of Celery's protocol 2: what it is stands in the headers."""
+    args, kwargs = headers.get("argsrepr"), headers.get("kwargsrepr")
+    if isinstance(content, list) and len(content) == 3:
+        args, kwargs = content[0], content[1]
+    return _described(headers, args, kwargs, content, headers)
+
+
+def _old_task(content: dict[str, Any]) -> dict[str, Any]:
+    return _described(content, content.get("args"), content.get("kwargs"), content, {})
+
+
+def _described(
+    of: Mapping[str, Any], args: Any, kwargs: Any, content: Any, headers: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "kind": "celery",
+        "summary": _short(f"{of['task']}({_call(args, kwargs)})"),
+        "task": of["task"],
+        "id": str(of.get("id")),
+        "args": args,
+        "kwargs": kwargs,
+        "eta": of.get("eta"),
+        "expires": of.get("expires"),
+        "retries": of.get("retries") or 0,
+        "content": content,
+        "headers": headers,
+    }
+
+
+def _call(args: Any, kwargs: Any) -> str:
+    """Write arguments as in a call, as far as they are known."""
+    if isinstance(args, str):  # Celery's own repr of the tuple
+        parts = [args.strip("()").rstrip(",")]
+    else:
+        parts = [json.dumps(one, ensure_ascii=False) for one in args or []]
+    if isinstance(kwargs, dict):
+        parts += [f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in kwargs.items()]
+    elif isinstance(kwargs, str) and kwargs != "{}":
+        parts.append(f"**{kwargs}")
+    return ", ".join(part for part in parts if part)
+
+
+def _inflate(raw: bytes) -> bytes:
+    try:
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib
+        inflated = unpacker.decompress(raw, _MOST_INFLATED)
+    except zlib.error:
+        return raw
+    return raw if unpacker.unconsumed_tail else inflated
+
+
+def _json(text: str) -> Any:
+    """Decode JSON; None if it is none, or if it holds what could not be written as JSON again."""
+    try:
+        value = json.loads(text)
+        # NaN, 1e999 and lone surrogates are read, and would then spoil the answer they are part of.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"

@@ -1,0 +1,151 @@
+"""Faults by order from outside: as JSON over HTTP, or as words on the command line.
+
+``{"kind": "error", "routes": ["push"], "status": 503, "times": 3}`` is what Python writes as
+``faults.error("push", status=503, times=3)``, and the command line as
+``--fault "error push status=503 times=3"``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from .faults import Fault, Faults
+from .routes import NAMES
+
+KINDS: Final = (
+    "error",
+    "unsuccessful",
+    "null_result",
+    "no_result",
+    "html_page",
+    "empty_body",
+    "broken_json",
+    "redirect",
+    "reset",
+    "lost_response",
+    "hang",
+    "latency",
+    "duplicate",
+    "short_batch",
+    "late",
+)
+"""The faults that can be ordered: all but ``refuse_messages``, which wants a Python function."""
+
+
+def order(faults: Faults, sent: Mapping[str, Any]) -> Fault:
+    """Set the fault that *sent* describes.
+
+    Args:
+        faults: Where to set it.
+        sent: ``kind``, ``routes`` (a list; all, if it is missing), and the fault's own arguments.
+
+    Raises:
+        ValueError: No fault of that kind, an argument that it does not have or that is not of its
+            type, or what the fault itself refuses.
+    """
+    arguments = dict(sent)
+    kind = arguments.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}")
+    routes = arguments.pop("routes", [])
+    if not isinstance(routes, list) or not all(isinstance(route, str) for route in routes):
+        raise ValueError(f"routes is a list of {', '.join(NAMES)}")
+    method: Callable[..., Fault] = getattr(faults, kind)
+    known = inspect.signature(method, eval_str=True).parameters
+    takes_routes = any(p.kind is p.VAR_POSITIONAL for p in known.values())
+    if routes and not takes_routes:
+        raise ValueError(f"{kind} has its own routes; name none")
+    for name, value in arguments.items():
+        parameter = known.get(name)
+        if parameter is None or parameter.kind is not parameter.KEYWORD_ONLY:
+            named = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
+            raise ValueError(f"{kind} has no {name!r}; it has {', '.join(named)}")
+        arguments[name] = _checked(name, value, parameter.annotation)
+    missing = [
+        p.name
+        for p in known.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in arguments
+    ]
+    if missing:
+        raise ValueError(f"{kind} needs {', '.join(missing)}")
+    return method(*routes, **arguments)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read an order of the command line: a kind, routes, and ``name=value`` pairs.
+
+    ``latency pull ack seconds=0.1-2 times=5``; a value is JSON, a range of seconds, or else text.
+
+    Raises:
+        ValueError: There is no kind.
+    """
+    kind, *words = text.split()  # "" has no first word: a ValueError too
+    sent: dict[str, Any] = {"kind": kind, "routes": [word for word in words if "=" not in word]}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals:
+            sent[name] = _value(value)
+    return sent
+
+
+def as_json(fault: Fault) -> dict[str, Any]:
+    """Return what the admin endpoint says of a fault that is set."""
+    return {
+        "number": fault.number,
+        "kind": fault.kind,
+        "routes": list(fault.routes),
+        "left": fault.left,
+        "hits": fault.hits,
+        "after_effect": fault.after_effect,
+        "detail": dict(fault.detail),
+    }
+
+
+def seconds_of(text: str) -> float | tuple[float, float]:
+    """Read a time, or the least and the most of a random one: ``0.5``, ``0.1-2``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    least, dash, most = text.partition("-")
+    return (float(least), float(most)) if dash else float(least)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return list(seconds_of(text)) if "-" in text else text  # type: ignore[arg-type]
+    except ValueError:
+        return text
+
+
+def _checked(name: str, value: Any, annotation: Any) -> Any:
+    """Return *value* as the fault's method wants it; the annotations say what it may be."""
+    text = str(annotation)
+    if "tuple" in text and isinstance(value, list):  # seconds: a pair
+        if len(value) == 2 and all(_is_number(one) for one in value):
+            return (value[0], value[1])
+        raise ValueError(f"{name} is a time, or the least and the most of it")
+    if value is None and "None" in text:
+        return None
+    if annotation is bool or isinstance(value, bool):
+        fits = annotation is bool and isinstance(value, bool)
+    elif "float" in text:
+        fits = _is_number(value)
+    else:
+        fits = ("int" in text and isinstance(value, int)) or (
+            "str" in text and isinstance(value, str) and value.isprintable()
+        )
+    if not fits:
+        raise ValueError(f"{name} is no {value!r:.50}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

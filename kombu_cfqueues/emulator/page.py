@@ -1,0 +1,63 @@
+"""What needs no token: the page at ``/``, a few files as they are, and the API's description."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from . import openapi
+
+_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+_HEADERS: Final = {
+    # Nothing from elsewhere, nothing inline: what is in a message stays text.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",  # the next version of the emulator has another page
+}
+
+
+def routes() -> list[Route]:
+    """Return the routes of the page, ``/`` and its files under ``/_page/``, and the description."""
+    # They hold no data, so they need no token; what they show does.
+    return [
+        Route("/", _index),
+        Route("/_page/{name}", _file),
+        Route("/_emulator/openapi.json", _description),
+    ]
+
+
+async def _index(_request: Request) -> Response:
+    return _serve("index.html")
+
+
+async def _description(_request: Request) -> Response:
+    return JSONResponse(openapi.describe())
+
+
+async def _file(request: Request) -> Response:
+    return _serve(request.path_params["name"])
+
+
+def _serve(name: str) -> Response:
+    folder = resources.files(__package__) / "static"
+    # Looked up among what is there: a name from a request is no path.
+    for file in folder.iterdir():
+        kind = _TYPES.get(name.rpartition(".")[2])
+        if file.name == name and kind is not None:
+            headers = {**_HEADERS, "content-type": kind}
+            return Response(file.read_bytes(), headers=headers)
+    return Response("Not found", 404, headers=_HEADERS, media_type="text/plain")

@@ -1,0 +1,72 @@
+// Dialogs: a form on top of the page, that Escape closes and the keyboard never leaves.
+
+import { el, text } from "./dom.js";
+
+/**
+ * Show a form in a dialog.
+ *
+ * @param fields what stands between the title and the buttons
+ * @param submit called with the form; what it throws is shown, and the dialog stays
+ */
+export function ask({ title, fields, action, danger = false, submit, cancel = "Cancel" }) {
+  const problem = el("p", { class: "problem", role: "alert", hidden: true });
+  const form = el(
+    "form",
+    { novalidate: true },
+    el("h2", {}, title),
+    ...fields,
+    problem,
+    el(
+      "div",
+      { class: "buttons" },
+      cancel === null ? null : el("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, cancel),
+      el("button", { type: "submit", class: danger ? "danger" : "primary" }, action),
+    ),
+  );
+  const dialog = el("dialog", { "aria-label": title, onclose: () => dialog.remove() }, form);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      await submit(form);
+      dialog.close();
+    } catch (error) {
+      text(problem, error.message);
+      problem.hidden = false;
+    }
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+let fields = 0;
+
+/** A label with its input below, and a hint. */
+export function field(label, input, hint = null, kind = "field") {
+  input.id = `field-${++fields}`;
+  const shown = el("div", { class: kind }, el("label", { for: input.id }, label), input);
+  if (hint !== null) {
+    input.setAttribute("aria-describedby", `${input.id}-hint`);
+    shown.append(el("small", { id: `${input.id}-hint` }, hint));
+  }
+  return shown;
+}
+
+/** Say shortly what was done; screen readers hear it. */
+export function toast(message, problem = false) {
+  const shown = el("p", { class: problem ? "toast problem" : "toast" }, message);
+  document.getElementById("toasts").append(shown);
+  setTimeout(() => shown.remove(), problem ? 8000 : 3500);
+}
+
+/** Run what a button does, and say how it went. */
+export async function attempt(action, done = null) {
+  try {
+    const result = await action();
+    if (done !== null) toast(typeof done === "function" ? done(result) : done);
+    return result;
+  } catch (error) {
+    toast(error.message, true);
+    return null;
+  }
+}

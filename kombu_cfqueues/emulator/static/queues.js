@@ -1,0 +1,94 @@
+// The table of queues, and what stands there when there are none.
+
+import { post } from "./api.js";
+import { ask, field, toast } from "./dialogs.js";
+import { attribute, el, list, sparkline, text } from "./dom.js";
+import { number, rate } from "./format.js";
+
+const MOST_ROWS = 300;
+const STATES = ["ready", "delayed", "leased", "dead"];
+const at = (id) => document.getElementById(id);
+
+/** Show the queues that the filter lets through; the chosen one is marked. */
+export function showQueues(state, chosen) {
+  const filter = at("queue-filter");
+  filter.hidden = state.queues.length < 8 && filter.value === "";
+  const wanted = filter.value.trim().toLowerCase();
+  const queues = state.queues.filter((queue) => queue.name.toLowerCase().includes(wanted));
+  at("queue-table").hidden = state.queues.length === 0;
+  showEmpty(state);
+  text(at("queues-title"), queues.length > MOST_ROWS ? `Queues: the first ${MOST_ROWS} of ${number(queues.length)}` : "Queues");
+  list(at("queue-rows"), queues.slice(0, MOST_ROWS), (queue) => queue.id, makeRow);
+  for (const row of at("queue-rows").children) {
+    attribute(row, "aria-current", row.key === chosen ? "true" : null);
+  }
+}
+
+function makeRow(queue) {
+  const name = el("a", { href: `#/queues/${queue.id}` });
+  const paused = el("span", { class: "badge paused", hidden: true }, "paused");
+  const counts = STATES.map((state) => el("td", { class: `number ${state}`, "data-label": state }));
+  const into = el("td", { class: "number rate", "data-label": "in / s" });
+  const out = el("td", { class: "number rate", "data-label": "out / s" });
+  const line = sparkline(queue.history);
+  const row = el("tr", {}, el("th", { scope: "row" }, name, paused), ...counts, into, out, el("td", { class: "minute" }, line));
+  row.update = (updated) => {
+    text(name, updated.name);
+    paused.hidden = !updated.paused;
+    STATES.forEach((state, n) => {
+      text(counts[n], number(updated[state]));
+      counts[n].classList.toggle("zero", updated[state] === 0);
+    });
+    text(into, rate(updated.rates.published));
+    text(out, rate(updated.rates.delivered));
+    into.classList.toggle("zero", updated.rates.published === 0);
+    out.classList.toggle("zero", updated.rates.delivered === 0);
+    line.update(updated.history);
+  };
+  // The whole row leads there by mouse; the link in it does by keyboard.
+  row.addEventListener("click", (event) => {
+    if (event.target.closest("a") === null) name.click();
+  });
+  return row;
+}
+
+function showEmpty(state) {
+  const empty = at("no-queues");
+  empty.hidden = state.queues.length > 0;
+  if (empty.hidden || empty.childElementCount > 0) return;
+  const broker = `cfqueues://${state.account_id}:${state.token_hint ?? "<token>"}@${location.host}/`;
+  empty.append(
+    el("h3", {}, "No queues yet"),
+    el("p", {}, "Point Kombu or Celery here: a queue is made when it is first declared."),
+    el("pre", {}, el("code", {}, `broker_url = "${broker}"`)),
+    el("p", {}, "Any other client of Cloudflare’s API finds it under"),
+    el("pre", {}, el("code", {}, `${location.origin}/client/v4/accounts/${state.account_id}/queues`)),
+  );
+}
+
+/** Ask for the settings of a new queue. */
+export function newQueue(refresh) {
+  const name = el("input", { name: "name", required: true, autocomplete: "off", maxlength: "63", placeholder: "jobs" });
+  const consumer = el("select", {}, el("option", { value: "http_pull" }, "Clients that pull (Kombu, Celery, any HTTP client)"), el("option", { value: "" }, "None yet"));
+  const dead = el("input", { autocomplete: "off", maxlength: "63", placeholder: "none: such messages are deleted" });
+  const retries = el("input", { type: "number", min: "0", max: "100", value: "3" });
+  ask({
+    title: "New queue",
+    action: "Create queue",
+    fields: [
+      field("Name", name, "1 to 63 letters, digits and dashes"),
+      field("Consumer", consumer),
+      field("Retries before a message is dead", retries),
+      field("Dead-letter queue", dead),
+    ],
+    submit: async () => {
+      const settings = { max_retries: Number(retries.value) };
+      const sent = { name: name.value.trim(), consumer: null };
+      if (consumer.value) sent.consumer = { type: consumer.value, settings, dead_letter_queue: dead.value.trim() };
+      const made = await post("/queues", sent);
+      location.hash = `#/queues/${made.id}`;
+      toast(`Created ${made.name}`);
+      await refresh();
+    },
+  });
+}

@@ -1,0 +1,103 @@
+// Faults to order, and a clock to move: what tests do from code, by hand.
+
+import { post, remove } from "./api.js";
+import { attempt, field } from "./dialogs.js";
+import { el, list, text } from "./dom.js";
+import { number } from "./format.js";
+
+const FAULTS = {
+  error: { label: "Error from the API", fields: ["status", "code"] },
+  html_page: { label: "HTML error page of the edge", fields: ["status"] },
+  lost_response: { label: "Response lost, request done", fields: [] },
+  reset: { label: "Connection reset, nothing done", fields: [] },
+  hang: { label: "No answer at all", fields: [] },
+  latency: { label: "Slow answer", fields: ["seconds"] },
+  duplicate: { label: "Messages delivered twice", fields: [], own: true },
+  short_batch: { label: "Pull returns few messages", fields: ["most"], own: true },
+  late: { label: "Messages appear late", fields: ["seconds"], own: true },
+  unsuccessful: { label: "200 with “success”: false", fields: [] },
+  empty_body: { label: "Empty body", fields: ["status"] },
+  broken_json: { label: "JSON cut off", fields: [] },
+};
+const ROUTES = ["push", "batch", "pull", "ack", "list", "create", "get", "metrics", "create_consumer", "list_consumers", "peek", "purge"];
+const DEFAULTS = { status: "503", code: "15000", seconds: "2", most: "1" };
+const STEPS = { "1 min": 60, "1 h": 3600, "1 day": 86400 };
+
+/** Build the panel once. */
+export function prepareRehearse(panel, refresh) {
+  const kind = el("select", {}, ...Object.entries(FAULTS).map(([value, { label }]) => el("option", { value }, label)));
+  const route = el("select", {}, el("option", { value: "" }, "any route"), ...ROUTES.map((name) => el("option", { value: name }, name)));
+  route.value = "push";
+  const times = el("input", { type: "number", min: "1", value: "1" });
+  const inputs = Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, el("input", { type: "number", min: "0", value })]));
+  const labels = Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, field(name, input)]));
+  const routeField = field("route", route);
+  const fit = () => {
+    const fault = FAULTS[kind.value];
+    for (const [name, label] of Object.entries(labels)) label.hidden = !fault.fields.includes(name);
+    routeField.hidden = fault.own === true;
+  };
+  kind.addEventListener("change", fit);
+  const form = el(
+    "form",
+    { class: "fault-form", novalidate: true },
+    field("What goes wrong", kind, null, "field grow"),
+    routeField,
+    ...Object.values(labels),
+    field("times", times),
+    el("button", { type: "submit" }, "Set fault"),
+  );
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const sent = { kind: kind.value, times: times.value === "" ? null : Number(times.value) };
+    if (!FAULTS[kind.value].own && route.value) sent.routes = [route.value];
+    for (const name of FAULTS[kind.value].fields) sent[name] = Number(inputs[name].value);
+    await attempt(() => post("/faults", sent), "Fault set");
+    await refresh();
+  });
+  const steps = Object.entries(STEPS).map(([label, seconds]) =>
+    el("button", {
+      "aria-label": `Advance the clock by ${label}`,
+      onclick: async () => {
+        await attempt(() => post("/clock", { advance: seconds }), `The clock is ${label} further`);
+        await refresh();
+      },
+    }, `+${label}`),
+  );
+  const faults = el("ul", { class: "faults", id: "fault-rows" });
+  panel.replaceChildren(
+    el("h3", {}, "Faults"),
+    form,
+    faults,
+    el("h3", {}, "Clock"),
+    el("p", { class: "details" }, "Leases, delays, retention and the request limit follow it."),
+    el("div", { class: "steps" }, ...steps),
+    el("h3", {}, "Request limit"),
+    el("p", { class: "details", id: "limit-details" }),
+    el("button", { class: "quiet", onclick: async () => { await attempt(() => post("/allowance/reset"), "The count starts anew"); await refresh(); } }, "Start the count anew"),
+  );
+  fit();
+  panel.update = (state) => {
+    list(faults, state.faults, (fault) => fault.number, (fault) => makeFault(fault, refresh));
+    text(document.getElementById("limit-details"), limitOf(state.allowance));
+  };
+}
+
+function makeFault(fault, refresh) {
+  const hits = el("span", { class: "hits" });
+  const detail = Object.entries(fault.detail).map(([name, value]) => ` ${name} ${Array.isArray(value) ? value.join("–") : value}`).join(",");
+  const name = `${fault.kind.replaceAll("_", " ")}${detail} on ${fault.routes.join(", ") || "any route"}`;
+  const row = el("li", {}, el("span", {}, name), hits, el("button", {
+    class: "quiet",
+    "aria-label": `Remove the fault ${name}`,
+    onclick: async () => { await attempt(() => remove(`/faults/${fault.number}`)); await refresh(); },
+  }, "Remove"));
+  row.update = (updated) => text(hits, `${updated.hits} struck, ${updated.left ?? "all"} to come`);
+  return row;
+}
+
+function limitOf(allowance) {
+  const counted = `${number(allowance.recent)} requests counted in the last ${allowance.cloudflare_window / 60} minutes; Cloudflare allows ${number(allowance.cloudflare_limit)}.`;
+  if (allowance.limit === null) return `${counted} No limit is set here (rate_limit).`;
+  return `${counted} Here: ${number(allowance.limit)} in ${allowance.window} s.`;
+}

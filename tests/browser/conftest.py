@@ -1,0 +1,84 @@
+"""A real Chromium, headless, and an emulator to look at with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kombu_cfqueues.emulator import Emulator
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+try:
+    from playwright import sync_api
+except ImportError:  # test_page.py skips itself
+    sync_api = None
+
+# As root in a container Chromium runs only without its sandbox; the others keep it off the network.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def find_chromium() -> str | None:
+    """Return a Chromium of this machine."""
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+# Not for the whole session: Playwright keeps an event loop in this thread, where other tests have
+# theirs.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_chromium()
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium, or CHROMIUM=path")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator(order="fifo") as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Browser, emulator: Emulator) -> Iterator[Callable[..., Page]]:
+    """Open the page; whatever it logs as an error fails the test."""
+    contexts, errors = [], []
+
+    def start(path: str = "", *, of: Emulator | None = None, **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "console",
+            lambda said: (
+                errors.append(said.text)
+                if said.type == "error" and "status of 401" not in said.text
+                else None
+            ),
+        )
+        page.goto((of or emulator).page_url + path)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert errors == []

@@ -1,0 +1,71 @@
+"""The package's own client in each position of each knob: whatever Cloudflare does, it copes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from kombu import Connection
+
+from kombu_cfqueues.emulator import Emulator, Knobs
+from kombu_cfqueues.emulator.knobs import positions
+
+# Where a knob is open, a position that makes a difference.
+OPEN = {
+    "rate_limit": 1200,
+    "rate_window_seconds": 10,
+    "rate_block_seconds": 10,
+    "queue_429_retry_after": 1,
+    "pull_enable_delay": 0.2,
+    "list_page_size": 1,
+    "max_leases_per_ack": 100,
+    "metadata_bytes": 0,
+    "max_batch_bytes": 288_000,
+    "max_backlog_bytes": 1_000_000,
+    "max_consumers": 2,
+    "purge_delay": 1,
+    "metrics_lag": 1,
+    "min_visibility_ms": 1000,
+    "late_visibility": 0.1,
+    "duplicate_rate": 1,
+    "seed": 1,
+}
+
+POSITIONS = [
+    pytest.param(knob.name, position)
+    for knob in fields(Knobs)
+    for position in (
+        [OPEN[knob.name]]
+        if knob.name in OPEN
+        else [True, False]
+        if positions(knob.name) == [bool]
+        else positions(knob.name)
+    )
+    if position != knob.default
+]
+
+
+def test_no_knob_is_left_out():
+    assert {position.values[0] for position in POSITIONS} == {knob.name for knob in fields(Knobs)}
+
+
+@pytest.mark.parametrize(("knob", "position"), POSITIONS, ids=str)
+@pytest.mark.parametrize("content_type", ["text", "json"])
+def test_what_was_published_is_consumed(knob, position, content_type):
+    """Each message arrives, is given back once, arrives again, and is done with."""
+    with Emulator(**{knob: position}) as emulator:
+        for name in ("aaa", "bbb"):
+            emulator.create_queue(name)
+        options = {"content_type": content_type}
+        with Connection(emulator.broker_url, transport_options=options) as connection:
+            queue = connection.SimpleQueue("jobs")
+            for n in range(3):
+                queue.put({"n": n})
+            first = queue.get(timeout=10)
+            first.requeue()
+            seen = set()
+            while seen != {0, 1, 2}:
+                message = queue.get(timeout=10)
+                seen.add(message.payload["n"])
+                message.ack()
+            queue.close()

@@ -1,0 +1,59 @@
+"""What a person notices: start-up, memory, and a queue that has grown large."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kombu_cfqueues.emulator import Knobs
+from kombu_cfqueues.emulator.service import Service
+from kombu_cfqueues.emulator.store import Draft
+
+
+def test_the_command_starts_at_once_and_is_small():
+    """Below a second, and below 80 MB while idle."""
+    code = "from kombu_cfqueues.cli import main; main()"
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, "emulator", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = ""
+        while "cfqueues://" not in line:
+            line = process.stdout.readline()
+            assert line
+        took = time.perf_counter() - began
+        status = Path(f"/proc/{process.pid}/status")
+        if status.exists():
+            assert int(status.read_text().split("VmRSS:")[1].split()[0]) < 80_000
+    finally:
+        process.terminate()
+        process.communicate()
+    assert took < 3  # 0.3 s alone on its machine; others may be busy on this one
+
+
+def test_a_pull_of_100_from_100000_messages_takes_below_10_ms():
+    service = Service("account", None, Knobs())
+    queue = service.queues.create("jobs")
+    for _ in range(10):
+        service.store.add(queue, [Draft(b"x" * 100, "text", 0)] * 10_000)
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        assert len(service.store.pull(queue, 100, 30_000)) == 100
+        times.append(time.perf_counter() - began)
+    assert statistics.median(times) < 0.010
+
+    began = time.perf_counter()
+    counts = service.store.counts(queue)
+    assert time.perf_counter() - began < 0.1
+    assert (counts.ready, counts.leased) == (97_000, 3_000)
+    began = time.perf_counter()
+    assert len(service.store.stored(queue, most=50)) == 50
+    assert time.perf_counter() - began < 0.1
+    service.close()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Install what some tests need beside Python packages: a Chromium for the emulator's page, curl and
+# npm for the clients that others wrote.  What is there already is left alone; as root on Debian and
+# its kin the rest is installed, elsewhere it is named.
+set -euo pipefail
+
+missing=()
+command -v "${CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+command -v curl >/dev/null || missing+=(curl)
+command -v npm >/dev/null || missing+=(nodejs npm)
+[ "${#missing[@]}" -gt 0 ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "Missing: ${missing[*]}. Install it, or run this as root where apt-get can." >&2
+    exit 1
+fi
+# Fonts too: a page without any has no width to test.
+case " ${missing[*]} " in *" chromium "*) missing+=(fonts-dejavu-core) ;; esac
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -y "${missing[@]}"

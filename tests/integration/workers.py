@@ -1,0 +1,143 @@
+"""Celery workers as processes of their own, as people run them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kombu_cfqueues.emulator import Emulator
+
+#: Everything in every combination: some minutes.
+MATRIX = bool(os.environ.get("CFQUEUES_WORKER_MATRIX"))
+
+HERE = Path(__file__).parent / "worker"
+ROOT = Path(__file__).parents[2]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+    """Wait until *condition* holds; fail after *seconds*."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        time.sleep(0.02)
+    return result
+
+
+class Worker:
+    """``celery worker``, from `start` to `stop` or `kill`.
+
+    Args:
+        emulator: The broker.
+        folder: Where its log and what its tasks tell go.
+        pool: ``prefork``, ``threads``, ``solo``, ``gevent`` or ``eventlet``.
+        concurrency: Tasks at once.
+        options: Of the transport.
+        settings: Of Celery.
+    """
+
+    count = 0
+
+    def __init__(
+        self,
+        emulator: Emulator,
+        folder: Path,
+        *,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        queues: str = "celery",
+        url: str | None = None,
+        program: str = "",
+        options: dict[str, Any] | None = None,
+        environ: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        Worker.count += 1
+        self.runs_file = folder / "runs"
+        self.log_file = folder / f"worker{Worker.count}.log"
+        settings = {"broker_transport_options": options or {}, **settings}
+        self.environ = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
+            "BROKER_URL": url or emulator.broker_url,
+            "RUNS": str(self.runs_file),
+            "RESULTS": f"file://{folder / 'results'}",
+            "SETTINGS": json.dumps(settings),
+            "PYTHONUNBUFFERED": "1",
+            **(environ or {}),
+        }
+        (folder / "results").mkdir(exist_ok=True)
+        self.command = [
+            *(sys.executable, "-W", "ignore"),
+            *(["-c", program] if program else ["-m", "celery"]),
+            *("-A", "tasks", "worker", "--pool", pool, "--concurrency", str(concurrency)),
+            *("--queues", queues, "--loglevel", "INFO"),
+            *("--without-heartbeat", "--without-mingle", "--without-gossip"),
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Worker:  # noqa: PYI034 - Self is not in Python 3.10
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> Worker:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environ,
+                cwd=HERE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(lambda: " ready." in self.log or self.ended, 60, "the worker is ready")
+        assert not self.ended, self.log
+        return self
+
+    @property
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def runs(self, task: str | None = None) -> list[dict[str, Any]]:
+        """What the tasks told, the oldest first."""
+        if not self.runs_file.exists():
+            return []
+        told = [json.loads(line) for line in self.runs_file.read_text().splitlines()]
+        return [one for one in told if task in (None, one["task"])]
+
+    def values(self, task: str) -> list[Any]:
+        return [one["value"] for one in self.runs(task)]
+
+    def terminate(self) -> None:
+        """Ask it to end, as a supervisor does."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = 30) -> int:
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def stop(self, seconds: float = 30) -> int:
+        self.terminate()
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        """Kill it and its children, whatever they do."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)

@@ -1,0 +1,236 @@
+"""Acknowledgements and retries: what leaves, with what, and when."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from kombu_cfqueues.client import Queue, Settled
+from kombu_cfqueues.delivery import Delivery
+from kombu_cfqueues.directory import PullConsumer
+from kombu_cfqueues.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    PermanentError,
+    QueueNotFound,
+)
+from kombu_cfqueues.settler import Settler
+
+JOBS = Queue("1" * 32, "jobs", None)
+
+
+class Server:
+    """What the settler needs of a client; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[float, list[str], dict[str, int]]] = []
+        self.failures: list[Exception] = []
+        self.bad: set[str] = set()
+        self.warnings: dict[str, str] = {}
+        self.held = threading.Event()
+        self.held.set()
+
+    def ack(self, queue_id, *, acks, retries, deadline):
+        self.held.wait(5)
+        self.sent.append((time.monotonic(), list(acks), dict(retries)))
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.bad & {*acks, *retries}:
+            raise PermanentError("a lease_id is unknown", code=10026)
+        return Settled(len(self.sent), 0, self.warnings)
+
+    @property
+    def leases(self) -> list[str]:
+        return [lease for _, acks, retries in self.sent for lease in [*acks, *retries]]
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def returned():
+    return []
+
+
+@pytest.fixture
+def settler(server, returned):
+    yield Settler(server, returned.append)
+    server.failures.clear()  # what is left is sent by and by, or when the interpreter ends
+
+
+def delivery(lease, lasts=60.0, attempts=1, max_retries=100):
+    raw = {"attempts": attempts}
+    until = time.monotonic() + lasts
+    return Delivery(JOBS, PullConsumer(max_retries, ""), lease, until, raw, {})
+
+
+def wait_for(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_acks_of_one_moment_share_a_request(settler, server):
+    for n in range(50):
+        settler.ack(delivery(f"L{n}"))
+
+    wait_for(lambda: len(server.leases) == 50)
+
+    assert len(server.sent) == 1
+
+
+def test_a_hundred_acks_do_not_wait(settler, server):
+    started = time.monotonic()
+    for n in range(100):
+        settler.ack(delivery(f"L{n}"))
+
+    wait_for(lambda: server.sent)
+
+    assert len(server.sent[0][1]) == 100
+    assert server.sent[0][0] - started < 0.05
+
+
+def test_a_retry_leaves_at_once_and_takes_what_waits_along(settler, server, returned):
+    settler.ack(delivery("L1"))
+    settler.retry(delivery("L2"), 0)
+
+    settler.await_returns(JOBS.id, time.monotonic() + 5)
+
+    assert server.sent[0][1:] == (["L1"], {"L2": 0})
+    wait_for(lambda: returned == [JOBS.id])
+
+
+def test_a_retry_that_is_delayed_tells_nobody_to_pull(settler, server, returned):
+    settler.retry(delivery("L1"), 60)
+
+    settler.flush(time.monotonic() + 5)
+
+    assert server.sent[0][2] == {"L1": 60}
+    assert not settler.returning(JOBS.id)
+    assert not returned
+
+
+def test_whoever_settles_does_not_wait_for_the_request(settler, server):
+    server.held.clear()
+    settler.retry(delivery("L1"), 0)
+    started = time.monotonic()
+    for n in range(300):
+        settler.ack(delivery(f"A{n}"))
+    assert time.monotonic() - started < 1
+    server.held.set()
+    settler.flush(time.monotonic() + 5)
+    assert len(server.leases) == 301
+
+
+def test_what_failed_is_sent_again(settler, server):
+    server.failures = [ConnectionFailed("lost")]
+    settler.ack(delivery("L1"))
+
+    wait_for(lambda: len(server.sent) == 2)
+
+    assert server.sent[1][1] == ["L1"]
+
+
+def test_what_the_token_may_not_is_sent_again_as_well(settler, server):
+    """A 403 may come from a proxy, and giving up would deliver the message once more."""
+    server.failures = [AuthenticationFailed("403")]
+    settler.ack(delivery("L1"))
+
+    wait_for(lambda: len(server.sent) == 2)
+
+
+def test_what_outlived_its_lease_is_not_sent_again(settler, server, caplog):
+    server.failures = [ConnectionFailed("lost")]
+    settler.ack(delivery("L1", lasts=0.0))
+    wait_for(lambda: server.sent)
+    wait_for(lambda: "within their lease" in caplog.text)
+
+    settler.flush(time.monotonic() + 1)
+
+    assert len(server.sent) == 1
+
+
+def test_a_lease_that_the_server_dislikes_is_found_and_the_others_settled(settler, server, caplog):
+    server.bad = {"L3"}
+    for n in range(8):
+        settler.ack(delivery(f"L{n}"))
+
+    wait_for(lambda: "could not be settled" in caplog.text)
+    settler.flush(time.monotonic() + 1)
+
+    settled = [lease for _, leases, _ in server.sent if "L3" not in leases for lease in leases]
+    assert sorted(settled) == [f"L{n}" for n in range(8) if n != 3]
+
+
+def test_a_queue_that_is_gone_has_taken_its_messages_along(settler, server):
+    server.failures = [QueueNotFound("gone")]
+    settler.ack(delivery("L1"))
+    wait_for(lambda: server.sent)
+
+    settler.flush(time.monotonic() + 1)
+
+    assert len(server.sent) == 1
+
+
+def test_a_warning_of_the_server_is_told_unless_it_is_of_a_second_try(settler, server, caplog):
+    server.warnings = {"L1": "the lease is unknown"}
+    settler.ack(delivery("L1"))
+    wait_for(lambda: "did not settle 1 of 1" in caplog.text)
+    caplog.clear()
+
+    server.failures = [ConnectionFailed("lost")]
+    settler.ack(delivery("L1"))
+    wait_for(lambda: len(server.sent) == 3)
+
+    assert "did not settle" not in caplog.text
+
+
+def test_a_flush_sends_all_in_this_thread(settler, server):
+    for n in range(250):
+        settler.ack(delivery(f"L{n}"))
+
+    settler.flush(time.monotonic() + 5)
+
+    assert len(server.leases) == 250
+
+
+def test_a_flush_that_fails_stops_and_so_does_the_next(settler, server):
+    """A connection that closes many channels does not wait for each."""
+    server.failures = [ConnectionFailed("gone")] * 100
+    for n in range(250):
+        settler.ack(delivery(f"L{n}"))
+    started = time.monotonic()
+
+    settler.flush(started + 5)
+    sent = len(server.sent)
+    settler.flush(started + 5)
+
+    assert time.monotonic() - started < 1
+    assert sent <= 4
+
+
+def test_a_flush_ends_at_its_deadline(settler, server):
+    server.held.clear()
+    settler.retry(delivery("L1"), 0)
+    time.sleep(0.05)
+    started = time.monotonic()
+
+    settler.flush(started + 0.3)
+
+    assert 0.2 < time.monotonic() - started < 1
+    server.held.set()
+
+
+@pytest.mark.parametrize(
+    ("attempts", "max_retries", "may"),
+    [(1, 100, True), (98, 100, True), (99, 100, False), (0, 3, True), (1, 3, True), (2, 3, False),
+     (1, 1, False), (None, 3, True)],
+)  # fmt: skip
+def test_the_last_retries_are_not_risked(attempts, max_retries, may):
+    """Past max_retries the message is deleted, and from where it counts is not certain."""
+    assert delivery("L", attempts=attempts, max_retries=max_retries).may_be_retried == may
