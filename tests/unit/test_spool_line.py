@@ -69,12 +69,14 @@ def test_an_answer_is_heard_long_before_the_next_permit(peer):
 
         def __init__(self):
             self.taken = None
+            self.calls = 0
 
         def sweep(self):
             pass
 
         def claim(self, **_):
-            if self.taken is None:
+            self.calls += 1
+            if self.calls == 2:  # a caller is woken once for nothing, when it begins to lead
                 self.taken = claim(other)
                 rows = [entry.row for entry in self.taken.entries]
                 settle = threading.Timer(
@@ -112,6 +114,21 @@ def test_whatever_ends_a_poster_what_it_had_claimed_waits_again(peer, end):
         carrier(victim, post).carry(claim(victim))
     assert texts(claim(owner)) == ["waits"]
     assert owner.inbox.withdraw([row]).popitem()[1] is not None
+
+
+def test_what_must_not_be_sent_twice_is_not(peer):
+    """``retry_uncertain=False``: an answer that was lost is the end of it."""
+    process, posts = peer(), []
+
+    def post(*_):
+        posts.append(1)
+        raise errors.ConnectionFailed("lost", delivered="unknown")
+
+    process.enter("first")  # or the way would be straight
+    with pytest.raises(errors.ConnectionFailed) as failed:
+        submit(line(process, post, retry_uncertain=False))
+    assert failed.value.delivered == "unknown"
+    assert len(posts) == 1
 
 
 def test_a_failed_poster_takes_nothing_of_others_until_it_succeeds(peer):
