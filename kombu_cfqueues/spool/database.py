@@ -188,12 +188,24 @@ class Database:
             if identity == self._identity:
                 return self._connection
             self._close()  # somebody removed it, or put it aside
-        if identity is None:
-            self._create()
-            found = os.stat(self.path)  # noqa: PTH116
-            identity = (found.st_dev, found.st_ino)
-        self._connection, self._identity = self._connect(), identity
+        # Who opens a file just while another puts it aside would leave a write-ahead log behind,
+        # which would be taken for that of the next file.
+        repair = self._repair_lock()
+        if not repair.acquire(shared=True):
+            raise sqlite3.OperationalError("database is locked: it is being repaired")
+        try:
+            return self._open_anew()
+        finally:
+            repair.release()
+
+    def _open_anew(self) -> sqlite3.Connection:
+        self._create()
+        found = os.stat(self.path)  # noqa: PTH116
+        self._connection, self._identity = self._connect(), (found.st_dev, found.st_ino)
         return self._connection
+
+    def _repair_lock(self) -> KernelLock:
+        return KernelLock(self.path.with_suffix(".repair"), self._file_mode)
 
     def _create(self) -> None:
         try:
@@ -254,12 +266,10 @@ class Database:
 
     def _put_aside(self, why: str) -> None:
         """Rename a file that is broken or not ours, once for all processes; never delete it."""
-        repair = KernelLock(self.path.with_suffix(".repair"), self._file_mode)
+        repair = self._repair_lock()
         while not repair.acquire():
             self._clock.sleep(LONGEST_NAP_SECONDS)
         try:
-            with self._lock:
-                self._close()
             if not self._is_broken():
                 return  # another process was faster
             stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{chance.getrandbits(16):04x}"
@@ -280,9 +290,9 @@ class Database:
     def _is_broken(self) -> bool:
         try:
             with self._lock:
-                connection = self._open()
+                self._close()
                 rows = _transact(
-                    connection, "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
+                    self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
                 )
         except sqlite3.Error as error:
             broken = trouble_of(error) is Trouble.BROKEN

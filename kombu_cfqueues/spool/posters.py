@@ -38,8 +38,11 @@ class KernelLock:
         """Whether this object holds it."""
         return self._file is not None
 
-    def acquire(self) -> bool:
+    def acquire(self, *, shared: bool = False) -> bool:
         """Take it, if nobody else has it; never blocks.
+
+        Args:
+            shared: Together with others who want it shared.
 
         Raises:
             OSError: The file cannot be made, or its file system has no locks.
@@ -47,7 +50,7 @@ class KernelLock:
         if self._file is None:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 if os.fstat(file).st_mode & 0o777 != self._mode:
                     os.fchmod(file, self._mode)  # the umask may have kept the group out
             except BlockingIOError:

@@ -1,5 +1,7 @@
 """What waits in the spool, who may post it, and what becomes of it: the rules, one by one."""
 
+import time
+
 import pytest
 from support.spools import CLAIM_SECONDS, Hours, Peer, packed, texts
 
@@ -461,3 +463,17 @@ def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
     assert owner.inbox.withdraw([row], taken=False) == {}
     poster.claims.settle(claim, Fate(accepted=[row]))
     assert owner.inbox.outcomes() == ([(row, None)], False)
+
+
+@pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])
+def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkeypatch, step):
+    """Only delays and expirations follow it."""
+    process, victim = peer(), peer()
+    process.enter("waits")
+    process.spool("spooled", queue="other")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    assert texts(victim.claim()) == ["waits"]
+    assert isinstance(process.claims.claim(), Wait), "the permit is spent, whatever the time"
+    process.claims.sweep()
+    assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"

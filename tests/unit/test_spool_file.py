@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import textwrap
 import threading
 
 import pytest
+from support.processes import eventually
 from support.spools import Hours, Peer, texts
 
 from kombu_cfqueues import errors
@@ -202,7 +204,7 @@ def test_a_file_of_another_version_is_left_alone(tmp_path):
     newer.close()
     with pytest.raises(errors.SpoolUnavailable, match="another version"):
         database(tmp_path / "x.db").read(lambda c: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.db", "x.repair"]
 
 
 def test_the_file_of_each_version_has_its_own_name(tmp_path, clock):
@@ -296,6 +298,36 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert not posters.is_alive(name)
     posters.bury(name)
     assert not posters.is_alive(name)
+
+
+def test_a_forked_child_does_not_keep_its_parent_alive(tmp_path):
+    """A child has the parent's descriptors, and with them its locks, unless it lets go of them."""
+    code = f"""
+        import os, signal, sys
+        from pathlib import Path
+        from kombu_cfqueues.spool.file import File
+        file = File("http://127.0.0.1:1", "a", None, lambda: "t", spool_dir={str(tmp_path)!r})
+        poster = file.poster
+        child = os.fork()
+        if child:
+            print(poster, child, flush=True)
+        signal.pause()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    name, child = process.stdout.readline().split()
+    (folder,) = tmp_path.glob("*.posters")
+    posters = Posters(folder, 0o700, 0o600)
+    try:
+        assert posters.is_alive(name)
+        process.kill()
+        process.wait()
+        assert eventually(lambda: not posters.is_alive(name))
+        os.kill(int(child), 0)  # it lives
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_lock_is_one_processes_at_a_time(tmp_path):

@@ -1,0 +1,206 @@
+"""How callers wait for what others post, and what ends a poster half-way."""
+
+import threading
+import time
+
+import pytest
+from support.spools import Peer, packed, texts
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.budget import Limit
+from kombu_cfqueues.clock import Clock
+from kombu_cfqueues.lane import Verdict
+from kombu_cfqueues.spool.address import Address
+from kombu_cfqueues.spool.carrier import Carrier
+from kombu_cfqueues.spool.claims import Claim, Fate
+from kombu_cfqueues.spool.line import Line
+from kombu_cfqueues.spool.turns import Wait
+
+ADDRESS = Address("jobs", cloudflare_id="id-of-jobs")
+
+
+@pytest.fixture
+def peer(tmp_path):
+    """Makes processes that share one spool, with 20 requests a second."""
+    made = []
+
+    def make():
+        made.append(Peer(tmp_path / "spool", Clock(), limit=Limit(20.0, 1)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.file.close()
+
+
+def judge(error):
+    if isinstance(error, errors.TransientError):
+        return Verdict.NOT_NOW
+    if isinstance(error, errors.InvalidMessage):
+        return Verdict.THE_ITEMS
+    return Verdict.NEVER
+
+
+def carrier(process, post):
+    return Carrier(process.claims, post, judge, post_seconds=10)
+
+
+def line(process, post, **given):
+    return Line(process.inbox, process.claims, carrier(process, post), **given)
+
+
+def submit(a_line, text="x", seconds=10.0):
+    deadline = time.monotonic() + seconds
+    a_line.submit(ADDRESS, packed(text), deadline=deadline, judge=judge)
+
+
+def claim(process):
+    while not isinstance(found := process.claims.claim(), Claim):
+        time.sleep(0.005)
+    return found
+
+
+def test_an_answer_is_heard_long_before_the_next_permit(peer):
+    """Whoever was faster has taken our message along: its answer comes in milliseconds."""
+    owner, other = peer(), peer()
+
+    class Slower:
+        """Another process claims, and posts, just before us."""
+
+        def __init__(self):
+            self.taken = None
+            self.calls = 0
+
+        def sweep(self):
+            pass
+
+        def claim(self, **_):
+            self.calls += 1
+            if self.calls == 2:  # a caller is woken once for nothing, when it begins to lead
+                self.taken = claim(other)
+                rows = [entry.row for entry in self.taken.entries]
+                settle = threading.Timer(
+                    0.03, other.claims.settle, (self.taken, Fate(accepted=rows))
+                )
+                settle.start()
+            return Wait(time.monotonic() + 0.24)
+
+    slower = Slower()
+    owner.enter("first")  # or the way would be straight
+    began = time.monotonic()
+    submit(Line(owner.inbox, slower, Carrier(slower, None, judge, post_seconds=10)))
+    assert time.monotonic() - began < 0.2
+
+
+def test_a_caller_posts_what_other_processes_wait_for_with_its_own(peer):
+    owner, other = peer(), peer()
+    other_row = other.enter("other")
+    posted = []
+    submit(line(owner, lambda address, batch, deadline: posted.append(len(batch))))
+    assert posted == [2]
+    assert other.inbox.outcomes() == ([(other_row, None)], False)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
+def test_whatever_ends_a_poster_what_it_had_claimed_waits_again(peer, end):
+    """Ctrl-C, a killed greenlet, a bug: nobody else would ever send these messages."""
+    victim, owner = peer(), peer()
+    row = owner.enter("waits")
+
+    def post(*_):
+        raise end
+
+    with pytest.raises(end):
+        carrier(victim, post).carry(claim(victim))
+    assert texts(claim(owner)) == ["waits"]
+    assert owner.inbox.withdraw([row]).popitem()[1] is not None
+
+
+def test_what_must_not_be_sent_twice_is_not(peer):
+    """``retry_uncertain=False``: an answer that was lost is the end of it."""
+    process, posts = peer(), []
+
+    def post(*_):
+        posts.append(1)
+        raise errors.ConnectionFailed("lost", delivered="unknown")
+
+    process.enter("first")  # or the way would be straight
+    with pytest.raises(errors.ConnectionFailed) as failed:
+        submit(line(process, post, retry_uncertain=False))
+    assert failed.value.delivered == "unknown"
+    assert len(posts) == 1
+
+
+def test_a_failed_poster_takes_nothing_of_others_until_it_succeeds(peer):
+    """It may be its proxy, or its token: the messages have other ways."""
+    bad, owner = peer(), peer()
+    owner.enter("waits")
+    answers = [errors.PermissionDenied("not with this token", status=403)]
+
+    def post(*_):
+        if answers:
+            raise answers.pop()
+
+    poster = carrier(bad, post)
+    assert poster.carry(claim(bad)) == {}
+    poster.resume_at = 0.0
+    time.sleep(0.1)
+    assert isinstance(poster.claim(), Wait)
+    poster.direct(ADDRESS, packed(), time.monotonic() + 1)
+    assert texts(poster.claim()) == ["waits"]
+
+
+def test_threads_of_a_process_share_requests_too(peer):
+    process, batches = peer(), []
+
+    def post(_address, batch, _deadline):
+        batches.append(len(batch))
+        time.sleep(0.01)
+
+    shared = line(process, post)
+    threads = [threading.Thread(target=submit, args=(shared, str(n))) for n in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(batches) == 40
+    assert len(batches) <= 10
+
+
+def test_a_refusal_reaches_the_one_whose_message_it_was(peer):
+    process = peer()
+
+    def post(_address, batch, _deadline):
+        if any(b"bad" in each.fragment for each in batch):
+            raise errors.InvalidMessage("refused", code=10203)
+
+    shared, outcomes = line(process, post), {}
+
+    def publish(text):
+        try:
+            submit(shared, text)
+            outcomes[text] = None
+        except errors.CFQueuesError as error:
+            outcomes[text] = type(error)
+
+    texts_ = ["good1", "good2", "bad", "good3", "good4"]
+    threads = [threading.Thread(target=publish, args=(text,)) for text in texts_]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == dict.fromkeys(texts_) | {"bad": errors.InvalidMessage}
+
+
+def test_a_batch_that_ends_at_its_deadline_says_of_each_message_what_is_known(peer):
+    process = peer()
+    blocked = errors.RateLimited("blocked", status=429, code=971, retry_after=100)
+    process.permits.stop(blocked, None)
+    shared = line(process, lambda *_: None)
+    deadline = time.monotonic() + 5
+    began = time.monotonic()
+    outcomes = shared.submit_many(ADDRESS, [packed()] * 3, deadline=deadline, judge=judge)
+    assert time.monotonic() - began < 1, "the stop outlasts the deadline: no use waiting"
+    assert [type(error) for error in outcomes] == [errors.PublishTimeout] * 3
+    assert {error.delivered for error in outcomes} == {"no"}
+    assert len({id(error) for error in outcomes}) == 3
