@@ -459,7 +459,7 @@ def test_a_slow_answer_that_ends_in_time_is_taken():
 
 
 def test_an_answer_without_end_is_not_kept_in_memory(monkeypatch):
-    monkeypatch.setattr(pool, "pool.MOST_ANSWER_BYTES", 1000)  # 100 MB would take long
+    monkeypatch.setattr(pool, "MOST_ANSWER_BYTES", 1000)  # 100 MB would take long
 
     error = failure_after(Say(200, LONG))
 
