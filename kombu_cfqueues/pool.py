@@ -138,10 +138,12 @@ class _Response(HTTPResponse):
 
 class _HTTPConnection(HTTPConnection):
     response_class = _Response
+    debuglevel = 0  # where it is set for all, http.client prints headers, and so the token
 
 
 class _HTTPSConnection(HTTPSConnection):
     response_class = _Response
+    debuglevel = 0
 
     def connect(self) -> None:
         try:

@@ -77,9 +77,7 @@ def read(data: bytes) -> None:
         lambda: client.list_consumers("q", deadline=deadline),
         lambda: [
             receive(one, "jobs")
-            for one in client.pull(
-                "q", batch_size=1, visibility_timeout_ms=1000, deadline=deadline
-            )
+            for one in client.pull("q", batch_size=1, visibility_timeout_ms=1000, deadline=deadline)
         ],
         lambda: client.ack("q", acks=["l"], deadline=deadline),
         lambda: client.backlog("q", deadline=deadline),
@@ -89,5 +87,9 @@ def read(data: bytes) -> None:
     try:
         calls[call % CALLS]()
     except CFQueuesError as error:
-        assert SECRET not in f"{error!s} {error!r} {vars(error)!r}"
-        assert error.retry_after is None or 0 <= error.retry_after < 1e9
+        check(error)
+
+
+def check(error: CFQueuesError) -> None:
+    assert SECRET not in f"{error!s} {error!r} {vars(error)!r}"
+    assert error.retry_after is None or 0 <= error.retry_after < 1e9
