@@ -7,11 +7,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench clean
+.PHONY: help demo test matrix coverage mutation fuzz versions lint types docs bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
-		awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+		awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudflare, and show it
 	@$(BIN)/python examples/demo.py
@@ -22,6 +22,21 @@ test: $(VENV)/.dev ## Run the whole test suite
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py $(ARGS)
+
+coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of the library it misses
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--share 0.1")
+	$(BIN)/python -m tests.mutation $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading (ten minutes)
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
+	.ci/versions $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
@@ -37,8 +52,17 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# As .dev, for one more tool each.
+$(VENV)/.mutation: $(VENV)/.dev
+	@$(PIP_INSTALL) --editable '.[dev,mutation]'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.demo
+	@$(PIP_INSTALL) --editable '.[celery,fuzz]'
+	@touch $@
+
 clean: ## Delete all that these commands have made
-	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
+	rm -rf $(VENV) .venv-versions .coverage* mutants build dist docs/_build *.egg-info worker/node_modules
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

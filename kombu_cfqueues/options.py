@@ -45,7 +45,7 @@ KOMBU_OPTIONS = frozenset(
 
 
 class Secret(str):
-    """A text that every ``repr``, and so every log of local variables, masks, and no pickle holds."""
+    """A text that every ``repr``, and so every log of local variables, masks; none is pickled."""
 
     __slots__ = ()
 
