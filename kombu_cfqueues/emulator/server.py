@@ -308,15 +308,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        state = self.server_state
-        await asyncio.sleep(0)
-        while state.connections or state.tasks:  # one accepted just before comes up meanwhile
-            for connection in list(state.connections):
-                connection.transport.abort()
-            for task in list(state.tasks):
-                task.cancel()
-            await asyncio.gather(*state.tasks, return_exceptions=True)
-            await asyncio.sleep(0)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
 
     def halt(self) -> None:
         """Ask it to stop, from another thread."""
