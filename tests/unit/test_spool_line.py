@@ -46,7 +46,7 @@ def carrier(process, post):
 
 
 def line(process, post, **given):
-    return Line(process.inbox, process.claims, carrier(process, post), **given)
+    return Line(process.intake, process.claims, carrier(process, post), **given)
 
 
 def submit(a_line, text="x", seconds=60.0):
@@ -89,7 +89,7 @@ def test_an_answer_is_heard_long_before_the_next_permit(peer, monkeypatch):
     slower = Slower()
     owner.enter("first")  # or the way would be straight
     began = time.monotonic()
-    shared = Line(owner.inbox, slower, Carrier(slower, None, judge, post_seconds=10))
+    shared = Line(owner.intake, slower, Carrier(slower, None, judge, post_seconds=10))
     submit(shared, seconds=120)
     assert time.monotonic() - began < 30
 
@@ -100,7 +100,7 @@ def test_a_caller_posts_what_other_processes_wait_for_with_its_own(peer):
     posted = []
     submit(line(owner, lambda address, batch, deadline: posted.append(len(batch))))
     assert posted == [2]
-    assert other.inbox.outcomes() == ([(other_row, None)], False)
+    assert other.intake.outcomes() == ([(other_row, None)], False)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
@@ -115,7 +115,7 @@ def test_whatever_ends_a_poster_what_it_had_claimed_waits_again(peer, end):
     with pytest.raises(end):
         carrier(victim, post).carry(claim(victim))
     assert texts(claim(owner)) == ["waits"]
-    assert owner.inbox.withdraw([row]).popitem()[1] is not None
+    assert owner.intake.withdraw([row]).popitem()[1] is not None
 
 
 def test_what_must_not_be_sent_twice_is_not(peer):
