@@ -9,7 +9,7 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench clean
+.PHONY: help demo test matrix endurance lint types docs bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -24,6 +24,9 @@ test: $(VENV)/.dev ## Run the whole test suite
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py $(ARGS)
+
+endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
+	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
