@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,11 @@ def show(raw: Mapping[str, Any], queue: str) -> Shown:
         content_type=message["content-type"],
         bytes=len(data),
     )
+
+
+def by_age(raws: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The oldest first: a queue has no order."""
+    return sorted(raws, key=lambda raw: raw.get("timestamp_ms") or 0)
 
 
 COLUMNS = ["AGE", "TRIES", "MESSAGE"]

@@ -12,7 +12,7 @@ from ..errors import CFQueuesError, PullNotEnabled
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._messages import COLUMNS, row, show
+from ._messages import COLUMNS, by_age, row, show
 from ._session import Session, opened
 
 LEASE_SECONDS: Final = 60.0
@@ -47,7 +47,7 @@ def command(options: Options, queue: str, number: int, pull: bool, as_json: bool
     with opened(options) as session:
         found = session.queue(queue)
         raws = (_pull if pull else look)(session, found, number)
-    shown = [show(raw, queue) for raw in raws]
+    shown = [show(raw, queue) for raw in by_age(raws)]
     if as_json:
         for one in shown:
             console.emit(one.value(), lines=True)

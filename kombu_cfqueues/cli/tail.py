@@ -12,7 +12,7 @@ from .. import limits
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._messages import row, show
+from ._messages import by_age, row, show
 from ._session import opened
 from .peek import look
 
@@ -46,7 +46,7 @@ def command(options: Options, queue: str, interval: float, new: bool, as_json: b
             click.echo(f"Looking at queue {queue!r} every {interval:g} s until Ctrl-C.", err=True)
         try:
             while True:
-                for raw in look(session, found, limits.PULL_MESSAGES):
+                for raw in by_age(look(session, found, limits.PULL_MESSAGES)):
                     shown = show(raw, queue)
                     if shown.id in known:
                         continue
