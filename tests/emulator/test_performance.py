@@ -45,7 +45,7 @@ def test_a_pull_costs_the_same_however_much_a_queue_holds():
     # By turns, and the quickest of many: others may be busy on this machine.
     quickest = {small: 1.0, large: 1.0}
     for _ in range(30):
-        for queue in quickest:
+        for queue in (small, large):
             began = time.perf_counter()
             assert len(service.store.pull(queue, 100, 30_000)) == 100
             quickest[queue] = min(quickest[queue], time.perf_counter() - began)
