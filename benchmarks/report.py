@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -116,24 +118,15 @@ def draw(rounds: Sequence[Round], target: Path) -> str:
     Returns:
         Why nothing was drawn; empty if it was.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
-    mpl.use("svg")
-    from matplotlib import pyplot, ticker
-
-    # Middle tones on nothing: they can be read on a light page and on a dark one.
-    grey = "#808890"
     colours = {
         ONE_IN_FLIGHT: "#e8710a", FOUR_IN_FLIGHT: "#c4473a", SDK: "#3f86d6", REQUESTS: "#2f9a6b",
     }  # fmt: skip
     markers = {ONE_IN_FLIGHT: "o", FOUR_IN_FLIGHT: "D", SDK: "s", REQUESTS: "^"}
-    style: Any = {
-        "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey,
-        "ytick.color": grey, "grid.color": grey, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
-    }  # fmt: skip
-    with mpl.rc_context(style):
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
+    with plotting() as pyplot:
+        from matplotlib import ticker
+
         figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
         for panel, what in zip(panels, ("messages/s", "requests/s"), strict=True):
             for label, colour in colours.items():
@@ -164,6 +157,28 @@ def draw(rounds: Sequence[Round], target: Path) -> str:
         )
         figure.savefig(target, transparent=True, metadata={"Date": None})
     return ""
+
+
+@contextlib.contextmanager
+def plotting() -> Iterator[Any]:
+    """Give matplotlib's ``pyplot``, set up to draw as all plots of the documentation look.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    # Middle tones on nothing: they can be read on a light page and on a dark one.
+    grey = "#808890"
+    style: Any = {
+        "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey,
+        "ytick.color": grey, "grid.color": grey, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        yield pyplot
 
 
 def _processor() -> str:
