@@ -68,7 +68,7 @@ def plain(lines: Sequence[tuple[str, ...]]) -> str:
 
 def markdown(lines: Sequence[tuple[str, ...]]) -> str:
     """The table for the documentation."""
-    rule = ("---", *["---:"] * (len(HEAD) - 1))
+    rule = ("---", *["---:"] * (len(lines[0]) - 1))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
 
 
