@@ -144,9 +144,11 @@ def test_what_a_stopped_worker_has_not_started_is_back_at_once(
     ) as worker:
         send_many(tasks.nap, range(COUNT), 1.2)
         until(lambda: worker.runs("nap"))
+        emulator.requests.clear()
         worker.terminate()
         worker.wait(120)
         gone_at = time.time()
+        assert not emulator.requests.of("push", "batch")  # nothing is given back by a copy
         left = states(emulator)
     started = worker.values("nap")
     ended = worker.runs("nap ended")
@@ -247,6 +249,42 @@ def test_a_worker_outlives_an_outage_and_loses_nothing(emulator, tasks, tmp_path
         assert sorted(worker.values("nap")) == list(range(6))
         assert worker.log.count("cannot be pulled") == 1
         assert "reconnect" not in worker.log
+        assert not worker.ended
+
+
+STORMS = {
+    "503": lambda faults: faults.error("pull", "ack", status=503, retry_after=0, times=4),
+    "429": lambda faults: faults.error("pull", "ack", status=429, code=10250, times=4),
+    "html": lambda faults: faults.html_page("pull", "ack", status=502, times=4),
+    "html 403": lambda faults: faults.html_page("pull", "ack", status=403, times=2),
+    "lost answers": lambda faults: faults.lost_response("ack", times=3),
+    "resets": lambda faults: faults.reset("ack", times=3),
+}
+
+
+def test_a_worker_goes_through_storms_and_ended_leases_with_all_its_slots(
+    emulator, tasks, tmp_path
+):
+    """It holds 8 messages at most, so slots that leak would end it soon."""
+    storms = STORMS if MATRIX else {"html": STORMS["html"]}
+    options = {"polling_interval": 0.2, "max_polling_interval": 1}
+    with Worker(emulator, tmp_path, pool="threads", task_acks_late=True, options=options) as worker:
+        for storm, begin in storms.items():
+            fault = begin(emulator.faults)
+            send_many(tasks.note, [f"{storm} {n}" for n in range(12)])
+            until(lambda fault=fault: fault.hits >= 2, what=storm)
+            until(lambda: empty(emulator))
+            emulator.faults.clear()
+        tasks.nap.delay("long", 1.5)
+        until(lambda: worker.runs("nap"))
+        emulator.clock.advance(1801)
+        until(lambda: len(worker.runs("nap")) == 2)  # as its lease has ended, it comes again
+        until(lambda: empty(emulator))
+        send_many(tasks.note, range(40))
+        until(lambda: set(range(40)) <= set(worker.values("note")))
+        until(lambda: empty(emulator))
+        assert {f"{storm} {n}" for storm in storms for n in range(12)} <= {*worker.values("note")}
+        assert "reconnect" not in worker.log.lower()
         assert not worker.ended
 
 
