@@ -39,8 +39,9 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
 
-bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
+bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.consuming $(ARGS)
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules

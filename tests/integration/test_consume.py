@@ -759,7 +759,7 @@ def test_fail_over_goes_on_to_the_second_url(emulator):
         lambda faults: faults.error("pull", "ack", status=503, retry_after=0, times=4),
         lambda faults: faults.error("pull", "ack", status=429, code=10250, retry_after=0, times=4),
         lambda faults: faults.html_page("pull", "ack", status=502, times=3),
-        lambda faults: faults.html_page("ack", status=403, times=2),
+        lambda faults: faults.html_page("pull", "ack", status=403, times=2),
         lambda faults: faults.reset("pull", "ack", times=4),
         lambda faults: faults.lost_response("ack", times=4),
         lambda faults: faults.broken_json("pull", times=2),

@@ -16,7 +16,7 @@ from kombu_cfqueues.errors import (
     PermanentError,
     QueueNotFound,
 )
-from kombu_cfqueues.settler import Settler
+from kombu_cfqueues.settler import HOLD_SECONDS, Settler
 
 JOBS = Queue("1" * 32, "jobs", None)
 
@@ -33,7 +33,7 @@ class Server:
         self.held.set()
 
     def ack(self, queue_id, *, acks, retries, deadline):
-        self.held.wait(5)
+        self.held.wait(30)
         self.sent.append((time.monotonic(), list(acks), dict(retries)))
         if self.failures:
             raise self.failures.pop(0)
@@ -68,7 +68,7 @@ def delivery(lease, lasts=60.0, attempts=1, max_retries=100):
     return Delivery(JOBS, PullConsumer(max_retries, ""), lease, until, raw, {})
 
 
-def wait_for(condition, seconds=5):
+def wait_for(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -76,22 +76,26 @@ def wait_for(condition, seconds=5):
 
 
 def test_acks_of_one_moment_share_a_request(settler, server):
+    started = time.monotonic()
     for n in range(50):
         settler.ack(delivery(f"L{n}"))
+    took = time.monotonic() - started
 
     wait_for(lambda: len(server.leases) == 50)
 
-    assert len(server.sent) == 1
+    assert len(server.sent) <= 1 + took / HOLD_SECONDS
 
 
 def test_acks_that_follow_each_other_share_a_request(settler, server):
+    started = time.monotonic()
     for n in range(4):
         settler.ack(delivery(f"L{n}"))
         time.sleep(0.005)
+    took = time.monotonic() - started
 
     wait_for(lambda: len(server.leases) == 4)
 
-    assert len(server.sent) == 1
+    assert len(server.sent) <= 1 + took / HOLD_SECONDS
 
 
 def test_a_hundred_acks_do_not_wait(settler, server):
