@@ -219,6 +219,7 @@ def _find(session: Session, name: str) -> Queue | Check:
     except CFQueuesError as error:
         return _failed(name, error)
     if queue is not None:
+        session.client.remember_name(queue.id, name)
         return queue
     if options.create_missing_queues:
         text = "it does not exist; the first publish creates it"
@@ -235,7 +236,10 @@ def _queue(session: Session, name: str, queue: Queue) -> Check:
     try:
         consumers = tuple(session.client.list_consumers(queue.id, deadline=_soon(session)))
     except CFQueuesError as error:
-        return _failed(name, error)
+        failed = _failed(name, error)
+        if isinstance(error, QueueNotFound) and name in session.options.queues:
+            return failed._replace(text=f"{failed.text} Correct its id in the option 'queues'.")
+        return failed
     parts = [f"consumer: {consumer_words(consumers)}"]
     if not any(consumer.get("type") == "worker" for consumer in consumers):
         parts.append(_held(session, queue))

@@ -34,7 +34,7 @@ MOST_HELD: Final = 10_000
 EMPTY_PULLS: Final = 3
 """A pull may bring nothing although there is something; so many in a row are believed."""
 
-EMPTY_PAUSE: Final = 0.5
+EMPTY_PAUSE: Final = 0.25
 
 Raw = Mapping[str, Any]
 
