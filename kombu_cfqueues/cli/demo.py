@@ -25,7 +25,7 @@ PATIENCE: Final = 20.0
 """Seconds after which what has not arrived is given up."""
 
 
-@click.command()
+@click.command(short_help="See it work, without an account.")
 @click.option("--port", default=0, help="Port of the emulator.  [default: a free one]")
 @click.option("--stay", is_flag=True, help="Keep the emulator, and its page, until Ctrl-C.")
 @console.takes_json

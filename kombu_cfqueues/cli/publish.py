@@ -63,7 +63,7 @@ class Request:
         self.size += packed.size
 
 
-@click.command()
+@click.command(short_help="Publish messages from arguments, a file or a pipe.")
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.argument("messages", nargs=-1)
@@ -132,7 +132,10 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
     with opened(options) as session, listening() as stop:
         found = session.queue(queue)
         given = Source(messages or source or _standard_input(), stop)
-        with Meter("messages", given.total, quiet=as_json) as meter:
+        # Where the last line is known, the source's size says nothing of how far it is.
+        most = journal.left.count()
+        total = given.total if most is None else most
+        with Meter("messages", total, quiet=as_json) as meter:
             run = Run(
                 session,
                 found,
@@ -201,6 +204,7 @@ class Run:
         self._patience = patience
         self._most = max(session.options.max_in_flight, BULK_IN_FLIGHT)
         self._leaving: deque[tuple[Request, Future[list[CFQueuesError | None]]]] = deque()
+        self._by_line = journal.left.count() is not None
         self._told = ""
 
     @property
@@ -269,7 +273,8 @@ class Run:
                 yield None
             elif line.number not in self.journal.left:
                 self.journal.check(line.number, line.data)
-                self._meter.skip(line.work)
+                if not self._by_line:
+                    self._meter.skip(line.work)
                 if self.journal.left.is_over(line.number):
                     return
             elif not line.data.strip():
@@ -295,7 +300,10 @@ class Run:
 
     def _pass_over(self, line: Line) -> None:
         self.journal.left.remove(line.number)
-        self._meter.skip(line.work)
+        self._meter.skip(self._work(line))
+
+    def _work(self, line: Line) -> int:
+        return 1 if self._by_line else line.work
 
     def _settle(self) -> None:
         """Wait for the oldest request, and keep what became of it."""
@@ -307,7 +315,7 @@ class Run:
         if done:
             self.accepted += len(done)
             self.journal.accepted([line.number for line in done], done[-1].data)
-            self._meter.advance(len(done), sum(line.work for line in done))
+            self._meter.advance(len(done), sum(map(self._work, done)))
         for line, error in pairs:
             if error is None:
                 continue

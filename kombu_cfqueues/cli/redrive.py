@@ -61,7 +61,7 @@ class Filter:
         return self._match is None or bool(self._match.search(shown.words()))
 
 
-@click.command()
+@click.command(short_help="Move dead letters back to their queue.")
 @takes_broker(allowance=True)
 @click.argument("dead")
 @click.option(
