@@ -88,7 +88,8 @@ def _consume(url: str, say: Any) -> int:
     def take(body: Any, message: Message) -> None:
         arrived.append(body)
         name = message.headers.get("task")
-        say(f"after {time.monotonic() - began:.1f} s: {f'{name} ' if name else ''}{body}")
+        words = f"{name} with {body[0]}" if name else body
+        say(f"after {time.monotonic() - began:.1f} s: {words}")
         message.ack()
 
     with Connection(url, transport_options={"polling_interval": 0.2}) as connection:

@@ -99,6 +99,8 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
         if dry_run:
             _show(session, source, target, wanted, as_json=as_json)
             return
+        if not source.consumers and not as_json:
+            click.echo(f"Queue {dead!r} gets a pull consumer, by which it can be read.")
         total = session.call(session.client.metrics, source.id).messages
         most = min(total or 0, limit or sys.maxsize)
         with Meter("messages", most or None, quiet=as_json) as meter:

@@ -1,4 +1,4 @@
-"""``cfqueues queues``, ``top`` and ``demo``."""
+"""``cfqueues queues`` and ``top``, and what holds for every command."""
 
 import os
 import subprocess
@@ -118,16 +118,6 @@ def test_top_leaves_the_allowance_to_publishers():
 
     assert _pause(options, 5.0, requests=51) == pytest.approx(51 / (3.7 / 4))
     assert _pause(options, 5.0, requests=2) == 5.0
-
-
-# demo
-
-
-def test_the_demo_shows_three_messages_on_their_way(run):
-    done = run("cfqueues://", "demo", code=0)
-
-    assert "shop.tasks.send_mail('ada@example.com')" in done.out
-    assert done.out.endswith("3 of 3 messages arrived.\n")
 
 
 # The command itself
