@@ -102,7 +102,11 @@ def _service(session: Session, names: tuple[str, ...]) -> Iterator[Check]:
     except CFQueuesError as error:
         yield from _refusal(error)
         return
-    answered = f"{session.options.host} answers, in {1000 * (time.monotonic() - began):,.0f} ms"
+    took = time.monotonic() - began
+    # Its permit may have had to be waited for, which says nothing of the API.
+    limited = session.options.request_rate is not None
+    of_what = ", the wait for the request allowance included" if limited else ""
+    answered = f"{session.options.host} answers, in {1000 * took:,.0f} ms{of_what}"
     yield Check("API", "ok", answered)
     yield Check("token", "ok", "it is taken, and may read this account's queues")
     yield _clock(session)
