@@ -40,11 +40,12 @@ class _Commands(click.Group):
         try:
             module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
         except ModuleNotFoundError as error:
-            extra = _EXTRAS.get(error.name or "")
+            missing = (error.name or "").partition(".")[0]
+            extra = _EXTRAS.get(missing)
             if extra is None:
                 raise
             raise click.ClickException(
-                f"cfqueues {cmd_name} needs {error.name}: pip install 'kombu-cfqueues[{extra}]'"
+                f"cfqueues {cmd_name} needs {missing}: pip install 'kombu-cfqueues[{extra}]'"
             ) from error
         command = module.command
         if not isinstance(command, click.Command):
