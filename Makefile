@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench clean
+.PHONY: help demo test matrix lint types docs bench release clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -36,6 +36,10 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 
 bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
+	$(BIN)/python .ci/release.py '$(VERSION)'
+	rm -rf dist && $(BIN)/python -m build
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
