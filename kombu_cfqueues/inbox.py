@@ -12,6 +12,7 @@ from .client import Queue
 from .delivery import Delivery
 from .directory import PullConsumer
 from .errors import CFQueuesError
+from .metrics import metrics
 from .options import Options
 from .pace import Pace
 from .window import Window
@@ -181,6 +182,7 @@ class Inbox:
                 return arrival
             # Somebody else has it by now.
             arrival.subscription.window.held -= 1
+            metrics.expired(arrival.delivery.queue.name)
         return None
 
     def _deliverable(self) -> Iterator[Arrival]:

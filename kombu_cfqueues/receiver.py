@@ -348,8 +348,8 @@ class Receiver:
         now = time.time()
         for delivery in deliveries:
             if envelope.expired(delivery.message, now):
-                logger.info(
-                    "dropped message %s of queue %r: its expiration has passed",
+                logger.debug(
+                    "message %s of queue %r is dropped: its expiration has passed",
                     delivery.raw.get("id"),
                     delivery.queue.name,
                 )
@@ -404,7 +404,7 @@ class Receiver:
         before = self._troubled.pop(queue.id, None)
         if error is None:
             told = before is not None and not self._troubled
-            return (logging.INFO, "messages are pulled again") if told else None
+            return (logging.INFO, "queue %r is pulled again", queue.name) if told else None
         # A paused queue concerns itself; a server that is down concerns all of them.
         known = [before] if isinstance(error, QueueDisabled) else [before, *self._troubled.values()]
         self._troubled[queue.id] = error
