@@ -9,6 +9,9 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
+# Celery prefers these to what an application says, and whoever has followed the README has set one.
+unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
+
 .PHONY: help demo test matrix endurance lint types docs bench release clean
 
 help: ## List these commands
