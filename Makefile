@@ -9,7 +9,10 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix endurance lint types docs bench clean
+# Celery prefers these to what an application says, and whoever has followed the README has set one.
+unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
+
+.PHONY: help demo test matrix endurance lint types docs bench release clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -42,6 +45,10 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
+
+release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
+	$(BIN)/python .ci/release.py '$(VERSION)'
+	rm -rf dist && $(BIN)/python -m build
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
