@@ -21,7 +21,9 @@ def some_fault(chance: random.Random) -> dict[str, Any]:
 
 
 def _error(chance: random.Random) -> dict[str, Any]:
-    status, code = chance.choice([(500, 15000), (502, None), (503, None), (504, None), (500, 10201)])
+    status, code = chance.choice(
+        [(500, 15000), (502, None), (503, None), (504, None), (500, 10201)]
+    )
     after = status != 503 and _seldom(chance)  # 503 says that nothing was done
     return {"kind": "error", "routes": ANY, "status": status, "code": code, "after_effect": after}
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import requests
 from support.scripted import CA_BUNDLE
 
 from . import faults
@@ -439,9 +438,7 @@ class Scene:
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
         options = {"visibility_timeout": LEASE_SECONDS, "max_polling_interval": 1.0}
-        return self._process(
-            name, command, options, worker_prefetch_multiplier=16 // concurrency
-        )
+        return self._process(name, command, options, worker_prefetch_multiplier=16 // concurrency)
 
     def _relay(self, name: str) -> Process:
         return self._process(name, self._cfqueues("relay", *_RELAY_ALLOWANCE), {})
@@ -541,7 +538,7 @@ def _figures(pid: int) -> tuple[float, int, int] | None:
     """Memory in MiB, open files and threads of a process; None if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        files = len(os.listdir(f"/proc/{pid}/fd"))
+        files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return None
     memory = re.search(r"VmRSS:\s*(\d+) kB", status)

@@ -41,7 +41,13 @@ class Server:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()"),
-                    *("emulator", "--port", str(self.port), "--db", str(self._folder / "queues.db")),
+                    *(
+                        "emulator",
+                        "--port",
+                        str(self.port),
+                        "--db",
+                        str(self._folder / "queues.db"),
+                    ),
                 ],
                 stdout=output,
                 stderr=output,

@@ -1,8 +1,8 @@
 """Half an hour of publishing and consuming under faults: is anything growing?
 
-``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed, so
-that what each process holds can be seen over time; everything else that goes wrong in the chaos goes
-wrong here.  ``--write`` puts table and plot into the documentation.
+``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed,
+so that what each process holds can be seen over time; everything else that goes wrong in the chaos
+goes wrong here.  ``--write`` puts table and plot into the documentation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_GROWTH = {"memory, MiB": 8.0, "open files": 8, "threads": 4}
 WHO = {
     "lanes": "publisher, confirmed",
     "line": "publisher, confirmed, with a request limit",
-    "spool": "publisher, `publish_mode=\"spool\"`",
+    "spool": 'publisher, `publish_mode="spool"`',
     "threads": "Celery worker",
     "emulator": "the emulator",
 }
@@ -109,9 +109,7 @@ def main() -> int:
     return bool(bad)
 
 
-def measure(
-    folder: Path, minutes: float
-) -> tuple[dict[str, Series], dict[str, dict[str, Series]]]:
+def measure(folder: Path, minutes: float) -> tuple[dict[str, Series], dict[str, dict[str, Series]]]:
     """Latency in seconds by name, and what was sampled by kind and process."""
     begun = ended = 0.0
     step = minutes * 60 / POINTS
@@ -164,8 +162,10 @@ def write(rate: int, minutes: float, requests: int, lines: Sequence[tuple[str, .
     today = datetime.now(timezone.utc).date().isoformat()
     rule = ("---", "---:", "---:")
     parts = [
-        f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
-        f"minutes, {requests:,} requests. Medians:",
+        (
+            f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
+            f"minutes, {requests:,} requests. Medians:"
+        ),
         "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])),
         f"![Latency, memory, open files and threads over {minutes:g} minutes]({PLOT.name})",
     ]
@@ -175,9 +175,7 @@ def write(rate: int, minutes: float, requests: int, lines: Sequence[tuple[str, .
     PAGE.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
 
 
-def draw(
-    latency: dict[str, Series], samples: dict[str, dict[str, Series]], target: Path
-) -> None:
+def draw(latency: dict[str, Series], samples: dict[str, dict[str, Series]], target: Path) -> None:
     """Plot all of it over time."""
     colours = ("#e8710a", "#3f86d6", "#2f9a6b", "#c4473a", "#8a63d2")
     with report.plotting() as pyplot:
