@@ -156,7 +156,17 @@ class PublishBatch:
             self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._leaving.append((request, self._senders.submit(self._post, request)))
+            self._leaving.append((request, self._begin(request, self._senders)))
+
+    def _begin(self, request: _Request, senders: ThreadPoolExecutor) -> _Future:
+        try:
+            return senders.submit(self._post, request)
+        except RuntimeError:
+            # No thread can be started, as when the interpreter ends: one request after the other.
+            senders.shutdown(cancel_futures=True)
+            done: _Future = Future()
+            done.set_result(self._post(request))
+            return done
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
         """Send one request, in a sender's thread; return the outcome of each message."""

@@ -20,9 +20,9 @@ from .ledger import FOLDER, write
 
 SETTINGS = "CHAOS_SETTINGS"
 
-#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  One that runs a
-#: task, because Celery's pool stands still if a child is killed that waits for one: it dies with the
-#: lock of the queue that all children share.
+#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  It is one that
+#: runs a task.  One that waits for a task would die with the lock of the queue that all children
+#: share, and the pool would stand still for good (billiard's pull request 457 tells how).
 KILL_CHILD = "kill-child"
 
 _imported_by = os.getpid()

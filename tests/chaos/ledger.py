@@ -1,8 +1,8 @@
 """What each process was told and did, in a file of its own that survives its end by SIGKILL.
 
 A line is a JSON list: what happened, when (seconds of the monotonic clock, which all processes of
-the machine share), and its particulars.  One ``write`` is one line, so a killed process leaves whole
-lines behind.  There is no fsync: processes are killed here, and never the machine.
+the machine share), and its particulars.  One ``write`` is one line, so a killed process leaves
+whole lines behind.  There is no fsync: processes are killed here, and never the machine.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import requests
 from support.scripted import CA_BUNDLE
 
 from . import faults
@@ -203,14 +202,15 @@ class Scene:
     def _open(self) -> None:
         self._server.start()
         self._stack.callback(self._kill_all)
-        self._wire = subprocess.Popen(
-            [sys.executable, "-m", "chaos.wire", str(self._server.port), str(self._seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self._folder / "wire.log").open("ab"),
-            text=True,
-            env=self._environ("wire"),
-        )
+        with (self._folder / "wire.log").open("ab") as log:
+            self._wire = subprocess.Popen(
+                [sys.executable, "-m", "chaos.wire", str(self._server.port), str(self._seed)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environ("wire"),
+            )
         assert self._wire.stdout
         self._wire_port = int(self._wire.stdout.readline())
         for role in self._workers + self._publishers:
@@ -483,7 +483,7 @@ class Scene:
 
     def _cfqueues(self, command: str, *arguments: str) -> list[str]:
         return [
-            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()", command),
+            *(sys.executable, "-c", _CFQUEUES, command),
             *("--spool-dir", str(self._spool)),
             *("--base-url", f"https://127.0.0.1:{self._wire_port}"),
             *arguments,
@@ -515,10 +515,19 @@ class Scene:
                 process.wait()
         if self._wire is not None:
             for pipe in (self._wire.stdin, self._wire.stdout):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+                assert pipe
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._server.close()
 
+
+#: The command as it is installed, and watched.
+_CFQUEUES = """
+from chaos import witness
+from kombu_cfqueues.cli import main
+witness.install()
+main()
+"""
 
 _RELAY_ALLOWANCE = [
     "--request-rate", str(SHARED["request_rate"]), "--request-burst", str(SHARED["request_burst"]),
@@ -529,7 +538,7 @@ def _figures(pid: int) -> tuple[float, int, int] | None:
     """Memory in MiB, open files and threads of a process; None if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        files = len(os.listdir(f"/proc/{pid}/fd"))
+        files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return None
     memory = re.search(r"VmRSS:\s*(\d+) kB", status)

@@ -1,8 +1,8 @@
 """Half an hour of publishing and consuming under faults: is anything growing?
 
-``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed, so
-that what each process holds can be seen over time; everything else that goes wrong in the chaos goes
-wrong here.  ``--write`` puts table and plot into the documentation.
+``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed,
+so that what each process holds can be seen over time; everything else that goes wrong in the chaos
+goes wrong here.  ``--write`` puts table and plot into the documentation.
 """
 
 from __future__ import annotations
@@ -162,8 +162,10 @@ def write(rate: int, minutes: float, requests: int, lines: Sequence[tuple[str, .
     today = datetime.now(timezone.utc).date().isoformat()
     rule = ("---", "---:", "---:")
     parts = [
-        f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
-        f"minutes, {requests:,} requests. Medians:",
+        (
+            f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
+            f"minutes, {requests:,} requests. Medians:"
+        ),
         "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])),
         f"![Latency, memory, open files and threads over {minutes:g} minutes]({PLOT.name})",
     ]
