@@ -1,5 +1,6 @@
 """One HTTP request: what is sent, what may go wrong on the way, and as which error it comes out."""
 
+import contextlib
 import http.client
 import inspect
 import json
@@ -330,24 +331,76 @@ def test_a_host_without_an_address_surely_got_nothing():
     assert "queues.invalid cannot be reached" in str(error)
 
 
-def test_a_connection_that_nobody_accepts_ends_after_the_connect_timeout():
-    """A firewall that drops packets answers with silence."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ScriptedServer() as server:
-        # With its backlog full, the kernel drops what comes, as a firewall does.
-        address = full.getsockname()
+@contextlib.contextmanager
+def silent(host="127.0.0.1", port=0):
+    """An address that answers nothing, as behind a firewall that drops packets; yields its port."""
+    with socket.create_server((host, port), backlog=0) as full:
+        # With its backlog full, the kernel drops what comes.
         waiting = [socket.socket() for _ in range(4)]
         for one in waiting:
             one.setblocking(False)
-            one.connect_ex(address)
-        base_url = f"http://127.0.0.1:{address[1]}/client/v4"
+            one.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+        for one in waiting:
+            one.close()
+
+
+def addresses(monkeypatch, *found):
+    """Let "localhost" have these addresses."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        names = found if host == "localhost" else [host]
+        return [entry for name in names for entry in resolve(name, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_a_connection_that_nobody_accepts_ends_after_the_connect_timeout():
+    """A firewall that drops packets answers with silence."""
+    with silent() as port, ScriptedServer() as server:
+        base_url = f"http://127.0.0.1:{port}/client/v4"
 
         error = failure(connect(server, base_url=base_url, connect_timeout=0.2))
 
-        for one in waiting:
-            one.close()
     assert type(error) is errors.ConnectionFailed
     assert error.delivered == "no"
-    assert 0.1 < error.took < 1
+    assert error.took > 0.1
+
+
+def test_all_addresses_of_a_host_share_the_connect_timeout(monkeypatch):
+    """Cloudflare's API has four: each would take all of the time that a caller has."""
+    addresses(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+    with contextlib.ExitStack() as hosts, ScriptedServer() as server:
+        port = hosts.enter_context(silent("127.0.0.2"))
+        for number in (3, 4, 5):
+            hosts.enter_context(silent(f"127.0.0.{number}", port))
+        base_url = f"http://localhost:{port}/client/v4"
+
+        error = failure(connect(server, base_url=base_url, connect_timeout=2))
+
+    assert type(error) is errors.ConnectionFailed
+    assert error.delivered == "no"
+    assert 1.8 < error.took < 6
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_address_that_is_silent_leaves_time_for_the_next(monkeypatch, tls):
+    """A host whose IPv6 leads nowhere is reached by IPv4."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CA_BUNDLE))
+    addresses(monkeypatch, "127.0.0.2", "127.0.0.1")
+    with ScriptedServer(Success(), Success(), tls=tls) as server:
+        base_url = server.base_url.replace("127.0.0.1", "localhost")
+        client = connect(server, base_url=base_url, connect_timeout=2)
+        with silent("127.0.0.2", server.port):
+            began = time.monotonic()
+            client.push(ID, MESSAGE, deadline=soon())
+            assert time.monotonic() - began > 0.8, "the silent one comes first"
+        client.push(ID, MESSAGE, deadline=soon())
+        client.close()
+
+    assert len(server.requests) == 2
+    assert server.opened == 1
 
 
 @pytest.mark.parametrize(
