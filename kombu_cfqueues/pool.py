@@ -197,8 +197,12 @@ class _Adapter(HTTPAdapter):
         _use_our_pools(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        _use_our_pools(manager)
+        try:
+            manager = super().proxy_manager_for(proxy, **kwargs)
+        except ValueError as error:  # a version of SOCKS that there is not, and others
+            raise requests.exceptions.InvalidProxyURL(str(error)) from error
+        if not proxy.lower().startswith("socks"):  # these need connections of their own
+            _use_our_pools(manager)
         return manager
 
 

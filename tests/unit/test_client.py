@@ -677,6 +677,56 @@ def test_a_proxy_that_refuses_to_connect_never_sees_the_token(monkeypatch):
     assert "authorization" not in proxy.requests[0].headers
 
 
+def test_a_socks_proxy_of_the_environment_is_used(monkeypatch):
+    pytest.importorskip("socks", reason="needs PySocks")
+    with ScriptedServer(Success()) as server, socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://127.0.0.1:{proxy.getsockname()[1]}")
+        asked = []
+        thread = threading.Thread(target=speak_socks, args=(proxy, server.port, asked))
+        thread.start()
+        client = connect(server, base_url="http://queues.invalid/client/v4")
+        client.push(ID, MESSAGE, deadline=soon())
+        client.close()
+        thread.join(10)
+
+    assert b"queues.invalid" in asked[0]
+    assert server.requests[0].body == MESSAGE
+
+
+def speak_socks(listener, port, asked):
+    """Let one client through to *port*, whatever it asks for (RFC 1928)."""
+    connection, _ = listener.accept()
+    with connection, socket.create_connection(("127.0.0.1", port)) as onward:
+        connection.recv(300)
+        connection.sendall(b"\x05\x00")
+        asked.append(connection.recv(300))
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        back = threading.Thread(target=pipe, args=(onward, connection))
+        back.start()
+        pipe(connection, onward)
+        back.join(10)
+
+
+def pipe(source, target):
+    while data := source.recv(1 << 16):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+
+def test_a_socks_proxy_without_its_package_is_the_configurations_fault(monkeypatch):
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _no_socks)
+    monkeypatch.setenv("ALL_PROXY", "socks5h://127.0.0.1:1")
+    with ScriptedServer() as server:
+        error = failure(connect(server, base_url="http://queues.invalid/client/v4"))
+
+    assert type(error) is errors.ConfigurationError
+    assert "PySocks" in str(error)
+
+
+def _no_socks(*_, **__):
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+
 @pytest.mark.parametrize(
     "proxy", ["http://", "ftp://127.0.0.1", "socks9://127.0.0.1", "http://[::1"]
 )
