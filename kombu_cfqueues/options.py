@@ -223,8 +223,10 @@ def _read(
     _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
     if virtual_host not in (None, "", "/"):
         raise ConfigurationError(
-            f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
-            "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+            # Not the text: after a slip, such as a third slash before it, it holds the token.
+            "the broker URL has a path, and Cloudflare Queues has no virtual hosts: it must look "
+            "like cfqueues://ACCOUNT_ID:API_TOKEN@/ or cfqueues://ACCOUNT_ID:API_TOKEN@HOST/; use "
+            "queue_name_prefix to keep applications apart"
         )
     values: dict[str, Any] = {
         name: _CHECKS[name](name, given[name])

@@ -57,9 +57,15 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self._account: Account | None = None
         self._inbox: Inbox | None = None
-        if not client.hostname:
-            # For as_uri(), which would otherwise say localhost.
+        # What follows is for as_uri(), which repr and Celery's logs show.
+        no_url = client.hostname == "localhost" and not (
+            client.port or client.userid or client.password
+        )
+        if not client.hostname or no_url:
             client.hostname = host_of(client.transport_options)
+        if client.virtual_host not in (None, "", "/"):
+            # It is refused when the options are read, and after a slip it holds the token.
+            client.virtual_host = "**"
 
     @cached_property
     def options(self) -> Options:
@@ -68,11 +74,8 @@ class Transport(virtual.Transport):
         Once, because Kombu writes the retry policy of a publish into the same dictionary.
         """
         client = self.client
-        host = client.hostname
-        if host == "localhost" and not (client.port or client.userid or client.password):
-            host = None  # Kombu's default for a connection that was given no URL
         return Options.read(
-            host=host,
+            host=client.hostname,
             port=client.port,
             user=client.userid,
             password=client.password,

@@ -81,6 +81,15 @@ def test_a_token_of_the_options_is_not_in_the_url():
     assert SECRET not in connection.as_uri(include_password=True)
 
 
+def test_a_connection_without_a_url_is_shown_with_the_host_that_it_goes_to():
+    given = {"account_id": ACCOUNT, "api_token": SECRET}
+
+    connection = Connection(transport="kombu_cfqueues:Transport", transport_options=given)
+
+    assert "api.cloudflare.com" in connection.as_uri()
+    assert connection.transport.options.is_cloudflare
+
+
 def test_reprs_of_what_holds_the_token_mask_it():
     with Connection(f"cfqueues://{ACCOUNT}:{SECRET}@127.0.0.1:1/") as connection:
         options = connection.transport.options
@@ -93,6 +102,9 @@ def test_reprs_of_what_holds_the_token_mask_it():
 
 OPTION_MISTAKES = {
     "virtual host": (f"cfqueues://{ACCOUNT}:{SECRET}@/production", {}),
+    "a path that is the token": (f"cfqueues://{ACCOUNT}:x@/{SECRET}", {}),
+    "three slashes": (f"cfqueues:///{ACCOUNT}:{SECRET}@/", {}),
+    "a blank before it": (f" cfqueues://{ACCOUNT}:{SECRET}@/", {}),
     "account": (f"cfqueues://acme:{SECRET}@/", {}),
     "no account": (f"cfqueues://:{SECRET}@/", {}),
     "timeout": (f"cfqueues://{ACCOUNT}:{SECRET}@/", {"publish_timeout": -1}),
@@ -110,6 +122,7 @@ def test_no_mistake_in_the_options_shows_the_token(mistake, monkeypatch, everyth
     monkeypatch.delenv("CLOUDFLARE_ACCOUNT_ID", raising=False)
     url, options = OPTION_MISTAKES[mistake]
     connection = Connection(url, transport_options=options)
+    assert SECRET not in repr(connection)
 
     with pytest.raises(errors.ConfigurationError) as refused:
         connection.connect()
