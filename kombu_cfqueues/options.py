@@ -172,7 +172,7 @@ class Options:
             )
         except ConfigurationError as error:
             # Some reporters of errors print local variables, and all these may hold the token.
-            del user, password, transport_options, environ
+            del user, password, virtual_host, transport_options, environ
             raise error.with_traceback(None) from None
 
 
@@ -189,14 +189,25 @@ ACCOUNT_OPTIONS = (
 )
 
 
-def host_of(transport_options: Mapping[str, Any] | None) -> str:
-    """The host that a URL without one means, for display; never raises."""
+def shown_place(
+    host: str | None, port: int | None, transport_options: Mapping[str, Any] | None
+) -> str:
+    """Where requests go, as host or host:port for display; never raises.
+
+    Args:
+        host: The URL's host; None or ``""``: it has none.
+        port: The URL's port.
+        transport_options: For ``base_url``.
+    """
+    if host:
+        return _netloc(host, port)
     base_url = (transport_options or {}).get("base_url")
     try:
-        host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
+        host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    return host or urlsplit(limits.API_BASE_URL).hostname or ""
+    return _netloc(host, port) if host else urlsplit(limits.API_BASE_URL).netloc
 
 
 def is_loopback(host: str) -> bool:
