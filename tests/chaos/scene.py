@@ -102,7 +102,7 @@ class Plan:
     events: dict[str, int]
     pools: tuple[str, ...] = ("prefork", "threads")
     faulty: float = 0.1
-    spoilt: float = 0.003
+    spoilt: float = 0.002
     tick_seconds: float = 0.1
     sample_seconds: float = 1.0
     stall_seconds: float = 120.0
