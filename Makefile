@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench clean
+.PHONY: help demo test matrix chaos soak lint types docs bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -22,6 +22,12 @@ test: $(VENV)/.dev ## Run the whole test suite
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py $(ARGS)
+
+chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
+	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.bench ## Half an hour of faults (ARGS="--minutes 2", ARGS=--write for the docs)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.soak $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .

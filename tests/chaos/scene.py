@@ -89,6 +89,7 @@ class Plan:
         groups: Who publishes.
         events: How often each thing happens.
         pools: One worker each; that of threads is never killed, so that there always is one.
+        prefetch: Messages that each worker may hold: what it runs again if it is killed.
         faulty: Share of the server's answers that are spoiled.
         spoilt: Share of what passes the network that is spoiled.
         tick_seconds: How often is looked at what happens.
@@ -101,6 +102,7 @@ class Plan:
     groups: dict[str, Publishers]
     events: dict[str, int]
     pools: tuple[str, ...] = ("prefork", "threads")
+    prefetch: int = 16
     faulty: float = 0.1
     spoilt: float = 0.002
     tick_seconds: float = 0.1
@@ -438,7 +440,9 @@ class Scene:
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
         options = {"visibility_timeout": LEASE_SECONDS, "max_polling_interval": 1.0}
-        return self._process(name, command, options, worker_prefetch_multiplier=16 // concurrency)
+        return self._process(
+            name, command, options, worker_prefetch_multiplier=self._plan.prefetch // concurrency
+        )
 
     def _relay(self, name: str) -> Process:
         return self._process(name, self._cfqueues("relay", *_RELAY_ALLOWANCE), {})
