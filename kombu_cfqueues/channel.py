@@ -28,7 +28,7 @@ from .errors import (
 )
 from .nesting import outermost
 from .spool.address import Address
-from .spool.inbox import Spooled
+from .spool.intake import Spooled
 
 logger = logging.getLogger(__name__)
 
