@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
 
-.PHONY: help demo test matrix endurance lint types docs bench release clean
+.PHONY: help demo test matrix endurance chaos soak lint types docs bench release clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -30,6 +30,12 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
+
+chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
+	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.bench ## Half an hour of faults (ARGS="--minutes 2", ARGS=--write for the docs)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.soak $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .

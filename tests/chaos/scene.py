@@ -25,8 +25,7 @@ from typing import Any, NoReturn
 from support.scripted import CA_BUNDLE
 
 from . import faults
-from .app import KILL_CHILD, SETTINGS
-from .ledger import FOLDER, NAME, Ledger
+from .ledger import FOLDER, KILL_CHILD, NAME, SETTINGS, Ledger
 from .server import Server, broker_url
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +88,7 @@ class Plan:
         groups: Who publishes.
         events: How often each thing happens.
         pools: One worker each; that of threads is never killed, so that there always is one.
+        prefetch: Messages that each worker may hold: what it runs again if it is killed.
         faulty: Share of the server's answers that are spoiled.
         spoilt: Share of what passes the network that is spoiled.
         tick_seconds: How often is looked at what happens.
@@ -101,8 +101,9 @@ class Plan:
     groups: dict[str, Publishers]
     events: dict[str, int]
     pools: tuple[str, ...] = ("prefork", "threads")
+    prefetch: int = 16
     faulty: float = 0.1
-    spoilt: float = 0.003
+    spoilt: float = 0.002
     tick_seconds: float = 0.1
     sample_seconds: float = 1.0
     stall_seconds: float = 120.0
@@ -438,7 +439,9 @@ class Scene:
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
         options = {"visibility_timeout": LEASE_SECONDS, "max_polling_interval": 1.0}
-        return self._process(name, command, options, worker_prefetch_multiplier=16 // concurrency)
+        return self._process(
+            name, command, options, worker_prefetch_multiplier=self._plan.prefetch // concurrency
+        )
 
     def _relay(self, name: str) -> Process:
         return self._process(name, self._cfqueues("relay", *_RELAY_ALLOWANCE), {})
