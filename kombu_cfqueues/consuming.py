@@ -184,9 +184,9 @@ class ConsumingChannel(virtual.Channel):
             # Celery looks for a task in it, as it does in any message, and fails over what it
             # finds: its worker would stop, and get the message again when it comes back.
             logger.exception(
-                "Celery can make nothing of a message from queue %r: %.500r",
+                "Celery can make nothing of message %s of queue %r, which is rejected",
+                arrival.delivery.raw.get("id"),
                 arrival.subscription.name,
-                arrival.delivery.raw.get("body"),
             )
             if not message.acknowledged:
                 message.reject()

@@ -13,6 +13,7 @@ from .delivery import Delivery
 from .directory import PullConsumer
 from .errors import CFQueuesError
 from .fork import renew_in_child
+from .metrics import metrics
 from .options import Options
 from .pace import Pace
 from .window import Window
@@ -186,6 +187,7 @@ class Inbox:
                 return arrival
             # Somebody else has it by now.
             arrival.subscription.window.held -= 1
+            metrics.expired(arrival.delivery.queue.name)
         return None
 
     def _deliverable(self) -> Iterator[Arrival]:

@@ -357,8 +357,8 @@ class Receiver:
         now = time.time()
         for delivery in deliveries:
             if envelope.expired(delivery.message, now):
-                logger.info(
-                    "dropped message %s of queue %r: its expiration has passed",
+                logger.debug(
+                    "message %s of queue %r is dropped: its expiration has passed",
                     delivery.raw.get("id"),
                     delivery.queue.name,
                 )
@@ -417,7 +417,8 @@ class Receiver:
                 return None
             subscription.trouble = None
             over = not any(one.trouble for one in self._subscriptions)
-            return (logging.INFO, "messages are pulled again") if over else None
+            told = logging.INFO, "queue %r is pulled again", subscription.queue.name
+            return told if over else None
         if not isinstance(error, TransientError):
             return None  # it is raised
         # A paused queue concerns itself; a server that is down concerns all of them.

@@ -45,6 +45,7 @@ class Worker:
         folder: Where its log and what its tasks tell go.
         pool: ``prefork``, ``threads``, ``solo``, ``gevent`` or ``eventlet``.
         concurrency: Tasks at once.
+        app: The module with the application, in this folder's ``worker``.
         options: Of the transport.
         settings: Of Celery.
     """
@@ -61,6 +62,7 @@ class Worker:
         queues: str = "celery",
         url: str | None = None,
         program: str = "",
+        app: str = "tasks",
         options: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
         **settings: Any,
@@ -83,7 +85,7 @@ class Worker:
         self.command = [
             *(sys.executable, "-W", "ignore"),
             *(["-c", program] if program else ["-m", "celery"]),
-            *("-A", "tasks", "worker", "--pool", pool, "--concurrency", str(concurrency)),
+            *("-A", app, "worker", "--pool", pool, "--concurrency", str(concurrency)),
             *("--queues", queues, "--loglevel", "INFO"),
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
