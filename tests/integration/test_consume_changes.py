@@ -193,6 +193,18 @@ def test_a_message_for_a_consumer_that_another_thread_cancels_is_given_back(
     assert got.bodies == [1]
 
 
+def test_a_consumer_that_comes_while_another_thread_waits_is_served(connection):
+    publish(connection, 1)
+    got = Collector()
+    with consume(connection, Collector(), queue="other"):
+        late = connection.Consumer(
+            Queue("jobs"), channel=connection.channel(), callbacks=[got], auto_declare=False
+        )
+        threading.Timer(0.3, late.consume).start()
+        drain(connection, 1)
+    assert got.bodies == [1]
+
+
 def test_draining_without_consumers_ends_at_its_timeout(connection, emulator):
     connection.channel()
     nothing_comes(connection, 0.1)
