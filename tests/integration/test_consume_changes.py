@@ -73,11 +73,11 @@ def test_a_raised_prefetch_count_holds_at_once(connection):
 
 
 def test_without_a_prefetch_count_any_number_may_be_unsettled(connection):
-    publish(connection, *range(250))
+    publish(connection, *range(120))
     got = Collector(ack=False)
     with consume(connection, got):
-        drain(connection, 250)
-    assert sorted(got.bodies) == list(range(250))
+        drain(connection, 120)
+    assert sorted(got.bodies) == list(range(120))
 
 
 @pytest.mark.parametrize("way", ["ack", "reject", "requeue", "no_ack", "cancel", "recover", "get"])
