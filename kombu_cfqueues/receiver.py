@@ -123,8 +123,7 @@ class Receiver:
             self._subscriptions.append(subscription)
             window.queues += 1
             inbox.subscriptions.append(subscription)
-            if inbox.drained:
-                self._crew.call()
+            inbox.changed()
         return subscription
 
     def _call_crew(self) -> None:

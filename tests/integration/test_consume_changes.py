@@ -73,11 +73,11 @@ def test_a_raised_prefetch_count_holds_at_once(connection):
 
 
 def test_without_a_prefetch_count_any_number_may_be_unsettled(connection):
-    publish(connection, *range(250))
+    publish(connection, *range(120))
     got = Collector(ack=False)
     with consume(connection, got):
-        drain(connection, 250)
-    assert sorted(got.bodies) == list(range(250))
+        drain(connection, 120)
+    assert sorted(got.bodies) == list(range(120))
 
 
 @pytest.mark.parametrize("way", ["ack", "reject", "requeue", "no_ack", "cancel", "recover", "get"])
@@ -190,6 +190,18 @@ def test_a_message_for_a_consumer_that_another_thread_cancels_is_given_back(
     assert consumer.channel.qos.window.unsettled == 0
     consumer.consume()
     drain(connection, 1)
+    assert got.bodies == [1]
+
+
+def test_a_consumer_that_comes_while_another_thread_waits_is_served(connection):
+    publish(connection, 1)
+    got = Collector()
+    with consume(connection, Collector(), queue="other"):
+        late = connection.Consumer(
+            Queue("jobs"), channel=connection.channel(), callbacks=[got], auto_declare=False
+        )
+        threading.Timer(0.3, late.consume).start()
+        drain(connection, 1)
     assert got.bodies == [1]
 
 

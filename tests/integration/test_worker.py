@@ -266,7 +266,7 @@ def test_a_worker_goes_through_storms_and_ended_leases_with_all_its_slots(
     emulator, tasks, tmp_path
 ):
     """It holds 8 messages at most, so slots that leak would end it soon."""
-    storms = STORMS if MATRIX else {"html": STORMS["html"]}
+    storms = STORMS if MATRIX else {"html 403": STORMS["html 403"]}
     options = {"polling_interval": 0.2, "max_polling_interval": 1}
     with Worker(emulator, tmp_path, pool="threads", task_acks_late=True, options=options) as worker:
         for storm, begin in storms.items():
@@ -275,7 +275,7 @@ def test_a_worker_goes_through_storms_and_ended_leases_with_all_its_slots(
             until(lambda fault=fault: fault.hits >= 2, what=storm)
             until(lambda: empty(emulator))
             emulator.faults.clear()
-        tasks.nap.delay("long", 1.5)
+        tasks.nap.delay("long", 1)
         until(lambda: worker.runs("nap"))
         emulator.clock.advance(1801)
         until(lambda: len(worker.runs("nap")) == 2)  # as its lease has ended, it comes again

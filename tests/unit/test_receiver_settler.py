@@ -19,6 +19,7 @@ from kombu_cfqueues.errors import (
 from kombu_cfqueues.settler import HOLD_SECONDS, Settler
 
 JOBS = Queue("1" * 32, "jobs", None)
+MORE = Queue("2" * 32, "more", None)
 
 
 class Server:
@@ -28,6 +29,7 @@ class Server:
         self.sent: list[tuple[float, list[str], dict[str, int]]] = []
         self.failures: list[Exception] = []
         self.bad: set[str] = set()
+        self.down: set[str] = set()  # ids of queues
         self.warnings: dict[str, str] = {}
         self.held = threading.Event()
         self.held.set()
@@ -35,6 +37,8 @@ class Server:
     def ack(self, queue_id, *, acks, retries, deadline):
         self.held.wait(30)
         self.sent.append((time.monotonic(), list(acks), dict(retries)))
+        if queue_id in self.down:
+            raise ConnectionFailed("gone")
         if self.failures:
             raise self.failures.pop(0)
         if self.bad & {*acks, *retries}:
@@ -62,10 +66,10 @@ def settler(server, returned):
     server.failures.clear()  # what is left is sent by and by, or when the interpreter ends
 
 
-def delivery(lease, lasts=60.0, attempts=1, max_retries=100):
+def delivery(lease, lasts=60.0, attempts=1, max_retries=100, queue=JOBS):
     raw = {"attempts": attempts}
     until = time.monotonic() + lasts
-    return Delivery(JOBS, PullConsumer(max_retries, ""), lease, until, raw, {})
+    return Delivery(queue, PullConsumer(max_retries, ""), lease, until, raw, {})
 
 
 def wait_for(condition, seconds=30):
@@ -148,6 +152,21 @@ def test_what_failed_is_sent_again(settler, server):
     wait_for(lambda: len(server.sent) == 2)
 
     assert server.sent[1][1] == ["L1"]
+
+
+def test_trouble_of_one_queue_is_told_once_whatever_others_do(settler, server, caplog):
+    caplog.set_level("INFO")
+    server.down = {JOBS.id}
+    settler.ack(delivery("L"))
+    for n in range(2):
+        settler.ack(delivery(f"M{n}", queue=MORE))
+        wait_for(lambda n=n: f"M{n}" in server.leases)
+        wait_for(lambda n=n: server.leases.count("L") > n)
+    server.down = set()
+    wait_for(lambda: "settled again" in caplog.text)
+
+    assert caplog.text.count("cannot be settled now") == 1
+    assert caplog.text.count("settled again") == 1
 
 
 def test_what_the_token_may_not_is_sent_again_as_well(settler, server):
