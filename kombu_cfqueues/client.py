@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 import ssl
 import sys
@@ -33,8 +34,12 @@ from .errors import (
     ServerError,
 )
 from .fork import renew_in_child
+from .metrics import Request, metrics
 from .options import Secret, Token
 from .pool import Pool, read_body
+from .telemetry import Operation
+
+logger = logging.getLogger(__name__)
 
 #: What these statuses mean on the route that pulls.
 _PULL: dict[int, Meaning] = {
@@ -279,23 +284,28 @@ class Client:
     def push(self, queue_id: str, message: bytes, *, deadline: float) -> None:
         """Publish one message: the JSON object that `Packed.encode` made."""
         doing = f"publishing to {self._name(queue_id)}"
-        self._message_call(queue_id, "", message, doing=doing, deadline=deadline)
+        with self._counted("publish", queue_id, messages=1):
+            self._message_call(queue_id, "", message, doing=doing, deadline=deadline)
 
     def push_batch(self, queue_id: str, messages: Sequence[bytes], *, deadline: float) -> None:
         """Publish up to 100 messages in one request; all of them are accepted, or none."""
         doing = f"publishing {len(messages)} messages to {self._name(queue_id)}"
         body = b'{"messages":[' + b",".join(messages) + b"]}"
-        self._message_call(queue_id, "/batch", body, doing=doing, deadline=deadline)
+        with self._counted("publish", queue_id, messages=len(messages)):
+            self._message_call(queue_id, "/batch", body, doing=doing, deadline=deadline)
 
     def pull(
         self, queue_id: str, *, batch_size: int, visibility_timeout_ms: int, deadline: float
     ) -> list[dict[str, Any]]:
         """Lease up to *batch_size* messages for *visibility_timeout_ms*; often fewer, or none."""
-        doing = f"pulling from {self._name(queue_id)}"
+        doing = f"pulling up to {batch_size} messages from {self._name(queue_id)}"
         body = {"batch_size": batch_size, "visibility_timeout_ms": visibility_timeout_ms}
         data = json.dumps(body).encode()
-        result = self._message_call(queue_id, "/pull", data, doing=doing, deadline=deadline)
-        return _dicts(result.get("messages")) if isinstance(result, Mapping) else []
+        with self._counted("pull", queue_id) as request:
+            result = self._message_call(queue_id, "/pull", data, doing=doing, deadline=deadline)
+            messages = _dicts(result.get("messages")) if isinstance(result, Mapping) else []
+            request.messages = len(messages)
+        return messages
 
     def peek(self, queue_id: str, *, batch_size: int, deadline: float) -> list[dict[str, Any]]:
         """Up to *batch_size* messages that are ready, which stay so: no lease, no attempt.
@@ -334,23 +344,26 @@ class Client:
         deadline: float,
     ) -> Settled:
         """Settle leases: *acks* are done, *retries* (lease -> seconds of delay) come again."""
+        acks, retries = list(acks), retries or {}
         body = {
             "acks": [{"lease_id": lease} for lease in acks],
             "retries": [
-                {"lease_id": lease, "delay_seconds": delay}
-                for lease, delay in (retries or {}).items()
+                {"lease_id": lease, "delay_seconds": delay} for lease, delay in retries.items()
             ],
         }
-        doing = f"acknowledging messages of {self._name(queue_id)}"
+        doing = f"settling {len(acks) + len(retries)} messages of {self._name(queue_id)}"
         data = json.dumps(body).encode()
-        result = self._message_call(queue_id, "/ack", data, doing=doing, deadline=deadline)
+        with self._counted("ack", queue_id):
+            result = self._message_call(queue_id, "/ack", data, doing=doing, deadline=deadline)
         result = result if isinstance(result, Mapping) else {}
         warnings = result.get("warnings")
-        return Settled(
-            result.get("ackCount"),
-            result.get("retryCount"),
-            dict(warnings) if isinstance(warnings, Mapping) else {},
+        warnings = dict(warnings) if isinstance(warnings, Mapping) else {}
+        metrics.settled(
+            self._names.get(queue_id, queue_id),
+            acks=sum(lease not in warnings for lease in acks),
+            retries=sum(lease not in warnings for lease in retries),
         )
+        return Settled(result.get("ackCount"), result.get("retryCount"), warnings)
 
     # Below here: one request
 
@@ -367,11 +380,15 @@ class Client:
         self._gate.acquire(deadline)
         data = None if body is None else json.dumps(body).encode()
         try:
-            envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+            with metrics.request("admin"):
+                envelope = self._send(method, path, data, doing=doing, deadline=deadline)
         except CFQueuesError as error:
             error.delivered = "no"  # it carried no message, so no message is in doubt
             raise
         return envelope if whole else envelope.get("result")
+
+    def _counted(self, operation: Operation, queue_id: str, *, messages: int = 0) -> Request:
+        return metrics.request(operation, self._names.get(queue_id, queue_id), messages=messages)
 
     def _message_call(
         self, queue_id: str, route: str, data: bytes, *, doing: str, deadline: float
@@ -392,6 +409,9 @@ class Client:
     ) -> dict[str, Any]:
         token = self._current_token(doing)
         answer = self._request(method, path, data, token, doing=doing, deadline=deadline)
+        if logger.isEnabledFor(logging.DEBUG):
+            ray_id = answer.headers.get("CF-Ray", "none").replace(token, "**")
+            logger.debug("%s: HTTP %d, ray %s", doing, answer.status, ray_id)
         self.heard = answer.headers
         self._gate.observe(answer.headers.get("Ratelimit"))
         try:
