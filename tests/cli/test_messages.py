@@ -8,6 +8,8 @@ import pytest
 from kombu import Connection
 from support.processes import eventually
 
+from kombu_cfqueues.emulator import Knobs
+
 PULL = {"type": "http_pull", "settings": {"max_retries": 100}}
 
 
@@ -84,8 +86,11 @@ def test_peek_by_pulling_gives_back_at_once(cfqueues, emulator, publish):
     assert (message.attempts, message.state) == (1, "ready")
 
 
-def test_looking_too_often_deletes_no_message(cfqueues, emulator):
+@pytest.mark.parametrize("first_attempt", [0, 1])
+@pytest.mark.parametrize("deliveries", ["max_retries", "one_more"])
+def test_looking_too_often_deletes_no_message(cfqueues, emulator, first_attempt, deliveries):
     """Cloudflare counts each look that pulls; before the last one, a copy takes its place."""
+    emulator.knobs = Knobs(first_attempt=first_attempt, deliveries=deliveries)
     emulator.create_queue("few", consumer={"type": "http_pull", "settings": {"max_retries": 2}})
     cfqueues("publish", "few", '"precious"')
 

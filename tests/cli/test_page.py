@@ -19,6 +19,7 @@ def shown():
 def without_chance(text):
     """*text* without ids, numbers of time and size, and the blanks that their widths make."""
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}", "ID", text)
+    text = re.sub(r"ray \w+-", "ray ", text)
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
     text = re.sub(r"\d[\d,.]* (ms|s|kB|B|MB|d)\b", "N", text)
     text = re.sub(r'"(timestamp_ms|oldest_message_timestamp_ms)": \d+', "T", text)

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 
 import pytest
 from celery import Celery
 from support.processes import eventually
+from support.scripted import Api, Hang, ScriptedServer
 
 
 def contents(emulator, queue="jobs"):
@@ -229,6 +231,32 @@ def test_ctrl_c_loses_and_doubles_nothing(start, emulator, tmp_path):
     assert second.returncode == 0, err
     assert json.loads(out)["complete"] is True
     assert numbers(emulator) == Counter(range(1, 4_001))
+
+
+def test_a_second_ctrl_c_waits_for_nothing_and_says_what_is_uncertain(start, tmp_path):
+    api = Api(["jobs"])
+    source = lines(1_000, tmp_path / "lines")
+
+    def hang(request):
+        return Hang() if request.path.endswith("/batch") else api(request)
+
+    with ScriptedServer(otherwise=hang) as server:
+        process = start(
+            server.broker_url,
+            *("publish", "jobs", "--file", source, "--lines", "801-", "--json"),
+        )
+        assert server.wait_for(lambda: len(server.targets("POST", "/batch")) == 2, 30)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+
+    told = json.loads(out)
+    assert process.returncode == 1
+    assert told["left"] == "801-"
+    assert told["uncertain"] == list(range(801, 1_001))
+    assert err == ""
 
 
 def test_a_pipe_that_pauses_is_not_waited_for(start, emulator):

@@ -1,6 +1,8 @@
 """``cfqueues queues`` and ``top``, and what holds for every command."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -124,7 +126,7 @@ def test_top_leaves_the_allowance_to_publishers():
 
 
 def test_every_command_has_help_and_json():
-    """Scripts can rely on --json; these three serve in the foreground instead."""
+    """Scripts can rely on --json; a relay has nothing to say."""
     context = click.Context(commands)
     for name in commands.list_commands(context):
         command = commands.get_command(context, name)
@@ -132,7 +134,7 @@ def test_every_command_has_help_and_json():
         for sub in subs:
             assert sub.help, sub.name
             options = {option for parameter in sub.params for option in parameter.opts}
-            assert "--json" in options or name in ("emulator", "relay", "spool"), sub.name
+            assert "--json" in options or name == "relay", sub.name
 
 
 def cfqueues_process(prelude="", **environment):
@@ -172,3 +174,12 @@ def test_without_rich_the_command_says_what_to_install():
 
     assert done.returncode == 1
     assert done.stderr == "Error: cfqueues queues needs rich: pip install 'kombu-cfqueues[cli]'\n"
+
+
+def test_an_emulator_tells_a_program_where_it_is(start, run):
+    process = start("cfqueues://", "emulator", "--port", "0", "--json")
+    place = json.loads(process.stdout.readline())
+    assert run(place["broker_url"], "queues", "list", "--json", code=0).json == []
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
