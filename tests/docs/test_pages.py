@@ -18,7 +18,14 @@ from kombu_cfqueues.options import ACCOUNT_OPTIONS, Options
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kombu_cfqueues"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("worker/*/README.md"),
+    ]
+)
 
 #: Their default depends on other things, which the page says in words.
 DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
