@@ -99,7 +99,10 @@ class Session:
 
     def find(self, name: str) -> Queue | None:
         """The queue of that name, if there is one."""
-        return self.call(self.directory.find, name, self.options)
+        found = self.call(self.directory.find, name, self.options)
+        if found is not None:
+            self.client.remember_name(found.id, name)
+        return found
 
     def title(self, name: str) -> str:
         """The name at Cloudflare of queue *name*, prefix included."""

@@ -17,7 +17,7 @@ from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions
 
 
-@click.command()
+@click.command(short_help="Serve Cloudflare's Queues API on this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8787, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--account", default=ACCOUNT_ID, show_default=True, help="Id of the account.")

@@ -16,7 +16,7 @@ from ..spool.posters import AVAILABLE
 from ._broker import takes_broker
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Show what waits on this machine, and why.")
 @takes_broker(token=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
