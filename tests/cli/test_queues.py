@@ -135,14 +135,13 @@ def test_every_command_has_help_and_json():
             assert "--json" in options or name in ("emulator", "relay", "spool"), sub.name
 
 
-def cfqueues_process(prelude="", **environment):
+def cfqueues_process(prelude="", arguments=("queues", "list"), **environment):
     return subprocess.run(
         [
             sys.executable,
             "-c",
             f"{prelude}\nfrom kombu_cfqueues.cli import main; main()",
-            "queues",
-            "list",
+            *arguments,
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
@@ -172,3 +171,12 @@ def test_without_rich_the_command_says_what_to_install():
 
     assert done.returncode == 1
     assert done.stderr == "Error: cfqueues queues needs rich: pip install 'kombu-cfqueues[cli]'\n"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("rich", "cli"), ("uvicorn", "emulator")])
+def test_help_lists_the_other_commands_where_an_extra_is_not_installed(package, extra):
+    done = cfqueues_process(f"import sys; sys.modules['{package}'] = None", ["--help"])
+
+    assert done.returncode == 0, done.stderr
+    assert "relay" in done.stdout
+    assert f"Not installed: pip install 'kombu-cfqueues[{extra}]'" in done.stdout
