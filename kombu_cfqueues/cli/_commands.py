@@ -51,7 +51,7 @@ class _Commands(click.Group):
         return command
 
 
-def _missing(name: str, package: str | None, extra: str) -> click.Command:
+def _missing(name: str, package: str, extra: str) -> click.Command:
     """What stands for a command that lacks a package, so that --help still lists the others."""
     remedy = f"pip install 'kombu-cfqueues[{extra}]'"
 
