@@ -281,7 +281,9 @@ def _content(body: Any, kind: Any) -> tuple[Any, Any]:
     """A pulled body as text or bytes, and as the JSON value that it is; ``_NOTHING`` if none."""
     if not isinstance(body, str):
         # The API gives a string; something in its place may give the value itself.
-        return ("", _NOTHING) if body is None else (json.dumps(body, ensure_ascii=False), body)
+        if body is None:
+            return "", _NOTHING
+        return _without_surrogates(json.dumps(body, ensure_ascii=False)), body
     if kind in ("bytes", "v8"):
         data = _from_base64(body)
         if data is not None:
