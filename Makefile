@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench clean
+.PHONY: help demo test matrix lint types docs bench audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -36,6 +36,9 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 
 bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+audit: ## Ask npm's registry for known vulnerabilities in the tools of the Workers' tests
+	npm --prefix worker audit
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
