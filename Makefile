@@ -2,12 +2,14 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12   not the newest Python on PATH, in a place of its own
 #   make test ARGS="-k delay -x"                  arguments for pytest
+#   make test JOBS=1                              one test after the other (tests mostly wait)
 
 VENV ?= .venv
+JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix lint types docs bench audit clean
+.PHONY: help demo test matrix endurance lint types docs bench audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -17,11 +19,14 @@ demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudfl
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py $(ARGS)
+
+endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
+	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .

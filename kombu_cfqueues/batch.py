@@ -17,7 +17,7 @@ from . import limits
 from .envelope import Packed
 from .errors import CFQueuesError, PermanentError
 from .lane import BULK_IN_FLIGHT
-from .spool.inbox import Spooled
+from .spool.intake import Spooled
 
 if TYPE_CHECKING:
     from .channel import Channel

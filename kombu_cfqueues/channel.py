@@ -27,7 +27,7 @@ from .errors import (
     TransientError,
 )
 from .spool.address import Address
-from .spool.inbox import Spooled
+from .spool.intake import Spooled
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ..metrics import metrics
 from .address import Address
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
-from .inbox import Inbox
+from .intake import Intake
 from .schema import Kind, State
 from .turns import Wait
 
@@ -57,7 +57,7 @@ class Line:
     An error that several callers share reaches each as a copy of its own.
 
     Args:
-        inbox: Where messages wait.
+        intake: Where messages wait.
         claims: Is swept now and then.
         carrier: Posts.
         max_in_flight: Requests of this process on their way at once for one queue.
@@ -67,7 +67,7 @@ class Line:
 
     def __init__(
         self,
-        inbox: Inbox,
+        intake: Intake,
         claims: Claims,
         carrier: Carrier,
         *,
@@ -75,7 +75,7 @@ class Line:
         retry_uncertain: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._inbox = inbox
+        self._intake = intake
         self._claims = claims
         self._carrier = carrier
         self._max_in_flight = max_in_flight
@@ -191,7 +191,7 @@ class Line:
             self._entering += 1
         rows = None
         try:
-            rows = self._inbox.enter(
+            rows = self._intake.enter(
                 kind,
                 address,
                 messages,
@@ -256,7 +256,7 @@ class Line:
 
     def _still_waits(self, caller: _Caller) -> bool:
         """Tell the callers what is known; return whether any message of theirs is not yet taken."""
-        found, waits = self._inbox.outcomes()
+        found, waits = self._intake.outcomes()
         if found:
             self._quiet_looks = 0
             self._settle(dict(found))
@@ -337,7 +337,7 @@ class Line:
         why = why or self._carrier.trouble
         rows = list(caller.unsettled)
         try:
-            fates = self._inbox.withdraw(rows, taken=taken)
+            fates = self._intake.withdraw(rows, taken=taken)
         except (SpoolUnavailable, SpoolFull):
             fates = dict.fromkeys(rows, State.CLAIMED)
         self._settle(

@@ -24,7 +24,7 @@ from ..fork import renew_in_child
 from .carrier import Carrier
 from .claims import Claims
 from .file import File
-from .inbox import Inbox
+from .intake import Intake
 from .posters import KernelLock
 from .turns import Wait
 
@@ -54,7 +54,7 @@ class Relay:
 
     Args:
         file: Beside it is the lock of who is elected.
-        inbox: What waits.
+        intake: What waits.
         claims: Is swept now and then.
         carrier: Posts.
         clock: Time and waiting.
@@ -63,14 +63,14 @@ class Relay:
     def __init__(
         self,
         file: File,
-        inbox: Inbox,
+        intake: Intake,
         claims: Claims,
         carrier: Carrier,
         *,
         clock: Clock | None = None,
     ) -> None:
         self._file = file
-        self._inbox = inbox
+        self._intake = intake
         self._claims = claims
         self._carrier = carrier
         self._clock = clock or Clock()
@@ -149,7 +149,7 @@ class Relay:
                 self._election is not None
                 and self._carrier.trouble is None
                 and self._clock.monotonic() < end
-                and self._inbox.has_backlog()
+                and self._intake.has_backlog()
             ):
                 self._clock.sleep(0.02)
         except (SpoolUnavailable, SpoolFull):
@@ -182,7 +182,7 @@ class Relay:
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
         self._keep_promises()
-        if not self._inbox.has_backlog():
+        if not self._intake.has_backlog():
             self._stand_down()
             return PROMISE_SECONDS if self._promises else None
         now = self._clock.monotonic()
@@ -227,7 +227,7 @@ class Relay:
         if not self._promises or now - self._promises_at < PROMISE_SECONDS:
             return
         self._promises_at = now
-        for row, error in self._inbox.fates(list(self._promises)).items():
+        for row, error in self._intake.fates(list(self._promises)).items():
             kept = self._promises.pop(row, None)
             if isinstance(kept, _Delivery):
                 kept.settle(error)
