@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
 
-.PHONY: help demo test matrix endurance chaos soak lint types docs bench release clean
+.PHONY: help demo test matrix endurance chaos soak lint types docs bench release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -55,6 +55,9 @@ bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; A
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
 	$(BIN)/python .ci/release.py '$(VERSION)'
 	rm -rf dist && $(BIN)/python -m build
+
+audit: ## Ask npm's registry for known vulnerabilities in the tools of the Workers' tests
+	npm --prefix worker audit
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules

@@ -77,9 +77,7 @@ def read(data: bytes) -> None:
         lambda: client.list_consumers("q", deadline=deadline),
         lambda: [
             receive(one, "jobs")
-            for one in client.pull(
-                "q", batch_size=1, visibility_timeout_ms=1000, deadline=deadline
-            )
+            for one in client.pull("q", batch_size=1, visibility_timeout_ms=1000, deadline=deadline)
         ],
         lambda: client.ack("q", acks=["l"], deadline=deadline),
         lambda: client.backlog("q", deadline=deadline),
