@@ -417,6 +417,62 @@ def delete(producer, queue_id):
     client.delete_queue(queue_id, deadline=time.monotonic() + 10)
 
 
+# -- processes ---------------------------------------------------------------------------------
+
+
+def run(program, emulator):
+    """What the program says in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, emulator.broker_url],
+        check=True, stdout=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_a_thread_that_outlives_the_main_thread_can_publish_a_batch(emulator):
+    """No thread can be started by then; what publishes has to do the sending itself."""
+    program = """
+import sys, threading
+from kombu import Connection
+
+def work():
+    threading.main_thread().join()
+    with Connection(sys.argv[1], transport="kombu_cfqueues:Transport") as connection:
+        producer = connection.Producer()
+        with producer.batch(max_size=200):
+            for number in range(500):
+                producer.publish(number, routing_key="jobs", serializer="json")
+    print("done")
+
+threading.Thread(target=work).start()
+"""
+    assert run(program, emulator) == "done\n"
+    assert arrived(emulator) == once(range(500))
+    assert len(posts(emulator)) == 5
+
+
+def test_a_child_that_is_forked_in_the_block_sends_nothing_of_the_batch(emulator):
+    """It is the parent's to send, whose threads the child does not have."""
+    program = """
+import os, sys
+from kombu import Connection
+
+with Connection(sys.argv[1], transport="kombu_cfqueues:Transport") as connection:
+    producer = connection.Producer()
+    try:
+        with producer.batch(max_size=200):
+            for number in range(450):
+                producer.publish(number, routing_key="jobs", serializer="json")
+            child = os.fork()
+    except RuntimeError as error:
+        print("child:", error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    assert "forked" in run(program, emulator)
+    assert arrived(emulator) == once(range(450))
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 
@@ -436,9 +492,5 @@ with Connection(sys.argv[1], transport="kombu_cfqueues:Transport") as connection
                 producer.publish("x" * 1_000, routing_key="jobs")
         print(tracemalloc.get_traced_memory()[1])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, emulator.broker_url],
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    few, many = map(int, done.stdout.split())
+    few, many = map(int, run(program, emulator).split())
     assert many - few < 500_000, "7,500 messages are 8 MB"
