@@ -433,11 +433,12 @@ def test_a_thread_that_outlives_the_main_thread_can_publish_a_batch(emulator):
     """No thread can be started by then; what publishes has to do the sending itself."""
     program = """
 import sys, threading
+import kombu_cfqueues
 from kombu import Connection
 
 def work():
     threading.main_thread().join()
-    with Connection(sys.argv[1], transport="kombu_cfqueues:Transport") as connection:
+    with Connection(sys.argv[1]) as connection:
         producer = connection.Producer()
         with producer.batch(max_size=200):
             for number in range(500):
