@@ -198,7 +198,8 @@ class Settler:
                 outbox.urgent += 1
                 outbox.returning += 1
             # Else a thread waits for this queue already, or is about to look.
-            if settlement.returns or len(outbox.waiting) in (1, MOST_LEASES):
+            due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
+            if due or self._crew.absent:
                 self._crew.call()
 
     def _next_shift(self) -> Shift:

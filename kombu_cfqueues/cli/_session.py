@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 from .. import envelope, retry
 from ..account import Account
-from ..client import Queue
+from ..budget import parse_ratelimit
+from ..client import Gate, Queue
 from ..directory import PullConsumer
 from ..envelope import Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
@@ -39,6 +40,15 @@ class Session:
         self._account = Account.open(options)
         self.client = self._account.client
         self.directory = self._account.directory
+
+    @property
+    def gate(self) -> Gate:
+        """The request allowance."""
+        return self._account.budget
+
+    def left(self) -> tuple[int, int] | None:
+        """Requests left, and seconds until the API counts anew, as its latest answer had it."""
+        return parse_ratelimit(self.client.heard.get("Ratelimit") or "")
 
     def close(self) -> None:
         """Close the connections."""

@@ -22,7 +22,12 @@ HERE = Path(__file__).parent / "worker"
 ROOT = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+def within(strict: float, generous: float) -> float:
+    """A bound on time: what is promised, where the machine is left alone; else what is absurd."""
+    return strict if MATRIX else generous
+
+
+def until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """Wait until *condition* holds; fail after *seconds*."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
