@@ -345,13 +345,13 @@ def test_when_the_error_is_raised_nothing_is_on_its_way(producer, emulator):
 
 def test_the_timeout_begins_anew_with_each_request_that_is_accepted(connect, emulator):
     """A block may take as long as it needs, as long as it gets on."""
-    producer = connect(publish_timeout=1.0).Producer()
+    producer = connect(publish_timeout=2.0).Producer()
     publish(producer, ["the queue is there"])
-    emulator.latency = 0.25
+    emulator.latency = 0.4
     started = time.monotonic()
     with producer.batch(max_size=1_500):
         publish(producer, range(1_500))
-    assert time.monotonic() - started > 1.5
+    assert time.monotonic() - started > 2.5
     assert sum(arrived(emulator).values()) == 1_501
 
 
@@ -363,7 +363,7 @@ def test_without_progress_a_batch_fails_after_the_timeout(connect, emulator):
         started = time.monotonic()
         with pytest.raises(BatchPublishError) as refusal, producer.batch(max_size=2_000):
             publish(producer, range(2_000))
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 8, "its 20 requests would wait for 10 s"
     assert len(refusal.value.refused) == 2_000
     assert PublishTimeout in {type(outcome.error) for outcome in refusal.value.refused}
 
@@ -375,7 +375,7 @@ def test_a_server_that_never_answers_is_waited_for_once(connect, emulator):
     started = time.monotonic()
     with pytest.raises(BatchPublishError) as refusal, producer.batch(max_size=2_000):
         publish(producer, range(2_000))
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 8, "its 20 requests would wait for 10 s"
     error = refusal.value
     assert len(error.uncertain) == 200, "two requests were on their way, and the others never left"
     assert len(error.refused) == 1_800

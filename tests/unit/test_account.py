@@ -7,6 +7,7 @@ import time
 import traceback
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kombu import Connection
@@ -93,7 +94,7 @@ def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
     for _ in range(MOST_IDLE + 1):
         open_account().close()
     gc.collect()
-    files = len(os.listdir("/dev/fd"))
+    files = len(list(Path("/dev/fd").iterdir()))
     for _ in range(20):
         open_account().close()
     gc.collect()
@@ -101,7 +102,7 @@ def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
     assert left() is None
     assert used in _registry.accounts.values()
     assert len(_registry.accounts) <= MOST_IDLE + 2
-    assert len(os.listdir("/dev/fd")) < files + 20
+    assert len(list(Path("/dev/fd").iterdir())) < files + 20
     used.close()
 
 

@@ -432,7 +432,7 @@ def test_who_waits_for_anothers_look_up_gives_up_at_its_own_deadline(serve):
     with pytest.raises(errors.ConnectionFailed) as late:
         setting.id("jobs", deadline=soon(0.1))
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4
     assert late.value.delivered == "no"
     setting.server.released.set()
     first.join(5)
