@@ -20,7 +20,7 @@ from . import celery_task, envelope, retry
 from .account import Account
 from .client import Queue
 from .delivery import Delivery
-from .errors import CFQueuesError, ConnectionFailed, QueueNotFound
+from .errors import CFQueuesError, ConfigurationError, ConnectionFailed, QueueNotFound
 from .inbox import Arrival, Subscription
 from .message import Message
 from .options import Options
@@ -372,7 +372,13 @@ class ConsumingChannel(virtual.Channel):
 
 
 def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events."""
+    """Whether the queue is one of Celery's for remote control or events.
+
+    Raises:
+        ConfigurationError: It is no name at all.
+    """
+    if not isinstance(queue, str):
+        raise ConfigurationError(f"the name of a queue is a string, not {queue!r}")
     return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
 
 

@@ -52,14 +52,14 @@ def plain_environment(monkeypatch, tmp_path):
 
 
 def connect(server, **given):
-    given = {"connect_timeout": 2.0, "read_timeout": 2.0} | given
+    given = {"connect_timeout": 20.0, "read_timeout": 20.0} | given
     token = given.pop("token", Secret(server.token))
     return Client(
         given.pop("base_url", server.base_url), server.account, token, gate=Budget(None), **given
     )
 
 
-def soon(seconds=5.0):
+def soon(seconds=30.0):
     return time.monotonic() + seconds
 
 
@@ -460,14 +460,14 @@ def test_silence_ends_after_the_read_timeout():
     assert type(error) is errors.ConnectionFailed
     assert error.delivered == "unknown"
     assert "did not answer in time" in str(error)
-    assert error.took < 1
+    assert error.took < 10
 
 
 def test_a_deadline_cuts_the_read_timeout():
     with ScriptedServer(Hang()) as server:
-        error = failure(connect(server, read_timeout=10), deadline=soon(0.2))
+        error = failure(connect(server, read_timeout=20), deadline=soon(0.2))
 
-    assert error.took < 1
+    assert error.took < 10
 
 
 def test_a_deadline_that_has_passed_makes_no_request():
@@ -500,7 +500,7 @@ def test_an_answer_that_comes_drop_by_drop_does_not_outlive_its_time(data):
 
     assert type(error) is errors.ConnectionFailed
     assert "did not answer in time" in str(error)
-    assert error.took < 1
+    assert error.took < 10
 
 
 def test_a_slow_answer_that_ends_in_time_is_taken():
@@ -643,7 +643,7 @@ def test_a_tls_handshake_that_ends_nowhere_surely_delivers_nothing(step):
 
     assert type(error) is errors.ConnectionFailed
     assert error.delivered == "no"
-    assert error.took < 1
+    assert error.took < 10
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
