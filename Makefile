@@ -2,12 +2,17 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12   not the newest Python on PATH, in a place of its own
 #   make test ARGS="-k delay -x"                  arguments for pytest
+#   make test JOBS=1                              one test after the other (tests mostly wait)
 
 VENV ?= .venv
+JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix coverage mutation fuzz versions lint types docs bench clean
+# Celery prefers these to what an application says, and whoever has followed the README has set one.
+unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
+
+.PHONY: help demo test matrix endurance chaos soak coverage mutation fuzz versions lint types docs bench release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -17,7 +22,7 @@ demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudfl
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
@@ -37,6 +42,14 @@ fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading 
 
 versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
 	.ci/versions $(ARGS)
+endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
+	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
+
+chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
+	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.bench ## Half an hour of faults (ARGS="--minutes 2", ARGS=--write for the docs)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.soak $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
@@ -49,16 +62,23 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
 
-bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
+bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.consuming $(ARGS)
 
-# As .dev, for one more tool each.
+release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
+	$(BIN)/python .ci/release.py '$(VERSION)'
+	rm -rf dist && $(BIN)/python -m build
+
+audit: ## Ask npm's registry for known vulnerabilities in the tools of the Workers' tests
+	npm --prefix worker audit
+
 $(VENV)/.mutation: $(VENV)/.dev
-	@$(PIP_INSTALL) --editable '.[dev,mutation]'
+	@$(PIP_INSTALL) 'mutmut>=3.8,<4'
 	@touch $@
 
-$(VENV)/.fuzz: $(VENV)/.demo
-	@$(PIP_INSTALL) --editable '.[celery,fuzz]'
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(PIP_INSTALL) 'atheris>=2.3,<4'
 	@touch $@
 
 clean: ## Delete all that these commands have made

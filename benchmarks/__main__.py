@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import measure, ratios, redis, report, rows, server
+from . import measure, ratios, redis, report, rows, server, spool
 
 DOCS = Path(__file__).parent.parent / "docs"
 PLOT = "performance.svg"
@@ -50,21 +50,28 @@ def main() -> None:
                 )
             )
         )
-        _tell("")
         busy = target.counts()["cpu_seconds"] / (time.perf_counter() - started)
+    runs = {}
+    for name, run in spool.TOGETHER.items():
+        _tell(f"16 processes, {name}")
+        runs[name] = run(5.0 if given.quick else spool.SECONDS)
+    judged += ratios.together(*runs.values())
+    _tell("")
     table = [report.HEAD, *(report.line(row, report.median(rounds, row)) for row in chosen)]
     print(report.machine())
     print(f"server: {given.latency * 1e3:g} ms latency, {busy:.0%} of a core over the whole run")
     print()
     print(report.plain(table))
     print()
+    print(report.plain(report.together(runs)))
+    print()
     print(*judged, sep="\n")
     if given.write:
-        problem = report.draw(rounds, DOCS / PLOT)
+        problem = report.draw(rounds, runs, DOCS / PLOT)
         if problem:
             print(f"No plot: {problem}.", file=sys.stderr)
         plot = PLOT if (DOCS / PLOT).exists() else ""
-        report.write(DOCS / "performance.md", table, judged, given.latency, plot)
+        report.write(DOCS / "performance.md", table, runs, judged, given.latency, plot=plot)
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .measure import Figures
 from .rows import BATCH, BLOCK, FOUR_IN_FLIGHT, ONE_IN_FLIGHT, ROWS, SDK, Row
@@ -111,6 +111,25 @@ def checks(rounds: Sequence[Round], latency: float) -> list[Check]:
             "Producer.batch(): CPU a message by that of memory://",
             2.2,
             lambda r: r[batch].cpu_us / r[memory].cpu_us,
+        ),
+    ]
+
+
+def together(confirmed: dict[str, Any], spooled: dict[str, Any]) -> list[Check]:
+    """Judge the runs of 16 processes that share one allowance."""
+    both = (confirmed, spooled)
+    return [
+        Check("16 processes: messages that were lost", sum(r["lost"] for r in both), 0, True),
+        Check("16 processes: 429s", sum(r["answers_429"] for r in both), 0, True),
+        Check("16 processes: requests/s", max(r["requests_per_second"] for r in both), 4.3, True),
+        Check("16 processes, confirmed: messages/s", confirmed["published_per_second"], 50, False),
+        Check("16 processes, confirmed: p99 ms", confirmed["publish_ms"]["p99"], 400, True),
+        Check("16 processes, spooled: p99 ms", spooled["publish_ms"]["p99"], 20, True),
+        Check(
+            "16 processes, spooled: all is delivered, seconds after the end",
+            spooled["delivered_seconds_after_the_end"],
+            5,
+            True,
         ),
     ]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from .measure import Figures
 from .ratios import Check, Round
 from .rows import FOUR_IN_FLIGHT, ONE_IN_FLIGHT, REQUESTS, SDK, Row
+from .spool import RATE
 
 BEGIN, END = "<!-- begin of what `make bench` writes -->", "<!-- end of it -->"
 
@@ -21,6 +24,15 @@ HEAD = (
     "who publishes", "threads", "messages/s", "requests/s", "messages a request",
     "p50 ms", "p99 ms", "CPU µs a message", "peak MiB",
 )  # fmt: skip
+
+
+TOGETHER_HEAD = (
+    "16 processes publish", "offered/s", "messages/s", "requests/s", "p50 ms", "p99 ms",
+    "all delivered, s after", "fsync p50 ms", "fsync p99 ms",
+)  # fmt: skip
+
+# A middle tone on nothing: it can be read on a light page and on a dark one.
+GREY = "#808890"
 
 
 def machine() -> str:
@@ -56,6 +68,27 @@ def line(row: Row, figures: Figures) -> tuple[str, ...]:
     )
 
 
+def together(runs: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table of the runs with 16 processes, by what they are called."""
+    return [
+        TOGETHER_HEAD,
+        *(
+            (
+                name,
+                f"{run['offered_per_second']:g}",
+                f"{run['published_per_second']:,.0f}",
+                f"{run['requests_per_second']:.1f}",
+                f"{run['publish_ms']['p50']:,.1f}",
+                f"{run['publish_ms']['p99']:,.1f}",
+                f"{run['delivered_seconds_after_the_end']:.1f}",
+                f"{run['fsync_ms']['p50']:.1f}",
+                f"{run['fsync_ms']['p99']:.1f}",
+            )
+            for name, run in runs.items()
+        ),
+    ]
+
+
 def plain(lines: Sequence[tuple[str, ...]]) -> str:
     """The table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,18 +101,25 @@ def plain(lines: Sequence[tuple[str, ...]]) -> str:
 
 def markdown(lines: Sequence[tuple[str, ...]]) -> str:
     """The table for the documentation."""
-    rule = ("---", *["---:"] * (len(HEAD) - 1))
+    rule = ("---", *["---:"] * (len(lines[0]) - 1))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
 
 
 def write(
-    page: Path, lines: Sequence[tuple[str, ...]], judged: Sequence[Check], latency: float, plot: str
+    page: Path,
+    lines: Sequence[tuple[str, ...]],
+    runs: Mapping[str, dict[str, Any]],
+    judged: Sequence[Check],
+    latency: float,
+    *,
+    plot: str,
 ) -> None:
     """Put the run into *page*, between the two markers.
 
     Args:
         page: The documentation's page.
         lines: The table.
+        runs: Those with 16 processes.
         judged: What the figures had to show.
         latency: The server's, in seconds.
         plot: File name of the plot, beside the page; empty: none was made.
@@ -91,11 +131,12 @@ def write(
             f"{latency * 1e3:g} ms."
         ),
         markdown(lines),
-        *(
-            [f"![Messages and requests a second against threads, as in the table]({plot})"]
-            if plot
-            else []
+        (
+            "Sixteen processes with one thread each share one allowance of 3.7 requests a second, "
+            "with a burst of 5.  *fsync* is a bare one of the same disk, in the same minute."
         ),
+        markdown(together(runs)),
+        *([f"![Messages and requests a second, as in the tables]({plot})"] if plot else []),
         "| must hold | measured | bound | |\n|---|---:|---:|---|\n"
         + "\n".join(
             f"| {check.claim} | {check.value:,.4g} | "
@@ -110,32 +151,23 @@ def write(
     page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
 
 
-def draw(rounds: Sequence[Round], target: Path) -> str:
-    """Plot messages/s and requests/s against threads.
+def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Path) -> str:
+    """Plot messages/s and requests/s against threads, and messages/s of 16 processes.
 
     Returns:
         Why nothing was drawn; empty if it was.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
-    mpl.use("svg")
-    from matplotlib import pyplot, ticker
-
-    # Middle tones on nothing: they can be read on a light page and on a dark one.
-    grey = "#808890"
     colours = {
         ONE_IN_FLIGHT: "#e8710a", FOUR_IN_FLIGHT: "#c4473a", SDK: "#3f86d6", REQUESTS: "#2f9a6b",
     }  # fmt: skip
     markers = {ONE_IN_FLIGHT: "o", FOUR_IN_FLIGHT: "D", SDK: "s", REQUESTS: "^"}
-    style: Any = {
-        "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey,
-        "ytick.color": grey, "grid.color": grey, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
-    }  # fmt: skip
-    with mpl.rc_context(style):
-        figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-        for panel, what in zip(panels, ("messages/s", "requests/s"), strict=True):
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
+    with plotting() as pyplot:
+        from matplotlib import ticker
+
+        figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
+        for panel, what in zip(panels[:2], ("messages/s", "requests/s"), strict=True):
             for label, colour in colours.items():
                 rows = sorted(
                     {row for r in rounds for row in r if row.label == label},
@@ -156,6 +188,13 @@ def draw(rounds: Sequence[Round], target: Path) -> str:
             panel.yaxis.set_major_formatter("{x:,.0f}")
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
+        rates = {"a request\neach": RATE}
+        rates |= {name.replace("`", ""): run["published_per_second"] for name, run in runs.items()}
+        bars = panels[2].bar(list(rates), list(rates.values()), color=[GREY, *colours.values()][:3])
+        panels[2].bar_label(bars, fmt="{:,.3g}", color=GREY)
+        panels[2].set(yscale="log", title=f"messages/s of 16 processes, {RATE:g} requests/s")
+        panels[2].yaxis.set_major_formatter("{x:,.0f}")
+        panels[2].spines[["top", "right"]].set_visible(False)
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="outside lower center",
@@ -164,6 +203,26 @@ def draw(rounds: Sequence[Round], target: Path) -> str:
         )
         figure.savefig(target, transparent=True, metadata={"Date": None})
     return ""
+
+
+@contextlib.contextmanager
+def plotting() -> Iterator[Any]:
+    """Give matplotlib's ``pyplot``, set up to draw as all plots of the documentation look.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
+        "ytick.color": GREY, "grid.color": GREY, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        yield pyplot
 
 
 def _processor() -> str:

@@ -34,7 +34,11 @@ from kombu_cfqueues.spool.permits import Permits
 
 SPAWN = multiprocessing.get_context("spawn")
 BODY = "x" * 1000
-INTERVAL = 1 / 3.7
+RATE = 3.7
+"""Requests a second that are allowed."""
+INTERVAL = 1 / RATE
+SECONDS = 30.0
+"""How long a run of the comparison lasts."""
 
 Sample = tuple[str, float]  # queue, seconds
 
@@ -116,7 +120,7 @@ def run(
         for name in names:
             server.create_queue(name)
         options = {
-            "request_rate": 3.7,
+            "request_rate": RATE,
             "request_burst": 5,
             "spool_dir": folder,
             "publish_mode": mode,
@@ -151,6 +155,7 @@ def run(
             worker.join()
         times = [seconds for _, seconds in samples]
         figures = {
+            "offered_per_second": offered,
             "published_per_second": round(len(samples) / seconds, 1),
             "publish_ms": {name: quantile(times, q) for name, q in QUANTILES.items()},
             "requests_per_second": requests_per_second(server),
@@ -280,6 +285,12 @@ def permits() -> dict[str, Any]:
             figures[f"{name}_slowest_process_to_fastest"] = round(max(means) / min(means), 2)
     return figures
 
+
+TOGETHER: dict[str, Callable[[float], dict[str, Any]]] = {
+    "confirmed": lambda seconds: run(seconds=seconds),
+    '`publish_mode="spool"`': lambda seconds: run(mode="spool", offered=300.0, seconds=seconds),
+}
+"""What `python -m benchmarks` measures beside the other ways to publish, by what it is called."""
 
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "confirmed": run,

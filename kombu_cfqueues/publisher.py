@@ -37,7 +37,7 @@ from .spool.carrier import Carrier
 from .spool.claims import Claims
 from .spool.file import File
 from .spool.gate import SharedBudget
-from .spool.inbox import Inbox, Spooled
+from .spool.intake import Intake, Spooled
 from .spool.line import Line
 from .spool.relay import Relay
 
@@ -84,19 +84,19 @@ class Publisher:
         # A publish that took longer than half the time between two permits has waited for one.
         self._long_wait = 0.5 / options.request_rate if options.request_rate else float("inf")
         self._waits = threading.local()
-        self._inbox: Inbox | None = None
+        self._intake: Intake | None = None
         self._line: Line | None = None
         self._relay: Relay | None = None
         if file is not None:
-            self._inbox = inbox = Inbox(file)
+            self._intake = intake = Intake(file)
             claims = Claims(file, post_seconds(options) + CLAIM_RESERVE_SECONDS)
             carrier = Carrier(
                 claims, self._post_for_all, _judge, post_seconds=post_seconds(options)
             )
-            self._relay = Relay(file, inbox, claims, carrier)
+            self._relay = Relay(file, intake, claims, carrier)
             if isinstance(budget, SharedBudget):
                 self._line = Line(
-                    inbox,
+                    intake,
                     claims,
                     carrier,
                     max_in_flight=options.max_in_flight,
@@ -171,8 +171,8 @@ class Publisher:
             SpoolFull: There is no room for them.
             SpoolUnavailable: No place on this machine can hold the spool.
         """
-        inbox, relay = self._spool()
-        rows = inbox.spool(messages, max_bytes=max_bytes, repeats=self._options.retry_uncertain)
+        intake, relay = self._spool()
+        rows = intake.spool(messages, max_bytes=max_bytes, repeats=self._options.retry_uncertain)
         relay.notify()
         # Nothing here waits for a network, where a greenlet would make room for others.
         time.sleep(0)
@@ -191,10 +191,10 @@ class Publisher:
         """
         return self._spool()[1]
 
-    def _spool(self) -> tuple[Inbox, Relay]:
-        if self._inbox is None or self._relay is None:
+    def _spool(self) -> tuple[Intake, Relay]:
+        if self._intake is None or self._relay is None:
             raise SpoolUnavailable("the spool needs locks that this system does not have (fcntl)")
-        return self._inbox, self._relay
+        return self._intake, self._relay
 
     def _shared_line(self) -> Line | None:
         if isinstance(self._budget, SharedBudget) and self._budget.is_shared():

@@ -11,6 +11,7 @@ import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -30,6 +31,7 @@ from .errors import (
     TransientError,
 )
 from .fork import renew_in_child
+from .metrics import metrics
 from .pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class _Outbox:
         self.sent_at = 0.0
         self.in_flight = 0
         self.pace = Pace(0.0, 0.0, 0.0)  # of tries that fail; due at once without any
+        self.trouble: CFQueuesError | None = None  # what the last request failed with
 
     def due(self) -> float:
         """When its next request is to leave, in seconds of `time.monotonic`."""
@@ -118,7 +121,7 @@ class Settler:
         self.renew_after_fork()
         renew_in_child(self)
         # A script that ends without closing its connection has acknowledged all the same.
-        atexit.register(self._flush_at_exit)
+        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
         """Start empty: what the parent holds is the parent's to settle."""
@@ -128,7 +131,6 @@ class Settler:
         self._settled = threading.Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._crew = Crew("cfqueues-ack", SENDERS, lock, self._next_shift)
-        self._trouble: CFQueuesError | None = None  # what the last request failed with
         self._gave_up_at = float("-inf")
 
     def ack(self, delivery: Delivery) -> None:
@@ -179,9 +181,6 @@ class Settler:
         """Whether that was said within the last 10 s."""
         return time.monotonic() - self._gave_up_at < REQUEST_SECONDS
 
-    def _flush_at_exit(self) -> None:
-        self.flush(time.monotonic() + EXIT_SECONDS)
-
     # -- what waits
 
     def _add(self, settlement: _Settlement) -> None:
@@ -197,7 +196,8 @@ class Settler:
                 outbox.urgent += 1
                 outbox.returning += 1
             # Else a thread waits for this queue already, or is about to look.
-            if settlement.returns or len(outbox.waiting) in (1, MOST_LEASES):
+            due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
+            if due or self._crew.absent:
                 self._crew.call()
 
     def _next_shift(self) -> Shift:
@@ -251,12 +251,17 @@ class Settler:
         """Return what is to be sent again, and why."""
         acks = [one.delivery.lease_id for one in batch if one.delay is None]
         retries = {one.delivery.lease_id: one.delay for one in batch if one.delay is not None}
+        name = batch[0].delivery.queue.name
+        now = time.monotonic()
+        late = sum(one.delivery.leased_until <= now for one in batch)
         try:
             done = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
         except (TransientError, *_NOT_ABOUT_MESSAGES) as error:
             return batch, error
         except QueueNotFound:
-            logger.debug("queue %s is gone, and its messages with it", queue_id)
+            logger.debug(
+                "queue %r is gone, and with it the %d messages to be settled", name, len(batch)
+            )
         except PermanentError as error:
             # One lease that the server does not like fails the whole call.
             if len(batch) > 1:
@@ -265,9 +270,12 @@ class Settler:
                 if why is not None:
                     return failed + batch[half:], why
                 return self._settle(queue_id, batch[half:], deadline)
-            logger.warning("a message could not be settled, and may come again: %s", error)
+            logger.warning(
+                "a message of queue %r could not be settled, and may come again: %s", name, error
+            )
         else:
-            _tell_of_warnings(batch, done.warnings)
+            _tell_of_warnings(name, batch, done.warnings)
+            metrics.expired(name, late)
         return [], None
 
     def _conclude(
@@ -277,7 +285,7 @@ class Settler:
         failed: Sequence[_Settlement],
         error: CFQueuesError | None,
     ) -> None:
-        now = time.monotonic()
+        name, now = batch[0].delivery.queue.name, time.monotonic()
         # Once the lease has run out the message comes again, whatever is said of it.
         again = [one._replace(fresh=False) for one in failed if one.delivery.leased_until > now]
         with self._lock:
@@ -289,40 +297,61 @@ class Settler:
                 outbox.pace = Pace(0.0, 0.0, 0.0)
             else:
                 outbox.pace.failed(now, error.retry_after)
-            before, self._trouble = self._trouble, error
+            before, outbox.trouble = outbox.trouble, error
+            # One queue tells for all of them.
+            told = any(box.trouble for box in self._outboxes.values() if box is not outbox)
             self._settled.notify_all()
             if outbox.waiting:
                 self._crew.call()
+        if again and error is not None:
+            metrics.retried(error)
         if len(again) < len(failed):
+            metrics.expired(name, len(failed) - len(again))
             logger.warning(
-                "%d messages could not be settled within their lease, and come again: %s",
+                "%d messages of queue %r could not be settled within their lease, and come again: "
+                "%s",
                 len(failed) - len(again),
+                name,
                 error,
             )
-        _tell_of_trouble(before, error)
+        if not told:
+            _tell_of_trouble(name, before, error)
 
 
-def _tell_of_warnings(batch: Sequence[_Settlement], warnings: Mapping[str, str]) -> None:
+def _tell_of_warnings(
+    queue: str, batch: Sequence[_Settlement], warnings: Mapping[str, str]
+) -> None:
     """Say so if the server did not do what it was asked for."""
     # A second try is told of leases that the first, whose answer was lost, has settled.
     asked = {one.delivery.lease_id for one in batch if one.fresh}
     told = [text for lease_id, text in warnings.items() if lease_id in asked]
     if told:
         logger.warning(
-            "Cloudflare did not settle %d of %d messages, which come again if they are not deleted:"
-            " %s (were they held for longer than visibility_timeout?)",
+            "Cloudflare did not settle %d of %d messages of queue %r, which come again if they are "
+            "not deleted: %s (were they held for longer than visibility_timeout?)",
             len(told),
             len(batch),
+            queue,
             told[0],
         )
 
 
-def _tell_of_trouble(before: CFQueuesError | None, now: CFQueuesError | None) -> None:
+def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
     """Log the begin and the end of a time in which nothing can be settled, once each."""
     if before is None and isinstance(now, TransientError):
-        logger.warning("messages cannot be settled, and are tried again: %s", now)
+        logger.warning(
+            "messages of queue %r cannot be settled now; it is tried again until they can: %s",
+            queue,
+            now,
+        )
     elif before is None and now is not None:
         # A token that is refused: the next pull raises that in the application's own thread.
-        logger.debug("messages cannot be settled: %s", now)
+        logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
-        logger.info("messages are settled again")
+        logger.info("messages of queue %r are settled again", queue)
+
+
+def _flush_at_exit(settler: weakref.ref[Settler]) -> None:
+    alive = settler()
+    if alive is not None:
+        alive.flush(time.monotonic() + EXIT_SECONDS)

@@ -13,7 +13,7 @@ permit carries what the others wait to publish.
     turns      whose turn the next permit is
     bucket     the allowance in it
     file       it, as one process has it open
-    inbox      messages enter, and their outcomes come back
+    intake      messages enter, and their outcomes come back
     claims     messages that one process may post, with their permit
     permits    for requests that carry no message
     outcome    what became of a message, told across processes

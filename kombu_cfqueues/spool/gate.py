@@ -9,6 +9,7 @@ from ..budget import Budget, Limit
 from ..clock import Clock
 from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
 from ..fork import renew_in_child
+from ..metrics import metrics
 from .permits import Permits
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,12 @@ class SharedBudget:
 
     def _acquire(self, deadline: float) -> None:
         ticket: int | None = None
+        since = self._clock.monotonic()
         try:
             while True:
                 ticket, wait = self._permits.request_permit(ticket, deadline)
                 if wait is None:
+                    metrics.waited(self._clock.monotonic() - since)
                     return
                 now = self._clock.monotonic()
                 until = now if wait.until is None else wait.until

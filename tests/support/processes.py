@@ -25,11 +25,18 @@ def connect(**given):
 """
 
 
+#: What makes a script's threads greenlets.
+GREEN = {
+    "gevent": "from gevent import monkey; monkey.patch_all()\n",
+    "eventlet": "import eventlet; eventlet.monkey_patch()\n",
+}
+
+
 class Script:
     """A Python process that runs *code*; its lines of output are read as JSON."""
 
-    def __init__(self, code: str, url: str, options: dict, *, gevent: bool = False) -> None:
-        patch = "from gevent import monkey; monkey.patch_all()\n" if gevent else ""
+    def __init__(self, code: str, url: str, options: dict, *, green: str = "") -> None:
+        patch = GREEN.get(green, "")
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -62,7 +69,7 @@ class Script:
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate()
 
-    def wait(self, seconds: float = 30):
+    def wait(self, seconds: float = 120):
         """The rest of its lines, once it has ended well."""
         out, self.errors = self.process.communicate(timeout=seconds)
         assert self.process.returncode == 0, self.errors
@@ -78,8 +85,8 @@ class Script:
             stream.close()
 
 
-def eventually(condition, seconds: float = 10.0) -> bool:
-    """Whether *condition* comes true in time."""
+def eventually(condition, seconds: float = 60.0) -> bool:
+    """Whether *condition* comes true, on a slow and busy machine too."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

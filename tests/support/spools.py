@@ -8,7 +8,7 @@ from kombu_cfqueues.envelope import Packed
 from kombu_cfqueues.spool.address import Address
 from kombu_cfqueues.spool.claims import Claim, Claims
 from kombu_cfqueues.spool.file import File
-from kombu_cfqueues.spool.inbox import Inbox, Spooled
+from kombu_cfqueues.spool.intake import Intake, Spooled
 from kombu_cfqueues.spool.permits import Permits
 from kombu_cfqueues.spool.schema import Kind
 
@@ -45,13 +45,13 @@ class Peer:
             clock=clock,
             boot=lambda: boot,
         )
-        self.inbox = Inbox(self.file)
+        self.intake = Intake(self.file)
         self.claims = Claims(self.file, CLAIM_SECONDS)
         self.permits = Permits(self.file)
 
     def enter(self, text="x", *, queue="jobs", seconds=900.0, kind=Kind.SINGLE, count=1, **given):
         """Let confirmed messages wait; return the row of the first."""
-        rows = self.inbox.enter(
+        rows = self.intake.enter(
             kind,
             Address(queue, cloudflare_id=f"id-of-{queue}"),
             [packed(text)] * count,
@@ -63,7 +63,7 @@ class Peer:
     def spool(self, text="x", *, queue="jobs", count=1, expires=None, max_bytes=1 << 30, **given):
         """Keep messages; return their rows."""
         messages = [Spooled(Address(queue), packed(text), expires)] * count
-        return self.inbox.spool(messages, max_bytes=max_bytes, **given)
+        return self.intake.spool(messages, max_bytes=max_bytes, **given)
 
     def claim(self, **given) -> Claim:
         """Claim what is to be had after a quiet minute."""

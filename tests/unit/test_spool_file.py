@@ -17,7 +17,7 @@ from support.spools import Hours, Peer, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.clock import Clock
-from kombu_cfqueues.spool import inbox, place
+from kombu_cfqueues.spool import intake, place
 from kombu_cfqueues.spool.database import Database
 from kombu_cfqueues.spool.posters import KernelLock, Posters
 from kombu_cfqueues.spool.schema import VERSION
@@ -113,7 +113,7 @@ def test_two_users_share_a_folder_of_their_group(tmp_path, clock):
     os.chown(shared, 0, 54321)
     shared.chmod(0o2770)
     for parent in tmp_path.parents:
-        if parent.owner() == "root" and parent.name.startswith("pytest"):
+        if parent.owner() == "root" and parent.name.startswith(("pytest", "popen")):
             parent.chmod(0o755)
     tmp_path.chmod(0o755)
     ours = Peer(shared, clock)
@@ -247,7 +247,7 @@ def test_a_spool_never_fills_its_disk(tmp_path, clock, monkeypatch):
     """Delivering has to write as well: a disk that is full to the last byte stays full."""
     peer = Peer(tmp_path, clock)
     peer.spool("kept")
-    monkeypatch.setattr(inbox, "RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr(intake, "RESERVE_BYTES", 1 << 62)
     with pytest.raises(errors.SpoolFull, match="bytes free"):
         peer.spool("refused")
     assert texts(peer.claim()) == ["kept"]

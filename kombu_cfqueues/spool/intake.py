@@ -35,7 +35,7 @@ class Spooled(NamedTuple):
     expires: float | None
 
 
-class Inbox:
+class Intake:
     """Messages on their way in, and their outcomes on their way back.
 
     Args:
