@@ -99,11 +99,11 @@ def test_few_retries_are_told_of_unless_they_were_asked_for(
 
     directory.enable_pull(queue, options(consumer_max_retries=wanted), deadline=soon())
 
-    expected = [
+    text = (
         f"the pull consumer of queue 'jobs' allows {allowed} deliveries of a message (its "
         "max_retries); every worker that ends with the message uses one up, so set it to 100"
-    ]
-    assert caplog.messages == (expected if told else [])
+    )
+    assert caplog.messages == ([text] if told else [])
 
 
 def test_a_consumer_that_is_forgotten_is_looked_for_again(emulator, directory):

@@ -73,7 +73,7 @@ def test_what_says_no_time_expires_never(properties):
 
 
 def test_what_is_too_large_names_ways_out():
-    with pytest.raises(MessageTooLarge, match="send a reference, or use compression$"):
+    with pytest.raises(MessageTooLarge, match=r"send a reference, or use compression$"):
         pack({**MESSAGE, "body": "x" * 130_000}, "jobs", options())
 
 
