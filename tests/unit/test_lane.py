@@ -381,6 +381,19 @@ def test_who_cannot_wait_as_long_as_the_server_asks_fails_at_once(time, server, 
     assert server.accepted == ["patient"]
 
 
+@pytest.mark.parametrize("retry_after", [None, 90.0])
+def test_a_timeout_says_what_failed_last_and_when_it_may_be_over(time, server, submit, retry_after):
+    server.round_trip = 0.0
+    server.refuse = lambda items: ServerError("the server is down", retry_after=retry_after)
+    caller = submit(1, timeout=5.0)
+    time.run()
+
+    assert str(caller.error) == (
+        "no request could leave for the message in time (last failure: the server is down)"
+    )
+    assert caller.error.retry_after == retry_after
+
+
 def test_each_caller_lives_until_its_own_deadline(time, server, submit):
     server.round_trip = 0.0
     server.refuse = lambda items: ConnectionFailed("refused")

@@ -92,3 +92,11 @@ def test_a_bug_is_logged_and_the_thread_goes_on(monkeypatch, caplog):
 
     wait_for(lambda: done)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_no_thread_keeps_a_process_alive():
+    work, done = Work(2), threading.Event()
+    work.add(done.set)
+    assert done.wait(30)
+
+    assert all(t.daemon for t in threading.enumerate() if t.name == work.name)

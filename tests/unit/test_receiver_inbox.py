@@ -111,6 +111,24 @@ def test_whoever_waits_is_woken():
     assert time.monotonic() - started < 2
 
 
+def test_who_waits_without_end_is_woken():
+    mail = Mail()
+    threading.Timer(0.1, mail.put, ["a"]).start()
+
+    assert mail.inbox.take(None).delivery.lease_id == "a"
+
+
+@pytest.mark.parametrize("deadline", [-1.0, 0.1])
+def test_waiting_for_a_pull_ends_at_its_deadline(deadline):
+    mail = Mail()
+    started = time.monotonic()
+
+    with mail.lock:
+        mail.inbox.wait_for_change(started + deadline)
+
+    assert max(0.0, deadline) <= time.monotonic() - started < 10
+
+
 def test_a_miss_wants_a_pull():
     mail = Mail()
 
