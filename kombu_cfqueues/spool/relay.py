@@ -123,10 +123,17 @@ class Relay:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(
+                    thread = threading.Thread(
                         target=self._serve, name="cfqueues-relay", daemon=True
                     )
-                    self._thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError as error:
+                        # The system has none to give, or the interpreter is ending.  The messages
+                        # are on the disk: whoever publishes next tries again, or another process.
+                        logger.warning("nothing empties the spool now: %s", error)
+                        return
+                    self._thread = thread
                     atexit.register(_finish, weakref.ref(self))
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
