@@ -164,16 +164,17 @@ class PublishBatch:
             self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._leaving.append((request, self._start(self._senders, request)))
+            self._leaving.append((request, self._begin(request, self._senders)))
 
-    def _start(self, senders: ThreadPoolExecutor, request: _Request) -> _Future:
+    def _begin(self, request: _Request, senders: ThreadPoolExecutor) -> _Future:
         try:
             return senders.submit(self._post, request)
-        # The main thread has ended, after which no thread can be started; or the system has none.
         except RuntimeError:
-            sent: _Future = Future()
-            sent.set_result(self._post(request))
-            return sent
+            # No thread can be started, as when the interpreter ends: one request after the other.
+            senders.shutdown(cancel_futures=True)
+            done: _Future = Future()
+            done.set_result(self._post(request))
+            return done
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
         """Send one request, in a sender's thread; return the outcome of each message."""

@@ -88,6 +88,9 @@ def _prepare(request: requests.Request) -> requests.PreparedRequest:
 
 def read_body(response: requests.Response) -> bytes:
     """The whole body, unless it is too long to be an answer of the API."""
+    # What was asked for.  Each further packing makes an answer up to a thousand times as long.
+    if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
+        raise requests.exceptions.ContentDecodingError("the answer is packed as nobody asked for")
     chunks, size = [], 0
     for chunk in response.iter_content(1 << 16):
         chunks.append(chunk)

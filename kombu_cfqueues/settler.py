@@ -97,6 +97,7 @@ class _Outbox:
         self.sent_at = 0.0
         self.in_flight = 0
         self.pace = Pace(0.0, 0.0, 0.0)  # of tries that fail; due at once without any
+        self.trouble: CFQueuesError | None = None  # what the last request failed with
 
     def due(self) -> float:
         """When its next request is to leave, in seconds of `time.monotonic`."""
@@ -130,7 +131,6 @@ class Settler:
         self._settled = threading.Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._crew = Crew("cfqueues-ack", SENDERS, lock, self._next_shift)
-        self._trouble: CFQueuesError | None = None  # what the last request failed with
         self._gave_up_at = float("-inf")
 
     def ack(self, delivery: Delivery) -> None:
@@ -297,7 +297,9 @@ class Settler:
                 outbox.pace = Pace(0.0, 0.0, 0.0)
             else:
                 outbox.pace.failed(now, error.retry_after)
-            before, self._trouble = self._trouble, error
+            before, outbox.trouble = outbox.trouble, error
+            # One queue tells for all of them.
+            told = any(box.trouble for box in self._outboxes.values() if box is not outbox)
             self._settled.notify_all()
             if outbox.waiting:
                 self._crew.call()
@@ -312,7 +314,8 @@ class Settler:
                 name,
                 error,
             )
-        _tell_of_trouble(name, before, error)
+        if not told:
+            _tell_of_trouble(name, before, error)
 
 
 def _tell_of_warnings(

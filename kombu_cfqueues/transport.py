@@ -13,6 +13,7 @@ from .account import Account
 from .channel import Channel
 from .errors import PermanentError, PublishTimeout, TransientError
 from .inbox import Inbox
+from .nesting import outermost
 from .options import Options, shown_place
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ class Transport(virtual.Transport):
             # Before the base class makes a channel, which would stay behind on a dead transport.
             # Who spools needs no server, and must be able to start without one.
             if options.publish_mode != "spool":
-                self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+                with outermost:
+                    self.account.directory.probe(options, deadline=time.monotonic() + seconds)
         except BaseException:
             self._leave_account()
             raise

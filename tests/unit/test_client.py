@@ -1,6 +1,7 @@
 """One HTTP request: what is sent, what may go wrong on the way, and as which error it comes out."""
 
 import contextlib
+import gzip
 import http.client
 import inspect
 import json
@@ -10,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 
 import pytest
 import requests
@@ -540,6 +542,33 @@ def test_a_certificate_that_nobody_vouches_for_is_refused():
     assert "certificate" in str(error)
     assert "REQUESTS_CA_BUNDLE" in str(error)
     assert not server.requests
+
+
+@pytest.mark.parametrize("packed", ["gzip, gzip", "deflate", "br", "zstd", "gzip,deflate"])
+def test_an_answer_that_is_packed_as_nobody_asked_for_is_not_unpacked(packed):
+    """A thousand times a thousand times as long: what is packed twice fills the memory."""
+    bomb = gzip.compress(gzip.compress(bytes(50 << 20)))
+    with ScriptedServer(Say(200, bomb, headers={"Content-Encoding": packed})) as server:
+        tracemalloc.start()
+        error = failure(connect(server))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert isinstance(error, errors.ConnectionFailed)
+    assert error.delivered == "unknown"
+    assert peak < 10 << 20
+
+
+def test_an_answer_that_swells_is_not_read_to_its_end():
+    bomb = gzip.compress(bytes(2 * pool.MOST_ANSWER_BYTES), 1)
+    with ScriptedServer(Say(200, bomb, headers={"Content-Encoding": "gzip"})) as server:
+        tracemalloc.start()
+        error = failure(connect(server))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert isinstance(error, errors.ConnectionFailed)
+    assert peak < 2 * pool.MOST_ANSWER_BYTES
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
