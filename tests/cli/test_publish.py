@@ -287,7 +287,6 @@ def test_a_kill_loses_nothing(start, emulator, tmp_path):
     first.kill()
     emulator.latency = 0
     first.communicate()
-    emulator.latency = 0
     second = start(emulator.broker_url, *arguments)
     _, err = second.communicate(timeout=60)
 
