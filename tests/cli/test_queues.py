@@ -137,14 +137,13 @@ def test_every_command_has_help_and_json():
             assert "--json" in options or name == "relay", sub.name
 
 
-def cfqueues_process(prelude="", **environment):
+def cfqueues_process(prelude="", arguments=("queues", "list"), **environment):
     return subprocess.run(
         [
             sys.executable,
             "-c",
             f"{prelude}\nfrom kombu_cfqueues.cli import main; main()",
-            "queues",
-            "list",
+            *arguments,
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
@@ -183,3 +182,12 @@ def test_an_emulator_tells_a_program_where_it_is(start, run):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("rich", "cli"), ("uvicorn", "emulator")])
+def test_help_lists_the_other_commands_where_an_extra_is_not_installed(package, extra):
+    done = cfqueues_process(f"import sys; sys.modules['{package}'] = None", ["--help"])
+
+    assert done.returncode == 0, done.stderr
+    assert "relay" in done.stdout
+    assert f"Not installed: pip install 'kombu-cfqueues[{extra}]'" in done.stdout
