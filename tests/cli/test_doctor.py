@@ -173,7 +173,10 @@ def test_a_queue_name_that_cloudflare_cannot_have(cfqueues, queue):
     assert "no letter or digit" in problem(cfqueues("doctor", queue, code=1))
 
 
-def test_two_queue_names_that_are_one_at_cloudflare(cfqueues):
+@pytest.mark.parametrize("exists", [True, False])
+def test_two_queue_names_that_are_one_at_cloudflare(cfqueues, emulator, exists):
+    if exists:
+        emulator.create_queue("emails-new")
     done = cfqueues("doctor", "emails.new", "emails_new", code=1)
 
     assert "rename one" in problem(done)
