@@ -9,7 +9,7 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix endurance lint types docs bench audit clean
+.PHONY: help demo test matrix positions endurance lint types docs bench audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -27,6 +27,9 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
+
+positions: $(VENV)/.dev ## Run the client's tests in each position of each knob of the emulator (an hour)
+	$(BIN)/python tests/conformance/every_position.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
