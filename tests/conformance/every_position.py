@@ -16,10 +16,16 @@ from test_each_position import POSITIONS
 
 ROOT: Final = Path(__file__).parents[2]
 
+NOTHING_TO_RUN: Final = 5  # pytest's exit status where all tests are spared
+
 TESTS: Final = ("test_publish", "test_celery_publish", "test_consume")
 
-#: Where no client can do what a test asks for: the knob, its position, the test, and why.
+#: Where a test asks for what its position does not give: the knob, the position, and the tests.
 SPARED: Final = {
+    # These read with one pull what was published.
+    ("short_batches", True): ["message_has_an_id_to_tell", "test_a_group_arrives_whole"],
+    # All tests that count messages; test_each_position has one that does not.
+    ("duplicate_rate", 1): ["test_"],
     # Its second delivery has the number of another's first.
     ("first_attempt", 0): ["test_a_message_says_that_it_comes_again"],
 }
@@ -45,7 +51,7 @@ def main() -> int:
         )
         lines = done.stdout.splitlines()
         print(f"{knob}={value}: {lines[-1] if lines else done.stderr}", flush=True)
-        if done.returncode:
+        if done.returncode not in (0, NOTHING_TO_RUN):
             failed += 1
             print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n")
     return min(failed, 1)
