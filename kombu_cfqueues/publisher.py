@@ -141,7 +141,7 @@ class Publisher:
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
-        self, address: Address, packed: Sequence[Packed], *, deadline: float, switches: bool = False
+        self, address: Address, packed: Sequence[Packed], *, deadline: float
     ) -> list[CFQueuesError | None]:
         """Block until each message is settled; what `submit` would raise is returned, by message.
 
@@ -149,13 +149,12 @@ class Publisher:
         """
         line = self._shared_line()
         if line is not None:
-            judge = _judge_and_switch if switches else _judge
             try:
-                return line.submit_many(address, packed, deadline=deadline, judge=judge)
+                return line.submit_many(address, packed, deadline=deadline, judge=_judge)
             except (SpoolUnavailable, SpoolFull) as error:
                 self._go_alone(error)
         items = [(one, one.size) for one in packed]
-        return self._lane(address, switches=switches).submit_many(items, deadline)
+        return self._lane(address, switches=False).submit_many(items, deadline)
 
     def spool(self, messages: Sequence[Spooled], *, max_bytes: int) -> list[int]:
         """Return once the messages are on this machine's disk; they are posted from there.

@@ -163,6 +163,22 @@ def test_where_nothing_can_hold_the_spool_publishing_says_so(server, spooling, t
 # -- what the server has against it
 
 
+def test_where_no_thread_can_be_started_messages_wait_for_the_next_publish(
+    server, spooling, monkeypatch
+):
+    """They are on the disk, so that is no failure of the publish."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        with monkeypatch.context() as scarce:
+            scarce.setattr("threading.Thread.start", start)
+            publish(connection, 1)
+        publish(connection, 2)
+        assert eventually(lambda: sorted(bodies(server)) == [1, 2])
+
+
 def test_a_refused_message_is_kept_for_a_decision(server, spooling, caplog):
     server.faults.refuse_messages(lambda body: "bad" in body)
     with Connection(server.broker_url, transport_options=spooling) as connection:
