@@ -285,8 +285,9 @@ def test_children_of_multiprocessing_publish_while_the_parents_threads_do(
 
             threads = [threading.Thread(target=busy) for _ in range(3)]
             children = [context.Process(target=child, args=(n,)) for n in range(1, 5)]
-            for thread in threads + children:
-                thread.start()
+            # The first two find a connection of the parent idle, the others all of them busy.
+            for one in children[:2] + threads + children[2:]:
+                one.start()
             for process in children:
                 process.join()
             over.set()
