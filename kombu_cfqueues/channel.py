@@ -56,8 +56,8 @@ class Channel(ConsumingChannel):
             message: Kombu's dictionary, as `prepare_message` made it.
             exchange: Name of the exchange; ``""``: *routing_key* is the queue.
             routing_key: The routing key.
-            **kwargs: ``timeout`` (seconds; shortens ``publish_timeout``) and ``mandatory`` have an
-                effect.
+            **kwargs: ``timeout`` and ``confirm_timeout`` (seconds; each shortens
+                ``publish_timeout``) and ``mandatory`` have an effect.
 
         Returns:
             A promise that is fulfilled already, or with ``publish_mode="spool"`` once the message
@@ -88,6 +88,7 @@ class Channel(ConsumingChannel):
         queue: str,
         message: dict[str, Any],
         timeout: float | None = None,
+        confirm_timeout: float | None = None,
         publish_batch: PublishBatch | None = None,
         **_: Any,
     ) -> list[int]:
@@ -100,9 +101,9 @@ class Channel(ConsumingChannel):
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
-        seconds = self.options.publish_timeout
         # In this order, which a timeout of NaN does not survive.
-        seconds = seconds if timeout is None else min(seconds, timeout)
+        given = (self.options.publish_timeout, timeout, confirm_timeout)
+        seconds = min(seconds for seconds in given if seconds is not None)
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:

@@ -70,6 +70,10 @@ class KernelLock:
         if file is not None:
             os.close(file)
 
+    def __del__(self) -> None:
+        # Its poster is dead: nobody is left who could use it.
+        self.release()
+
     def leave_to_parent(self) -> None:
         """In a forked child: forget the lock, which the parent still holds."""
         self.release()  # a lock ends with the last descriptor of its opening, which is not ours

@@ -16,14 +16,7 @@ from pathlib import Path
 from celery import Celery
 
 from . import witness
-from .ledger import FOLDER, write
-
-SETTINGS = "CHAOS_SETTINGS"
-
-#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  It is one that
-#: runs a task.  One that waits for a task would die with the lock of the queue that all children
-#: share, and the pool would stand still for good (billiard's pull request 457 tells how).
-KILL_CHILD = "kill-child"
+from .ledger import FOLDER, KILL_CHILD, SETTINGS, write
 
 _imported_by = os.getpid()
 

@@ -18,6 +18,14 @@ from typing import Any, NamedTuple
 #: Where the ledgers are, and what this process is called there.
 FOLDER, NAME = "CHAOS_LEDGER", "CHAOS_NAME"
 
+#: The settings of the Celery application, as JSON.
+SETTINGS = "CHAOS_SETTINGS"
+
+#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  It is one that
+#: runs a task.  One that waits for a task would die with the lock of the queue that all children
+#: share, and the pool would stand still for good (billiard's pull request 457 tells how).
+KILL_CHILD = "kill-child"
+
 #: How a message is called, everywhere: it is its Celery task's id.
 MESSAGE = re.compile(rb"m-[\w.-]+?-\d+-m")
 

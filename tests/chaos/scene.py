@@ -25,8 +25,7 @@ from typing import Any, NoReturn
 from support.scripted import CA_BUNDLE
 
 from . import faults
-from .app import KILL_CHILD, SETTINGS
-from .ledger import FOLDER, NAME, Ledger
+from .ledger import FOLDER, KILL_CHILD, NAME, SETTINGS, Ledger
 from .server import Server, broker_url
 
 ROOT = Path(__file__).parents[2]
