@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from ..chance import chance
 from ..clock import Clock
-from ..envelope import Packed
+from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
     PermanentError,
@@ -20,7 +20,6 @@ from ..errors import (
 )
 from ..fork import renew_in_child
 from ..lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
-from .address import Address
 from .claims import Claim, Claims, Entry, Fate
 from .schema import Kind
 from .turns import Wait

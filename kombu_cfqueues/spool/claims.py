@@ -9,10 +9,9 @@ from typing import Final, NamedTuple
 
 from .. import limits
 from ..chance import chance
-from ..envelope import Packed
-from ..errors import CFQueuesError
-from . import outcome, turns
-from .address import Address
+from ..envelope import Address, Packed
+from ..errors import CFQueuesError, as_text
+from . import turns
 from .bucket import last_kind
 from .file import File
 from .schema import Kind, State, forget, free
@@ -20,6 +19,9 @@ from .turns import TURN_SECONDS, Patience, Turn, Wait
 
 OUTCOME_SECONDS: Final = 5.0
 """How long after its deadline an outcome is kept for an owner that is late."""
+
+SILENCE_SECONDS: Final = 5.0
+"""After so long without a sign, who empties the spool is taken for stuck."""
 
 REFUSED_ALIKE: Final = 3
 """So many single messages of a batch refused alike, and none accepted: the rest is not asked."""
@@ -237,7 +239,7 @@ class Claims:
             connection.executemany(
                 settle,
                 [
-                    (State.REFUSED, outcome.dump(error), row, claim.number)
+                    (State.REFUSED, as_text(error), row, claim.number)
                     for row, error in fate.refused.items()
                     if row not in mine
                 ],
@@ -287,7 +289,7 @@ class Claims:
                 connection.execute(
                     "UPDATE message SET state = ?, error = ? "
                     "WHERE state = 0 AND queue = ? AND most < ?",
-                    (State.REFUSED, outcome.dump(error), claim.queue, limits.BATCH_MESSAGES),
+                    (State.REFUSED, as_text(error), claim.queue, limits.BATCH_MESSAGES),
                 )
                 connection.execute("UPDATE queue SET alike = -1 WHERE id = ?", (claim.queue,))
 
@@ -327,15 +329,24 @@ class Claims:
         for name in dead:
             self._file.bury(name)
 
-    def drains(self) -> None:
-        """Note that this process is at work on what is spooled."""
-        now = self._file.clock.monotonic()
-        self._file.write(lambda c: c.execute("UPDATE machine SET drained_at = ?", (now,)))
+    def elect(self) -> bool:
+        """Become the one that empties the spool, or stay it; return False if another one is."""
+        now, me = self._file.clock.monotonic(), self._file.poster
+        drainer, at = self._file.read(
+            lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()
+        )
+        if drainer not in (me, None) and now - at < SILENCE_SECONDS:
+            return False
+        if drainer == me and now - at < SILENCE_SECONDS / 5:
+            return True
+        change = "UPDATE machine SET drainer = ?, drained_at = ? WHERE drainer IS ?"
+        done = self._file.write(lambda c: c.execute(change, (me, now, drainer)).rowcount)
+        return done == 1
 
-    def is_drained(self, within: float) -> bool:
-        """Whether somebody was at work on what is spooled in the last so many seconds."""
-        (at,) = self._file.read(lambda c: c.execute("SELECT drained_at FROM machine").fetchone())
-        return bool(self._file.clock.monotonic() - at < within)
+    def stand_down(self) -> None:
+        """Let another process empty the spool."""
+        change = "UPDATE machine SET drainer = NULL WHERE drainer = ?"
+        self._file.write(lambda c: c.execute(change, (self._file.poster,)))
 
 
 def _posters(connection: sqlite3.Connection) -> list[str]:

@@ -133,11 +133,6 @@ class File:
         if self._posters is not None:
             self._posters.bury(poster)
 
-    def lock_file(self, suffix: str) -> KernelLock:
-        """A lock beside the file, that one process of all has."""
-        path = self.path.with_suffix(suffix)
-        return KernelLock(path, path.parent.stat().st_mode & 0o660 or 0o600)
-
     def close(self) -> None:
         """Let go of the file, and of life as a poster.  The next use begins anew."""
         with self._opening:

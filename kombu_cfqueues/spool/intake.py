@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .. import limits
-from ..envelope import Packed
-from ..errors import CFQueuesError, SpoolFull
-from . import outcome
-from .address import Address
+from ..envelope import Address, Packed
+from ..errors import CFQueuesError, SpoolFull, from_text
 from .file import File
-from .outcome import Outcome
 from .schema import Kind, State
 
 RESERVE_BYTES: Final = 16 << 20
@@ -159,10 +156,12 @@ class Intake:
         """Tell the other processes a queue's id, which is known now."""
         self._file.write(lambda c: _queue_row(c, address))
 
-    def outcomes(self) -> tuple[list[Outcome], bool]:
+    def outcomes(self) -> tuple[dict[int, CFQueuesError | None], bool]:
         """What others said of this process's messages, and whether any of them still waits."""
 
-        def look(connection: sqlite3.Connection) -> tuple[list[Outcome], bool]:
+        def look(
+            connection: sqlite3.Connection,
+        ) -> tuple[dict[int, CFQueuesError | None], bool]:
             rows = connection.execute(
                 "SELECT id, error, uncertain FROM message WHERE owner = ? AND state IN (?, ?)",
                 (self._file.poster, State.ACCEPTED, State.REFUSED),
@@ -171,12 +170,12 @@ class Intake:
                 "SELECT 1 FROM message WHERE owner = ? AND state = 0 AND kind != ? LIMIT 1",
                 (self._file.poster, Kind.TICKET),
             ).fetchone()
-            told = [Outcome(row, error and _told(error, unsure)) for row, error, unsure in rows]
+            told = {row: error and _told(error, unsure) for row, error, unsure in rows}
             return told, waits is not None
 
         found, waits = self._file.read(look)
         if found:
-            rows = [(each.message,) for each in found]
+            rows = [(row,) for row in found]
             self._file.write(lambda c: c.executemany("DELETE FROM message WHERE id = ?", rows))
         return found, waits
 
@@ -230,7 +229,7 @@ class Intake:
                 if found is None:
                     fates[row] = None
                 elif found[0] == State.REFUSED:
-                    fates[row] = outcome.load(found[1])
+                    fates[row] = from_text(found[1])
             return fates
 
         return self._file.read(look)
@@ -271,7 +270,7 @@ def _queue_row(connection: sqlite3.Connection, address: Address) -> int:
 
 def _told(error: str, uncertain: int) -> CFQueuesError:
     """What an owner is told: an earlier try may have delivered the message."""
-    told = outcome.load(error)
+    told = from_text(error)
     if uncertain:
         told.delivered = "unknown"
     return told

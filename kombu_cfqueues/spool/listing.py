@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import outcome
+from ..errors import from_text
 from .file import File
 from .schema import Kind, State
 
@@ -120,7 +120,7 @@ class Listing:
             )
             found = []
             for row, queue, entered, size, error in rows:
-                why = outcome.load(error)
+                why = from_text(error)
                 age = max(0.0, wall - entered)
                 found.append(Refused(row, queue, age, size, why.code, str(why)))
             return found

@@ -376,7 +376,7 @@ HEARTBEAT = """
             late[0] = max(late[0], time.monotonic() - due)
     connection = connect()
     connection.Producer().publish(0, routing_key="jobs")
-    path = connection.transport.account.publisher._inbox._file.path
+    path = connection.transport.account.publisher._intake._file.path
     print(json.dumps(str(path)), flush=True)
     sys.stdin.readline()
     heart = threading.Thread(target=beat)

@@ -71,9 +71,9 @@ def test_what_another_process_posted_is_told_to_its_owner_alone(peer):
     claim = poster.claim()
     poster.claims.settle(claim, Fate(accepted=[row]))
 
-    assert other.intake.outcomes() == ([], False)
-    assert owner.intake.outcomes() == ([(row, None)], False)
-    assert owner.intake.outcomes() == ([], False)
+    assert other.intake.outcomes() == ({}, False)
+    assert owner.intake.outcomes() == ({row: None}, False)
+    assert owner.intake.outcomes() == ({}, False)
 
 
 def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
@@ -82,7 +82,7 @@ def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
     claim = poster.claim()
     poster.claims.refuse_alone(claim, refusal())
 
-    [(told, error)], _ = owner.intake.outcomes()
+    [(told, error)] = owner.intake.outcomes()[0].items()
     assert told == row
     assert type(error) is errors.InvalidMessage
     assert (str(error), error.code, error.status, error.delivered) == ("refused", 10203, 400, "no")
@@ -270,7 +270,7 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
     slow.claims.settle(claim, Fate(accepted=[claim.entries[0].row]))
-    assert other.intake.outcomes() == ([], False)
+    assert other.intake.outcomes() == ({}, False)
 
 
 def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
@@ -280,7 +280,7 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
     victim.claim()
     victim.die()
     owner.claims.sweep()
-    [(told, error)], _ = owner.intake.outcomes()
+    [(told, error)] = owner.intake.outcomes()[0].items()
     assert (told, error.delivered) == (row, "unknown")
 
 
@@ -326,7 +326,7 @@ def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     poster.claims.settle(poster.claim(), Fate(accepted=[row]))
     clock.now += 100
     poster.claims.sweep()
-    assert owner.intake.outcomes() == ([], False)
+    assert owner.intake.outcomes() == ({}, False)
 
 
 # -- refusals
@@ -452,7 +452,7 @@ def test_a_refusal_after_an_uncertain_try_says_so(peer):
     owner, poster = peer(), peer()
     owner.enter(uncertain=True)
     poster.claims.refuse_alone(poster.claim(), refusal())
-    [(_, error)], _ = owner.intake.outcomes()
+    [error] = owner.intake.outcomes()[0].values()
     assert error.delivered == "unknown"
 
 
@@ -462,7 +462,7 @@ def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
     claim = poster.claim()
     assert owner.intake.withdraw([row], taken=False) == {}
     poster.claims.settle(claim, Fate(accepted=[row]))
-    assert owner.intake.outcomes() == ([(row, None)], False)
+    assert owner.intake.outcomes() == ({row: None}, False)
 
 
 @pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])
