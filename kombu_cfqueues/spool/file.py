@@ -7,7 +7,7 @@ import hashlib
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -133,6 +133,13 @@ class File:
         if self._posters is not None:
             self._posters.bury(poster)
 
+    def older(self) -> Iterator[Database]:
+        """The files that older versions of this package have left, and nobody uses any more."""
+        for version in range(1, VERSION):
+            path = self.path.with_name(f"{self._name}-v{version}.db")
+            if path.exists() and not self._posters_of(path).anyone():
+                yield Database(path, self._place.file_mode, version, lambda *_: None)
+
     def close(self) -> None:
         """Let go of the file, and of life as a poster.  The next use begins anew."""
         with self._opening:
@@ -170,16 +177,20 @@ class File:
             self._posters = None
 
     def _become_a_poster(self) -> None:
-        found = place.find(self._spool_dir)
-        path = found.folder / f"{self._name}-v{VERSION}.db"
-        posters = Posters(path.with_suffix(".posters"), found.folder_mode, found.file_mode)
+        self._place = place.find(self._spool_dir)
+        path = self._place.folder / f"{self._name}-v{VERSION}.db"
+        posters = self._posters_of(path)
         self._me, self._alive = posters.register()
         if self._database is None or self._database.path != path:
             self._database = Database(
-                path, found.file_mode, VERSION, self._prepare, clock=self.clock
+                path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
             )
         self._posters = posters
         atexit.register(_close, weakref.ref(self))
+
+    def _posters_of(self, path: Path) -> Posters:
+        here = self._place
+        return Posters(path.with_suffix(".posters"), here.folder_mode, here.file_mode)
 
     def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
         prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())

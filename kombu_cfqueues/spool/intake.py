@@ -72,26 +72,13 @@ class Intake:
             queue = _queue_row(connection, address)
             if straight and self._isfree(connection, queue):
                 return None
-            insert = (
-                "INSERT INTO message (kind, queue, fragment, size, due, alone, entered, owner, "
-                "deadline, repeats, uncertain, most) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            )
-            wall = time.time()
-            rows = []
-            for packed in messages:
-                values = (
-                    kind,
-                    queue,
-                    *packed,
-                    wall,
-                    self._file.poster,
-                    deadline,
-                    repeats,
-                    uncertain,
-                )
-                done = connection.execute(insert, (*values, limits.BATCH_MESSAGES))
-                rows.append(int(done.lastrowid or 0))
-            return rows
+            waits = {
+                "owner": self._file.poster,
+                "deadline": deadline,
+                "repeats": repeats,
+                "uncertain": uncertain,
+            }
+            return [_insert(connection, kind, queue, packed, **waits) for packed in messages]
 
         return self._file.write(work)
 
@@ -138,19 +125,53 @@ class Intake:
                     f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,} "
                     "(spool_max_bytes)"
                 )
-            insert = (
-                "INSERT INTO message (kind, queue, fragment, size, due, alone, entered, expires, "
-                "repeats, most) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            )
-            rows, wall = [], time.time()
-            for address, packed, expires in messages:
-                queue = _queue_row(connection, address)
-                values = (Kind.SPOOLED, queue, *packed, wall, expires, repeats)
-                done = connection.execute(insert, (*values, limits.BATCH_MESSAGES))
-                rows.append(int(done.lastrowid or 0))
-            return rows
+            return [
+                _insert(
+                    connection,
+                    Kind.SPOOLED,
+                    _queue_row(connection, address),
+                    packed,
+                    expires=expires,
+                    repeats=repeats,
+                )
+                for address, packed, expires in messages
+            ]
 
         return self._file.write(work, durable=True)
+
+    def take_over(self) -> None:
+        """Keep what an older version of this package has spooled, and would never deliver."""
+        for older in self._file.older():
+            older.write(self._move)
+            older.close()
+
+    def _move(self, older: sqlite3.Connection) -> None:
+        # These columns are what every version has to have.
+        found = older.execute(
+            "SELECT address, creates, cloudflare_id, fragment, size, due, alone, expires, repeats, "
+            "state = 3, error, uncertain OR state = 1 FROM message AS m "
+            "JOIN queue AS q ON m.queue = q.id WHERE m.owner IS NULL ORDER BY m.id"
+        ).fetchall()
+
+        def work(connection: sqlite3.Connection) -> None:
+            for row in found:
+                address, packed = Address(*row[:3]), Packed(*row[3:7])
+                expires, repeats, refused, error, uncertain = row[7:]
+                _insert(
+                    connection,
+                    Kind.SPOOLED,
+                    _queue_row(connection, address),
+                    packed,
+                    expires=expires,
+                    repeats=repeats,
+                    state=State.REFUSED if refused else State.WAITING,
+                    error=error,
+                    uncertain=uncertain,
+                )
+
+        # Here first: between the two, they are in both files rather than in none.
+        self._file.write(work, durable=True)
+        older.execute("DELETE FROM message WHERE owner IS NULL")
 
     def learn(self, address: Address) -> None:
         """Tell the other processes a queue's id, which is known now."""
@@ -247,6 +268,18 @@ class Intake:
             )
 
         return self._file.read(look)
+
+
+def _insert(
+    connection: sqlite3.Connection, kind: Kind, queue: int, packed: Packed, **waits: object
+) -> int:
+    values = {"kind": kind, "queue": queue, "entered": time.time(), "most": limits.BATCH_MESSAGES}
+    values |= packed._asdict() | waits
+    done = connection.execute(
+        f"INSERT INTO message ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+        tuple(values.values()),
+    )
+    return int(done.lastrowid or 0)
 
 
 def _queue_row(connection: sqlite3.Connection, address: Address) -> int:

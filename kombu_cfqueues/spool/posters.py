@@ -119,6 +119,10 @@ class Posters:
             os.close(file)
         return False
 
+    def anyone(self) -> bool:
+        """Whether any poster of this spool lives."""
+        return any(self.is_alive(file.name) for file in self._folder.iterdir())
+
     def bury(self, name: str) -> None:
         """Remove what a poster left behind."""
         (self._folder / name).unlink(missing_ok=True)

@@ -84,6 +84,7 @@ class Relay:
         self._promises: weakref.WeakValueDictionary[int, promise] = weakref.WeakValueDictionary()
         self._promises_at = 0.0
         self._swept_at = 0.0
+        self._took_over = False
         self._reported = ""
 
     @property
@@ -172,6 +173,9 @@ class Relay:
 
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
+        if not self._took_over:
+            self._intake.take_over()
+            self._took_over = True
         self._keep_promises()
         if not self._intake.has_backlog():
             self._stand_down()

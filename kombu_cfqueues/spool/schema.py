@@ -25,7 +25,9 @@ from typing import Final
 from ..errors import CFQueuesError, as_text
 
 VERSION: Final = 1
-"""Of the tables below; a part of the file's name, so that versions never meet in a file."""
+"""Of the tables below; a part of the file's name, so that versions never meet in a file.
+
+A newer version takes over what is spooled: see `Intake.take_over` for what it relies on."""
 
 
 class Kind(IntEnum):

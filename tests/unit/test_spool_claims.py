@@ -7,7 +7,7 @@ from support.spools import CLAIM_SECONDS, Hours, Peer, packed, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
-from kombu_cfqueues.spool.claims import Claim, Fate
+from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
 from kombu_cfqueues.spool.schema import Kind, State
 from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
 
@@ -418,6 +418,31 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
     process.claims.settle(claim, Fate(returned=[e.row for e in claim.entries]))
     process.claims.pause(claim.queue, 60)
     assert texts(process.claim(without=[])) in (["other"], ["paused"])
+
+
+# -- who empties it
+
+
+def test_one_process_at_a_time_empties_the_spool(peer, clock):
+    first, second = peer(), peer()
+    assert first.claims.elect()
+    assert not second.claims.elect()
+    assert first.claims.elect()
+    first.claims.stand_down()
+    assert second.claims.elect()
+    second.die()
+    first.claims.sweep()
+    assert first.claims.elect(), "the dead one is not waited for"
+
+
+def test_who_is_elected_and_stuck_is_replaced(peer, clock):
+    stopped, other = peer(), peer()
+    assert stopped.claims.elect()
+    clock.now += SILENCE_SECONDS - 1
+    assert not other.claims.elect()
+    clock.now += 2
+    assert other.claims.elect()
+    assert not stopped.claims.elect()
 
 
 # -- clocks

@@ -212,6 +212,28 @@ def test_the_file_of_each_version_has_its_own_name(tmp_path, clock):
     assert peer.file.path.name.endswith(f"-v{VERSION}.db")
 
 
+def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, clock, monkeypatch):
+    """After an upgrade nobody runs the old version any more, and its messages wait all the same."""
+    older, poster = Peer(tmp_path, clock), Peer(tmp_path, clock)
+    older.spool("sent, perhaps")
+    poster.claim()
+    poster.die()
+    older.spool("waits", count=2)
+    monkeypatch.setattr("kombu_cfqueues.spool.file.VERSION", VERSION + 1)
+    newer = Peer(tmp_path, clock)
+
+    newer.intake.take_over()
+    assert not newer.intake.has_backlog(), "who still runs it delivers it"
+    older.die()
+    newer.intake.take_over()
+    newer.intake.take_over()
+
+    claim = newer.claim()
+    assert texts(claim) == ["sent, perhaps", "waits", "waits"]
+    assert [entry.uncertain for entry in claim.entries] == [True, False, False]
+    newer.file.close()
+
+
 def test_a_file_that_vanishes_is_made_again(tmp_path, clock):
     peer = Peer(tmp_path / "spool", clock)
     peer.spool("gone")
