@@ -109,6 +109,10 @@ class File:
             self._begin_anew_without(database.path.parent)
             raise
 
+    def shrink(self) -> bool:
+        """What `Database.shrink` says."""
+        return self._open().shrink()
+
     def free_bytes(self) -> int:
         """What the disk has left for this user."""
         folder = self._open().path.parent

@@ -178,6 +178,8 @@ class Relay:
             self._took_over = True
         self._keep_promises()
         if not self._intake.has_backlog():
+            while self._elected and self._file.shrink():
+                pass
             self._stand_down()
             return PROMISE_SECONDS if self._promises else None
         now = self._clock.monotonic()
