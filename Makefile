@@ -2,8 +2,10 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12   not the newest Python on PATH, in a place of its own
 #   make test ARGS="-k delay -x"                  arguments for pytest
+#   make test JOBS=1                              one test after the other (tests mostly wait)
 
 VENV ?= .venv
+JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudfl
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \

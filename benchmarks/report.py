@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,9 @@ TOGETHER_HEAD = (
     "16 processes publish", "offered/s", "messages/s", "requests/s", "p50 ms", "p99 ms",
     "all delivered, s after", "fsync p50 ms", "fsync p99 ms",
 )  # fmt: skip
+
+# A middle tone on nothing: it can be read on a light page and on a dark one.
+GREY = "#808890"
 
 
 def machine() -> str:
@@ -152,24 +157,15 @@ def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Pa
     Returns:
         Why nothing was drawn; empty if it was.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
-    mpl.use("svg")
-    from matplotlib import pyplot, ticker
-
-    # Middle tones on nothing: they can be read on a light page and on a dark one.
-    grey = "#808890"
     colours = {
         ONE_IN_FLIGHT: "#e8710a", FOUR_IN_FLIGHT: "#c4473a", SDK: "#3f86d6", REQUESTS: "#2f9a6b",
     }  # fmt: skip
     markers = {ONE_IN_FLIGHT: "o", FOUR_IN_FLIGHT: "D", SDK: "s", REQUESTS: "^"}
-    style: Any = {
-        "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey,
-        "ytick.color": grey, "grid.color": grey, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
-    }  # fmt: skip
-    with mpl.rc_context(style):
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
+    with plotting() as pyplot:
+        from matplotlib import ticker
+
         figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
         for panel, what in zip(panels[:2], ("messages/s", "requests/s"), strict=True):
             for label, colour in colours.items():
@@ -194,8 +190,8 @@ def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Pa
             panel.spines[["top", "right"]].set_visible(False)
         rates = {"a request\neach": RATE}
         rates |= {name.replace("`", ""): run["published_per_second"] for name, run in runs.items()}
-        bars = panels[2].bar(list(rates), list(rates.values()), color=[grey, *colours.values()][:3])
-        panels[2].bar_label(bars, fmt="{:,.3g}", color=grey)
+        bars = panels[2].bar(list(rates), list(rates.values()), color=[GREY, *colours.values()][:3])
+        panels[2].bar_label(bars, fmt="{:,.3g}", color=GREY)
         panels[2].set(yscale="log", title=f"messages/s of 16 processes, {RATE:g} requests/s")
         panels[2].yaxis.set_major_formatter("{x:,.0f}")
         panels[2].spines[["top", "right"]].set_visible(False)
@@ -207,6 +203,26 @@ def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Pa
         )
         figure.savefig(target, transparent=True, metadata={"Date": None})
     return ""
+
+
+@contextlib.contextmanager
+def plotting() -> Iterator[Any]:
+    """Give matplotlib's ``pyplot``, set up to draw as all plots of the documentation look.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
+        "ytick.color": GREY, "grid.color": GREY, "svg.hashsalt": "kombu_cfqueues", "font.size": 10,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        yield pyplot
 
 
 def _processor() -> str:

@@ -13,9 +13,10 @@ Celery needs no import where it is told ``broker_transport = "kombu_cfqueues:Tra
 
 from kombu.transport import TRANSPORT_ALIASES
 
+from .metrics import stats
 from .transport import Transport
 
-__all__ = ["Transport", "__version__"]
+__all__ = ["Transport", "__version__", "stats"]
 
 __version__ = "0.1.0"
 

@@ -36,6 +36,7 @@ class Account:
     Use `Account.open`, which finds the one of this process.
 
     Attributes:
+        budget: The request allowance.
         client: The HTTP API.
         directory: Queue name -> queue id.
         publisher: Publishing.
@@ -48,10 +49,10 @@ class Account:
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
         file = _file(options, limit) if AVAILABLE else None
-        self._budget: Budget | SharedBudget = Budget(limit)
+        self.budget: Budget | SharedBudget = Budget(limit)
         if limit is not None and options.budget_scope == "host":
             if file is not None:
-                self._budget = SharedBudget(file, limit)
+                self.budget = SharedBudget(file, limit)
             else:  # pragma: no cover  Windows
                 logger.warning(
                     "this system cannot share the request allowance between processes: each one "
@@ -63,10 +64,10 @@ class Account:
             options.api_token,
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            gate=self._budget,
+            gate=self.budget,
         )
         self.directory = Directory(self.client)
-        self.publisher = Publisher(self.client, self.directory, self._budget, options, file)
+        self.publisher = Publisher(self.client, self.directory, self.budget, options, file)
         self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 
     @classmethod

@@ -136,12 +136,15 @@ def _error(
     failure = _first_failure(envelope, secret)
     kind, advice = _meaning(answer, envelope, failure, statuses)
     said = f", code {failure.code}" if failure.code is not None else ""
+    ray_id = _hide(secret, answer.headers.get("CF-Ray", ""))[:100]
+    if ray_id:
+        said += f", ray {ray_id}"
     text = f": {failure.text}" if failure.text else _what_came(answer, envelope, secret)
     error = kind(
         f"{doing} failed (HTTP {answer.status}{said}){text}. {advice}".rstrip(". ") + ".",
         status=answer.status,
         code=failure.code,
-        ray_id=_hide(secret, answer.headers.get("CF-Ray", "")) or None,
+        ray_id=ray_id or None,
         retry_after=_retry_after(answer.headers.get("Retry-After")),
     )
     # A 503 says that nothing was done.  Any other failure of the server may have come after the

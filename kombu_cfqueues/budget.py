@@ -17,6 +17,7 @@ from kombu_cfqueues import limits
 from kombu_cfqueues.clock import Clock
 from kombu_cfqueues.errors import CFQueuesError, RateLimited
 from kombu_cfqueues.fork import renew_in_child
+from kombu_cfqueues.metrics import metrics
 
 FIRST_TOKENS: Final = 5
 """Tokens of a new bucket: nobody knows what was spent before this process came."""
@@ -163,9 +164,11 @@ class Budget:
         if self._free:
             return
         place = object()
+        since = self._clock.monotonic()
         try:
             while wait := self._try(place, queue, deadline):
                 self._clock.sleep(wait)
+            metrics.waited(self._clock.monotonic() - since)
         finally:
             if place in self._line:
                 with self._lock:

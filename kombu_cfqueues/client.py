@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 import ssl
 import sys
@@ -33,8 +34,12 @@ from .errors import (
     ServerError,
 )
 from .fork import renew_in_child
+from .metrics import Request, metrics
 from .options import Secret, Token
 from .pool import Pool, read_body
+from .telemetry import Operation
+
+logger = logging.getLogger(__name__)
 
 #: What these statuses mean on the route that pulls.
 _PULL: dict[int, Meaning] = {
@@ -51,12 +56,14 @@ class Queue(NamedTuple):
         name: The queue's name at Cloudflare.
         retention_seconds: How long it keeps messages; None if the answer did not say.
         consumers: As the API describes them; empty if there are none, or the answer did not say.
+        paused: Whether its delivery is paused; None if the answer did not say.
     """
 
     id: str
     name: str
     retention_seconds: int | None
     consumers: tuple[Mapping[str, Any], ...] = ()
+    paused: bool | None = None
 
 
 class QueuePage(NamedTuple):
@@ -64,6 +71,20 @@ class QueuePage(NamedTuple):
 
     queues: list[Queue]
     has_more: bool
+
+
+class Metrics(NamedTuple):
+    """What is in a queue, about; leased and delayed messages are counted too.
+
+    Attributes:
+        messages: How many; None if the answer did not say.
+        bytes: Their size; None if the answer did not say.
+        oldest_ms: When the oldest was published, in milliseconds since the epoch; None if unknown.
+    """
+
+    messages: int | None
+    bytes: int | None
+    oldest_ms: int | None
 
 
 class Settled(NamedTuple):
@@ -98,6 +119,9 @@ class Client:
         read_timeout: Most seconds to wait for an answer.
         gate: The request allowance.  Each admin request takes its permit here; publishing takes
             its permits before it comes here, and pull and ack need none.
+
+    Attributes:
+        heard: Headers of the latest answer, whoever asked; empty before the first.
     """
 
     def __init__(
@@ -116,6 +140,7 @@ class Client:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._gate = gate
+        self.heard: Mapping[str, str] = {}
         self._names: dict[str, str] = {}  # queue id -> name, for the texts of errors
         self._of_the_parent: list[Pool] = []
         self._pool: Pool | None = None  # guarded by _lock
@@ -158,10 +183,20 @@ class Client:
         queues = [queue for entry in _dicts(result) if (queue := self._queue(entry))]
         return QueuePage(queues, _has_more(envelope.get("result_info"), page, len(queues)))
 
-    def create_queue(self, name: str, *, deadline: float) -> Queue:
-        """Create a queue with Cloudflare's default settings."""
+    def create_queue(
+        self, name: str, *, settings: Mapping[str, Any] | None = None, deadline: float
+    ) -> Queue:
+        """Create a queue.
+
+        Args:
+            name: Its name at Cloudflare.
+            settings: ``delivery_delay`` and ``message_retention_period`` in seconds; what is left
+                out, or None, is as Cloudflare sets it.
+            deadline: When to give up.
+        """
         doing = f"creating queue {name!r}"
-        result = self._admin("POST", "", {"queue_name": name}, doing=doing, deadline=deadline)
+        body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
+        result = self._admin("POST", "", body, doing=doing, deadline=deadline)
         queue = self._queue(result)
         if queue is None:
             raise ServerError(f"{doing} was answered without a queue id")
@@ -177,11 +212,26 @@ class Client:
 
         None if the answer does not say.
         """
+        return self.metrics(queue_id, deadline=deadline).messages
+
+    def metrics(self, queue_id: str, *, deadline: float) -> Metrics:
+        """What the queue holds, as far as the service tells."""
         doing = f"reading the metrics of {self._name(queue_id)}"
         path = f"/{_segment(queue_id)}/metrics"
         result = self._admin("GET", path, doing=doing, deadline=deadline)
-        count = result.get("backlog_count") if isinstance(result, Mapping) else None
-        return count if isinstance(count, int) else None
+        given = result if isinstance(result, Mapping) else {}
+        names = ("backlog_count", "backlog_bytes", "oldest_message_timestamp_ms")
+        count, size, oldest = (
+            value if isinstance(value := given.get(name), int) else None for name in names
+        )
+        return Metrics(count, size, oldest or None)  # 0 says that it is not known
+
+    def pause_delivery(self, queue: Queue, *, paused: bool, deadline: float) -> None:
+        """Stop or resume delivery; publishing goes on, and messages expire all the same."""
+        doing = f"{'pausing' if paused else 'resuming'} {self._name(queue.id)}"
+        # The name too, as wrangler sends it.
+        body = {"queue_name": queue.name, "settings": {"delivery_paused": paused}}
+        self._admin("PATCH", f"/{_segment(queue.id)}", body, doing=doing, deadline=deadline)
 
     def purge(self, queue_id: str, *, deadline: float) -> None:
         """Start deleting all messages of a queue; it ends some time after the answer."""
@@ -234,23 +284,56 @@ class Client:
     def push(self, queue_id: str, message: bytes, *, deadline: float) -> None:
         """Publish one message: the JSON object that `Packed.encode` made."""
         doing = f"publishing to {self._name(queue_id)}"
-        self._message_call(queue_id, "", message, doing=doing, deadline=deadline)
+        with self._counted("publish", queue_id, messages=1):
+            self._message_call(queue_id, "", message, doing=doing, deadline=deadline)
 
     def push_batch(self, queue_id: str, messages: Sequence[bytes], *, deadline: float) -> None:
         """Publish up to 100 messages in one request; all of them are accepted, or none."""
         doing = f"publishing {len(messages)} messages to {self._name(queue_id)}"
         body = b'{"messages":[' + b",".join(messages) + b"]}"
-        self._message_call(queue_id, "/batch", body, doing=doing, deadline=deadline)
+        with self._counted("publish", queue_id, messages=len(messages)):
+            self._message_call(queue_id, "/batch", body, doing=doing, deadline=deadline)
 
     def pull(
         self, queue_id: str, *, batch_size: int, visibility_timeout_ms: int, deadline: float
     ) -> list[dict[str, Any]]:
         """Lease up to *batch_size* messages for *visibility_timeout_ms*; often fewer, or none."""
-        doing = f"pulling from {self._name(queue_id)}"
+        doing = f"pulling up to {batch_size} messages from {self._name(queue_id)}"
         body = {"batch_size": batch_size, "visibility_timeout_ms": visibility_timeout_ms}
         data = json.dumps(body).encode()
-        result = self._message_call(queue_id, "/pull", data, doing=doing, deadline=deadline)
+        with self._counted("pull", queue_id) as request:
+            result = self._message_call(queue_id, "/pull", data, doing=doing, deadline=deadline)
+            messages = _dicts(result.get("messages")) if isinstance(result, Mapping) else []
+            request.messages = len(messages)
+        return messages
+
+    def peek(self, queue_id: str, *, batch_size: int, deadline: float) -> list[dict[str, Any]]:
+        """Up to *batch_size* messages that are ready, which stay so: no lease, no attempt.
+
+        Takes a permit: only pull and ack are documented as exempt.
+        """
+        doing = f"looking into {self._name(queue_id)}"
+        path = f"/{_segment(queue_id)}/messages/peek"
+        body = {"batch_size": batch_size}
+        result = self._admin("POST", path, body, doing=doing, deadline=deadline)
         return _dicts(result.get("messages")) if isinstance(result, Mapping) else []
+
+    def ask(self, method: str, path: str, body: Any = None, *, deadline: float) -> dict[str, Any]:
+        """Make a request that nothing above makes, to find out what the API says to it.
+
+        Args:
+            method: The HTTP method.
+            path: Below ``…/queues``.
+            body: Sent as JSON; None: none.
+            deadline: When to give up.
+
+        Returns:
+            The envelope of the answer.
+        """
+        if not path.endswith(("/messages/pull", "/messages/ack")):
+            self._gate.acquire(deadline)
+        data = None if body is None else json.dumps(body).encode()
+        return self._send(method, path, data, doing=f"asking for {path}", deadline=deadline)
 
     def ack(
         self,
@@ -261,23 +344,26 @@ class Client:
         deadline: float,
     ) -> Settled:
         """Settle leases: *acks* are done, *retries* (lease -> seconds of delay) come again."""
+        acks, retries = list(acks), retries or {}
         body = {
             "acks": [{"lease_id": lease} for lease in acks],
             "retries": [
-                {"lease_id": lease, "delay_seconds": delay}
-                for lease, delay in (retries or {}).items()
+                {"lease_id": lease, "delay_seconds": delay} for lease, delay in retries.items()
             ],
         }
-        doing = f"acknowledging messages of {self._name(queue_id)}"
+        doing = f"settling {len(acks) + len(retries)} messages of {self._name(queue_id)}"
         data = json.dumps(body).encode()
-        result = self._message_call(queue_id, "/ack", data, doing=doing, deadline=deadline)
+        with self._counted("ack", queue_id):
+            result = self._message_call(queue_id, "/ack", data, doing=doing, deadline=deadline)
         result = result if isinstance(result, Mapping) else {}
         warnings = result.get("warnings")
-        return Settled(
-            result.get("ackCount"),
-            result.get("retryCount"),
-            dict(warnings) if isinstance(warnings, Mapping) else {},
+        warnings = dict(warnings) if isinstance(warnings, Mapping) else {}
+        metrics.settled(
+            self._names.get(queue_id, queue_id),
+            acks=sum(lease not in warnings for lease in acks),
+            retries=sum(lease not in warnings for lease in retries),
         )
+        return Settled(result.get("ackCount"), result.get("retryCount"), warnings)
 
     # Below here: one request
 
@@ -294,11 +380,15 @@ class Client:
         self._gate.acquire(deadline)
         data = None if body is None else json.dumps(body).encode()
         try:
-            envelope = self._send(method, path, data, doing=doing, deadline=deadline)
+            with metrics.request("admin"):
+                envelope = self._send(method, path, data, doing=doing, deadline=deadline)
         except CFQueuesError as error:
             error.delivered = "no"  # it carried no message, so no message is in doubt
             raise
         return envelope if whole else envelope.get("result")
+
+    def _counted(self, operation: Operation, queue_id: str, *, messages: int = 0) -> Request:
+        return metrics.request(operation, self._names.get(queue_id, queue_id), messages=messages)
 
     def _message_call(
         self, queue_id: str, route: str, data: bytes, *, doing: str, deadline: float
@@ -319,6 +409,10 @@ class Client:
     ) -> dict[str, Any]:
         token = self._current_token(doing)
         answer = self._request(method, path, data, token, doing=doing, deadline=deadline)
+        if logger.isEnabledFor(logging.DEBUG):
+            ray_id = answer.headers.get("CF-Ray", "none").replace(token, "**")
+            logger.debug("%s: HTTP %d, ray %s", doing, answer.status, ray_id)
+        self.heard = answer.headers
         self._gate.observe(answer.headers.get("Ratelimit"))
         try:
             return envelope_of(answer, doing, _PULL if path.endswith("/pull") else None, token)
@@ -415,12 +509,17 @@ class Client:
         if not (isinstance(queue_id, str) and queue_id and isinstance(name, str)):
             return None
         settings = entry.get("settings")
-        retention = (
-            settings.get("message_retention_period") if isinstance(settings, Mapping) else None
-        )
+        settings = settings if isinstance(settings, Mapping) else {}
+        retention = settings.get("message_retention_period")
+        paused = settings.get("delivery_paused")
         self.remember_name(queue_id, name)
-        retention = retention if isinstance(retention, int) else None
-        return Queue(queue_id, name, retention, tuple(_dicts(entry.get("consumers"))))
+        return Queue(
+            queue_id,
+            name,
+            retention if isinstance(retention, int) else None,
+            tuple(_dicts(entry.get("consumers"))),
+            paused if isinstance(paused, bool) else None,
+        )
 
 
 def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Delivered, str]:

@@ -55,11 +55,13 @@ class _Tap:
     def __init__(self, subscription: Subscription | None) -> None:
         self.subscription = subscription  # None: a queue that nothing ever comes from
         self.consumers: list[_Consumer] = []
+        self._turns = 0
 
-    def next(self) -> _Consumer:
-        consumer = self.consumers.pop(0)
-        self.consumers.append(consumer)
-        return consumer
+    def next(self) -> _Consumer | None:
+        """Whose turn it is; None: the last has just been cancelled, by another thread."""
+        consumers = self.consumers
+        self._turns += 1
+        return consumers[self._turns % len(consumers)] if consumers else None
 
 
 class ConsumingChannel(virtual.Channel):
@@ -97,12 +99,13 @@ class ConsumingChannel(virtual.Channel):
     ) -> None:
         """Deliver messages of *queue* to *callback* from the next `drain_events` on.
 
-        Several consumers of a queue get its messages in turn.
+        Several consumers of a queue get its messages in turn.  A consumer of the same tag ends.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
             CFQueuesError: The queue cannot be looked up, or made.
         """
+        self.basic_cancel(consumer_tag)
         tap = self._taps.get(queue)
         if tap is None:
             tap = _Tap(None if is_control_name(queue) else self._subscribe(queue))
@@ -151,7 +154,7 @@ class ConsumingChannel(virtual.Channel):
         if tap is not None and tap.subscription is not None:
             arrival = self.connection.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
-                return self._accept(arrival.delivery, arrival.subscription, no_ack=no_ack)
+                return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
         receiver = self.account.receiver
 
         def get(source: Queue) -> Delivery | None:
@@ -160,13 +163,19 @@ class ConsumingChannel(virtual.Channel):
             )
 
         delivery = self._with_queue(queue, deadline, get)
-        return None if delivery is None else self._accept(delivery, None, no_ack=no_ack)
+        if delivery is None:
+            return None
+        return self._accept(delivery, has_slot=False, no_ack=no_ack)
 
-    def deliver(self, arrival: Arrival) -> None:
-        """Hand a message to the next of its queue's consumers."""
-        tap = self._taps[arrival.subscription.name]
+    def deliver(self, arrival: Arrival) -> bool:
+        """Hand a message to the next of its queue's consumers; return whether there is one here."""
+        tap = self._taps.get(arrival.subscription.name)
+        if tap is None or tap.subscription is not arrival.subscription:
+            return False
         consumer = tap.next()
-        message = self._accept(arrival.delivery, arrival.subscription, no_ack=consumer.no_ack)
+        if consumer is None:
+            return False
+        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
         except (AttributeError, LookupError, TypeError, ValueError):
@@ -175,17 +184,13 @@ class ConsumingChannel(virtual.Channel):
             # Celery looks for a task in it, as it does in any message, and fails over what it
             # finds: its worker would stop, and get the message again when it comes back.
             logger.exception(
-                "Celery can make nothing of a message from queue %r: %.500r",
+                "Celery can make nothing of message %s of queue %r, which is rejected",
+                arrival.delivery.raw.get("id"),
                 arrival.subscription.name,
-                arrival.delivery.raw.get("body"),
             )
             if not message.acknowledged:
                 message.reject()
-
-    def delivers(self, subscription: Subscription) -> bool:
-        """Whether the messages of *subscription* go to consumers of this channel."""
-        tap = self._taps.get(subscription.name)
-        return tap is not None and tap.subscription is subscription
+        return True
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         """Deliver one message of the connection.
@@ -330,15 +335,12 @@ class ConsumingChannel(virtual.Channel):
                 "allowance; a result backend such as Redis or a database costs none of it"
             )
 
-    def _accept(
-        self, delivery: Delivery, subscription: Subscription | None, *, no_ack: bool
-    ) -> virtual.Message:
-        """The message that the application gets; *subscription* has taken a slot for it."""
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+        """The message that the application gets, and settled with *no_ack*."""
         # New for each delivery: the message's own would meet itself when it comes again.
         tag = self._next_delivery_tag()
         properties = {**delivery.message["properties"], "delivery_tag": tag}
         message = self.Message({**delivery.message, "properties": properties}, channel=self)
-        has_slot = subscription is not None and subscription.counts
         receiver = self.qos.receiver
         if no_ack:
             receiver.ack(delivery)

@@ -7,6 +7,7 @@ child, and an application that consumes nothing has none.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -65,11 +66,17 @@ class Crew:
             self._threads += 1
             try:
                 thread.start()
-            except RuntimeError:
-                # The interpreter is ending, and starts no threads any more.  What must still
-                # leave is sent by `flush`, in the thread that ends it.
+            except RuntimeError as error:
                 self._threads -= 1
-                logger.debug("no thread %s: the interpreter is ending", self._name)
+                # An interpreter that is ending starts no threads any more.  What must still leave
+                # then is sent by `flush`, in the thread that ends it.
+                if not self._threads and not sys.is_finalizing():
+                    logger.warning("no thread %s could be started: %s", self._name, error)
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is no thread that will look for work.  The caller holds the lock."""
+        return not self._threads
 
     def dismiss(self) -> None:
         """There may be less to do than the threads believe.  The caller holds the lock."""

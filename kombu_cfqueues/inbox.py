@@ -12,6 +12,8 @@ from .client import Queue
 from .delivery import Delivery
 from .directory import PullConsumer
 from .errors import CFQueuesError
+from .fork import renew_in_child
+from .metrics import metrics
 from .options import Options
 from .pace import Pace
 from .window import Window
@@ -49,11 +51,19 @@ class Subscription:
         self.inbox = inbox
         self.counts = True  # against the prefetch count; not what is acknowledged on receipt
         self.cancelled = False
-        self.in_flight = 0  # pulls on their way
         self.flowing = False  # the last pull brought all that it asked for
         self.came_at = 0.0
+        self.trouble: CFQueuesError | None = None  # the last pull failed, and may succeed again
+        self.troubled_at = 0.0
+        self.failure: CFQueuesError | None = None  # pulling again does not mend it; to be raised
         self.refused_since: float | None = None  # 405: HTTP pull is not in force
         self.pace = Pace(options.polling_interval, options.max_polling_interval, time.monotonic())
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Await no answer that the parent gets."""
+        self.in_flight = 0  # pulls on their way
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -85,18 +95,14 @@ class Inbox:
         self._lock = lock
         self._changed = threading.Condition(lock)
         self._arrivals: deque[Arrival] = deque()
-        self._failure: CFQueuesError | None = None
         # Nothing is pulled before somebody asks: a forked child inherits its parent's
         # subscriptions, and need not consume.
         self.drained = False
-        for subscription in self.subscriptions:
-            subscription.window.held = subscription.window.unsettled = 0
-            subscription.in_flight = 0
 
     def take(self, deadline: float | None) -> Arrival | None:
         """Block until a message may be delivered; None at *deadline* (monotonic seconds).
 
-        Its slot goes over from held to unsettled, unless it is acknowledged on receipt.
+        Its slot goes over from held to unsettled.
 
         Raises:
             CFQueuesError: A pull failed in a way that pulling again does not mend.
@@ -108,9 +114,7 @@ class Inbox:
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=had_to_wait)
                     return arrival
-                if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    raise failure
+                self._raise_failure()
                 if not had_to_wait:
                     self._miss()
                 left = None if deadline is None else deadline - time.monotonic()
@@ -118,6 +122,13 @@ class Inbox:
                     return None
                 had_to_wait = True
                 self._changed.wait(left)
+
+    def _raise_failure(self) -> None:
+        """Raise what has failed for good, once."""
+        for subscription in self.subscriptions:
+            failure, subscription.failure = subscription.failure, None
+            if failure is not None:
+                raise failure
 
     def _miss(self) -> None:
         self.drained = True
@@ -158,11 +169,6 @@ class Inbox:
         """Wake whoever waits: a pull has ended, or there is room in a window."""
         self._changed.notify_all()
 
-    def fail(self, error: CFQueuesError) -> None:
-        """Raise *error* in whoever takes next, once."""
-        self._failure = error
-        self._changed.notify_all()
-
     def withdraw(self, subscription: Subscription) -> list[Delivery]:
         """Take out what waits for *subscription*, and is not to be delivered."""
         out = [one.delivery for one in self._arrivals if one.subscription is subscription]
@@ -181,6 +187,7 @@ class Inbox:
                 return arrival
             # Somebody else has it by now.
             arrival.subscription.window.held -= 1
+            metrics.expired(arrival.delivery.queue.name)
         return None
 
     def _deliverable(self) -> Iterator[Arrival]:
@@ -192,7 +199,5 @@ class Inbox:
     def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
         subscription = arrival.subscription
         subscription.window.delivered(time.monotonic(), had_to_wait=had_to_wait)
-        if subscription.counts:
-            subscription.window.unsettled += 1
         if subscription.window.freed(time.monotonic()):
             self._wanted()

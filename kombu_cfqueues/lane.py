@@ -35,6 +35,7 @@ from kombu_cfqueues.errors import (
     copy_of,
 )
 from kombu_cfqueues.fork import renew_in_child
+from kombu_cfqueues.metrics import metrics
 
 T = TypeVar("T")
 
@@ -377,6 +378,7 @@ class Lane(Generic[T]):
         elif verdict is Verdict.NOT_NOW:
             self._put_back(batch)
             self._pause(error)
+            metrics.retried(error)
         elif len(posted) == 1:
             self._settle(posted[0], error)
             self._give_up_alike(error)

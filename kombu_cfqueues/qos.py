@@ -40,6 +40,7 @@ class Prefetch(virtual.QoS):
         """Hold nothing: what the parent delivered is the parent's to settle."""
         self._lock = threading.Lock()  # guards _deliveries
         self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
+        self.window.held = self.window.unsettled = 0
 
     @property
     def prefetch_count(self) -> int:

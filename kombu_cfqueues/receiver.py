@@ -94,7 +94,6 @@ class Receiver:
         # Never held over a request.
         self._lock = threading.Lock()
         self._crew = Crew("cfqueues-pull", MOST_PULLS, self._lock, self._next_shift)
-        self._troubled: dict[str, CFQueuesError] = {}  # by queue id: its last pull failed
         for inbox in self._inboxes:
             inbox.renew(self._lock)
 
@@ -121,6 +120,7 @@ class Receiver:
         )
         with self._lock:
             self._subscriptions.append(subscription)
+            window.queues += 1
             inbox.subscriptions.append(subscription)
             if inbox.drained:
                 self._crew.call()
@@ -136,6 +136,7 @@ class Receiver:
                 return
             subscription.cancelled = True
             self._subscriptions.remove(subscription)
+            subscription.window.queues -= 1
             subscription.inbox.subscriptions.remove(subscription)
             undelivered = subscription.inbox.withdraw(subscription)
             self._crew.dismiss()
@@ -160,15 +161,23 @@ class Receiver:
         with self._lock:
             window.prefetch = count
             self._crew.call()
-            for inbox in self._inboxes:
-                inbox.changed()
+            self._wake()
 
     def settled(self, window: Window, count: int = 1) -> None:
         """*count* delivered messages are settled, and their slots free; if negative, taken."""
         with self._lock:
+            was_full = not window.may_deliver
             window.unsettled = max(0, window.unsettled - count)
             if window.freed(time.monotonic()) or count > 1:
                 self._crew.call()
+            # Messages are here that the window had no room for: its prefetch count was lowered.
+            if was_full and window.held:
+                self._wake()
+
+    def _wake(self) -> None:
+        """Let whoever waits for a message look again.  The caller holds the lock."""
+        for inbox in self._inboxes:
+            inbox.changed()
 
     def nudge(self, queue_id: str) -> None:
         """There surely is a message in the queue: pull it at once."""
@@ -287,8 +296,7 @@ class Receiver:
         """How many messages to ask for: with little room, one empty queue must not take it all."""
         room = subscription.window.room
         if not subscription.flowing:
-            sharers = sum(s.window is subscription.window for s in self._subscriptions)
-            room = max(1, room // sharers)
+            room = max(1, room // subscription.window.queues)
         return min(room, subscription.options.pull_batch_size)
 
     def _pull(self, subscription: Subscription, most: int) -> None:
@@ -314,7 +322,7 @@ class Receiver:
             with self._lock:
                 late = self._hand_over(subscription, most, arrivals)
                 self._set_pace(subscription, started, most, len(found), error)
-                story = self._story(subscription, error)
+                story = self._story(subscription, started, error)
         for arrival in late:
             self.give_back(arrival.delivery)
         if story is not None:
@@ -348,8 +356,8 @@ class Receiver:
         now = time.time()
         for delivery in deliveries:
             if envelope.expired(delivery.message, now):
-                logger.info(
-                    "dropped message %s of queue %r: its expiration has passed",
+                logger.debug(
+                    "message %s of queue %r is dropped: its expiration has passed",
                     delivery.raw.get("id"),
                     delivery.queue.name,
                 )
@@ -385,9 +393,10 @@ class Receiver:
         if error is not None:
             subscription.pace.failed(now, error.retry_after)
             if not isinstance(error, TransientError):
-                subscription.inbox.fail(error)
+                subscription.failure = error
+                subscription.inbox.changed()
             return
-        subscription.refused_since = None
+        subscription.refused_since = subscription.failure = None
         if found:
             subscription.came_at = now
             subscription.pace.came(now)
@@ -397,21 +406,35 @@ class Receiver:
             subscription.window.ran_dry()
 
     def _story(
-        self, subscription: Subscription, error: CFQueuesError | None
+        self, subscription: Subscription, started: float, error: CFQueuesError | None
     ) -> tuple[Any, ...] | None:
         """What to log: the begin and the end of each trouble, once.  The caller holds the lock."""
-        queue = subscription.queue
-        before = self._troubled.pop(queue.id, None)
+        before = subscription.trouble
         if error is None:
-            told = before is not None and not self._troubled
-            return (logging.INFO, "messages are pulled again") if told else None
+            # What was asked before the trouble began says nothing of its end.
+            if before is None or started < subscription.troubled_at:
+                return None
+            subscription.trouble = None
+            over = not any(one.trouble for one in self._subscriptions)
+            told = logging.INFO, "queue %r is pulled again", subscription.queue.name
+            return told if over else None
+        if not isinstance(error, TransientError):
+            return None  # it is raised
         # A paused queue concerns itself; a server that is down concerns all of them.
-        known = [before] if isinstance(error, QueueDisabled) else [before, *self._troubled.values()]
-        self._troubled[queue.id] = error
-        if not isinstance(error, TransientError) or any(type(one) is type(error) for one in known):
+        paused = isinstance(error, QueueDisabled)
+        known = any(
+            one.trouble is not None
+            and isinstance(one.trouble, QueueDisabled) == paused
+            and (not paused or one.queue.id == subscription.queue.id)
+            for one in self._subscriptions
+        )
+        subscription.trouble = error
+        if before is None:
+            subscription.troubled_at = time.monotonic()
+        if known:
             return None
         text = "queue %r cannot be pulled now; it is tried again until it can: %s"
-        return logging.WARNING, text, queue.name, error
+        return logging.WARNING, text, subscription.queue.name, error
 
     def _mend(self, subscription: Subscription, error: CFQueuesError) -> CFQueuesError | None:
         """Do about a failed pull what can be done; return what is left of it."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from .chance import chance
 from .errors import CFQueuesError, TransientError
+from .metrics import metrics
 
 T = TypeVar("T")
 
@@ -61,5 +62,6 @@ def until(
             # Compared this way round, a deadline that is NaN ends it as well.
             if not isinstance(error, TransientError) or not time.monotonic() + wait < deadline:
                 raise
+            metrics.retried(error)
         time.sleep(wait)
     raise AssertionError("pauses() has no end")

@@ -30,6 +30,7 @@ from .errors import (
     TransientError,
 )
 from .fork import renew_in_child
+from .metrics import metrics
 from .pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,8 @@ class Settler:
                 outbox.urgent += 1
                 outbox.returning += 1
             # Else a thread waits for this queue already, or is about to look.
-            if settlement.returns or len(outbox.waiting) in (1, MOST_LEASES):
+            due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
+            if due or self._crew.absent:
                 self._crew.call()
 
     def _next_shift(self) -> Shift:
@@ -251,12 +253,17 @@ class Settler:
         """Return what is to be sent again, and why."""
         acks = [one.delivery.lease_id for one in batch if one.delay is None]
         retries = {one.delivery.lease_id: one.delay for one in batch if one.delay is not None}
+        name = batch[0].delivery.queue.name
+        now = time.monotonic()
+        late = sum(one.delivery.leased_until <= now for one in batch)
         try:
             done = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
         except (TransientError, *_NOT_ABOUT_MESSAGES) as error:
             return batch, error
         except QueueNotFound:
-            logger.debug("queue %s is gone, and its messages with it", queue_id)
+            logger.debug(
+                "queue %r is gone, and with it the %d messages to be settled", name, len(batch)
+            )
         except PermanentError as error:
             # One lease that the server does not like fails the whole call.
             if len(batch) > 1:
@@ -265,9 +272,12 @@ class Settler:
                 if why is not None:
                     return failed + batch[half:], why
                 return self._settle(queue_id, batch[half:], deadline)
-            logger.warning("a message could not be settled, and may come again: %s", error)
+            logger.warning(
+                "a message of queue %r could not be settled, and may come again: %s", name, error
+            )
         else:
-            _tell_of_warnings(batch, done.warnings)
+            _tell_of_warnings(name, batch, done.warnings)
+            metrics.expired(name, late)
         return [], None
 
     def _conclude(
@@ -277,7 +287,7 @@ class Settler:
         failed: Sequence[_Settlement],
         error: CFQueuesError | None,
     ) -> None:
-        now = time.monotonic()
+        name, now = batch[0].delivery.queue.name, time.monotonic()
         # Once the lease has run out the message comes again, whatever is said of it.
         again = [one._replace(fresh=False) for one in failed if one.delivery.leased_until > now]
         with self._lock:
@@ -293,36 +303,48 @@ class Settler:
             self._settled.notify_all()
             if outbox.waiting:
                 self._crew.call()
+        if again and error is not None:
+            metrics.retried(error)
         if len(again) < len(failed):
+            metrics.expired(name, len(failed) - len(again))
             logger.warning(
-                "%d messages could not be settled within their lease, and come again: %s",
+                "%d messages of queue %r could not be settled within their lease, and come again: "
+                "%s",
                 len(failed) - len(again),
+                name,
                 error,
             )
-        _tell_of_trouble(before, error)
+        _tell_of_trouble(name, before, error)
 
 
-def _tell_of_warnings(batch: Sequence[_Settlement], warnings: Mapping[str, str]) -> None:
+def _tell_of_warnings(
+    queue: str, batch: Sequence[_Settlement], warnings: Mapping[str, str]
+) -> None:
     """Say so if the server did not do what it was asked for."""
     # A second try is told of leases that the first, whose answer was lost, has settled.
     asked = {one.delivery.lease_id for one in batch if one.fresh}
     told = [text for lease_id, text in warnings.items() if lease_id in asked]
     if told:
         logger.warning(
-            "Cloudflare did not settle %d of %d messages, which come again if they are not deleted:"
-            " %s (were they held for longer than visibility_timeout?)",
+            "Cloudflare did not settle %d of %d messages of queue %r, which come again if they are "
+            "not deleted: %s (were they held for longer than visibility_timeout?)",
             len(told),
             len(batch),
+            queue,
             told[0],
         )
 
 
-def _tell_of_trouble(before: CFQueuesError | None, now: CFQueuesError | None) -> None:
+def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
     """Log the begin and the end of a time in which nothing can be settled, once each."""
     if before is None and isinstance(now, TransientError):
-        logger.warning("messages cannot be settled, and are tried again: %s", now)
+        logger.warning(
+            "messages of queue %r cannot be settled now; it is tried again until they can: %s",
+            queue,
+            now,
+        )
     elif before is None and now is not None:
         # A token that is refused: the next pull raises that in the application's own thread.
-        logger.debug("messages cannot be settled: %s", now)
+        logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
-        logger.info("messages are settled again")
+        logger.info("messages of queue %r are settled again", queue)

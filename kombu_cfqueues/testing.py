@@ -72,7 +72,9 @@ def cfqueues_url(cfqueues_emulator: Emulator) -> str:
 
 
 @pytest.fixture
-def cfqueues_celery(cfqueues_url: str) -> Iterator[Callable[..., None]]:
+def cfqueues_celery(
+    cfqueues_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
     """Return a function that has a Celery application publish here until the test is over.
 
     ``cfqueues_celery(app, publish_timeout=5)``: the names are ``broker_transport_options``, beside
@@ -81,6 +83,8 @@ def cfqueues_celery(cfqueues_url: str) -> Iterator[Callable[..., None]]:
     Celery keeps its connections, so giving it another ``broker_url`` is not enough once it has
     published; this closes them, before and after.
     """
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.delenv(name, raising=False)  # Celery prefers them to what is configured
     with ExitStack() as applications:
 
         def publish_here(app: Celery, **transport_options: Any) -> None:

@@ -110,12 +110,10 @@ class Transport(virtual.Transport):
         arrival = self.inbox.take(None if timeout is None else time.monotonic() + timeout)
         if arrival is None:
             raise TimeoutError(f"no message within {timeout} s")
-        for channel in self.channels:
-            if channel.delivers(arrival.subscription):
-                channel.deliver(arrival)
-                return
-        # Cancelled by another thread since.
-        self.account.receiver.give_back(arrival.delivery)
+        if not any(channel.deliver(arrival) for channel in list(self.channels)):
+            # Cancelled by another thread since.
+            self.account.receiver.settled(arrival.subscription.window)
+            self.account.receiver.give_back(arrival.delivery)
 
     def establish_connection(self) -> Transport:
         """Connect: one request a process, to see that the server answers and takes the token.

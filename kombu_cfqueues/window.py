@@ -15,6 +15,10 @@ from typing import Final
 PULLS_AHEAD: Final = 2
 """Full pulls that may wait undelivered: while one is handled, the next is on its way."""
 
+QUEUES_AHEAD: Final = 8
+"""Queues that may be asked together by an application that states no prefetch count: one after the
+other, the empty ones would hold up the others."""
+
 GATHER_SECONDS: Final = 0.01
 """How long little room waits for more: short tasks free their slots one after the other, and a
 pull for each would have most of them wait for the next."""
@@ -36,6 +40,7 @@ class Window:
         self._hungry = False
         self._delivered_at = -SOON_SECONDS
         self._room_since = 0.0
+        self.queues = 0  # that share it
         self.prefetch = 0  # messages that the application may hold; 0: it does not say
         self.held = 0  # asked for or pulled, and not delivered
         self.unsettled = 0  # delivered, and neither acknowledged nor rejected
@@ -43,8 +48,8 @@ class Window:
     @property
     def capacity(self) -> int:
         """Messages that would be pulled ahead if none were there."""
-        ahead = self._most_ahead if self.prefetch else min(self._appetite, self._most_ahead)
-        return min(ahead, self.prefetch) if self.prefetch else ahead
+        wanted = self.prefetch or max(self._appetite, min(self.queues, QUEUES_AHEAD))
+        return min(wanted, self._most_ahead)
 
     @property
     def room(self) -> int:
@@ -89,13 +94,14 @@ class Window:
         self._hungry = True
 
     def delivered(self, now: float, *, had_to_wait: bool) -> None:
-        """A held message goes to the application.
+        """A held message goes to the application, and its slot with it.
 
         Args:
             now: The time, in seconds of `time.monotonic`.
             had_to_wait: The application was waiting for it.
         """
         self.held -= 1
+        self.unsettled += 1
         self._hungry = False
         if had_to_wait and now - self._delivered_at < SOON_SECONDS:
             self._appetite = min(2 * self._appetite, self._most_ahead)

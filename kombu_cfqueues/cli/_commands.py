@@ -5,15 +5,29 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-_EXTRAS: Final = {"starlette": "emulator", "uvicorn": "emulator", "httptools": "emulator"}
+from .. import __version__
+from ..errors import CFQueuesError
+
+_EXTRAS: Final = {
+    "httptools": "emulator",
+    "rich": "cli",
+    "starlette": "emulator",
+    "uvicorn": "emulator",
+}
 
 
 class _Commands(click.Group):
-    """Imports a subcommand's module when it is named."""
+    """Imports a subcommand's module when it is named, and says its failures in a line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CFQueuesError as error:
+            raise click.ClickException(in_words(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         folder = Path(__file__).parent
@@ -38,7 +52,18 @@ class _Commands(click.Group):
         return command
 
 
+def in_words(error: CFQueuesError) -> str:
+    """A failure in one line; it says what to do, and when."""
+    text = " ".join(str(error).split())
+    if not error.retry_after:
+        return text
+    return f"{text.rstrip('.')}. Try again in {error.retry_after:,.0f} s."
+
+
 @click.command(cls=_Commands)
-@click.version_option(package_name="kombu-cfqueues")
+@click.version_option(__version__)
 def commands() -> None:
-    """Cloudflare Queues for Kombu and Celery: local emulator and tools."""
+    """Cloudflare Queues for Kombu and Celery: look into it, mend it, try it out.
+
+    Exit status: 0 all is well, 1 something is not, 2 the command makes no sense as it is written.
+    """

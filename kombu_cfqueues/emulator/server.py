@@ -272,6 +272,10 @@ class Emulator:
             self._thread = None
 
 
+ACCEPTING_ROUNDS: Final = 5
+"""Rounds of the event loop in which what was accepted becomes a connection: asyncio takes three."""
+
+
 class _Protocol(HttpToolsProtocol):
     """HTTP/1.1, with the connection in reach of the application, which has faults to cut it."""
 
@@ -306,6 +310,12 @@ class _Server(uvicorn.Server):
                 waiting.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Accept no more, and let what is accepted become connections, which asyncio does not do on
+        # a closed server: it would forget the socket, and leave it open.
+        for listening in [one for server in self.servers for one in server.sockets]:
+            asyncio.get_running_loop().remove_reader(listening)
+        for _ in range(ACCEPTING_ROUNDS):
+            await asyncio.sleep(0)
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):

@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..fork import renew_in_child
 from ..lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
+from ..metrics import metrics
 from .claims import Claim, Claims, Entry, Fate
 from .schema import Kind
 from .turns import Wait
@@ -180,6 +181,8 @@ class Carrier:
                 outcomes[entry.row] = _told(entry, error)
         self._tell_of_refused(claim, [e for e in claim.entries if e.row in refused], error)
         returned = [entry.row for entry in claim.entries if entry.row not in refused]
+        if returned:
+            metrics.retried(error)
         self._settle(
             claim, Fate(refused=refused, returned=returned, uncertain=uncertain, error=error)
         )

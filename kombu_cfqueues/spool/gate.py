@@ -15,6 +15,7 @@ from .. import limits
 from ..budget import Budget, Limit, Scope, parse_ratelimit, scope_of
 from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
 from ..fork import renew_in_child
+from ..metrics import metrics
 from . import turns
 from .bucket import last_kind
 from .file import File
@@ -100,10 +101,12 @@ class SharedBudget:
 
     def _acquire(self, deadline: float) -> None:
         ticket: int | None = None
+        since = self._clock.monotonic()
         try:
             while True:
                 ticket, wait = self._permits.request_permit(ticket, deadline)
                 if wait is None:
+                    metrics.waited(self._clock.monotonic() - since)
                     return
                 now = self._clock.monotonic()
                 until = now if wait.until is None else wait.until

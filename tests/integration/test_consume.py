@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
-import socket
 import subprocess
 import sys
 import threading
@@ -27,63 +27,24 @@ from kombu_cfqueues.errors import (
     QueueNotFound,
 )
 
-from .workers import MATRIX, until
-
-PULL = {"type": "http_pull", "settings": {"max_retries": 100}}
-
-FAST = {"polling_interval": 0.05, "max_polling_interval": 0.1}
+from .consuming import (
+    FAST,
+    PULL,
+    Collector,
+    consume,
+    drain,
+    drain_until_it_fails,
+    nothing_comes,
+    publish,
+    settled,
+)
+from .workers import MATRIX, until, within
 
 
 @pytest.fixture
 def connection(emulator):
     with Connection(emulator.broker_url, transport_options=FAST) as connection:
         yield connection
-
-
-def publish(connection, *bodies, queue="jobs", **kwargs):
-    producer = connection.Producer()
-    for body in bodies:
-        producer.publish(body, routing_key=queue, **kwargs)
-
-
-def drain(connection, count, timeout=10):
-    for _ in range(count):
-        connection.drain_events(timeout=timeout)
-
-
-class Collector:
-    """A consumer's callback that keeps what it gets."""
-
-    def __init__(self, *, ack: bool = True) -> None:
-        self.messages = []
-        self.bodies = []
-        self._ack = ack
-
-    def __call__(self, body, message) -> None:
-        self.bodies.append(body)
-        self.messages.append(message)
-        if self._ack:
-            message.ack()
-
-
-def consume(connection, callback, queue="jobs", **kwargs) -> Consumer:
-    return connection.Consumer(Queue(queue), callbacks=[callback], **kwargs)
-
-
-def nothing_comes(connection, seconds):
-    with pytest.raises(socket.timeout):
-        connection.drain_events(timeout=seconds)
-
-
-def drain_until_it_fails(connection):
-    """Raise what draining raises other than that nothing has come."""
-    for _ in range(100):
-        with contextlib.suppress(TimeoutError):
-            connection.drain_events(timeout=0.1)
-
-
-def settled(emulator, queue="jobs"):
-    until(lambda: not emulator.messages(queue), 5, f"{queue} is empty")
 
 
 # --- Delivery
@@ -104,7 +65,7 @@ def test_one_call_delivers_one_message(connection):
     got = Collector()
     with consume(connection, got, prefetch_count=10):
         for expected in range(1, 11):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=30)
             assert len(got.bodies) == expected
 
 
@@ -112,7 +73,7 @@ def test_draining_an_empty_queue_ends_at_its_timeout(connection):
     with consume(connection, Collector()):
         started = time.monotonic()
         nothing_comes(connection, 1)
-    assert 0.9 <= time.monotonic() - started <= 1.5
+    assert 0.9 <= time.monotonic() - started <= within(1.5, 10)
 
 
 def test_draining_ends_at_its_timeout_while_the_server_hangs(emulator):
@@ -124,8 +85,8 @@ def test_draining_ends_at_its_timeout_while_the_server_hangs(emulator):
         fault = emulator.faults.hang("pull", times=None)
         started = time.monotonic()
         nothing_comes(connection, 1)
-        assert 0.9 <= time.monotonic() - started <= 1.5
-        assert fault.hits == 1
+        assert 0.9 <= time.monotonic() - started <= within(1.5, 10)
+        assert fault.hits
         emulator.faults.clear()
 
 
@@ -228,7 +189,7 @@ def test_getting_one_message_withholds_no_others(connection, emulator):
     """A script that wants one message and states no prefetch count leaves the rest to others."""
     publish(connection, *range(20))
     queue = connection.SimpleQueue("jobs")
-    message = queue.get(timeout=5)
+    message = queue.get(timeout=30)
     time.sleep(0.2)
     states = [message.state for message in emulator.messages("jobs")]
     assert states.count("leased") == 1
@@ -252,9 +213,11 @@ def test_a_lowered_prefetch_count_holds_for_what_was_pulled_before(connection):
 def test_acks_leave_together(connection, emulator):
     publish(connection, *range(50))
     with consume(connection, Collector(), prefetch_count=50):
+        started = time.monotonic()
         drain(connection, 50)
+        took = time.monotonic() - started
     settled(emulator)
-    assert len(emulator.requests.of("ack")) <= 5
+    assert len(emulator.requests.of("ack")) <= 3 + took / 0.1
 
 
 def test_an_ack_is_at_the_server_soon_while_its_thread_is_busy(connection, emulator):
@@ -263,11 +226,11 @@ def test_an_ack_is_at_the_server_soon_while_its_thread_is_busy(connection, emula
     with consume(connection, got, prefetch_count=1):
         drain(connection, 1)
         acked = time.time()
-        busy_until = time.monotonic() + 0.5
-        while time.monotonic() < busy_until:
+        # Never lets go of its thread, nor of more of the processor than it must.
+        while not emulator.requests.of("ack") and time.time() < acked + 60:
             sum(range(1000))
     (request,) = emulator.requests.of("ack")
-    assert request.time - acked < 0.2
+    assert request.time - acked < within(0.2, 10)
 
 
 def test_a_requeued_message_is_there_for_the_very_next_get(connection, emulator):
@@ -287,7 +250,7 @@ def test_a_requeued_message_is_there_for_the_very_next_get(connection, emulator)
 def test_a_requeued_message_is_there_although_a_consumer_pulls_ahead(connection):
     queue = connection.SimpleQueue("jobs")
     publish(connection, "again")
-    message = queue.get(timeout=5)
+    message = queue.get(timeout=30)
     for _ in range(5):
         message.requeue()
         message = queue.get_nowait()
@@ -299,7 +262,7 @@ def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
     queue = connection.SimpleQueue("jobs")
     queue.channel.basic_qos(0, 10, False)
     publish(connection, *range(5))
-    messages = [queue.get(timeout=5)]
+    messages = [queue.get(timeout=30)]
     messages += [queue.get_nowait() for _ in range(4)]
     assert sorted(message.payload for message in messages) == list(range(5))
     for message in messages:
@@ -308,17 +271,15 @@ def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
 
 
 def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_empty(emulator):
-    options = {"polling_interval": 5, "max_polling_interval": 5}
+    options = {"polling_interval": 300, "max_polling_interval": 300}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         publish(connection, "x")
         got = Collector(ack=False)
         with consume(connection, got, prefetch_count=5):
             drain(connection, 1)
-            until(lambda: len(emulator.requests.of("pull")) == 2, 5)
-            started = time.monotonic()
+            until(lambda: len(emulator.requests.of("pull")) == 2)
             got.messages[0].requeue()
             drain(connection, 1)
-            assert time.monotonic() - started < 2
 
 
 def test_acknowledging_several_at_once(connection, emulator):
@@ -327,7 +288,7 @@ def test_acknowledging_several_at_once(connection, emulator):
     with consume(connection, got, prefetch_count=4):
         drain(connection, 4)
         got.messages[2].ack(multiple=True)
-        until(lambda: len(emulator.messages("jobs")) == 1, 5)
+        until(lambda: len(emulator.messages("jobs")) == 1)
         got.messages[3].ack()
         settled(emulator)
 
@@ -383,7 +344,7 @@ def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator
             drain(connection, 1)
             fault = emulator.faults.error("push", status=503, times=None)
             got.messages[0].reject()
-            until(lambda: fault.hits >= 2, 5)
+            until(lambda: fault.hits >= 2)
             assert len(emulator.messages("jobs")) == 1
             emulator.faults.clear()
             settled(emulator)
@@ -399,7 +360,7 @@ def test_a_dead_letter_that_is_refused_stays_where_it_was(emulator, caplog):
             drain(connection, 1)
             emulator.faults.error("push", "batch", status=403, code=10106, times=None)
             got.messages[0].reject()
-            until(lambda: "could not be copied" in caplog.text, 5)
+            until(lambda: "could not be copied" in caplog.text)
             time.sleep(0.2)
             assert len(emulator.messages("jobs")) == 1
 
@@ -467,10 +428,10 @@ def test_a_message_that_is_due_much_later_goes_back_for_the_rest(connection, emu
     got = Collector()
     with consume(connection, got):
         emulator.clock.advance(86_401)
-        nothing_comes(connection, 0.5)
+        nothing_comes(connection, 0.2)
+        until(lambda: emulator.messages("jobs")[0].attempts == 1)
+        until(lambda: emulator.messages("jobs")[0].state == "delayed")
     (message,) = emulator.messages("jobs")
-    assert message.state == "delayed"
-    assert message.attempts == 1
     assert message.visible_at == pytest.approx(emulator.clock.now() + 86_400, abs=5)
     assert not got.bodies
 
@@ -481,26 +442,35 @@ def test_a_message_that_is_due_much_later_goes_back_for_the_rest(connection, emu
 def test_an_idle_consumer_asks_less_and_less(emulator):
     """An empty pull is billed."""
     with Connection(emulator.broker_url) as connection, consume(connection, Collector()):
-        nothing_comes(connection, 3.6)
-    times = [request.time for request in emulator.requests.of("pull")]
-    assert [round(t - times[0]) for t in times] == [0, 1, 3]
+        nothing_comes(connection, 36 if MATRIX else 3.6)
+        times = [request.time for request in emulator.requests.of("pull")]
+        if MATRIX:
+            assert len([t for t in times if t < times[0] + 10]) <= 8
+            assert [round(t - times[0]) for t in times] == [0, 1, 3, 7, 15, 25, 35]
+            publish(connection, "late")
+            drain(connection, 1, timeout=10.5)
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert len(pauses) >= 1
+    assert all(pause > 0.95 * least for pause, least in zip(pauses, (1, 2, 4, 8), strict=False))
 
 
 def test_a_message_makes_an_idle_consumer_quick_again(emulator):
-    options = {"polling_interval": 0.05, "max_polling_interval": 2}
+    options = {"polling_interval": 2, "max_polling_interval": 300}
     got = Collector()
     with (
         Connection(emulator.broker_url, transport_options=options) as connection,
-        consume(connection, got, prefetch_count=10),
+        consume(connection, got, prefetch_count=4),
     ):
-        nothing_comes(connection, 1)
+        nothing_comes(connection, 0.2)
+        until(lambda: len(emulator.requests.of("pull")) == 1)
         publish(connection, *range(20))
-        started = time.monotonic()
-        drain(connection, 20)
-        assert time.monotonic() - started < 2.5
+        # Each 4 take a pull; with the next pauses, of 4 s, 8 s and so on, that would be a minute.
+        drain(connection, 20, timeout=4)
+        assert len(emulator.requests.of("pull")) >= 6
 
 
-def test_fifty_queues_do_not_hold_each_other_up(emulator):
+@pytest.mark.parametrize("prefetch", [0, 20] if MATRIX else [0])
+def test_fifty_queues_do_not_hold_each_other_up(emulator, prefetch):
     emulator.knobs = replace(emulator.knobs, list_page_size=100)
     names = [f"q{n}" for n in range(50)]
     for name in names:
@@ -510,22 +480,23 @@ def test_fifty_queues_do_not_hold_each_other_up(emulator):
     options = {"max_polling_interval": 2}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         queues = [Queue(name) for name in names]
-        with connection.Consumer(queues, callbacks=[got], prefetch_count=20):
-            nothing_comes(connection, 1.3)
+        with connection.Consumer(queues, callbacks=[got], prefetch_count=prefetch):
+            nothing_comes(connection, 0.2)
+            until(lambda: len(emulator.requests.of("pull")) >= 50)
             pulls = emulator.requests.of("pull")
             assert len({request.path for request in pulls[:50]}) == 50
             for name in names[::10]:
                 publish(connection, name, queue=name)
             published = time.monotonic()
-            drain(connection, 5, timeout=6)
-            assert time.monotonic() - published < 2 + 1
+            drain(connection, 5)
+            assert time.monotonic() - published < within(2 + 1, 20)
     assert not emulator.requests.of("list_consumers")  # the list of queues has them
     assert sorted(got.bodies) == sorted(names[::10])
     # A request of 0.1 s and the ones that came within its time were on their way together.
     times = [request.time for request in pulls]
     together = [sum(t <= u < t + 0.095 for u in times) for t in times]
     assert max(together) <= 8
-    assert max(together) > 4
+    assert max(together) > within(4, 1)
 
 
 # --- Queues
@@ -546,10 +517,11 @@ def test_a_passive_declare_counts_and_an_active_one_costs_nothing(connection, em
 
 def test_purge_counts_and_empties(connection, emulator):
     publish(connection, *range(5))
-    got = Collector()
+    got = Collector(ack=False)
     with consume(connection, got, prefetch_count=2) as consumer:
-        drain(connection, 1)
+        drain(connection, 1)  # and has pulled another one
         assert consumer.purge() >= 4
+        got.messages[0].ack()
         nothing_comes(connection, 0.3)
     assert len(got.bodies) == 1
 
@@ -576,7 +548,7 @@ def test_delete_if_empty_spares_what_is_unknown(connection, emulator):
 def test_an_auto_delete_queue_goes_with_its_consumer(connection, emulator):
     buffer = connection.SimpleBuffer("scratch")
     buffer.put("x")
-    assert buffer.get(timeout=5).payload == "x"
+    assert buffer.get(timeout=30).payload == "x"
     assert "scratch" in emulator.queue_names()
     buffer.close()
     buffer.channel.close()
@@ -631,17 +603,22 @@ def test_what_a_pull_brings_after_the_cancel_is_given_back(emulator):
     with Connection(emulator.broker_url) as connection:
         publish(connection, *range(10))
     program = dedent("""
-        import sys, kombu, kombu_cfqueues
+        import select, sys, kombu, kombu_cfqueues
         connection = kombu.Connection(sys.argv[1])
         connection.Consumer(kombu.Queue("jobs"), callbacks=[print], prefetch_count=10).consume()
-        try:
-            connection.drain_events(timeout=0.2)
-        except TimeoutError:
-            connection.close()
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            try:
+                connection.drain_events(timeout=0.05)
+            except TimeoutError:
+                pass
+        connection.close()
         """)
-    emulator.faults.latency("pull", seconds=0.6)
-    subprocess.run([sys.executable, "-c", program, emulator.broker_url], check=True, timeout=60)
-    time.sleep(0.6)
+    fault = emulator.faults.latency("pull", seconds=1)
+    command = [sys.executable, "-c", program, emulator.broker_url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        until(lambda: fault.hits)
+        process.stdin.close()
+        assert process.wait(60) == 0
     assert len(emulator.requests.of("pull")) == 1
     assert [message.state for message in emulator.messages("jobs")] == ["ready"] * 10
 
@@ -657,14 +634,14 @@ def test_close_does_not_wait_long_for_a_server_that_is_gone(emulator, gone):
     if gone == "hangs":
         # Both channels have something to give back, and a pull that nobody answers.
         fault = emulator.faults.hang(times=None)
-        until(lambda: fault.hits >= 2, 5)
+        until(lambda: fault.hits >= 2)
         started = time.monotonic()
         connection.close()
     else:
         with emulator.outage():
             started = time.monotonic()
             connection.close()
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < within(6, 9)
     emulator.faults.clear()
 
 
@@ -678,7 +655,7 @@ def test_a_script_that_ends_unclosed_has_acknowledged_all_the_same(emulator):
         def ack(body, message):
             message.ack()
         connection.Consumer(kombu.Queue("jobs"), callbacks=[ack], prefetch_count=3).consume()
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
         """)
     subprocess.run([sys.executable, "-c", program, emulator.broker_url], check=True, timeout=60)
     states = sorted(message.state for message in emulator.messages("jobs"))
@@ -692,10 +669,8 @@ def test_a_connection_that_is_forgotten_unclosed_is_pulled_for_no_more(emulator)
     nothing_comes(connection, 0.3)
     del connection
     gc.collect()
-    time.sleep(0.2)
-    emulator.requests.clear()
-    time.sleep(0.3)
-    assert not emulator.requests.of("pull")
+    # Ten times its pause without a pull.
+    until(lambda: emulator.requests.of("pull")[-1].time < time.time() - 0.5)
 
 
 FORKING = """
@@ -704,15 +679,15 @@ connection = kombu.Connection(sys.argv[1], transport_options={"polling_interval"
 got = []
 queue = kombu.Queue("jobs")
 connection.Consumer(queue, callbacks=[lambda _, m: got.append(m)], prefetch_count=4).consume()
-connection.drain_events(timeout=5)
-connection.drain_events(timeout=5)
+connection.drain_events(timeout=30)
+connection.drain_events(timeout=30)
 pid = os.fork()
 if pid == 0:
     if sys.argv[2] == "closes":
         connection.close()
     else:  # consumes, with what it has inherited
         os.write(1, b"child:%d " % len(got))
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
         got.pop().ack()
         connection.close()
     sys.exit()
@@ -755,7 +730,7 @@ def test_threads_are_gone_soon_after_the_last_consumer(connection):
     def ours():
         return [t.name for t in threading.enumerate() if t.name == "cfqueues-pull"]
 
-    until(lambda: not ours(), 10)
+    until(lambda: not ours())
 
 
 # --- Failures
@@ -826,7 +801,7 @@ def test_an_outage_is_logged_once_and_consuming_resumes_by_itself(connection, em
         for message in got.messages[1:]:
             message.ack()
         publish(connection, "after")
-        drain(connection, 1, timeout=15)
+        drain(connection, 1)
         got.messages[-1].ack()
         settled(emulator)
     assert got.bodies[-1] == "after"
@@ -846,11 +821,11 @@ def test_a_lease_that_ends_before_the_ack_frees_its_slot(position, caplog):
         got = Collector(ack=False)
         with consume(connection, got, prefetch_count=2):
             drain(connection, 1)
-            until(lambda: len(emulator.requests.of("pull")) == 2, 5)
+            until(lambda: len(emulator.requests.of("pull")) == 2)
             emulator.clock.advance(31)
             got.messages[0].ack()
             assert got.messages[0].channel.qos.can_consume_max_estimate() == 2
-            until(lambda: emulator.requests.of("ack"), 5)
+            until(lambda: emulator.requests.of("ack"))
     expected = position == "warn"
     assert any("visibility_timeout" in r.getMessage() for r in caplog.records) == expected
 
@@ -881,7 +856,7 @@ def test_one_lease_that_the_server_refuses_does_not_keep_the_others(caplog):
             qos._deliveries[tag] = qos._deliveries[tag]._replace(lease_id="forged")
             for message in got.messages:
                 message.ack()
-            until(lambda: len(emulator.messages("jobs")) == 1, 5)
+            until(lambda: len(emulator.messages("jobs")) == 1)
     assert sum("could not be settled" in r.getMessage() for r in caplog.records) == 1
 
 
@@ -904,21 +879,24 @@ def test_a_revoked_token_is_raised_once_and_says_so(emulator, caplog):
             drain_until_it_fails(connection)
         token[0] = "emulator-token"
         publish(connection, 2)
-        drain(connection, 1)
+        # A pull that was on its way may have failed as well.
+        for _ in range(2):
+            with contextlib.suppress(AuthenticationFailed, PermissionDenied):
+                drain(connection, 1)
+                break
 
 
 def test_a_queue_that_is_deleted_and_made_again_is_found(connection, emulator):
     publish(connection, 1)
-    got = Collector()
-    with consume(connection, got):
-        drain(connection, 1)
-        settled(emulator)
-        other = Connection(emulator.broker_url)
-        other.channel().queue_delete("jobs")
+    got = Collector(ack=False)
+    with consume(connection, got, prefetch_count=1):
+        drain(connection, 1)  # and pulls no more before it is settled
+        with Connection(emulator.broker_url) as other:
+            other.channel().queue_delete("jobs")
         emulator.create_queue("jobs", consumer=PULL)
         publish(connection, 2)
+        got.messages[0].ack()
         drain(connection, 1)
-        other.release()
     assert got.bodies == [1, 2]
 
 
@@ -952,7 +930,7 @@ def test_a_paused_queue_is_waited_for_with_one_warning(position, caplog):
                 nothing_comes(connection, 1.5)
                 queue = emulator._queue("jobs")
                 queue.delivery_paused = False
-                drain(connection, 1, timeout=12)
+                drain(connection, 1)
     told = [r for r in caplog.records if "cannot be pulled" in r.getMessage()]
     assert len(told) == 1
     assert "'jobs'" in told[0].getMessage()
@@ -968,7 +946,7 @@ def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
         if get == "drain":
             got = Collector()
             with consume(connection, got):
-                drain(connection, 1, timeout=10)
+                drain(connection, 1)
             assert got.bodies == ["x"]
         else:
             connection.SimpleQueue("jobs").get_nowait().ack()
@@ -1011,7 +989,7 @@ def test_acks_reach_the_server_after_their_connection_has_failed(emulator):
     consume(connection, got, prefetch_count=5).consume()
     drain(connection, 2)
     connection.collect()
-    until(lambda: [m.state for m in emulator.messages("jobs")].count("ready") == 3, 5)
+    until(lambda: [m.state for m in emulator.messages("jobs")].count("ready") == 3)
     for message in got.messages:
         message.ack()
-    until(lambda: len(emulator.messages("jobs")) == 3, 5)
+    until(lambda: len(emulator.messages("jobs")) == 3)

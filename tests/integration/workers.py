@@ -22,7 +22,12 @@ HERE = Path(__file__).parent / "worker"
 ROOT = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+def within(strict: float, generous: float) -> float:
+    """A bound on time: what is promised, where the machine is left alone; else what is absurd."""
+    return strict if MATRIX else generous
+
+
+def until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """Wait until *condition* holds; fail after *seconds*."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
@@ -40,6 +45,7 @@ class Worker:
         folder: Where its log and what its tasks tell go.
         pool: ``prefork``, ``threads``, ``solo``, ``gevent`` or ``eventlet``.
         concurrency: Tasks at once.
+        app: The module with the application, in this folder's ``worker``.
         options: Of the transport.
         settings: Of Celery.
     """
@@ -56,6 +62,7 @@ class Worker:
         queues: str = "celery",
         url: str | None = None,
         program: str = "",
+        app: str = "tasks",
         options: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
         **settings: Any,
@@ -78,7 +85,7 @@ class Worker:
         self.command = [
             *(sys.executable, "-W", "ignore"),
             *(["-c", program] if program else ["-m", "celery"]),
-            *("-A", "tasks", "worker", "--pool", pool, "--concurrency", str(concurrency)),
+            *("-A", app, "worker", "--pool", pool, "--concurrency", str(concurrency)),
             *("--queues", queues, "--loglevel", "INFO"),
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]

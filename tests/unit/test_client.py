@@ -368,7 +368,7 @@ def test_a_connection_that_nobody_accepts_ends_after_the_connect_timeout():
         Raw(b"HTTP/1.1 abc OK\r\n\r\n"),
         Raw(b"HTTP/9.9 200 OK\r\n\r\n"),
     ],
-    ids=lambda step: repr(getattr(step, "data", step))[:60],
+    ids=lambda step: repr(getattr(step, "data", type(step).__name__))[:60],
 )
 def test_a_connection_that_breaks_may_have_delivered(step):
     error = failure_after(step)

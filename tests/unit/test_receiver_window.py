@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kombu_cfqueues.window import GATHER_SECONDS, PULLS_AHEAD, Window
+from kombu_cfqueues.window import GATHER_SECONDS, PULLS_AHEAD, QUEUES_AHEAD, Window
 
 BATCH = 10
 
@@ -90,6 +90,16 @@ def test_an_empty_queue_begins_small_again():
     assert made.capacity == 1
 
 
+def test_without_a_prefetch_count_several_queues_are_asked_together():
+    """One after the other, fifty empty queues would hold up the one with messages."""
+    made = window()
+    made.queues = 50
+
+    made.missed()
+
+    assert made.room == QUEUES_AHEAD
+
+
 def test_little_room_waits_a_moment_for_more():
     """Short tasks free their slots one after the other."""
     made = window(8)
@@ -143,7 +153,6 @@ class Holding(RuleBasedStateMachine):
     @rule()
     def deliver(self) -> None:
         self.window.delivered(0.0, had_to_wait=False)
-        self.window.unsettled += 1
 
     @precondition(lambda self: self.window.unsettled)
     @rule()

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from support.locks import one_at_a_time
 
 WORKER = Path(__file__).parents[2] / "worker"
 API = "client/v4/accounts"
@@ -30,13 +31,14 @@ def node() -> str:
     npm = shutil.which("npm")
     if npm is None:
         _cannot_run("npm is not installed")
-    lock, installed = WORKER / "package-lock.json", WORKER / "node_modules/.package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        # No install script is needed, so none gets to run.
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(command, cwd=WORKER, capture_output=True, text=True, check=False)
-        if done.returncode:
-            _cannot_run(f"npm ci failed: {done.stderr.strip()[-500:]}")
+    with one_at_a_time(WORKER):
+        lock, installed = WORKER / "package-lock.json", WORKER / "node_modules/.package-lock.json"
+        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+            # No install script is needed, so none gets to run.
+            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = subprocess.run(command, cwd=WORKER, capture_output=True, text=True, check=False)
+            if done.returncode:
+                _cannot_run(f"npm ci failed: {done.stderr.strip()[-500:]}")
     bundled = WORKER / "node_modules/.bin/node"
     found = str(bundled) if bundled.exists() else shutil.which("node")
     if found is None or _major_version(found) < 22:

@@ -1,0 +1,1 @@
+"""Orders: taken here, shipped by a worker."""

@@ -1,0 +1,35 @@
+"""Orders come in over HTTP, and what follows is left to a queue."""
+
+import uuid
+
+from celery import Celery
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+celery_app = Celery("shop", broker="cfqueues://")
+celery_app.conf.update(
+    broker_transport="kombu_cfqueues:Transport",
+    broker_transport_options={"publish_mode": "spool"},  # a publish waits for the disk alone
+    task_ignore_result=True,
+)
+
+api = FastAPI()
+
+
+class Order(BaseModel):
+    """What a customer sends."""
+
+    item: str
+
+
+@celery_app.task
+def ship(order_id: str, item: str) -> None:
+    """Ship an order; a Celery worker or a Cloudflare Worker runs this."""
+
+
+@api.post("/orders", status_code=202)
+async def take_order(order: Order) -> dict[str, str]:
+    """Take an order.  ``delay`` takes about a millisecond, whatever Cloudflare does."""
+    order_id = str(uuid.uuid4())
+    ship.delay(order_id, order.item)
+    return {"id": order_id}

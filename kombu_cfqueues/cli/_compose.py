@@ -1,0 +1,117 @@
+"""A line of input -> a message as Kombu, or Celery, would publish it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import envelope
+from ..envelope import Packed
+from ..errors import InvalidMessage
+from ..options import Options
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Makes messages for one queue.
+
+    Attributes:
+        queue: Kombu's name of the queue.
+        options: How messages are packed.
+        text: Whether a line is a text, rather than JSON.
+        task: Name of a Celery task, of which a line has the arguments.
+        delay: Seconds until each message may be delivered; None: as the queue says.
+        headers: Of each message.
+    """
+
+    queue: str
+    options: Options
+    text: bool = False
+    task: str | None = None
+    delay: float | None = None
+    headers: Mapping[str, str] | None = None
+
+    def pack(self, line: bytes) -> Packed:
+        """The message that the line means.
+
+        Raises:
+            InvalidMessage: It is no JSON, or no arguments of a task.
+            MessageTooLarge: It is over Cloudflare's limit.
+        """
+        try:
+            body = line.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidMessage("it is no UTF-8") from error
+        headers: dict[str, Any] = dict(self.headers or {})
+        properties: dict[str, Any] = {
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": self.queue},
+            "priority": 0,
+            "body_encoding": "utf-8",
+        }
+        if self.delay is not None:
+            properties["delay_seconds"] = self.delay
+        if self.task is not None:
+            arguments = _json(body)
+            body, more = _task(self.task, arguments)
+            headers |= more
+            properties["correlation_id"] = more["id"]
+        elif not self.text:
+            _json(body)  # what is sent is the line as it stands
+        return envelope.pack(
+            {
+                "body": body,
+                "content-type": "text/plain" if self.text else "application/json",
+                "content-encoding": "utf-8",
+                "headers": headers,
+                "properties": properties,
+            },
+            self.queue,
+            self.options,
+        )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Made once: making a decoder takes longer than reading a line.
+_decode: Callable[[str], Any] = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def _json(text: str) -> Any:
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError) as error:
+        why = "too deep" if isinstance(error, RecursionError) else str(error)
+        raise InvalidMessage(f"it is no JSON ({why}); --text publishes lines as they are") from None
+
+
+def _task(name: str, arguments: Any) -> tuple[str, dict[str, Any]]:
+    """Body and headers of a task, in Celery's second protocol (docs.celeryq.dev, Protocol)."""
+    args, kwargs = ([], arguments) if isinstance(arguments, dict) else (arguments, {})
+    if not isinstance(args, list):
+        raise InvalidMessage("a task takes an array of arguments, or an object of named ones")
+    task_id = str(uuid.uuid4())
+    embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    return json.dumps([args, kwargs, embedded], ensure_ascii=False), {
+        "lang": "py",
+        "task": name,
+        "id": task_id,
+        "root_id": task_id,
+        "parent_id": None,
+        "group": None,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": repr(tuple(args)),
+        "kwargsrepr": repr(kwargs),
+        "origin": f"cfqueues{os.getpid()}@{socket.gethostname()}",
+    }

@@ -1,0 +1,68 @@
+"""The long form: ``make chaos``, or ``python -m chaos`` with tests/ on the path.
+
+It prints its seed, how far it is, and the verdict; it exits with 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import ledger
+from .scene import FEW, GROUPS, LEASE_SECONDS, Plan, Scene
+from .verdict import judge
+
+MOST_TWICE = 0.03
+MOST_GROWTH_MIB = 15.0
+
+#: For 10,000 messages.
+EVENTS = {
+    "kill_server": 3, "kill_publisher": 4, "kill_worker": 1, "kill_child": 2, "advance_clock": 2,
+    "cut_network": 3,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument("--messages", type=int, default=110_000)
+    parser.add_argument("--rate", type=float, default=300.0, help="most messages a second")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--few", action="store_true", help="publishers as in the short form")
+    parser.add_argument("--folder", type=Path, help="kept, with all logs and ledgers")
+    given = parser.parse_args()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder.mkdir(exist_ok=True)
+    events = {name: max(1, n * given.messages // 10_000) for name, n in EVENTS.items()}
+    plan = Plan(given.messages, given.rate, FEW if given.few else GROUPS, events)
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
+
+    say(f"seed {given.seed}, all of it in {folder}")
+    Scene(folder, given.seed, plan, say).run()
+    say("judging")
+    verdict = judge(ledger.read(folder / "ledger"), lease_seconds=LEASE_SECONDS)
+    print(verdict)
+    bad = [
+        *(f"lost: {name}" for name in verdict.lost[:10]),
+        *(f"ran although refused: {name}" for name in verdict.ghosts[:10]),
+        *(f"ran too often: {name}" for name in verdict.unexplained[:10]),
+        *(["more than 3 % ran twice"] if verdict.share_twice > MOST_TWICE else []),
+        *(
+            f"{name} grew by {grown:.0f} MiB"
+            for name, (grown, _) in verdict.growth.items()
+            if grown > MOST_GROWTH_MIB
+        ),
+    ]
+    print(*bad, sep="\n")
+    say("failed" if bad else "all is accounted for")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
