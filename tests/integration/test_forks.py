@@ -10,21 +10,19 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.processes import ROOT, Script, eventually
+from support.processes import ROOT, eventually
 from support.tap import Tap
 
 from kombu_cfqueues.emulator import Emulator
 
-from .workers import Worker, until
+from .workers import until
 
 
 @pytest.fixture
