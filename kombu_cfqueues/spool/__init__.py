@@ -18,7 +18,7 @@ What that stands on::
     file       the file as one process has it open
     database   SQLite, used politely
     schema     what is in the file
-    posters    who is alive: kernel locks
+    posters    who is there, and alive: kernel locks
     place      where the file may be
 
 And for people::

@@ -71,7 +71,7 @@ class File:
         self._bucket_name = ""
         lock: KernelLock | None = getattr(self, "_alive", None)
         if lock is not None:
-            lock.leave_to_parent()
+            lock.release()
         self._alive: KernelLock | None = None
 
     @property
@@ -127,21 +127,17 @@ class File:
         """The allowance of this process's token."""
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
-    def is_alive(self, poster: str) -> bool:
-        """Whether a poster's process lives."""
+    @property
+    def posters(self) -> Posters:
+        """All who use the file, and some who did."""
         self._open()
-        return self._posters is None or poster == self._me or self._posters.is_alive(poster)
-
-    def bury(self, poster: str) -> None:
-        """Remove what a dead poster left beside the file."""
-        if self._posters is not None:
-            self._posters.bury(poster)
+        return self._posters or self._posters_of(self.path)
 
     def older(self) -> Iterator[Database]:
         """The files that older versions of this package have left, and nobody uses any more."""
         for version in range(1, VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
-            if path.exists() and not self._posters_of(path).anyone():
+            if path.exists() and not self._posters_of(path).living():
                 yield Database(path, self._place.file_mode, version, lambda *_: None)
 
     def close(self) -> None:
@@ -198,9 +194,6 @@ class File:
 
     def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
         prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())
-        connection.execute(
-            "INSERT OR IGNORE INTO poster (id, pid) VALUES (?, ?)", (self._me, os.getpid())
-        )
 
     def _now(self, connection: sqlite3.Connection) -> float:
         """The time, asked inside the transaction: whoever comes later sees a later one."""

@@ -125,17 +125,7 @@ class Intake:
                     f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,} "
                     "(spool_max_bytes)"
                 )
-            return [
-                _insert(
-                    connection,
-                    Kind.SPOOLED,
-                    _queue_row(connection, address),
-                    packed,
-                    expires=expires,
-                    repeats=repeats,
-                )
-                for address, packed, expires in messages
-            ]
+            return [_keep(connection, message, repeats=repeats) for message in messages]
 
         return self._file.write(work, durable=True)
 
@@ -155,19 +145,11 @@ class Intake:
 
         def work(connection: sqlite3.Connection) -> None:
             for row in found:
-                address, packed = Address(*row[:3]), Packed(*row[3:7])
                 expires, repeats, refused, error, uncertain = row[7:]
-                _insert(
-                    connection,
-                    Kind.SPOOLED,
-                    _queue_row(connection, address),
-                    packed,
-                    expires=expires,
-                    repeats=repeats,
-                    state=State.REFUSED if refused else State.WAITING,
-                    error=error,
-                    uncertain=uncertain,
-                )
+                kept = Spooled(Address(*row[:3]), Packed(*row[3:7]), expires)
+                state = State.REFUSED if refused else State.WAITING
+                more = {"repeats": repeats, "error": error, "uncertain": uncertain}
+                _keep(connection, kept, state=state, **more)
 
         # Here first: between the two, they are in both files rather than in none.
         self._file.write(work, durable=True)
@@ -268,6 +250,11 @@ class Intake:
             )
 
         return self._file.read(look)
+
+
+def _keep(connection: sqlite3.Connection, message: Spooled, **more: object) -> int:
+    queue = _queue_row(connection, message.address)
+    return _insert(connection, Kind.SPOOLED, queue, message.packed, expires=message.expires, **more)
 
 
 def _insert(

@@ -99,8 +99,6 @@ CREATE TABLE bucket (
     publishing_stopped_until REAL NOT NULL
 );
 
-CREATE TABLE poster (id TEXT PRIMARY KEY, pid INTEGER NOT NULL);
-
 CREATE TABLE machine (
     boot TEXT NOT NULL,                      -- whose monotonic clock the numbers are of
     bytes INTEGER NOT NULL DEFAULT 0,        -- of all messages here
@@ -146,7 +144,6 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
         "UPDATE message SET state = 0, claim = NULL, poster = NULL, uncertain = 1 WHERE state = ?",
         (State.CLAIMED,),
     )
-    connection.execute("DELETE FROM poster")
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(
         """
@@ -171,7 +168,6 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
         (poster, Kind.TICKET, State.ACCEPTED, State.REFUSED),
     )
     connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
-    connection.execute("DELETE FROM poster WHERE id = ?", (poster,))
 
 
 def free(connection: sqlite3.Connection, condition: str, value: object) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import requests
 from support.scripted import CA_BUNDLE
 
 from . import faults

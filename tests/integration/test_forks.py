@@ -10,19 +10,21 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.processes import ROOT, eventually
+from support.processes import ROOT, Script, eventually
 from support.tap import Tap
 
 from kombu_cfqueues.emulator import Emulator
 
-from .workers import until
+from .workers import Worker, until
 
 
 @pytest.fixture

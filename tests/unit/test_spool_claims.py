@@ -69,7 +69,7 @@ def test_what_another_process_posted_is_told_to_its_owner_alone(peer):
     owner, poster, other = peer(), peer(), peer()
     row = owner.enter()
     claim = poster.claim()
-    poster.claims.settle(claim, Fate(accepted=[row]))
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
 
     assert other.intake.outcomes() == ({}, False)
     assert owner.intake.outcomes() == ({row: None}, False)
@@ -269,7 +269,7 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     other.claims.sweep()
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
-    slow.claims.settle(claim, Fate(accepted=[claim.entries[0].row]))
+    slow.claims.settle(claim, Fate(dict.fromkeys([claim.entries[0].row])))
     assert other.intake.outcomes() == ({}, False)
 
 
@@ -323,7 +323,7 @@ def test_withdrawing_says_whether_it_surely_did_not_arrive(peer, clock):
 def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     owner, poster = peer(), peer()
     row = owner.enter(seconds=90)
-    poster.claims.settle(poster.claim(), Fate(accepted=[row]))
+    poster.claims.settle(poster.claim(), Fate(dict.fromkeys([row])))
     clock.now += 100
     poster.claims.sweep()
     assert owner.intake.outcomes() == ({}, False)
@@ -348,7 +348,7 @@ def post_until_quiet(process, is_bad):
         requests += 1
         if not any(map(is_bad, texts(claim))):
             accepted += texts(claim)
-            process.claims.settle(claim, Fate(accepted=[e.row for e in claim.entries]))
+            process.claims.settle(claim, Fate(dict.fromkeys([e.row for e in claim.entries])))
         elif len(claim.entries) > 1:
             split(process, claim)
         else:
@@ -397,7 +397,9 @@ def test_the_spool_refuses_more_bytes_than_it_may_hold(peer):
     process.spool(count=2, max_bytes=3 * size)
     with pytest.raises(errors.SpoolFull, match="spool_max_bytes"):
         process.spool(count=2, max_bytes=3 * size)
-    process.claims.settle(claim := process.claim(), Fate(accepted=[e.row for e in claim.entries]))
+    process.claims.settle(
+        claim := process.claim(), Fate(dict.fromkeys([e.row for e in claim.entries]))
+    )
     process.spool(count=3, max_bytes=3 * size)
 
 
@@ -486,7 +488,7 @@ def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
     row = owner.enter()
     claim = poster.claim()
     assert owner.intake.withdraw([row], taken=False) == {}
-    poster.claims.settle(claim, Fate(accepted=[row]))
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
     assert owner.intake.outcomes() == ({row: None}, False)
 
 

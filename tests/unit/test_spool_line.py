@@ -81,7 +81,7 @@ def test_an_answer_is_heard_long_before_the_next_permit(peer, monkeypatch):
                 self.taken = claim(other)
                 rows = [entry.row for entry in self.taken.entries]
                 settle = threading.Timer(
-                    0.03, other.claims.settle, (self.taken, Fate(accepted=rows))
+                    0.03, other.claims.settle, (self.taken, Fate(dict.fromkeys(rows)))
                 )
                 settle.start()
             return Wait(time.monotonic() + 60)
