@@ -288,7 +288,7 @@ def permits() -> dict[str, Any]:
 
 TOGETHER: dict[str, Callable[[float], dict[str, Any]]] = {
     "confirmed": lambda seconds: run(seconds=seconds),
-    '`publish_mode="spool"`': lambda seconds: run(mode="spool", offered=300.0, seconds=seconds),
+    "spooled": lambda seconds: run(mode="spool", offered=300.0, seconds=seconds),
 }
 """What `python -m benchmarks` measures beside the other ways to publish, by what it is called."""
 
