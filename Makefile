@@ -9,7 +9,10 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test matrix endurance lint types docs bench clean
+# Celery prefers these to what an application says, and whoever has followed the README has set one.
+unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
+
+.PHONY: help demo test matrix endurance chaos soak lint types docs bench release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -28,6 +31,12 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
 
+chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
+	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.bench ## Half an hour of faults (ARGS="--minutes 2", ARGS=--write for the docs)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.soak $(ARGS)
+
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +48,16 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
 
-bench: $(VENV)/.bench ## Compare ways to publish (some minutes; ARGS=--quick, ARGS=--write for the docs)
+bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.consuming $(ARGS)
+
+release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
+	$(BIN)/python .ci/release.py '$(VERSION)'
+	rm -rf dist && $(BIN)/python -m build
+
+audit: ## Ask npm's registry for known vulnerabilities in the tools of the Workers' tests
+	npm --prefix worker audit
 
 clean: ## Delete all that these commands have made
 	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules

@@ -107,7 +107,7 @@ class Stopwatch:
             p50=statistics.median(calls),
             p99=calls[int(0.99 * len(calls))],
             cpu_seconds=cpu,
-            peak_mib=_peak_mib(),
+            peak_mib=peak_mib(),
         )
 
     def _work(self, publish: Publish) -> list[float]:
@@ -141,7 +141,8 @@ def measure(
     return Figures(**json.loads(done.stdout))
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """The most memory that this process has had so far."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

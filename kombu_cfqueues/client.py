@@ -561,7 +561,10 @@ _MEANINGS: tuple[
         ),
         ConfigurationError,
         "no",
-        "base_url or a proxy of the environment is not a valid URL",
+        (
+            "base_url or a proxy of the environment is not a valid URL, or it is a SOCKS proxy, "
+            "which needs the package PySocks"
+        ),
     ),
     (
         (ssl.SSLCertVerificationError,),

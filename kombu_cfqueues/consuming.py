@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
 
-from . import envelope, retry
+from . import celery_task, envelope, retry
 from .account import Account
 from .client import Queue
 from .delivery import Delivery
-from .errors import CFQueuesError, ConnectionFailed, QueueNotFound
+from .errors import CFQueuesError, ConfigurationError, ConnectionFailed, QueueNotFound
 from .inbox import Arrival, Subscription
+from .message import Message
 from .options import Options
 from .qos import Prefetch
 
@@ -67,6 +68,7 @@ class _Tap:
 class ConsumingChannel(virtual.Channel):
     """Consuming, one message at a time, and settling."""
 
+    Message = Message
     QoS = Prefetch
     connection: Transport
     qos: Prefetch
@@ -178,11 +180,11 @@ class ConsumingChannel(virtual.Channel):
         message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            if not _would_end_celery(consumer.callback, arrival.delivery):
+        # Celery looks for a task in it, as it does in any message, and fails over what it finds,
+        # in whatever way: its worker would stop, and get the message again when it comes back.
+        except Exception:
+            if not _is_celerys_handler(consumer.callback) or celery_task.is_sound(message):
                 raise
-            # Celery looks for a task in it, as it does in any message, and fails over what it
-            # finds: its worker would stop, and get the message again when it comes back.
             logger.exception(
                 "Celery can make nothing of message %s of queue %r, which is rejected",
                 arrival.delivery.raw.get("id"),
@@ -340,7 +342,8 @@ class ConsumingChannel(virtual.Channel):
         # New for each delivery: the message's own would meet itself when it comes again.
         tag = self._next_delivery_tag()
         properties = {**delivery.message["properties"], "delivery_tag": tag}
-        message = self.Message({**delivery.message, "properties": properties}, channel=self)
+        payload = {**delivery.message, "properties": properties}
+        message = self.Message(payload, channel=self, queue=delivery.queue.name)
         receiver = self.qos.receiver
         if no_ack:
             receiver.ack(delivery)
@@ -369,7 +372,13 @@ class ConsumingChannel(virtual.Channel):
 
 
 def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events."""
+    """Whether the queue is one of Celery's for remote control or events.
+
+    Raises:
+        ConfigurationError: It is no name at all.
+    """
+    if not isinstance(queue, str):
+        raise ConfigurationError(f"the name of a queue is a string, not {queue!r}")
     return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
 
 
@@ -378,9 +387,7 @@ def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 
 
-def _would_end_celery(callback: Callback, delivery: Delivery) -> bool:
-    """Whether a Celery worker's own handler has failed over a message that is not Celery's."""
-    if delivery.message["headers"].get("lang") == "py":
-        return False
+def _is_celerys_handler(callback: Callback) -> bool:
+    """Whether a Celery worker gets the messages, and not the application."""
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"

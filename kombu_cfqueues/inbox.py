@@ -115,8 +115,7 @@ class Inbox:
                     self._hand_out(arrival, had_to_wait=had_to_wait)
                     return arrival
                 self._raise_failure()
-                if not had_to_wait:
-                    self._miss()
+                self._miss()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from http import HTTPStatus
 from typing import Any, Final
 
 from . import envelope, limits
@@ -122,8 +123,7 @@ class Receiver:
             self._subscriptions.append(subscription)
             window.queues += 1
             inbox.subscriptions.append(subscription)
-            if inbox.drained:
-                self._crew.call()
+            inbox.changed()
         return subscription
 
     def _call_crew(self) -> None:
@@ -445,6 +445,10 @@ class Receiver:
                 return None
             if isinstance(error, PullNotEnabled):
                 return self._enable_again(subscription, error, deadline)
+            if error.status == HTTPStatus.FORBIDDEN and error.code is None:
+                # The API's refusals have a code.  This is a page of a firewall or a proxy, which
+                # must not end a worker that has pulled before and will again.
+                return ServerError(str(error), status=error.status, ray_id=error.ray_id)
         except CFQueuesError as worse:
             return worse
         return error

@@ -11,6 +11,7 @@ import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -96,6 +97,7 @@ class _Outbox:
         self.sent_at = 0.0
         self.in_flight = 0
         self.pace = Pace(0.0, 0.0, 0.0)  # of tries that fail; due at once without any
+        self.trouble: CFQueuesError | None = None  # what the last request failed with
 
     def due(self) -> float:
         """When its next request is to leave, in seconds of `time.monotonic`."""
@@ -119,7 +121,7 @@ class Settler:
         self.renew_after_fork()
         renew_in_child(self)
         # A script that ends without closing its connection has acknowledged all the same.
-        atexit.register(self._flush_at_exit)
+        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
         """Start empty: what the parent holds is the parent's to settle."""
@@ -129,7 +131,6 @@ class Settler:
         self._settled = threading.Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._crew = Crew("cfqueues-ack", SENDERS, lock, self._next_shift)
-        self._trouble: CFQueuesError | None = None  # what the last request failed with
         self._gave_up_at = float("-inf")
 
     def ack(self, delivery: Delivery) -> None:
@@ -179,9 +180,6 @@ class Settler:
     def gave_up(self) -> bool:
         """Whether that was said within the last 10 s."""
         return time.monotonic() - self._gave_up_at < REQUEST_SECONDS
-
-    def _flush_at_exit(self) -> None:
-        self.flush(time.monotonic() + EXIT_SECONDS)
 
     # -- what waits
 
@@ -299,7 +297,9 @@ class Settler:
                 outbox.pace = Pace(0.0, 0.0, 0.0)
             else:
                 outbox.pace.failed(now, error.retry_after)
-            before, self._trouble = self._trouble, error
+            before, outbox.trouble = outbox.trouble, error
+            # One queue tells for all of them.
+            told = any(box.trouble for box in self._outboxes.values() if box is not outbox)
             self._settled.notify_all()
             if outbox.waiting:
                 self._crew.call()
@@ -314,7 +314,8 @@ class Settler:
                 name,
                 error,
             )
-        _tell_of_trouble(name, before, error)
+        if not told:
+            _tell_of_trouble(name, before, error)
 
 
 def _tell_of_warnings(
@@ -348,3 +349,9 @@ def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesErro
         logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
         logger.info("messages of queue %r are settled again", queue)
+
+
+def _flush_at_exit(settler: weakref.ref[Settler]) -> None:
+    alive = settler()
+    if alive is not None:
+        alive.flush(time.monotonic() + EXIT_SECONDS)

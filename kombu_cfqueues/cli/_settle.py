@@ -388,7 +388,8 @@ class Settle:
             )
             return
         first, pulled, pushed = (value or 0 for value in left)
-        answer = "all" if pulled < first else "all_but_pull" if pushed < pulled else "admin"
+        # Asking what is left is one itself.
+        answer = "all" if first - pulled > 1 else "all_but_pull" if pulled - pushed > 1 else "admin"
         yield Fact(
             "rate_limited_routes",
             "which requests does the allowance count?",

@@ -65,6 +65,10 @@ class KernelLock:
         if file is not None:
             os.close(file)  # a lock ends with the last descriptor of its opening
 
+    def __del__(self) -> None:
+        # Its poster is dead: nobody is left who could use it.
+        self.release()
+
 
 def pid_of(poster: str) -> int:
     """The process that is, or was, a poster."""

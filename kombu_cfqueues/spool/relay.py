@@ -76,7 +76,7 @@ class Relay:
 
     def renew_after_fork(self) -> None:
         """Forget the thread, which is the parent's; this process's starts when it spools."""
-        self._lock = self._clock.lock()  # guards _thread, while it is made
+        self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
         self._over = threading.Event()
@@ -115,13 +115,25 @@ class Relay:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
         self._news.set()
         if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._serve, name="cfqueues-relay", daemon=True
-                    )
-                    self._thread.start()
-                    atexit.register(_finish, weakref.ref(self))
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name="cfqueues-relay", daemon=True)
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = thread
+        try:
+            # Not under the lock.  To start a thread under gevent is to switch to another greenlet,
+            # and where gevent came after this module (gunicorn --preload), the lock would stop all.
+            thread.start()
+        except RuntimeError:
+            # The interpreter is ending, and starts no threads any more.  What is on the disk is
+            # for the next process, as is all that this one does not get done.
+            logger.debug("no thread empties the spool: the interpreter is ending")
+            self._thread = None
+            return
+        atexit.register(_finish, weakref.ref(self))
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
         """Empty the spool in this thread, until *stop*.

@@ -379,9 +379,12 @@ def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warn
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("max_retries", [3, 100])
-@pytest.mark.parametrize("deliveries", ["one_more", "max_retries"])
-@pytest.mark.parametrize("first_attempt", [0, 1])
+@pytest.mark.parametrize(
+    ("max_retries", "deliveries", "first_attempt"),
+    list(itertools.product([3, 100], ["one_more", "max_retries"], [0, 1]))
+    if MATRIX
+    else [(3, "one_more", 1), (3, "max_retries", 0), (100, "max_retries", 0)],
+)
 def test_a_message_that_is_requeued_150_times_is_still_there(
     max_retries, deliveries, first_attempt
 ):
@@ -442,7 +445,8 @@ def test_a_message_that_is_due_much_later_goes_back_for_the_rest(connection, emu
 def test_an_idle_consumer_asks_less_and_less(emulator):
     """An empty pull is billed."""
     with Connection(emulator.broker_url) as connection, consume(connection, Collector()):
-        nothing_comes(connection, 36 if MATRIX else 3.6)
+        nothing_comes(connection, 36 if MATRIX else 0.1)
+        until(lambda: len(emulator.requests.of("pull")) >= 2)
         times = [request.time for request in emulator.requests.of("pull")]
         if MATRIX:
             assert len([t for t in times if t < times[0] + 10]) <= 8
@@ -450,7 +454,6 @@ def test_an_idle_consumer_asks_less_and_less(emulator):
             publish(connection, "late")
             drain(connection, 1, timeout=10.5)
     pauses = [after - before for before, after in itertools.pairwise(times)]
-    assert len(pauses) >= 1
     assert all(pause > 0.95 * least for pause, least in zip(pauses, (1, 2, 4, 8), strict=False))
 
 
@@ -759,7 +762,7 @@ def test_fail_over_goes_on_to_the_second_url(emulator):
         lambda faults: faults.error("pull", "ack", status=503, retry_after=0, times=4),
         lambda faults: faults.error("pull", "ack", status=429, code=10250, retry_after=0, times=4),
         lambda faults: faults.html_page("pull", "ack", status=502, times=3),
-        lambda faults: faults.html_page("ack", status=403, times=2),
+        lambda faults: faults.html_page("pull", "ack", status=403, times=2),
         lambda faults: faults.reset("pull", "ack", times=4),
         lambda faults: faults.lost_response("ack", times=4),
         lambda faults: faults.broken_json("pull", times=2),

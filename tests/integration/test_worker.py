@@ -20,7 +20,7 @@ from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 
-from .workers import HERE, MATRIX, Worker, until
+from .workers import HERE, MATRIX, Worker, until, within
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 CASES = [
@@ -28,6 +28,9 @@ CASES = [
     for n, pool in enumerate(POOLS)
     for late in ([False, True] if MATRIX else [n % 2 == 0])
 ]
+
+COUNT = 40
+"""Tasks of a worker that is stopped: more than it starts until it stops, however slow it is."""
 
 every_pool = pytest.mark.parametrize(
     ("pool", "late"), CASES, ids=[f"{pool}-{'late' if late else 'early'}" for pool, late in CASES]
@@ -60,10 +63,15 @@ def tasks(emulator, tmp_path, monkeypatch) -> ModuleType:
     sys.modules.pop("tasks", None)
 
 
-def send_many(task, values) -> None:
+def send_many(task, values, *more) -> None:
     with task.app.producer_pool.acquire(block=True) as producer, producer.batch():
         for value in values:
-            task.apply_async((value,), producer=producer)
+            task.apply_async((value, *more), producer=producer)
+
+
+def settled_by(acks, at) -> int:
+    """How many messages the server had been told of at a time."""
+    return sum(request.body.count(b"lease_id") for request in acks if request.time <= at)
 
 
 def empty(emulator, queue="celery") -> bool:
@@ -90,9 +98,17 @@ def test_tasks_run_once_and_all_of_celery_works(emulator, tasks, tmp_path, pool,
         emulator.requests.clear()
         send_many(tasks.note, range(200))
         until(lambda: len(worker.runs("note")) >= 200)
-        until(lambda: empty(emulator), 10, "all is acknowledged")
+        until(lambda: empty(emulator), what="all is acknowledged")
         assert sorted(worker.values("note")) == list(range(200))
-        assert len(emulator.requests.of("ack")) <= 200 / 5
+        acks = emulator.requests.of("ack")
+        took = acks[-1].time - acks[0].time
+        assert len(acks) <= within(200 / 5, 200 / 5 + took / 0.1)
+        late_ones = [
+            run["at"]
+            for n, run in enumerate(worker.runs("note"))
+            if settled_by(acks, run["at"] + within(0.2, 10)) <= n
+        ]
+        assert not late_ones
 
         began = time.time()
         tasks.flaky.delay("f")
@@ -102,16 +118,16 @@ def test_tasks_run_once_and_all_of_celery_works(emulator, tasks, tmp_path, pool,
         total = chord(group(tasks.note.s(n) for n in range(1000, 1010)))(tasks.add.s())
         if pool == "prefork":
             tasks.overdue.delay("o")
-        assert total.get(timeout=30, disable_sync_subtasks=False) == sum(range(1000, 1010))
+        assert total.get(timeout=60, disable_sync_subtasks=False) == sum(range(1000, 1010))
         until(lambda: len(worker.runs("flaky")) == 2)
         (eta,) = until(lambda: [r for r in worker.runs("note") if r["value"] == "in 1.5 s"])
-        assert 1.5 <= eta["at"] - began < 6
+        assert 1.5 <= eta["at"] - began < within(6, 60)
         assert worker.values("reject").count(["back", False]) == 1
         assert worker.values("reject").count(["back", True]) == 1
         assert worker.values("reject").count(["away", False]) == 1
         if pool == "prefork":
             until(lambda: "Hard time limit (1s) exceeded" in worker.log)
-        until(lambda: empty(emulator), 15, "all is acknowledged")
+        until(lambda: empty(emulator), what="all is acknowledged")
         (dead,) = emulator.messages("graves")
         assert "away" in dead.body
         assert "expired" not in worker.values("note")
@@ -126,20 +142,20 @@ def test_what_a_stopped_worker_has_not_started_is_back_at_once(
     with Worker(
         emulator, tmp_path, pool=pool, concurrency=concurrency(pool), task_acks_late=late
     ) as worker:
-        for n in range(14):
-            tasks.nap.delay(n, 1.2)
+        send_many(tasks.nap, range(COUNT), 1.2)
         until(lambda: worker.runs("nap"))
+        emulator.requests.clear()
         worker.terminate()
-        worker.wait(40)
+        worker.wait(120)
         gone_at = time.time()
+        assert not emulator.requests.of("push", "batch")  # nothing is given back by a copy
         left = states(emulator)
     started = worker.values("nap")
     ended = worker.runs("nap ended")
     assert sorted(started) == sorted({*started})
     assert sorted(run["value"] for run in ended) == sorted(started)
-    assert gone_at - ended[-1]["at"] < 3
-    assert left == {"ready": 14 - len(started)}
-    assert left["ready"] > 0
+    assert gone_at - ended[-1]["at"] < within(3, 30)
+    assert left == {"ready": COUNT - len(started)}
 
 
 def test_what_one_worker_leaves_another_runs(emulator, tasks, tmp_path):
@@ -162,13 +178,14 @@ def test_an_ack_of_a_solo_worker_is_not_held_up_by_its_next_task(emulator, tasks
         tasks.sleep_hard.delay("x", 2)
         (hard,) = until(lambda: worker.runs("sleep_hard"))
         (ended,) = worker.runs("nap ended")
-        time.sleep(0.5)
+        until(lambda: len(emulator.requests.of("ack")) >= (1 if late else 2))
         first = emulator.requests.of("ack")[0]
         since = ended["at"] if late else worker.runs("nap")[0]["at"]
-        assert first.time - since < 0.2
+        assert first.time - since < within(0.2, 10)
+        assert first.time < hard["at"] + 2  # while the thread sat in the task
         if not late:
             second = emulator.requests.of("ack")[1]
-            assert second.time - hard["at"] < 0.2
+            assert second.time - hard["at"] < within(0.2, 2)
 
 
 def test_a_task_whose_child_is_killed_runs_again_at_once(emulator, tasks, tmp_path):
@@ -177,7 +194,7 @@ def test_a_task_whose_child_is_killed_runs_again_at_once(emulator, tasks, tmp_pa
         until(lambda: len(worker.runs("die_once")) == 2)
         # Not from its death: Celery takes worker_lost_wait to be sure of that.
         (given_back,) = [r for r in emulator.requests.of("ack") if b'"retries": [{' in r.body]
-        assert worker.runs("die_once")[1]["at"] - given_back.time < 2
+        assert worker.runs("die_once")[1]["at"] - given_back.time < within(2, 20)
         until(lambda: empty(emulator))
 
 
@@ -203,31 +220,71 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
         until(lambda: len(worker.runs("nap")) == 2)
         if gone == "hangs":
             emulator.faults.hang(times=None)
-            worker.stop(60)
+            worker.stop(120)
             stopped = time.time()
             emulator.faults.clear()
         else:
             with emulator.outage():
-                worker.stop(60)
+                worker.stop(120)
                 stopped = time.time()
-        assert stopped - worker.runs("nap ended")[-1]["at"] < 6
+        assert stopped - worker.runs("nap ended")[-1]["at"] < within(6, 30)
         assert len(worker.runs("nap")) == 2
 
 
 def test_a_worker_outlives_an_outage_and_loses_nothing(emulator, tasks, tmp_path):
+    """It stays connected, so that Celery has no reason to give up what runs."""
     seconds = 60 if MATRIX else 2
-    with Worker(emulator, tmp_path, pool="prefork", concurrency=2, task_acks_late=True) as worker:
+    with Worker(
+        emulator, tmp_path, pool="prefork", concurrency=2, task_acks_late=True,
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+    ) as worker:  # fmt: skip
         for n in range(6):
             tasks.nap.delay(n, 1)
         until(lambda: worker.runs("nap"))
         with emulator.outage():
             time.sleep(seconds)
         tasks.note.delay("after")
-        until(lambda: worker.runs("note"), 30)
-        until(lambda: empty(emulator), 30)
+        until(lambda: worker.runs("note"))
+        until(lambda: empty(emulator))
         assert sorted(worker.values("nap")) == list(range(6))
         assert worker.log.count("cannot be pulled") == 1
         assert "reconnect" not in worker.log
+        assert not worker.ended
+
+
+STORMS = {
+    "503": lambda faults: faults.error("pull", "ack", status=503, retry_after=0, times=4),
+    "429": lambda faults: faults.error("pull", "ack", status=429, code=10250, times=4),
+    "html": lambda faults: faults.html_page("pull", "ack", status=502, times=4),
+    "html 403": lambda faults: faults.html_page("pull", "ack", status=403, times=2),
+    "lost answers": lambda faults: faults.lost_response("ack", times=3),
+    "resets": lambda faults: faults.reset("ack", times=3),
+}
+
+
+def test_a_worker_goes_through_storms_and_ended_leases_with_all_its_slots(
+    emulator, tasks, tmp_path
+):
+    """It holds 8 messages at most, so slots that leak would end it soon."""
+    storms = STORMS if MATRIX else {"html 403": STORMS["html 403"]}
+    options = {"polling_interval": 0.2, "max_polling_interval": 1}
+    with Worker(emulator, tmp_path, pool="threads", task_acks_late=True, options=options) as worker:
+        for storm, begin in storms.items():
+            fault = begin(emulator.faults)
+            send_many(tasks.note, [f"{storm} {n}" for n in range(12)])
+            until(lambda fault=fault: fault.hits >= 2, what=storm)
+            until(lambda: empty(emulator))
+            emulator.faults.clear()
+        tasks.nap.delay("long", 1)
+        until(lambda: worker.runs("nap"))
+        emulator.clock.advance(1801)
+        until(lambda: len(worker.runs("nap")) == 2)  # as its lease has ended, it comes again
+        until(lambda: empty(emulator))
+        send_many(tasks.note, range(40))
+        until(lambda: set(range(40)) <= set(worker.values("note")))
+        until(lambda: empty(emulator))
+        assert {f"{storm} {n}" for storm in storms for n in range(12)} <= {*worker.values("note")}
+        assert "reconnect" not in worker.log.lower()
         assert not worker.ended
 
 
@@ -236,7 +293,7 @@ def test_a_revoked_token_stops_the_worker_and_its_log_says_why_once(emulator, ta
         tasks.nap.delay(1, 1)
         until(lambda: worker.runs("nap"))
         emulator.faults.error(status=403, code=10000, message="Authentication error", times=None)
-        assert worker.wait(30) != 0
+        assert worker.wait(120) != 0
     explanation = "The API token needs the permission 'Account > Queues > Edit'"
     errors = [line for line in worker.log.splitlines() if "CRITICAL" in line or "WARNING" in line]
     assert sum(explanation in line for line in errors) == 1
@@ -262,7 +319,7 @@ def test_strange_messages_do_not_stop_a_worker(emulator, tasks, tmp_path):
         for body in strange:
             c.Producer().publish(body, routing_key="celery", serializer="json")
     with Worker(emulator, tmp_path, pool="threads") as worker:
-        until(lambda: empty(emulator), 20)
+        until(lambda: empty(emulator))
         tasks.note.delay("alive")
         until(lambda: "alive" in worker.values("note"))
         assert worker.log.count("Received and deleted unknown message") >= 1
@@ -313,14 +370,13 @@ def test_an_eta_30_hours_off_runs_once_at_its_time(emulator, tasks, tmp_path):
     ) as worker:  # fmt: skip
         tasks.note.apply_async(("far",), eta=eta)
         advance(86_401)
-        until(lambda: emulator.messages("celery")[0].attempts == 1, 10)
-        until(lambda: states(emulator) == {"delayed": 1}, 10)
+        until(lambda: emulator.messages("celery")[0].attempts == 1)
+        until(lambda: states(emulator) == {"delayed": 1})
         advance(6 * 3600 - 5)
-        assert worker.values("note") == []
-        until(lambda: worker.values("note"), 30)
+        until(lambda: worker.values("note"))
         (run,) = worker.runs("note")
         assert run["at"] >= eta.timestamp() - 0.001
-        until(lambda: empty(emulator), 10)
+        until(lambda: empty(emulator))
     assert worker.values("note") == ["far"]
     assert worker.log.count("received") <= 2
 

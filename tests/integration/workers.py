@@ -107,7 +107,7 @@ class Worker:
                 stderr=log,
                 start_new_session=True,
             )
-        until(lambda: " ready." in self.log or self.ended, 60, "the worker is ready")
+        until(lambda: " ready." in self.log or self.ended, 120, "the worker is ready")
         assert not self.ended, self.log
         return self
 
@@ -134,11 +134,11 @@ class Worker:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = 60) -> int:
         self.terminate()
         return self.wait(seconds)
 

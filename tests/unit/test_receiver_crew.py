@@ -36,7 +36,7 @@ class Work:
             self.crew.call()
 
 
-def wait_for(condition, seconds=5):
+def wait_for(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -48,7 +48,7 @@ def test_so_many_work_at_once_and_no_more():
 
     def job():
         running.append(1)
-        gate.wait(5)
+        gate.wait(30)
 
     work.add(*[job] * 10)
     wait_for(lambda: len(running) == 3)
