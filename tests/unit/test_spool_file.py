@@ -375,6 +375,26 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert not posters.is_alive(name)
 
 
+def test_who_is_swept_away_while_it_registers_registers_again(tmp_path, monkeypatch):
+    """Between making the file and locking it, it looks like that of a dead poster."""
+    came, others = Posters(tmp_path, 0o700, 0o600), Posters(tmp_path, 0o700, 0o600)
+    lock_it, swept = KernelLock.acquire, []
+
+    def acquire_late(lock):
+        lock_it(lock)
+        if not swept:
+            swept.extend(file.name for file in tmp_path.iterdir())
+            others.bury(swept[0])
+        return True
+
+    monkeypatch.setattr(KernelLock, "acquire", acquire_late)
+    name, lock = came.register()
+    assert name not in swept
+    assert others.living() == [name]
+    lock.release()
+    assert others.dead() == [name]
+
+
 def test_a_forked_child_does_not_keep_its_parent_alive(tmp_path):
     """A child has the parent's descriptors, and with them its locks, unless it lets go of them."""
     code = f"""
