@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import re
 import subprocess
 import sys
 import threading
