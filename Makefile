@@ -42,6 +42,7 @@ fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading 
 
 versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
 	.ci/versions $(ARGS)
+
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
 
