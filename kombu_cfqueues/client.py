@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
+import urllib3.util.ssl_match_hostname
 
 from .answer import Answer, Meaning, envelope_of
 from .errors import (
@@ -567,7 +568,8 @@ _MEANINGS: tuple[
         "base_url or a proxy of the environment is not a valid URL",
     ),
     (
-        (ssl.SSLCertVerificationError,),
+        # The second where urllib3 itself compares names, as urllib3 1 does.
+        (ssl.SSLCertVerificationError, urllib3.util.ssl_match_hostname.CertificateError),
         ConnectionFailed,
         "no",
         (

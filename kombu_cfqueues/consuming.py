@@ -106,15 +106,19 @@ class ConsumingChannel(virtual.Channel):
 
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callback, consumer_tag: str, **kwargs: Any
-    ) -> None:
+    ) -> str:
         """Deliver messages of *queue* to *callback* from the next `drain_events` on.
 
         Several consumers of a queue get its messages in turn.  A consumer of the same tag ends.
+
+        Returns:
+            What cancels it: *consumer_tag*, or a new one if that is empty.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
             CFQueuesError: The queue cannot be looked up, or made.
         """
+        consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
         tap = self._taps.get(queue)
         if tap is None:
@@ -128,6 +132,7 @@ class ConsumingChannel(virtual.Channel):
         if queue in self._auto_delete:
             self._to_delete.add(queue)
         self._tell_of_costs(queue)
+        return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Deliver nothing more to that consumer; with the last of a queue, pull it no more.

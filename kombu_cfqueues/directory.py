@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from . import limits
 from .client import Client, Queue
+from .envelope import Address
 from .errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -30,7 +31,6 @@ from .errors import (
 )
 from .fork import renew_in_child
 from .options import Options
-from .spool.address import Address
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from vine import promise
 
 from .client import Client, Gate
 from .directory import Directory
-from .envelope import Packed
+from .envelope import Address, Packed
 from .errors import (
     CFQueuesError,
     ConfigurationError,
@@ -32,7 +32,6 @@ from .errors import (
 from .fork import renew_in_child
 from .lane import Lane, Verdict
 from .options import Options
-from .spool.address import Address
 from .spool.carrier import Carrier
 from .spool.claims import Claims
 from .spool.file import File

@@ -33,7 +33,9 @@ class Reader:
 
     def raw(self, queue: str) -> list[dict]:
         queues = self.client.queues
-        (found,) = [q for q in queues.list(account_id=self.account_id) if q.queue_name == queue]
+        # The SDK reads one page, which may be short; and a server may ignore the name.
+        listed = queues.list(account_id=self.account_id, extra_query={"name": queue})
+        (found,) = [one for one in listed if one.queue_name == queue]
         if not found.consumers:
             queues.consumers.create(
                 found.queue_id, account_id=self.account_id, type="http_pull", settings={}

@@ -13,8 +13,8 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client
 from kombu_cfqueues.directory import Directory, cloudflare_name
+from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.options import Options, Secret
-from kombu_cfqueues.spool.address import Address
 
 THREADS = 64
 
