@@ -10,21 +10,23 @@ import time
 from .budget import Budget, Limit
 from .client import Client
 from .directory import Directory
-from .envelope import Packed
+from .envelope import Address, Packed
 from .fork import renew_in_child
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publisher import Publisher
 from .receiver import Receiver
-from .spool.address import Address
 from .spool.file import File
 from .spool.gate import SharedBudget
-from .spool.permits import Permits
 from .spool.posters import AVAILABLE
 
 logger = logging.getLogger(__name__)
 
 #: How old the token may be by which a permit is counted.
 TOKEN_SECONDS = 10.0
+
+#: Accounts that are remembered while nothing is connected to them.  An application may give each
+#: of its connections a new callable as `api_token`, and so make an account each time.
+MOST_IDLE = 100
 
 Key = tuple[str, str, Token]
 
@@ -54,7 +56,7 @@ class Account:
         self.budget: Budget | SharedBudget = Budget(limit)
         if limit is not None and options.budget_scope == "host":
             if file is not None:
-                self.budget = SharedBudget(Permits(file), limit)
+                self.budget = SharedBudget(file, limit)
             else:  # pragma: no cover  Windows
                 logger.warning(
                     "this system cannot share the request allowance between processes: each one "
@@ -80,10 +82,12 @@ class Account:
         """
         key = (options.base_url, options.account_id, options.api_token)
         with _registry.lock:
-            account = _registry.accounts.get(key)
+            account = _registry.accounts.pop(key, None)
             if account is None:
-                account = _registry.accounts[key] = cls(options)
+                _registry.forget_idle()
+                account = cls(options)
             account._connections += 1
+            _registry.accounts[key] = account
         account._tell_of_differences(options)
         return account
 
@@ -154,7 +158,7 @@ class _CurrentToken:
 
 
 class _Registry:
-    """The accounts of this process."""
+    """The accounts of this process, the last opened last."""
 
     def __init__(self) -> None:
         self.accounts: dict[Key, Account] = {}
@@ -164,6 +168,12 @@ class _Registry:
     def renew_after_fork(self) -> None:
         """Keep the accounts; a thread of the parent may have held the lock."""
         self.lock = threading.Lock()  # guards accounts, and each account's count of connections
+
+    def forget_idle(self) -> None:
+        """Forget the accounts that were opened longest ago; the caller holds the lock."""
+        idle = [key for key, account in self.accounts.items() if not account._connections]
+        for key in idle[: max(0, len(idle) - MOST_IDLE)]:
+            del self.accounts[key]
 
 
 _registry = _Registry()

@@ -16,6 +16,7 @@ from kombu import exceptions
 from . import limits
 from .envelope import Packed
 from .errors import CFQueuesError, PermanentError
+from .fork import renew_in_child
 from .lane import BULK_IN_FLIGHT
 from .spool.intake import Spooled
 
@@ -77,6 +78,7 @@ class PublishBatch:
     def __init__(self, channel: Channel, max_size: int) -> None:
         self.channel = channel
         self._max_size = max_size
+        self._publish_timeout = channel.options.publish_timeout
         self._collected = 0
         self._full: list[_Request] = []
         self._partial: dict[str, _Request] = {}  # by queue
@@ -87,6 +89,13 @@ class PublishBatch:
         self._progressed_at = 0.0  # seconds of time.monotonic; when one was accepted
         self._refused_in_a_row: dict[str, int] = {}  # whole requests, by queue
         self._over = ""  # why no more can be published
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget what was collected: the parent sends it, and has the threads for it."""
+        self._over = "it is of the process that this one was forked from"
+        self._senders = None
+        self._stop()
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
         """Route *message*, and collect it for the queues that it goes to.
@@ -156,13 +165,23 @@ class PublishBatch:
             self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._leaving.append((request, self._senders.submit(self._post, request)))
+            self._leaving.append((request, self._begin(request, self._senders)))
+
+    def _begin(self, request: _Request, senders: ThreadPoolExecutor) -> _Future:
+        try:
+            return senders.submit(self._post, request)
+        except RuntimeError:
+            # No thread can be started, as when the interpreter ends: one request after the other.
+            senders.shutdown(cancel_futures=True)
+            done: _Future = Future()
+            done.set_result(self._post(request))
+            return done
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
         """Send one request, in a sender's thread; return the outcome of each message."""
         # Counted from the last progress: a long block may take its time, and a server that never
         # answers is waited for once, not once a request.
-        deadline = self._progressed_at + self.channel.options.publish_timeout
+        deadline = self._progressed_at + self._publish_timeout
         refused = self._refused_in_a_row.get(request.queue, 0)
         if refused >= REFUSED_REQUESTS:
             return [_unsent("all of the requests before it were refused")] * len(request.messages)

@@ -16,7 +16,7 @@ from . import envelope
 from .batch import PublishBatch
 from .client import Queue
 from .consuming import ConsumingChannel, is_control_name
-from .envelope import Packed
+from .envelope import Address, Packed
 from .errors import (
     CFQueuesError,
     ConnectionFailed,
@@ -26,7 +26,7 @@ from .errors import (
     QueueNotFound,
     TransientError,
 )
-from .spool.address import Address
+from .nesting import outermost
 from .spool.intake import Spooled
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Channel(ConsumingChannel):
             message: Kombu's dictionary, as `prepare_message` made it.
             exchange: Name of the exchange; ``""``: *routing_key* is the queue.
             routing_key: The routing key.
-            **kwargs: ``timeout`` (seconds; shortens ``publish_timeout``) and ``mandatory`` have an
-                effect.
+            **kwargs: ``timeout`` and ``confirm_timeout`` (seconds; each shortens
+                ``publish_timeout``) and ``mandatory`` have an effect.
 
         Returns:
             A promise that is fulfilled already, or with ``publish_mode="spool"`` once the message
@@ -66,6 +66,7 @@ class Channel(ConsumingChannel):
             InvalidMessage: With ``mandatory``: no queue is bound for it.
             PublishTimeout: It could not be handed over in time.
             SpoolFull, SpoolUnavailable: This machine's disk cannot take it.
+            PermanentError: A signal handler has interrupted a publish of its thread with another.
             CFQueuesError: It was refused.
         """
         self._inplace_augment_message(message, exchange, routing_key)
@@ -75,7 +76,8 @@ class Channel(ConsumingChannel):
         queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
-        spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
+        with outermost:
+            spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
         if "publish_batch" in kwargs:
             return None
         return self.account.publisher.promise(spooled) if spooled else _fulfilled()
@@ -85,6 +87,7 @@ class Channel(ConsumingChannel):
         queue: str,
         message: dict[str, Any],
         timeout: float | None = None,
+        confirm_timeout: float | None = None,
         publish_batch: PublishBatch | None = None,
         **_: Any,
     ) -> list[int]:
@@ -97,9 +100,9 @@ class Channel(ConsumingChannel):
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
-        seconds = self.options.publish_timeout
         # In this order, which a timeout of NaN does not survive.
-        seconds = seconds if timeout is None else min(seconds, timeout)
+        given = (self.options.publish_timeout, timeout, confirm_timeout)
+        seconds = min(seconds for seconds in given if seconds is not None)
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
@@ -133,12 +136,16 @@ class Channel(ConsumingChannel):
 
     def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[int]:
         if publish_batch is None:
-            return self.spool_many([spooled])
+            return self._spool_all([spooled])
         publish_batch.add_spooled(spooled)
         return []
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
         """Put messages on this machine's disk, all or none; return their rows there."""
+        with outermost:
+            return self._spool_all(messages)
+
+    def _spool_all(self, messages: Sequence[Spooled]) -> list[int]:
         max_bytes = self.options.spool_max_bytes
         return self.account.publisher.spool(messages, max_bytes=max_bytes)
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
 
-from . import envelope, retry
+from . import celery_task, envelope, retry
 from .account import Account
 from .client import Queue
 from .delivery import Delivery
-from .errors import CFQueuesError, ConnectionFailed, QueueNotFound
+from .errors import CFQueuesError, ConfigurationError, ConnectionFailed, QueueNotFound
 from .inbox import Arrival, Subscription
+from .message import Message
 from .options import Options
 from .qos import Prefetch
 
@@ -67,6 +68,7 @@ class _Tap:
 class ConsumingChannel(virtual.Channel):
     """Consuming, one message at a time, and settling."""
 
+    Message = Message
     QoS = Prefetch
     connection: Transport
     qos: Prefetch
@@ -82,12 +84,20 @@ class ConsumingChannel(virtual.Channel):
     @property
     def options(self) -> Options:
         """The settings of this channel's connection."""
-        return self.connection.options
+        return self._transport.options
 
     @property
     def account(self) -> Account:
         """What this channel shares with the other connections of the process."""
-        return self.connection.account
+        return self._transport.account
+
+    @property
+    def _transport(self) -> Transport:
+        # Asked here, so that whoever still holds the channel of a connection that was closed, by
+        # another thread perhaps, is told so: Kombu then connects again.
+        if self.connection is None:
+            raise ConnectionFailed("the connection of this channel was closed")
+        return self.connection
 
     def _next_delivery_tag(self) -> str:
         return envelope.new_id()
@@ -157,7 +167,7 @@ class ConsumingChannel(virtual.Channel):
         tap = self._taps.get(queue)
         # A consumer of this channel may have pulled it already.
         if tap is not None and tap.subscription is not None:
-            arrival = self.connection.inbox.take_of(tap.subscription, deadline)
+            arrival = self._transport.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
                 return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
         receiver = self.account.receiver
@@ -183,11 +193,11 @@ class ConsumingChannel(virtual.Channel):
         message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            if not _would_end_celery(consumer.callback, arrival.delivery):
+        # Celery looks for a task in it, as it does in any message, and fails over what it finds,
+        # in whatever way: its worker would stop, and get the message again when it comes back.
+        except Exception:
+            if not _is_celerys_handler(consumer.callback) or celery_task.is_sound(message):
                 raise
-            # Celery looks for a task in it, as it does in any message, and fails over what it
-            # finds: its worker would stop, and get the message again when it comes back.
             logger.exception(
                 "Celery can make nothing of message %s of queue %r, which is rejected",
                 arrival.delivery.raw.get("id"),
@@ -204,7 +214,7 @@ class ConsumingChannel(virtual.Channel):
             Empty: None came within *timeout* seconds.
         """
         try:
-            self.connection.drain_events(self.connection, timeout=timeout)
+            self._transport.drain_events(self._transport, timeout=timeout)
         except TimeoutError:
             raise Empty from None
 
@@ -317,7 +327,7 @@ class ConsumingChannel(virtual.Channel):
             return self._insist(
                 deadline,
                 lambda: self.qos.receiver.subscribe(
-                    queue, source, self.options, self.qos.window, self.connection.inbox
+                    queue, source, self.options, self.qos.window, self._transport.inbox
                 ),
             )
 
@@ -345,7 +355,8 @@ class ConsumingChannel(virtual.Channel):
         # New for each delivery: the message's own would meet itself when it comes again.
         tag = self._next_delivery_tag()
         properties = {**delivery.message["properties"], "delivery_tag": tag}
-        message = self.Message({**delivery.message, "properties": properties}, channel=self)
+        payload = {**delivery.message, "properties": properties}
+        message = self.Message(payload, channel=self, queue=delivery.queue.name)
         receiver = self.qos.receiver
         if no_ack:
             receiver.ack(delivery)
@@ -365,7 +376,7 @@ class ConsumingChannel(virtual.Channel):
     @property
     def _switches(self) -> bool:
         """Whether Kombu has another URL to go on to."""
-        return len(self.connection.client.alt or ()) > 1
+        return self._transport.has_alternates
 
     def _insist(self, deadline: float, call: Callable[[], T]) -> T:
         return retry.until(
@@ -374,7 +385,13 @@ class ConsumingChannel(virtual.Channel):
 
 
 def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events."""
+    """Whether the queue is one of Celery's for remote control or events.
+
+    Raises:
+        ConfigurationError: It is no name at all.
+    """
+    if not isinstance(queue, str):
+        raise ConfigurationError(f"the name of a queue is a string, not {queue!r}")
     return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
 
 
@@ -383,9 +400,7 @@ def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 
 
-def _would_end_celery(callback: Callback, delivery: Delivery) -> bool:
-    """Whether a Celery worker's own handler has failed over a message that is not Celery's."""
-    if delivery.message["headers"].get("lang") == "py":
-        return False
+def _is_celerys_handler(callback: Callback) -> bool:
+    """Whether a Celery worker gets the messages, and not the application."""
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"

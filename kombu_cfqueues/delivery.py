@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .client import Queue
@@ -30,13 +31,18 @@ class Delivery(NamedTuple):
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether giving the lease back surely brings the message again.
+        """Whether giving the lease back surely brings the message again."""
+        return may_be_retried(self.raw, self.consumer)
 
-        Past the consumer's ``max_retries`` Cloudflare deletes it.  Whether the first attempt is
-        0 or 1, and whether the last is ``max_retries`` or one more, is not certain, so this is on
-        the safe side of both.
-        """
-        attempts = self.raw.get("attempts")
-        if not isinstance(attempts, int):
-            return True
-        return attempts + 1 < self.consumer.max_retries
+
+def may_be_retried(raw: Mapping[str, Any], consumer: PullConsumer) -> bool:
+    """Whether a pulled message that is given back surely comes again.
+
+    Past the consumer's ``max_retries`` Cloudflare deletes it.  Whether the first attempt is 0 or 1,
+    and whether the last is ``max_retries`` or one more, is not certain, so this is on the safe side
+    of both.
+    """
+    attempts = raw.get("attempts")
+    if not isinstance(attempts, int):
+        return True
+    return attempts + 1 < consumer.max_retries

@@ -14,10 +14,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from . import limits
 from .client import Client, Queue
+from .envelope import Address
 from .errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -26,10 +27,10 @@ from .errors import (
     QueueNameConflict,
     QueueNotFound,
     TransientError,
+    copy_of,
 )
 from .fork import renew_in_child
 from .options import Options
-from .spool.address import Address
 
 T = TypeVar("T")
 
@@ -111,7 +112,8 @@ class Directory:
     def renew_after_fork(self) -> None:
         """Keep what was learned, and wait for no thread of the parent."""
         self._lock = threading.Lock()  # guards all fields; never held over a request
-        self._asking: dict[str, threading.Event] = {}  # names that a thread is asking for
+        # What a thread is asking for: a name, and whether to create it.
+        self._asking: dict[tuple[str, bool], _Asking] = {}
 
     def probe(self, options: Options, *, deadline: float) -> None:
         """Make sure that the server answers and takes the token: one request a process.
@@ -125,7 +127,7 @@ class Directory:
         for name, queue_id in options.queues.items():
             self._client.remember_name(queue_id, name)
         self._once(
-            "",  # no name at Cloudflare is empty
+            ("", False),  # no name at Cloudflare is empty
             "connecting",
             deadline,
             known=lambda: self._connected or None,
@@ -187,8 +189,12 @@ class Directory:
         """The queue that Kombu calls *name*, or None if there is none.  Creates nothing."""
         if name in options.queues:
             return Queue(options.queues[name], name, None)
-        title = self._title(name, options)
-        return self._queues.get(title) or self._ask(title, deadline, create=False)
+        wanted = options.queue_name_prefix + name
+        title = cloudflare_name(wanted)
+        found = self._queues.get(title) or self._ask(title, deadline, create=False)
+        if found is not None:  # a name that stands for nothing is free for another
+            self._claim(title, wanted)
+        return found
 
     def forget(self, name: str, queue_id: str, options: Options) -> bool:
         """The server does not know *queue_id* any more: look *name* up again when next asked.
@@ -198,12 +204,7 @@ class Directory:
         """
         if name in options.queues:
             return False
-        title = self._title(name, options)
-        with self._lock:
-            known = self._queues.get(title)
-            # Another thread may have looked it up in the meantime.
-            if known is not None and known.id == queue_id:
-                del self._queues[title]
+        self.forget_address(self.address(name, options), queue_id)
         return True
 
     def titled(self, title: str, *, deadline: float) -> Queue:
@@ -261,6 +262,7 @@ class Directory:
         """The server does not know *queue_id* any more: look the queue up again when next asked."""
         with self._lock:
             known = self._queues.get(address.name)
+            # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
                 del self._queues[address.name]
 
@@ -348,37 +350,58 @@ class Directory:
             found = self._look_up(title, deadline)
             return self._create(title, deadline) if found is None and create else found
 
-        doing = f"looking up queue {title!r}"
-        return self._once(title, doing, deadline, known=lambda: self._queues.get(title), ask=ask)
+        return self._once(
+            (title, create),
+            f"looking up queue {title!r}",
+            deadline,
+            known=lambda: self._queues.get(title),
+            ask=ask,
+        )
 
     def _once(
         self,
-        key: str,
+        key: tuple[str, bool],
         doing: str,
         deadline: float,
         *,
         known: Callable[[], T | None],
         ask: Callable[[], T],
     ) -> T:
-        """What is *known*, else what one thread will *ask* for all that want to know."""
+        """What is *known*, else what one thread will *ask* for all that want to know.
+
+        They share its answer and its permanent failure, which they would only hear again.  Any
+        other failure is its own: perhaps no more than its short deadline.
+        """
         while True:
             with self._lock:
                 found = known()
+                if found is not None:
+                    return found
                 other = self._asking.get(key)
-                if found is None and other is None:
-                    mine = self._asking[key] = threading.Event()
-            if found is not None:
-                return found
+                if other is None:
+                    mine = self._asking[key] = _Asking()
             if other is None:
-                break
-            if not other.wait(max(0.0, deadline - time.monotonic())):
+                return self._answer(key, mine, ask)
+            if not other.over.wait(max(0.0, deadline - time.monotonic())):
                 raise ConnectionFailed(f"{doing} took too long")
+            if other.refusal is not None:
+                raise copy_of(other.refusal)
+            if other.answers:
+                return cast("T", other.answers[0])
+
+    def _answer(self, key: tuple[str, bool], asking: _Asking, ask: Callable[[], T]) -> T:
         try:
-            return ask()
+            answer = ask()
+        except PermanentError as error:
+            asking.refusal = error
+            raise
+        else:
+            asking.answers.append(answer)
+            return answer
         finally:
             with self._lock:
                 del self._asking[key]
-            mine.set()
+            asking.over.set()
 
     def _look_up(self, title: str, deadline: float, *, any_case: bool = False) -> Queue | None:
         """Page through the queues until one has that name: the filter may be ignored."""
@@ -405,7 +428,8 @@ class Directory:
             found = self._look_up(title, deadline, any_case=True)
             if found is None:
                 raise
-            self._claim(found.name, self._meanings[title])
+            if title in self._meanings:  # not where another process has named it
+                self._claim(found.name, self._meanings[title])
             queue = found._replace(name=title)
         self._learn([queue])
         return queue
@@ -413,6 +437,15 @@ class Directory:
     def _learn(self, queues: Iterable[Queue]) -> None:
         with self._lock:
             self._queues.update((queue.name, queue) for queue in queues)
+
+
+class _Asking:
+    """What one thread asks for, and what the others that wait for it may know of it."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.answers: list[Any] = []  # one, if it had one; it may be None
+        self.refusal: PermanentError | None = None
 
 
 def _pull_consumer(queue: Queue, consumers: Sequence[Mapping[str, Any]]) -> PullConsumer | None:

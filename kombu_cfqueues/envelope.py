@@ -36,6 +36,25 @@ _encode_envelope = JSONEncoder(
 _encode_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
+class Address(NamedTuple):
+    """A queue, by the name that every process knows it by.
+
+    Attributes:
+        name: Its name at Cloudflare, or ``#`` and its id where the application says the id.
+        creates: Whether it is to be made if it is missing.
+        cloudflare_id: Its id, where that is known already.
+    """
+
+    name: str
+    creates: bool = False
+    cloudflare_id: str | None = None
+
+    @classmethod
+    def of_id(cls, cloudflare_id: str) -> Address:
+        """The address of a queue of which the id is all that need be known."""
+        return cls(f"#{cloudflare_id}", cloudflare_id=cloudflare_id)
+
+
 class Packed(NamedTuple):
     """A message that is ready to be posted.
 
@@ -123,7 +142,7 @@ def expires(message: Mapping[str, Any]) -> float | None:
     expiration: Any = (message.get("properties") or {}).get("expiration")
     try:
         return time.time() + float(expiration) / 1000  # milliseconds, as text, as in AMQP
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
 
 
@@ -194,7 +213,7 @@ def receive(raw: Mapping[str, Any], queue: str) -> dict[str, Any]:
     return {
         "body": message["body"],
         "content-type": _string_or_none(message.get("content-type")),
-        "content-encoding": _string_or_none(message.get("content-encoding")),
+        "content-encoding": _encoding_or_none(message.get("content-encoding")),
         "headers": headers,
         "properties": properties,
     }
@@ -241,7 +260,7 @@ def expired(message: Mapping[str, Any], now: float) -> bool:
         return False
     try:
         return since + float(expiration) <= now * 1000
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return False  # not Kombu's, and it says nothing that is known
 
 
@@ -281,7 +300,9 @@ def _content(body: Any, kind: Any) -> tuple[Any, Any]:
     """A pulled body as text or bytes, and as the JSON value that it is; ``_NOTHING`` if none."""
     if not isinstance(body, str):
         # The API gives a string; something in its place may give the value itself.
-        return ("", _NOTHING) if body is None else (json.dumps(body, ensure_ascii=False), body)
+        if body is None:
+            return "", _NOTHING
+        return _without_surrogates(json.dumps(body, ensure_ascii=False)), body
     if kind in ("bytes", "v8"):
         data = _from_base64(body)
         if data is not None:
@@ -318,6 +339,22 @@ def _without_surrogates(text: str) -> str:
 
 def _string_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _encoding_or_none(value: Any) -> str | None:
+    """The encoding of a text, or Kombu's word for none.
+
+    Python has others, which Kombu would use just as well: bz2 among them makes gigabytes of a body.
+    """
+    if not isinstance(value, str) or value in ("utf-8", "binary"):
+        return _string_or_none(value)
+    try:
+        b"x".decode(value)
+    except UnicodeError:
+        return value  # of a text in which this is not enough
+    except (LookupError, ValueError):
+        return None
+    return value
 
 
 def _envelope_of_data(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from . import limits
@@ -45,12 +45,21 @@ KOMBU_OPTIONS = frozenset(
 
 
 class Secret(str):
-    """A text that every ``repr``, and so every log of local variables, masks."""
+    """A text that every ``repr``, and so every log of local variables, masks; none is pickled."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "'**'"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an API token is not pickled: another process reads its own")
 
 
 Token = Secret | Callable[[], str]
@@ -172,7 +181,7 @@ class Options:
             )
         except ConfigurationError as error:
             # Some reporters of errors print local variables, and all these may hold the token.
-            del user, password, transport_options, environ
+            del user, password, virtual_host, transport_options, environ
             raise error.with_traceback(None) from None
 
 
@@ -189,14 +198,25 @@ ACCOUNT_OPTIONS = (
 )
 
 
-def host_of(transport_options: Mapping[str, Any] | None) -> str:
-    """The host that a URL without one means, for display; never raises."""
+def shown_place(
+    host: str | None, port: int | None, transport_options: Mapping[str, Any] | None
+) -> str:
+    """Where requests go, as host or host:port for display; never raises.
+
+    Args:
+        host: The URL's host; None or ``""``: it has none.
+        port: The URL's port.
+        transport_options: For ``base_url``.
+    """
+    if host:
+        return _netloc(host, port)
     base_url = (transport_options or {}).get("base_url")
     try:
-        host = urlsplit(base_url).hostname if isinstance(base_url, str) else None
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
+        host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    return host or urlsplit(limits.API_BASE_URL).hostname or ""
+    return _netloc(host, port) if host else urlsplit(limits.API_BASE_URL).netloc
 
 
 def is_loopback(host: str) -> bool:
@@ -223,8 +243,10 @@ def _read(
     _warn_of_slips(frozenset(name for name in given if isinstance(name, str)))
     if virtual_host not in (None, "", "/"):
         raise ConfigurationError(
-            f"the broker URL ends in {virtual_host!r}, and Cloudflare Queues has no virtual "
-            "hosts: end the URL in '/', and use queue_name_prefix to keep applications apart"
+            # Not the text: after a slip, such as a third slash before it, it holds the token.
+            "the broker URL has a path, and Cloudflare Queues has no virtual hosts: it must look "
+            "like cfqueues://ACCOUNT_ID:API_TOKEN@/ or cfqueues://ACCOUNT_ID:API_TOKEN@HOST/; use "
+            "queue_name_prefix to keep applications apart"
         )
     values: dict[str, Any] = {
         name: _CHECKS[name](name, given[name])

@@ -22,7 +22,8 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 from .options import is_loopback
 
@@ -87,6 +88,9 @@ def _prepare(request: requests.Request) -> requests.PreparedRequest:
 
 def read_body(response: requests.Response) -> bytes:
     """The whole body, unless it is too long to be an answer of the API."""
+    # What was asked for.  Each further packing makes an answer up to a thousand times as long.
+    if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
+        raise requests.exceptions.ContentDecodingError("the answer is packed as nobody asked for")
     chunks, size = [], 0
     for chunk in response.iter_content(1 << 16):
         chunks.append(chunk)
@@ -133,12 +137,46 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach()))
 
 
-class _HTTPConnection(HTTPConnection):
-    response_class = _Response
+class _SharedTimeout(HTTPConnection):
+    """Shares its timeout out among the addresses of the host.
+
+    urllib3 gives the whole of it to each, and Cloudflare's API has four: behind a firewall that
+    drops packets, a connection would take four times as long as it may.
+    """
+
+    def _new_conn(self) -> socket.socket:
+        host, timeout = self._dns_host, cast("float", self.timeout)
+        try:
+            found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(host, self, error) from error
+        addresses = list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
+        until = time.monotonic() + timeout
+        try:
+            while True:
+                self._dns_host = addresses.pop(0)
+                left = max(until - time.monotonic(), 0.001)  # 0 would not wait for an answer at all
+                self.timeout = left / (1 + len(addresses))
+                try:
+                    sock = super()._new_conn()
+                except (ConnectTimeoutError, NewConnectionError):
+                    if not addresses:
+                        raise
+                else:
+                    sock.settimeout(timeout)
+                    return sock
+        finally:
+            self._dns_host, self.timeout = host, timeout
 
 
-class _HTTPSConnection(HTTPSConnection):
+class _HTTPConnection(_SharedTimeout):
     response_class = _Response
+    debuglevel = 0  # where it is set for all, http.client prints headers, and so the token
+
+
+class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
+    response_class = _Response
+    debuglevel = 0
 
     def connect(self) -> None:
         try:
@@ -164,8 +202,12 @@ class _Adapter(HTTPAdapter):
         _use_our_pools(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        _use_our_pools(manager)
+        try:
+            manager = super().proxy_manager_for(proxy, **kwargs)
+        except ValueError as error:  # a version of SOCKS that there is not, and others
+            raise requests.exceptions.InvalidProxyURL(str(error)) from error
+        if not proxy.lower().startswith("socks"):  # these need connections of their own
+            _use_our_pools(manager)
         return manager
 
 

@@ -11,6 +11,7 @@ import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -120,7 +121,7 @@ class Settler:
         self.renew_after_fork()
         renew_in_child(self)
         # A script that ends without closing its connection has acknowledged all the same.
-        atexit.register(self._flush_at_exit)
+        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
         """Start empty: what the parent holds is the parent's to settle."""
@@ -184,9 +185,6 @@ class Settler:
     def gave_up(self) -> bool:
         """Whether that was said within the last 10 s."""
         return time.monotonic() - self._gave_up_at < REQUEST_SECONDS
-
-    def _flush_at_exit(self) -> None:
-        self.flush(time.monotonic() + EXIT_SECONDS)
 
     # -- what waits
 
@@ -356,3 +354,9 @@ def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesErro
         logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
         logger.info("messages of queue %r are settled again", queue)
+
+
+def _flush_at_exit(settler: weakref.ref[Settler]) -> None:
+    alive = settler()
+    if alive is not None:
+        alive.flush(time.monotonic() + EXIT_SECONDS)

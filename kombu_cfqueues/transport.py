@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from kombu.transport import virtual
 
@@ -12,7 +13,8 @@ from .account import Account
 from .channel import Channel
 from .errors import PermanentError, PublishTimeout, TransientError
 from .inbox import Inbox
-from .options import Options, host_of
+from .nesting import outermost
+from .options import Options, shown_place
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
@@ -55,11 +57,38 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
+        self.has_alternates = len(client.alt or ()) > 1  # other URLs, for Kombu to go on to
         self._account: Account | None = None
         self._inbox: Inbox | None = None
-        if not client.hostname:
-            # For as_uri(), which would otherwise say localhost.
-            client.hostname = host_of(client.transport_options)
+        # On the instance alone: Kombu takes the URL apart, by the class, and `as_uri` asks us.
+        self.can_parse_url = True
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """The broker's URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
+
+        Kombu's own says localhost where a URL has no host, and shows its path: after a slip, such
+        as a third slash, that is the token.
+
+        Args:
+            uri: Without effect.
+            include_password: Show the token, if it came with the URL.
+            mask: Stands for it otherwise.
+        """
+        client = self.client
+        login = quote(client.userid or "", safe="")
+        if client.password:
+            token = client.password() if callable(client.password) else client.password
+            login += f":{quote(token, safe='') if include_password else mask}"
+        place = shown_place(self._host, client.port, client.transport_options)
+        return f"cfqueues://{login}{'@' if login else ''}{place}/"
+
+    @property
+    def _host(self) -> str | None:
+        """The URL's host."""
+        client = self.client
+        if client.hostname == "localhost" and not (client.port or client.userid or client.password):
+            return None  # Kombu's default for a connection that was given no URL
+        return cast("str | None", client.hostname)
 
     @cached_property
     def options(self) -> Options:
@@ -68,11 +97,8 @@ class Transport(virtual.Transport):
         Once, because Kombu writes the retry policy of a publish into the same dictionary.
         """
         client = self.client
-        host = client.hostname
-        if host == "localhost" and not (client.port or client.userid or client.password):
-            host = None  # Kombu's default for a connection that was given no URL
         return Options.read(
-            host=host,
+            host=self._host,
             port=client.port,
             user=client.userid,
             password=client.password,
@@ -126,7 +152,8 @@ class Transport(virtual.Transport):
             # Before the base class makes a channel, which would stay behind on a dead transport.
             # Who spools needs no server, and must be able to start without one.
             if options.publish_mode != "spool":
-                self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+                with outermost:
+                    self.account.directory.probe(options, deadline=time.monotonic() + seconds)
         except BaseException:
             self._leave_account()
             raise

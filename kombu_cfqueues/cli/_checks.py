@@ -102,7 +102,11 @@ def _service(session: Session, names: tuple[str, ...]) -> Iterator[Check]:
     except CFQueuesError as error:
         yield from _refusal(error)
         return
-    answered = f"{session.options.host} answers, in {1000 * (time.monotonic() - began):,.0f} ms"
+    took = time.monotonic() - began
+    # Its permit may have had to be waited for, which says nothing of the API.
+    limited = session.options.request_rate is not None
+    of_what = ", the wait for the request allowance included" if limited else ""
+    answered = f"{session.options.host} answers, in {1000 * took:,.0f} ms{of_what}"
     yield Check("API", "ok", answered)
     yield Check("token", "ok", "it is taken, and may read this account's queues")
     yield _clock(session)
@@ -215,10 +219,12 @@ def _permission(session: Session, queue: Queue | None) -> Check:
 def _find(session: Session, name: str) -> Queue | Check:
     options = session.options
     try:
+        session.title(name)  # refuses a second name for one queue, also where that is missing
         queue = session.directory.find(name, options, deadline=_soon(session))
     except CFQueuesError as error:
         return _failed(name, error)
     if queue is not None:
+        session.client.remember_name(queue.id, name)
         return queue
     if options.create_missing_queues:
         text = "it does not exist; the first publish creates it"
@@ -235,7 +241,10 @@ def _queue(session: Session, name: str, queue: Queue) -> Check:
     try:
         consumers = tuple(session.client.list_consumers(queue.id, deadline=_soon(session)))
     except CFQueuesError as error:
-        return _failed(name, error)
+        failed = _failed(name, error)
+        if isinstance(error, QueueNotFound) and name in session.options.queues:
+            return failed._replace(text=f"{failed.text} Correct its id in the option 'queues'.")
+        return failed
     parts = [f"consumer: {consumer_words(consumers)}"]
     if not any(consumer.get("type") == "worker" for consumer in consumers):
         parts.append(_held(session, queue))

@@ -40,16 +40,31 @@ class _Commands(click.Group):
         try:
             module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
         except ModuleNotFoundError as error:
-            extra = _EXTRAS.get(error.name or "")
+            missing = (error.name or "").partition(".")[0]
+            extra = _EXTRAS.get(missing)
             if extra is None:
                 raise
-            raise click.ClickException(
-                f"cfqueues {cmd_name} needs {error.name}: pip install 'kombu-cfqueues[{extra}]'"
-            ) from error
+            return _missing(cmd_name, missing, extra)
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is no Click command")
         return command
+
+
+def _missing(name: str, package: str, extra: str) -> click.Command:
+    """What stands for a command that lacks a package, so that --help still lists the others."""
+    remedy = f"pip install 'kombu-cfqueues[{extra}]'"
+
+    @click.command(
+        name,
+        short_help=f"Not installed: {remedy}",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def missing() -> None:
+        raise click.ClickException(f"cfqueues {name} needs {package}: {remedy}")
+
+    return missing
 
 
 def in_words(error: CFQueuesError) -> str:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+GAP: Final = 2
+"""Blanks between two columns."""
+
+FOLDED: Final = 10
+"""A column of words is not folded to less."""
 
 takes_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -42,7 +48,7 @@ def table(
     rows = [[clean(cell) for cell in row] for row in rows]
     console = terminal()
     if console.is_terminal:
-        console.print(grid(columns, rows, numbers=numbers))
+        console.print(grid(columns, rows, numbers=numbers, width=console.width))
         return
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
@@ -54,17 +60,30 @@ def table(
 
 
 def grid(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    width: int,
 ) -> Table:
-    """The same as a thing that Rich can draw."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in columns:
-        right = title in numbers
+    """The same as a thing that Rich can draw: the first of its columns that fit into *width*."""
+    drawn = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold")
+    shown, left = 0, width
+    for place, title in enumerate(columns):
+        natural = max(len(title), *(len(row[place]) for row in rows), 1)
+        # Words can be folded, numbers cannot.
+        left -= GAP + (natural if title in numbers else min(natural, max(len(title), FOLDED)))
+        if left < -GAP and shown >= 2:
+            break
         drawn.add_column(
-            title, justify="right" if right else "left", no_wrap=right, overflow="fold"
+            title,
+            justify="right" if title in numbers else "left",
+            no_wrap=title in numbers,
+            overflow="fold",
         )
+        shown += 1
     for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
+        drawn.add_row(*(Text(clean(cell)) for cell in row[:shown]))
     return drawn
 
 

@@ -64,6 +64,14 @@ class Lines:
             self._ranges[place : place + 1] = parts
             return
 
+    def count(self) -> int | None:
+        """How many there are; None: no end."""
+        return (
+            None
+            if self._ranges and self._ranges[-1][1] is None
+            else sum(last - first + 1 for first, last in self._ranges if first and last)
+        )
+
     def is_over(self, number: int) -> bool:
         """Whether no line from *number* on is among them."""
         if not self._ranges:

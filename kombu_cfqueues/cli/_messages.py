@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from kombu.compression import decompress
 
@@ -133,6 +133,10 @@ def show(raw: Mapping[str, Any], queue: str) -> Shown:
     )
 
 
+MOST_SHOWN: Final = 1000
+"""So many characters of a message are shown to people."""
+
+
 def by_age(raws: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The oldest first: a queue has no order."""
     return sorted(raws, key=lambda raw: raw.get("timestamp_ms") or 0)
@@ -144,7 +148,10 @@ COLUMNS = ["AGE", "TRIES", "MESSAGE"]
 def row(shown: Shown) -> list[str]:
     """The cells of a message in a table."""
     tries = "?" if shown.attempts is None else str(shown.attempts)
-    return [console.span(shown.age_seconds), tries, shown.words()]
+    words = shown.words()
+    if len(words) > MOST_SHOWN:
+        words = f"{words[:MOST_SHOWN]}... ({shown.bytes:,} bytes; --json has all)"
+    return [console.span(shown.age_seconds), tries, words]
 
 
 def _data(message: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from types import TracebackType
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from ..clock import Clock
 from . import _console as console
 
 WINDOW_SECONDS: Final = 15.0
@@ -28,16 +28,25 @@ class Meter:
         what: Plural of the things that are counted: ``messages``.
         total: Of the work, in any unit; None: nobody knows.
         quiet: Show nothing.
+        clock: The time.
     """
 
-    def __init__(self, what: str, total: float | None, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: float | None,
+        *,
+        quiet: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or Clock()
         self._what = what
         self._total = total
         self._count = 0
         self._work = 0.0
         self._samples: deque[tuple[float, int, float]] = deque()
         self._console = console.terminal(err=True)
-        self._said_at = time.monotonic()
+        self._said_at = self._clock.monotonic()
         self._quiet = quiet
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -73,7 +82,7 @@ class Meter:
         """*count* things are done, which were *work* of the total."""
         self._count += count
         self._work += work
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._count, self._work))
             while now - self._samples[0][0] > WINDOW_SECONDS and len(self._samples) > 2:

@@ -12,11 +12,11 @@ from .. import envelope, retry
 from ..account import Account
 from ..budget import parse_ratelimit
 from ..client import Gate, Queue
+from ..delivery import may_be_retried
 from ..directory import PullConsumer
-from ..envelope import Packed
+from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
 from ..options import Options
-from ..spool.address import Address
 
 T = TypeVar("T")
 
@@ -99,7 +99,10 @@ class Session:
 
     def find(self, name: str) -> Queue | None:
         """The queue of that name, if there is one."""
-        return self.call(self.directory.find, name, self.options)
+        found = self.call(self.directory.find, name, self.options)
+        if found is not None:
+            self.client.remember_name(found.id, name)
+        return found
 
     def title(self, name: str) -> str:
         """The name at Cloudflare of queue *name*, prefix included."""
@@ -159,11 +162,11 @@ class Session:
         Cloudflare deletes a message that is given back too often.  One that could be gets a copy
         in its place, and only then is done with.
         """
-        last = [raw for raw in raws if _attempts(raw) >= consumer.max_retries]
+        last = [raw for raw in raws if not may_be_retried(raw, consumer)]
         copies = [envelope.repack(raw) for raw in last]
         outcomes = self.publish(queue, copies) if copies else []
         copied = [raw for raw, error in zip(last, outcomes, strict=True) if error is None]
-        back = [raw["lease_id"] for raw in raws if _attempts(raw) < consumer.max_retries]
+        back = [raw["lease_id"] for raw in raws if may_be_retried(raw, consumer)]
         # Those that could not be copied stay until their lease is over.
         self._settle(queue, acks=[raw["lease_id"] for raw in copied], retries=back)
 
@@ -177,11 +180,6 @@ class Session:
                 acks=[lease for lease, done in some if done],
                 retries={lease: 0 for lease, done in some if not done},
             )
-
-
-def _attempts(raw: Mapping[str, Any]) -> int:
-    attempts = raw.get("attempts")
-    return attempts if isinstance(attempts, int) else 0
 
 
 @contextmanager

@@ -17,7 +17,6 @@ class Stop:
 
     def __init__(self) -> None:
         self._wanted = threading.Event()
-        self._waiting = False  # of the main thread, which alone hears signals
 
     @property
     def wanted(self) -> bool:
@@ -28,24 +27,11 @@ class Stop:
         """Wait for it; returns whether it was said."""
         return self._wanted.wait(seconds)
 
-    @contextmanager
-    def interrupts(self) -> Iterator[None]:
-        """A block of the main thread that waits for others, such as a pipe: it is left at once.
-
-        Raises:
-            KeyboardInterrupt: It was said.
-        """
-        self._waiting = True
-        try:
-            yield
-        finally:
-            self._waiting = False
-
     def hear(self, _signal: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
         second = self._wanted.is_set()
         self._wanted.set()
-        if second or self._waiting:
+        if second:
             raise KeyboardInterrupt
 
 

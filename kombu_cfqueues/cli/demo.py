@@ -25,7 +25,7 @@ PATIENCE: Final = 20.0
 """Seconds after which what has not arrived is given up."""
 
 
-@click.command()
+@click.command(short_help="See it work, without an account.")
 @click.option("--port", default=0, help="Port of the emulator.  [default: a free one]")
 @click.option("--stay", is_flag=True, help="Keep the emulator, and its page, until Ctrl-C.")
 @console.takes_json
@@ -88,7 +88,8 @@ def _consume(url: str, say: Any) -> int:
     def take(body: Any, message: Message) -> None:
         arrived.append(body)
         name = message.headers.get("task")
-        say(f"after {time.monotonic() - began:.1f} s: {f'{name} ' if name else ''}{body}")
+        words = f"{name} with {body[0]}" if name else body
+        say(f"after {time.monotonic() - began:.1f} s: {words}")
         message.ack()
 
     with Connection(url, transport_options={"polling_interval": 0.2}) as connection:

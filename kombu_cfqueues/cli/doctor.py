@@ -23,7 +23,7 @@ _WORDS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "unknown": "un
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "dim"}
 
 
-@click.command()
+@click.command(short_help="Find out what is wrong, and what to do.")
 @takes_broker(allowance=True, unread=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option(

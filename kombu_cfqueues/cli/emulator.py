@@ -17,7 +17,7 @@ from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions
 
 
-@click.command()
+@click.command(short_help="Serve Cloudflare's Queues API on this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8787, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--account", default=ACCOUNT_ID, show_default=True, help="Id of the account.")
@@ -54,6 +54,7 @@ from ..emulator.knobs import positions
     metavar="FAULT",
     help='What is to go wrong: "error push status=503 times=3".',
 )
+@click.option("--json", "as_json", is_flag=True, help="Say where it is as JSON, in a line.")
 def command(  # noqa: PLR0917 - one argument an option; Click passes them by name
     host: str,
     port: int,
@@ -64,6 +65,7 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
     latency: str,
     knobs: tuple[str, ...],
     orders: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Serve Cloudflare's Queues API on this machine until Ctrl-C."""
     stopped = threading.Event()
@@ -100,9 +102,10 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
         emulator.stop()
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from error
     with emulator:
-        click.echo(_welcome(emulator))
+        click.echo(json.dumps(_place(emulator)) if as_json else _welcome(emulator))
         stopped.wait()
-    click.echo("Stopped.")
+    if not as_json:
+        click.echo("Stopped.")
 
 
 def _seconds(text: str) -> float | tuple[float, float]:
@@ -129,6 +132,17 @@ def _knobs(given: tuple[str, ...]) -> dict[str, Any]:
         except ValueError:
             knobs[name] = value
     return knobs
+
+
+def _place(emulator: Emulator) -> dict[str, Any]:
+    return {
+        "broker_url": emulator.broker_url,
+        "base_url": emulator.base_url,
+        "page_url": emulator.page_url,
+        "account_id": emulator.account_id,
+        "token": emulator.token,
+        "port": emulator.port,
+    }
 
 
 def _welcome(emulator: Emulator) -> str:

@@ -19,7 +19,7 @@ LEASE_SECONDS: Final = 60.0
 """Lease of what ``--pull`` looks at, should it be killed before it gives that back."""
 
 
-@click.command()
+@click.command(short_help="Show messages without consuming them.")
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.option(

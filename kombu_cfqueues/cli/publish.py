@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import time
 from collections import deque
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 import click
 
@@ -35,21 +34,11 @@ from ._journal import Journal
 from ._lines import Lines
 from ._meter import Meter
 from ._session import Session, opened
+from ._source import Line, Source
 from ._stop import Stop, listening
-
-#: No line that is longer can be a message.
-MOST_LINE_BYTES: Final = 1 << 20
 
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two looks whether what failed, and may pass, has passed."""
-
-
-class Line(NamedTuple):
-    """A line of the source: its number, its text, and how much of the source it is."""
-
-    number: int
-    data: bytes
-    work: int
 
 
 @dataclass
@@ -74,7 +63,7 @@ class Request:
         self.size += packed.size
 
 
-@click.command()
+@click.command(short_help="Publish messages from arguments, a file or a pipe.")
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.argument("messages", nargs=-1)
@@ -142,16 +131,10 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
     journal = Journal(state, _read_lines(lines))
     with opened(options) as session, listening() as stop:
         found = session.queue(queue)
-        if messages:
-            total: int | None = len(messages)
-            given: Iterable[Line] = (
-                Line(number, one.encode("utf-8", "surrogateescape"), 1)
-                for number, one in enumerate(messages, 1)
-            )
-        else:
-            stream = source or _standard_input()
-            total = _size_of(stream)
-            given = _lines_of(stream, stop, blocks=total is None)
+        given = Source(messages or source or _standard_input(), stop)
+        # Where the last line is known, the source's size says nothing of how far it is.
+        most = journal.left.count()
+        total = given.total if most is None else most
         with Meter("messages", total, quiet=as_json) as meter:
             run = Run(
                 session,
@@ -221,6 +204,7 @@ class Run:
         self._patience = patience
         self._most = max(session.options.max_in_flight, BULK_IN_FLIGHT)
         self._leaving: deque[tuple[Request, Future[list[CFQueuesError | None]]]] = deque()
+        self._by_line = journal.left.count() is not None
         self._told = ""
 
     @property
@@ -228,7 +212,7 @@ class Run:
         """Whether every line is in the queue."""
         return not (self.failure or self.skipped or self.stop.wanted)
 
-    def publish(self, source: Iterable[Line], *, skip_invalid: bool) -> None:
+    def publish(self, source: Iterable[Line | None], *, skip_invalid: bool) -> None:
         """Publish the lines that are left, until the source ends, or one fails."""
         began = time.monotonic()
         senders = ThreadPoolExecutor(self._most, "cfqueues-publish")
@@ -264,38 +248,48 @@ class Run:
             "seconds": round(self.seconds, 3),
         }
 
-    def _requests(self, source: Iterable[Line], *, skip_invalid: bool) -> Iterator[Request]:
+    def _requests(self, source: Iterable[Line | None], *, skip_invalid: bool) -> Iterator[Request]:
+        """Full ones; others where the source has no more, or none just now."""
         request = Request()
-        for line in source:
+        for pair in self._messages(source, skip_invalid=skip_invalid):
             if self.stop.wanted:
                 return
-            number = line.number
-            if number not in self.journal.left:
-                self.journal.check(number, line.data)
-                self._meter.skip(line.work)
-                if self.journal.left.is_over(number):
-                    break
-                continue
-            if not line.data.strip():
-                self._pass_over(line)
-                continue
-            try:
-                packed = self._pack(line)
-            except (InvalidMessage, MessageTooLarge) as error:
-                why = f"line {number:,} can be no message: {in_words(error)}"
-                if not skip_invalid:
-                    self.failure = why
-                    break
-                self._meter.say(why)
-                self.skipped.append(number)
-                self._pass_over(line)
-                continue
-            if not request.has_room_for(packed):
+            if request.lines and not (pair and request.has_room_for(pair[1])):
                 yield request
                 request = Request()
-            request.add(line, packed)
+            if pair:
+                request.add(*pair)
+            while self._leaving and self._leaving[0][1].done():
+                self._settle()
         if request.lines and not self.stop.wanted:
             yield request
+
+    def _messages(
+        self, source: Iterable[Line | None], *, skip_invalid: bool
+    ) -> Iterator[tuple[Line, Packed] | None]:
+        """The lines that are left, with what is sent for each; None: the source pauses."""
+        for line in source:
+            if line is None:
+                yield None
+            elif line.number not in self.journal.left:
+                self.journal.check(line.number, line.data)
+                if not self._by_line:
+                    self._meter.skip(line.work)
+                if self.journal.left.is_over(line.number):
+                    return
+            elif not line.data.strip():
+                self._pass_over(line)
+            else:
+                try:
+                    yield line, self._pack(line)
+                except (InvalidMessage, MessageTooLarge) as error:
+                    why = f"line {line.number:,} can be no message: {in_words(error)}"
+                    if not skip_invalid:
+                        self.failure = why
+                        return
+                    self._meter.say(why)
+                    self.skipped.append(line.number)
+                    self._pass_over(line)
 
     def _pack(self, line: Line) -> Packed:
         packed = self._composer.pack(line.data.rstrip(b"\r\n"))
@@ -306,7 +300,10 @@ class Run:
 
     def _pass_over(self, line: Line) -> None:
         self.journal.left.remove(line.number)
-        self._meter.skip(line.work)
+        self._meter.skip(self._work(line))
+
+    def _work(self, line: Line) -> int:
+        return 1 if self._by_line else line.work
 
     def _settle(self) -> None:
         """Wait for the oldest request, and keep what became of it."""
@@ -318,7 +315,7 @@ class Run:
         if done:
             self.accepted += len(done)
             self.journal.accepted([line.number for line in done], done[-1].data)
-            self._meter.advance(len(done), sum(line.work for line in done))
+            self._meter.advance(len(done), sum(map(self._work, done)))
         for line, error in pairs:
             if error is None:
                 continue
@@ -386,37 +383,6 @@ def _standard_input() -> BinaryIO:
     if sys.stdin.isatty():
         raise click.UsageError("give MESSAGES or --file, or pipe lines into the command")
     return sys.stdin.buffer
-
-
-def _size_of(stream: BinaryIO) -> int | None:
-    """Bytes of a file; None of what has no size, as a pipe."""
-    try:
-        found = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _lines_of(stream: BinaryIO, stop: Stop, *, blocks: bool) -> Iterator[Line]:
-    """The lines of a file or a pipe, one at a time in memory; a line may be cut, never skipped."""
-    number = 0
-    while True:
-        try:
-            if blocks:
-                with stop.interrupts():
-                    data = stream.readline(MOST_LINE_BYTES)
-            else:
-                data = stream.readline(MOST_LINE_BYTES)
-            work, part = len(data), data
-            while len(part) == MOST_LINE_BYTES and not part.endswith(b"\n"):
-                part = stream.readline(MOST_LINE_BYTES)  # too long for a message, whatever it is
-                work += len(part)
-        except KeyboardInterrupt:
-            return
-        if not data:
-            return
-        number += 1
-        yield Line(number, data, work)
 
 
 def _tell(run: Run, state: Path | None, *, from_lines: bool) -> None:

@@ -17,7 +17,7 @@ from ._broker import takes_broker
 from ._session import Session, opened
 
 
-@click.group()
+@click.group(short_help="List, create, pause, purge and delete queues.")
 def command() -> None:
     """Make, look at and look after queues."""
 

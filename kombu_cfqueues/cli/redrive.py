@@ -34,7 +34,7 @@ MOST_HELD: Final = 10_000
 EMPTY_PULLS: Final = 3
 """A pull may bring nothing although there is something; so many in a row are believed."""
 
-EMPTY_PAUSE: Final = 0.5
+EMPTY_PAUSE: Final = 0.25
 
 Raw = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ class Filter:
         return self._match is None or bool(self._match.search(shown.words()))
 
 
-@click.command()
+@click.command(short_help="Move dead letters back to their queue.")
 @takes_broker(allowance=True)
 @click.argument("dead")
 @click.option(
@@ -99,6 +99,8 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
         if dry_run:
             _show(session, source, target, wanted, as_json=as_json)
             return
+        if not source.consumers and not as_json:
+            click.echo(f"Queue {dead!r} gets a pull consumer, by which it can be read.")
         total = session.call(session.client.metrics, source.id).messages
         most = min(total or 0, limit or sys.maxsize)
         with Meter("messages", most or None, quiet=as_json) as meter:

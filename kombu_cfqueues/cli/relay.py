@@ -15,7 +15,7 @@ from ..options import Options
 from ._broker import takes_broker
 
 
-@click.command()
+@click.command(short_help="Deliver what is spooled on this machine.")
 @takes_broker(allowance=True)
 @click.option(
     "--interval",

@@ -16,7 +16,7 @@ from ..spool.posters import AVAILABLE
 from ._broker import takes_broker
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Show what waits on this machine, and why.")
 @takes_broker(token=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
@@ -38,21 +38,26 @@ def command(context: click.Context, options: Options, as_json: bool) -> None:
 @command.command()
 @click.argument("messages", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
-def retry(file: File, messages: tuple[int, ...], everything: bool) -> None:
+def retry(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Let refused MESSAGES, named by their ids, be sent again."""
     count = _decide(file, messages, everything, Listing.retry)
+    if as_json:
+        click.echo(json.dumps({"retried": count}))
+        return
     click.echo(f"{count} wait again; they are sent by the next process that publishes, or relays.")
 
 
 @command.command()
 @click.argument("messages", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
-def drop(file: File, messages: tuple[int, ...], everything: bool) -> None:
+def drop(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Delete refused MESSAGES, named by their ids."""
     count = _decide(file, messages, everything, Listing.drop)
-    click.echo(f"{count} deleted.")
+    click.echo(json.dumps({"dropped": count}) if as_json else f"{count} deleted.")
 
 
 def _decide(

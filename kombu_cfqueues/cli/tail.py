@@ -20,7 +20,7 @@ MOST_KNOWN: Final = 100_000
 """So many ids are remembered, lest a message be shown twice."""
 
 
-@click.command()
+@click.command(short_help="Show messages as they come.")
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.option(

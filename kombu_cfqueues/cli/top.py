@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,7 +51,7 @@ class Look:
         }
 
 
-@click.command()
+@click.command(short_help="Watch queues live.")
 @takes_broker(allowance=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option(
@@ -75,15 +76,14 @@ def command(
     most = number or (None if live or as_json else 1)
     before: Look | None = None
     try:
-        with opened(options) as session, Live(console=terminal, auto_refresh=False) as screen:
-            if not live:
-                screen.stop()
+        screen = Live(console=terminal, auto_refresh=False) if live else None
+        with opened(options) as session, screen or contextlib.nullcontext():
             while most is None or most > 0:
                 look = _look(session, names)
                 if as_json:
                     console.emit(_value(look, before), lines=True)
-                elif live:
-                    screen.update(_drawn(look, before, options), refresh=True)
+                elif screen is not None:
+                    screen.update(_drawn(look, before, options, terminal.width), refresh=True)
                 else:
                     console.table(COLUMNS, _rows(look, before), numbers=NUMBERS)
                 before = look
@@ -133,10 +133,12 @@ def _rows(look: Look, before: Look | None) -> list[list[str]]:
     ]
 
 
-def _drawn(look: Look, before: Look | None, options: Options) -> Group:
-    title = f"{len(look.queues):,} queues at {options.host}, {time.strftime('%H:%M:%S')}"
+def _drawn(look: Look, before: Look | None, options: Options, width: int) -> Group:
+    count = console.plural(len(look.queues), "queue")
+    title = f"{count} at {options.host}, {time.strftime('%H:%M:%S')}"
     return Group(
-        Text(title, style="dim"), console.grid(COLUMNS, _rows(look, before), numbers=NUMBERS)
+        Text(title, style="dim"),
+        console.grid(COLUMNS, _rows(look, before), numbers=NUMBERS, width=width),
     )
 
 

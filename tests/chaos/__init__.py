@@ -1,1 +1,1 @@
-"""Nothing is lost on the worst day: real processes, killed and cut off, and an account of it all."""
+"""Nothing is lost on the worst day: real processes, killed and cut off, and all accounted for."""

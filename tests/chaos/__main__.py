@@ -21,7 +21,7 @@ MOST_GROWTH_MIB = 15.0
 
 #: For 10,000 messages.
 EVENTS = {
-    "kill_server": 3, "kill_publisher": 4, "kill_worker": 1, "kill_child": 2, "advance_clock": 2,
+    "kill_server": 2, "kill_publisher": 4, "kill_worker": 1, "kill_child": 2, "advance_clock": 1,
     "cut_network": 3,
 }  # fmt: skip
 
@@ -29,7 +29,7 @@ EVENTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--messages", type=int, default=110_000)
-    parser.add_argument("--rate", type=float, default=300.0, help="most messages a second")
+    parser.add_argument("--rate", type=float, default=200.0, help="most messages a second")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--few", action="store_true", help="publishers as in the short form")
     parser.add_argument("--folder", type=Path, help="kept, with all logs and ledgers")

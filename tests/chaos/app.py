@@ -16,14 +16,7 @@ from pathlib import Path
 from celery import Celery
 
 from . import witness
-from .ledger import FOLDER, write
-
-SETTINGS = "CHAOS_SETTINGS"
-
-#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  One that runs a
-#: task, because Celery's pool stands still if a child is killed that waits for one: it dies with the
-#: lock of the queue that all children share.
-KILL_CHILD = "kill-child"
+from .ledger import FOLDER, KILL_CHILD, SETTINGS, write
 
 _imported_by = os.getpid()
 

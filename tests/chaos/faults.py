@@ -63,7 +63,7 @@ def _simple(kind: str, **arguments: Any):
 
 def _seldom(chance: random.Random) -> bool:
     """Whether it strikes after the effect, so that the message is written all the same."""
-    return chance.random() < 0.2
+    return chance.random() < 0.1
 
 
 _KINDS = [

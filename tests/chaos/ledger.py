@@ -1,8 +1,8 @@
 """What each process was told and did, in a file of its own that survives its end by SIGKILL.
 
 A line is a JSON list: what happened, when (seconds of the monotonic clock, which all processes of
-the machine share), and its particulars.  One ``write`` is one line, so a killed process leaves whole
-lines behind.  There is no fsync: processes are killed here, and never the machine.
+the machine share), and its particulars.  One ``write`` is one line, so a killed process leaves
+whole lines behind.  There is no fsync: processes are killed here, and never the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from typing import Any, NamedTuple
 
 #: Where the ledgers are, and what this process is called there.
 FOLDER, NAME = "CHAOS_LEDGER", "CHAOS_NAME"
+
+#: The settings of the Celery application, as JSON.
+SETTINGS = "CHAOS_SETTINGS"
+
+#: A file beside the ledgers: the child of the prefork pool that finds it is killed.  It is one that
+#: runs a task.  One that waits for a task would die with the lock of the queue that all children
+#: share, and the pool would stand still for good (billiard's pull request 457 tells how).
+KILL_CHILD = "kill-child"
 
 #: How a message is called, everywhere: it is its Celery task's id.
 MESSAGE = re.compile(rb"m-[\w.-]+?-\d+-m")

@@ -18,16 +18,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import requests
 from support.scripted import CA_BUNDLE
 
 from . import faults
-from .app import KILL_CHILD, SETTINGS
-from .ledger import FOLDER, NAME, Ledger
+from .ledger import FOLDER, KILL_CHILD, NAME, SETTINGS, Ledger
 from .server import Server, broker_url
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +88,7 @@ class Plan:
         groups: Who publishes.
         events: How often each thing happens.
         pools: One worker each; that of threads is never killed, so that there always is one.
+        prefetch: Messages that each worker may hold: what it runs again if it is killed.
         faulty: Share of the server's answers that are spoiled.
         spoilt: Share of what passes the network that is spoiled.
         tick_seconds: How often is looked at what happens.
@@ -102,8 +101,9 @@ class Plan:
     groups: dict[str, Publishers]
     events: dict[str, int]
     pools: tuple[str, ...] = ("prefork", "threads")
+    prefetch: int = 16
     faulty: float = 0.1
-    spoilt: float = 0.003
+    spoilt: float = 0.002
     tick_seconds: float = 0.1
     sample_seconds: float = 1.0
     stall_seconds: float = 120.0
@@ -135,12 +135,10 @@ class Role:
     stable: bool = False
     lives: int = 0
     now: Process | None = None
-    past: list[Process] = field(default_factory=list)
 
     def begin(self) -> None:
         self.lives += 1
         self.now = self.start(f"{self.name}.{self.lives}")
-        self.past.append(self.now)
 
     @property
     def runs(self) -> bool:
@@ -201,16 +199,17 @@ class Scene:
             self._close()
 
     def _open(self) -> None:
-        self._server.start()
         self._stack.callback(self._kill_all)
-        self._wire = subprocess.Popen(
-            [sys.executable, "-m", "chaos.wire", str(self._server.port), str(self._seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self._folder / "wire.log").open("ab"),
-            text=True,
-            env=self._environ("wire"),
-        )
+        self._server.start()
+        with (self._folder / "wire.log").open("ab") as log:
+            self._wire = subprocess.Popen(
+                [sys.executable, "-m", "chaos.wire", str(self._server.port), str(self._seed)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environ("wire"),
+            )
         assert self._wire.stdout
         self._wire_port = int(self._wire.stdout.readline())
         for role in self._workers + self._publishers:
@@ -438,7 +437,9 @@ class Scene:
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
         options = {"visibility_timeout": LEASE_SECONDS, "max_polling_interval": 1.0}
-        return self._process(name, command, options, worker_prefetch_multiplier=16 // concurrency)
+        return self._process(
+            name, command, options, worker_prefetch_multiplier=self._plan.prefetch // concurrency
+        )
 
     def _relay(self, name: str) -> Process:
         return self._process(name, self._cfqueues("relay", *_RELAY_ALLOWANCE), {})
@@ -483,7 +484,7 @@ class Scene:
 
     def _cfqueues(self, command: str, *arguments: str) -> list[str]:
         return [
-            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()", command),
+            *(sys.executable, "-c", _CFQUEUES, command),
             *("--spool-dir", str(self._spool)),
             *("--base-url", f"https://127.0.0.1:{self._wire_port}"),
             *arguments,
@@ -515,10 +516,19 @@ class Scene:
                 process.wait()
         if self._wire is not None:
             for pipe in (self._wire.stdin, self._wire.stdout):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+                assert pipe
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._server.close()
 
+
+#: The command as it is installed, and watched.
+_CFQUEUES = """
+from chaos import witness
+from kombu_cfqueues.cli import main
+witness.install()
+main()
+"""
 
 _RELAY_ALLOWANCE = [
     "--request-rate", str(SHARED["request_rate"]), "--request-burst", str(SHARED["request_burst"]),
@@ -529,7 +539,7 @@ def _figures(pid: int) -> tuple[float, int, int] | None:
     """Memory in MiB, open files and threads of a process; None if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        files = len(os.listdir(f"/proc/{pid}/fd"))
+        files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return None
     memory = re.search(r"VmRSS:\s*(\d+) kB", status)

@@ -75,6 +75,9 @@ class Server:
         self.process.terminate()
         return self.process.wait(60)
 
+    def close(self) -> None:
+        self._session.close()
+
     def advance(self, seconds: float) -> None:
         """Let its clock pass: leases end, delays are over."""
         self.post("clock", {"advance": seconds})

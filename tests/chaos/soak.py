@@ -1,8 +1,8 @@
 """Half an hour of publishing and consuming under faults: is anything growing?
 
-``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed, so
-that what each process holds can be seen over time; everything else that goes wrong in the chaos goes
-wrong here.  ``--write`` puts table and plot into the documentation.
+``make soak``, or ``python -m chaos.soak --minutes 30`` with tests/ on the path.  Nobody is killed,
+so that what each process holds can be seen over time; everything else that goes wrong in the chaos
+goes wrong here.  ``--write`` puts table and plot into the documentation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import report
 
@@ -74,6 +74,7 @@ def main() -> int:
         # The clock brings back what a lost answer to a pull has leased to nobody.
         events={"cut_network": int(given.minutes / 2), "advance_clock": int(given.minutes * 2)},
         pools=("threads",),
+        prefetch=100,
         tick_seconds=0.5,
         sample_seconds=5.0,
     )
@@ -162,8 +163,10 @@ def write(rate: int, minutes: float, requests: int, lines: Sequence[tuple[str, .
     today = datetime.now(timezone.utc).date().isoformat()
     rule = ("---", "---:", "---:")
     parts = [
-        f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
-        f"minutes, {requests:,} requests. Medians:",
+        (
+            f"Measured on {today}: {report.machine()}; {rate} messages a second for {minutes:g} "
+            f"minutes, {requests:,} requests. Medians:"
+        ),
         "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])),
         f"![Latency, memory, open files and threads over {minutes:g} minutes]({PLOT.name})",
     ]
@@ -176,8 +179,11 @@ def write(rate: int, minutes: float, requests: int, lines: Sequence[tuple[str, .
 def draw(latency: dict[str, Series], samples: dict[str, dict[str, Series]], target: Path) -> None:
     """Plot all of it over time."""
     colours = ("#e8710a", "#3f86d6", "#2f9a6b", "#c4473a", "#8a63d2")
+    below: dict[str, Any] = {
+        "loc": "upper center", "bbox_to_anchor": (0.5, -0.05), "frameon": False, "fontsize": 8,
+    }  # fmt: skip
     with report.plotting() as pyplot:
-        figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+        figure, panels = pyplot.subplots(2, 2, figsize=(9, 7), layout="constrained", sharex=True)
         first, *others = panels.flat
         for (name, series), colour in zip(latency.items(), colours, strict=False):
             first.plot(series.minutes, series.values, color=colour, label=name)
@@ -195,8 +201,8 @@ def draw(latency: dict[str, Series], samples: dict[str, dict[str, Series]], targ
             panel.spines[["top", "right"]].set_visible(False)
         for panel in panels[1]:
             panel.set_xlabel("minutes")
-        first.legend(frameon=False, fontsize="x-small")
-        others[0].legend(frameon=False, fontsize="x-small")
+        first.legend(**below)
+        others[0].legend(**below)
         figure.savefig(target, transparent=True, metadata={"Date": None})
 
 

@@ -1,8 +1,10 @@
-"""What the ledgers of a run prove: nothing lost, nothing that was refused ran, and why what ran twice
-did so."""
+"""What the ledgers of a run prove: what was lost, what ran although it was surely refused, and why
+what ran twice did so.
+"""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -37,18 +39,10 @@ class Pull:
 
 
 @dataclass
-class Settling:
-    at: float
-    gives_back: bool
-    outcome: str = ""
-
-
-@dataclass
 class Message:
     """What is known of one message."""
 
     told: str = ""  # "" for a publisher that was killed before it was told
-    error: str = ""
     posts: list[Post] = field(default_factory=list)
     pulls: list[Pull] = field(default_factory=list)
     runs: int = 0
@@ -59,7 +53,7 @@ class Verdict:
     """What a run came to.
 
     Attributes:
-        told: Messages by what their publisher was told: yes, no, unknown; "" if it was killed first.
+        told: Messages by what their publisher was told: yes, no, unknown; "": it was killed first.
         lost: Accepted, and never run.
         ghosts: Their publisher was told that they surely were not accepted, and they ran.
         ran: Different messages that ran.
@@ -89,8 +83,8 @@ class Verdict:
         told = ", ".join(f"{count} {what or 'killed first'}" for what, count in self.told.items())
         lines = [
             f"told: {told}",
-            f"ran: {self.ran} messages; {len(self.lost)} lost, {len(self.ghosts)} ran although "
-            "their publisher was told that they surely will not",
+            f"ran: {self.ran} messages",
+            f"lost: {len(self.lost)}; ran although surely refused: {len(self.ghosts)}",
             f"twice: {self.twice} ({self.share_twice:.2%}), {len(self.unexplained)} unexplained",
             *(f"  {count} {CAUSES[cause]}" for cause, count in self.causes.most_common()),
             "what happened: " + ", ".join(f"{n} {kind}" for kind, n in sorted(self.faults.items())),
@@ -105,111 +99,147 @@ class Verdict:
 
 def judge(lines: Iterable[Line], *, lease_seconds: float) -> Verdict:
     """Judge a run by all that was written down in it."""
-    messages: dict[str, Message] = defaultdict(Message)
-    posts: dict[tuple[str, int], list[Post]] = {}
-    settlings: dict[str, list[Settling]] = defaultdict(list)  # by lease
-    settling: dict[tuple[str, int], list[Settling]] = {}
-    killed: dict[str, float] = {}
-    children_killed: list[float] = []
-    advanced: list[float] = []
-    faults: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for process, what, at, rest in lines:
-        if what == "try":
-            messages[rest[0]].told = ""
-        elif what == "told":
-            name, told, _seconds, error = rest
-            messages[name].told, messages[name].error = told, error
-            errors.update([error] if error else [])
-        elif what == "post":
-            number, names = rest
-            posts[process, number] = [Post(process, at) for _ in names]
-            for name, post in zip(names, posts[process, number], strict=True):
-                messages[name].posts.append(post)
-        elif what == "settle":
-            number, acks, retries = rest
-            settling[process, number] = made = []
-            for leases, gives_back in ((acks, False), (retries, True)):
-                for lease in leases:
-                    made.append(Settling(at, gives_back))
-                    settlings[lease].append(made[-1])
-        elif what == "answer":
-            number, outcome = rest
-            for one in [*posts.get((process, number), []), *settling.get((process, number), [])]:
-                one.outcome = outcome
-        elif what == "pulled":
-            for name, server_id, lease in rest[0]:
-                if name is not None:
-                    messages[name].pulls.append(Pull(process, at, server_id, lease))
-        elif what == "ran":
-            messages[rest[0]].runs += 1
-        elif what == "killed":
-            killed[rest[0]] = at
-            faults[f"{rest[0].partition('.')[0]} killed"] += 1
-        elif what == "child killed":
-            children_killed.append(at)
-            faults["child of a pool killed"] += 1
-        elif what == "advanced":
-            advanced.append(at)
-            faults["clock advanced"] += 1
-        elif what in ("fault", "cut"):
-            faults[f"{what}: {rest[0]}"] += 1
-        elif what == "sample":
-            samples[rest[0]].append((at, rest[1]))
-        elif what == "requests":
-            faults["requests"] = rest[0]
+    book = _Book(lease_seconds)
+    for line in lines:
+        enter = getattr(book, f"_{line.what.replace(' ', '_')}", None)
+        if enter is not None:
+            enter(line.process, line.at, *line.rest)
+    return book.verdict()
 
-    def causes_of(message: Message) -> list[str]:
+
+class _Book:
+    """All ledgers in one; it has a method for each kind of line."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
+        self._messages: dict[str, Message] = defaultdict(Message)
+        self._calls: dict[tuple[str, int], list[Post]] = {}  # by process and number
+        self._given_back: dict[str, float] = {}  # by lease: when
+        self._deaths: dict[str, float] = {}  # by process: when it was killed
+        self._children_killed = False
+        self._advances: list[float] = []
+        self._faults: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    # -- lines of publishers
+
+    def _try(self, process: str, at: float, name: str) -> None:
+        self._messages[name].told = ""
+
+    def _told(
+        self, process: str, at: float, name: str, told: str, seconds: float, error: str
+    ) -> None:
+        self._messages[name].told = told
+        self._errors.update([error] if error else [])
+
+    def _post(self, process: str, at: float, number: int, names: list[str]) -> None:
+        self._calls[process, number] = [Post(process, at) for _ in names]
+        for name, post in zip(names, self._calls[process, number], strict=True):
+            self._messages[name].posts.append(post)
+
+    def _answer(self, process: str, at: float, number: int, outcome: str) -> None:
+        for post in self._calls.get((process, number), []):
+            post.outcome = outcome
+
+    # -- lines of workers
+
+    def _pulled(self, process: str, at: float, found: list[tuple[str | None, str, str]]) -> None:
+        for name, server_id, lease in found:
+            if name is not None:
+                self._messages[name].pulls.append(Pull(process, at, server_id, lease))
+
+    def _settle(
+        self, process: str, at: float, number: int, acks: list[str], retries: list[str]
+    ) -> None:
+        self._given_back.update(dict.fromkeys(retries, at))
+
+    def _ran(self, process: str, at: float, name: str, sent: float) -> None:
+        self._messages[name].runs += 1
+
+    def _child_killed(self, process: str, at: float) -> None:
+        self._children_killed = True
+        self._faults["child of a pool killed"] += 1
+
+    # -- lines of the director and the network
+
+    def _killed(self, process: str, at: float, name: str) -> None:
+        self._deaths[name] = at
+        self._faults[f"{name.partition('.')[0]} killed"] += 1
+
+    def _advanced(self, process: str, at: float, seconds: float) -> None:
+        self._advances.append(at)
+        self._faults["clock advanced"] += 1
+
+    def _fault(self, process: str, at: float, kind: str) -> None:
+        self._faults[f"fault: {kind}"] += 1
+
+    def _cut(self, process: str, at: float, kind: str) -> None:
+        self._faults[f"cut: {kind}"] += 1
+
+    def _requests(self, process: str, at: float, count: int) -> None:
+        self._faults["requests"] = count
+
+    def _sample(
+        self, process: str, at: float, name: str, mib: float, files: int, threads: int
+    ) -> None:
+        self._samples[name].append((at, mib))
+
+    # -- what they prove
+
+    def verdict(self) -> Verdict:
+        causes: Counter[str] = Counter()
+        unexplained = []
+        for name, message in self._messages.items():
+            more = message.runs - 1
+            found = self._causes_of(message) if more > 0 else []
+            causes.update(found[:more])
+            if len(found) < more:
+                unexplained.append(name)
+        if causes["server"] and not self._faults["fault: duplicate"]:
+            unexplained.append(f"{causes['server']} times by the server, without an order")
+        messages = self._messages.items()
+        return Verdict(
+            told=Counter(message.told for _, message in messages),
+            lost=[name for name, m in messages if m.told == "yes" and not m.runs],
+            ghosts=[name for name, m in messages if m.told == "no" and m.runs],
+            ran=sum(1 for _, message in messages if message.runs),
+            twice=sum(message.runs - 1 for _, message in messages if message.runs),
+            causes=causes,
+            unexplained=unexplained,
+            faults=self._faults,
+            errors=self._errors,
+            growth=_growth(self._samples),
+        )
+
+    def _causes_of(self, message: Message) -> list[str]:
+        """Why there was one delivery more than one, as often as there was."""
         found = []
-        message.posts.sort(key=lambda post: post.at)
-        for post in message.posts[:-1]:
+        for post in sorted(message.posts, key=lambda post: post.at)[:-1]:
             if post.outcome == "unknown":
                 found.append("uncertain")
-            elif post.outcome != "no" and post.process in killed:
+            elif post.outcome != "no" and post.process in self._deaths:
                 found.append("poster killed")
-        by_id: dict[str, list[Pull]] = defaultdict(list)
+        pulls: dict[str, list[Pull]] = defaultdict(list)
         for pull in sorted(message.pulls, key=lambda pull: pull.at):
-            by_id[pull.server_id].append(pull)
-        for pulls in by_id.values():
-            for before, after in zip(pulls, pulls[1:], strict=False):
-                found.append(_cause_of_return(before, after))
-        return found
+            pulls[pull.server_id].append(pull)
+        return found + [
+            self._why_again(before, after)
+            for of_one in pulls.values()
+            for before, after in itertools.pairwise(of_one)
+        ]
 
-    def _cause_of_return(before: Pull, after: Pull) -> str:
-        said = [one for one in settlings[before.lease] if one.at < after.at]
-        if any(one.gives_back for one in said) and children_killed:
+    def _why_again(self, before: Pull, after: Pull) -> str:
+        """Why the server delivered again what it had delivered."""
+        if self._children_killed and self._given_back.get(before.lease, after.at) < after.at:
             return "given back"
-        if before.at < killed.get(before.process, 0.0) < after.at + lease_seconds:
+        if before.at < self._deaths.get(before.process, 0.0) < after.at:
             return "worker killed"
-        if after.at - before.at > lease_seconds or any(
-            before.at < moment < after.at for moment in advanced
+        if after.at - before.at > self._lease_seconds or any(
+            before.at < moment < after.at for moment in self._advances
         ):
             return "lease ended"
         return "server"
-
-    causes: Counter[str] = Counter()
-    unexplained = []
-    for name, message in messages.items():
-        if message.runs > 1:
-            found = causes_of(message)
-            causes.update(found[: message.runs - 1])
-            if len(found) < message.runs - 1:
-                unexplained.append(name)
-    if not faults["fault: duplicate"] and causes["server"]:
-        unexplained.append(f"{causes['server']} times by the server, which had no such order")
-    return Verdict(
-        told=Counter(message.told for message in messages.values()),
-        lost=[name for name, m in messages.items() if m.told == "yes" and not m.runs],
-        ghosts=[name for name, m in messages.items() if m.told == "no" and m.runs],
-        ran=sum(1 for message in messages.values() if message.runs),
-        twice=sum(message.runs - 1 for message in messages.values() if message.runs),
-        causes=causes,
-        unexplained=unexplained,
-        faults=faults,
-        errors=errors,
-        growth=_growth(samples),
-    )
 
 
 def _growth(samples: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:

@@ -2,15 +2,15 @@
 
 ::
 
-    client ──TLS──► the cutter: drops, delays, truncates, corrupts ──TLS──► the end of TLS ──► emulator
+    client ──TLS──► drops, delays, truncates, corrupts ──TLS──► the end of TLS ──► emulator
 
 The emulator speaks plain HTTP.  Over that a flipped byte may change a message without anybody's
-noticing; over TLS, which is how Cloudflare is spoken to, it breaks the connection.  So the bytes that
-are spoilt here are those of TLS, in both directions.
+noticing; over TLS, which is how Cloudflare is spoken to, it breaks the connection.  So the bytes
+that are spoilt here are those of TLS, in both directions.
 
 ``python -m chaos.wire SERVER_PORT SEED`` prints its port, and then reads orders from its standard
-input, JSON by line: ``{"rate": 0.01}`` spoils a hundredth of what passes, ``{"down": 1.5}`` cuts all
-connections and takes no new ones for so many seconds.  Standard input ends, and so does it.
+input, JSON by line: ``{"rate": 0.01}`` spoils a hundredth of what passes, ``{"down": 1.5}`` cuts
+all connections and takes no new ones for so many seconds.  It ends with its standard input.
 """
 
 from __future__ import annotations

@@ -17,7 +17,15 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.options import ACCOUNT_OPTIONS, Options
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+PACKAGE = ROOT / "kombu_cfqueues"
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("worker/*/README.md"),
+    ]
+)
 
 #: Their default depends on other things, which the page says in words.
 DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
@@ -126,11 +134,16 @@ def test_make_targets_that_are_named_exist(page):
     assert named <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_named_exist(page):
+    named = set(re.findall(r"(?:^|[`$=] ?)cfqueues ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= {file.stem for file in (PACKAGE / "cli").glob("[a-z]*.py")} | {"COMMAND"}
+
+
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 # The files and folders that are layers; those below the empty line stand apart.
 LAYERS = ARCHITECTURE.partition("\n\n  emulator/")[0]
 HOUSE = re.findall(r"^  (\w+)(?:\.py|/)  ", LAYERS, re.MULTILINE)
-PACKAGE = ROOT / "kombu_cfqueues"
 
 
 def imports_of(file: Path) -> set[str]:

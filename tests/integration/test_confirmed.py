@@ -84,19 +84,10 @@ def test_one_threads_messages_keep_their_order(emulator, together):
 
 
 def test_one_thread_waits_for_nobody(emulator, together):
-    """Alone, a publish takes the round trip and no hold."""
-    emulator.latency = 0.05
-    took = []
-
-    def publish(name, producer):
-        for n in range(10):
-            started = time.monotonic()
-            producer.publish([name, n])
-            took.append(time.monotonic() - started)
-
-    together(1, publish)
-    assert min(took) < 0.05 * 1.5
-    assert len(emulator.requests.of("push")) == 10
+    """Alone, each publish is a request, and goes the way of a single message."""
+    together(1, publish_twenty)
+    assert len(emulator.requests.of("push")) == 20
+    assert not emulator.requests.of("batch")
 
 
 def test_a_message_that_is_refused_is_an_error_for_its_publisher_alone(emulator, together):
@@ -111,20 +102,19 @@ def test_a_message_that_is_refused_is_an_error_for_its_publisher_alone(emulator,
 
 
 def test_each_caller_waits_no_longer_than_it_said(emulator, together):
-    emulator.faults.latency("push", "batch", seconds=0.6)
-    took = {}
+    emulator.faults.latency("push", "batch", seconds=2)
+    ended = {}
 
     def publish(name, producer):
-        started = time.monotonic()
         try:
-            producer.publish(name, timeout=0.25 if name % 2 else 10)
+            producer.publish(name, timeout=0.25 if name % 2 else 30)
         finally:
-            took[name] = time.monotonic() - started
+            ended[name] = time.monotonic()
 
     raised = together(8, publish, max_in_flight=1)
     assert all(isinstance(raised[name], PublishTimeout) for name in range(1, 8, 2))
     assert [raised[name] for name in range(0, 8, 2)] == [None] * 4
-    assert all(took[name] < 0.55 for name in range(1, 8, 2))
+    assert max(ended[name] for name in range(1, 8, 2)) < min(ended[name] for name in range(0, 8, 2))
 
 
 def test_what_was_told_to_have_failed_for_sure_never_arrives(emulator, together):

@@ -1,8 +1,13 @@
 """What the connections of a process share, and what ends with the last of them."""
 
+import gc
 import os
 import threading
+import time
 import traceback
+import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kombu import Connection
@@ -10,7 +15,7 @@ from support.scripted import Api, Failure, ScriptedServer
 
 import kombu_cfqueues  # noqa: F401  makes cfqueues:// known
 from kombu_cfqueues import errors
-from kombu_cfqueues.account import Account
+from kombu_cfqueues.account import MOST_IDLE, Account, _registry
 from kombu_cfqueues.options import Options, Secret
 
 
@@ -67,6 +72,38 @@ def test_another_token_is_another_account(server):
 
     sent = {request.headers["authorization"] for request in server.requests}
     assert sent == {f"Bearer {server.token}", "Bearer another-token"}
+
+
+def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
+    """An application may make a new callable for each of its connections."""
+
+    def open_account():
+        def token():
+            return server.token
+
+        given = {"request_rate": 1e6, "request_burst": 1000, "spool_dir": str(tmp_path)}
+        account = Account.open(replace(options(server, **given), api_token=token))
+        account.client.list_queues(deadline=time.monotonic() + 10)  # opens the spool's files
+        return account
+
+    used = open_account()
+    idle = open_account()
+    idle.close()
+    left = weakref.ref(idle)
+    del idle
+    for _ in range(MOST_IDLE + 1):
+        open_account().close()
+    gc.collect()
+    files = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(20):
+        open_account().close()
+    gc.collect()
+
+    assert left() is None
+    assert used in _registry.accounts.values()
+    assert len(_registry.accounts) <= MOST_IDLE + 2
+    assert len(list(Path("/dev/fd").iterdir())) < files + 20
+    used.close()
 
 
 def test_a_failed_connect_is_asked_anew_and_holds_nothing_open(server):

@@ -7,7 +7,7 @@ from kombu import Connection
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import ConfigurationError
-from kombu_cfqueues.options import Options, Secret, host_of, is_loopback
+from kombu_cfqueues.options import Options, Secret, is_loopback, shown_place
 
 ACCOUNT = "0123456789abcdef" * 2
 TOKEN = "s3cret-token"
@@ -116,7 +116,7 @@ def test_a_callable_token_is_kept_for_the_requests_to_call():
 def test_a_path_in_the_url_is_refused_because_nothing_would_come_of_it():
     text = refusal(virtual_host="production")
 
-    assert "'production'" in text
+    assert "virtual host" in text
     assert "queue_name_prefix" in text
 
 
@@ -379,19 +379,24 @@ def test_the_token_is_masked_wherever_options_are_printed():
 
 
 @pytest.mark.parametrize(
-    ("given", "host"),
+    ("url", "given", "place"),
     [
-        (None, "api.cloudflare.com"),
-        ({}, "api.cloudflare.com"),
-        ({"base_url": "https://gateway.example.com:1/x"}, "gateway.example.com"),
-        ({"base_url": 5}, "api.cloudflare.com"),
-        ({"base_url": "https://[::1"}, "api.cloudflare.com"),
-        ({"base_url": "no url"}, "api.cloudflare.com"),
+        ((None, None), None, "api.cloudflare.com"),
+        (("", None), {}, "api.cloudflare.com"),
+        (("127.0.0.1", 8787), {}, "127.0.0.1:8787"),
+        (("::1", 8787), {}, "[::1]:8787"),
+        (("other.example", None), {"base_url": "https://gateway.example.com"}, "other.example"),
+        ((None, None), {"base_url": "https://gateway.example.com/x"}, "gateway.example.com"),
+        ((None, None), {"base_url": "https://a:b@[::1]:1/x"}, "[::1]:1"),
+        ((None, None), {"base_url": 5}, "api.cloudflare.com"),
+        ((None, None), {"base_url": "https://[::1"}, "api.cloudflare.com"),
+        ((None, None), {"base_url": "https://host:port"}, "api.cloudflare.com"),
+        ((None, None), {"base_url": "no url"}, "api.cloudflare.com"),
     ],
 )
-def test_the_host_for_display_never_fails(given, host):
+def test_the_place_for_display_never_fails(url, given, place):
     """It is asked for before options are checked, where an error would come as something else."""
-    assert host_of(given) == host
+    assert shown_place(*url, given) == place
 
 
 def test_a_callable_token_that_cannot_be_hashed_is_refused():

@@ -63,13 +63,27 @@ def test_the_token_is_looked_for_in_the_right_places():
     assert SECRET in everything_said(raised.value)
 
 
-def test_a_url_is_shown_without_the_token():
-    connection = Connection(f"cfqueues://{ACCOUNT}:{SECRET}@/")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"cfqueues://{ACCOUNT}:{SECRET}@/", f"cfqueues://{ACCOUNT}:**@api.cloudflare.com/"),
+        (f"cfqueues://{ACCOUNT}:{SECRET}@[::1]:8787/", f"cfqueues://{ACCOUNT}:**@[::1]:8787/"),
+        (f"cfqueues://:{SECRET}@gateway.example", "cfqueues://:**@gateway.example/"),
+        (f"cfqueues:///{ACCOUNT}:{SECRET}@/", "cfqueues://api.cloudflare.com/"),
+        ("cfqueues://", "cfqueues://api.cloudflare.com/"),
+    ],
+)
+def test_a_url_is_shown_without_the_token_and_with_the_host_that_it_goes_to(url, shown):
+    """Celery's worker prints it at its start, before it has connected."""
+    for text in (Connection(url).as_uri(), str(Connection(url))):
+        assert shown in text
+        assert SECRET not in text
 
-    assert connection.transport
-    for shown in (connection.as_uri(), repr(connection), str(connection)):
-        assert SECRET not in shown
-    assert "api.cloudflare.com" in connection.as_uri()
+
+def test_a_url_with_its_token_leads_to_the_same_place():
+    url = f"cfqueues://{ACCOUNT}:{SECRET}%2F%40@[::1]:8787/"
+
+    assert Connection(url).as_uri(include_password=True) == url
 
 
 def test_a_token_of_the_options_is_not_in_the_url():
@@ -79,6 +93,15 @@ def test_a_token_of_the_options_is_not_in_the_url():
 
     assert connection.transport.options.api_token == SECRET
     assert SECRET not in connection.as_uri(include_password=True)
+
+
+def test_a_connection_without_a_url_is_shown_with_the_host_that_it_goes_to():
+    given = {"account_id": ACCOUNT, "api_token": SECRET}
+
+    connection = Connection(transport="kombu_cfqueues:Transport", transport_options=given)
+
+    assert connection.as_uri() == "cfqueues://api.cloudflare.com/"
+    assert connection.transport.options.is_cloudflare
 
 
 def test_reprs_of_what_holds_the_token_mask_it():
@@ -93,6 +116,9 @@ def test_reprs_of_what_holds_the_token_mask_it():
 
 OPTION_MISTAKES = {
     "virtual host": (f"cfqueues://{ACCOUNT}:{SECRET}@/production", {}),
+    "a path that is the token": (f"cfqueues://{ACCOUNT}:x@/{SECRET}", {}),
+    "three slashes": (f"cfqueues:///{ACCOUNT}:{SECRET}@/", {}),
+    "a blank before it": (f" cfqueues://{ACCOUNT}:{SECRET}@/", {}),
     "account": (f"cfqueues://acme:{SECRET}@/", {}),
     "no account": (f"cfqueues://:{SECRET}@/", {}),
     "timeout": (f"cfqueues://{ACCOUNT}:{SECRET}@/", {"publish_timeout": -1}),
@@ -110,6 +136,7 @@ def test_no_mistake_in_the_options_shows_the_token(mistake, monkeypatch, everyth
     monkeypatch.delenv("CLOUDFLARE_ACCOUNT_ID", raising=False)
     url, options = OPTION_MISTAKES[mistake]
     connection = Connection(url, transport_options=options)
+    assert SECRET not in repr(connection)
 
     with pytest.raises(errors.ConfigurationError) as refused:
         connection.connect()

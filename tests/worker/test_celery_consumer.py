@@ -284,7 +284,7 @@ def test_a_task_that_fails_too_often_is_moved_to_the_dead_letters(edge, app):
 
 
 @pytest.mark.parametrize("content_type", ["text", "json"])
-@pytest.mark.parametrize("name", ["test.unknown", "test.rejected"])
+@pytest.mark.parametrize("name", ["test.unknown", "test.rejected", "toString", "__proto__"])
 def test_a_task_that_no_try_could_help_goes_to_the_dead_letters_at_once(
     edge, app, name, content_type
 ):
@@ -304,6 +304,17 @@ def test_one_failure_does_not_repeat_the_others_of_its_batch(edge, app):
     records = edge.wait_for("jobs", 11)
     numbers = [record["task"]["args"][0] for record in records]
     assert sorted(numbers) == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
+
+
+def test_a_delay_that_the_runtime_does_not_take_repeats_nothing(edge):
+    """It may come from elsewhere, as from a web hook's ``Retry-After``."""
+    tasks = [
+        edge.encode("test.flaky", kwargs={"failures": 1, "delay": 1e12}),
+        edge.encode("shop.pay"),
+    ]
+    messages = [{"body": task["body"], "content_type": "text"} for task in tasks]
+    assert edge.publish_batch("jobs", messages).ok
+    assert [record["attempts"] for record in edge.wait_for("jobs", 2)] == [1, 1]
 
 
 def test_the_example_calls_python_back(edge, app):

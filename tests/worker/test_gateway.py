@@ -36,6 +36,7 @@ def test_every_token_is_valid_so_that_one_can_take_the_place_of_another(edge, to
         ("Bearer old-toke", (403, 10000)),
         ("Bearer old-token2", (403, 10000)),
         ("Bearer OLD-TOKEN", (403, 10000)),
+        ("Bearer no-token-at-all", (403, 10000)),  # the value of TOKENIZER
     ],
 )
 def test_nobody_else_gets_in(edge, header, expected):
@@ -192,6 +193,35 @@ def test_a_request_too_long_for_any_batch_is_refused_unread(edge):
     assert error_of(edge.http.post(url, data=b" " * 1_700_000)) == (413, 10205)
 
 
+def test_a_request_that_does_not_say_its_length_is_given_up_when_it_is_too_long(edge):
+    """No client fills the memory of the Worker, which serves others at the same time."""
+    url = edge.url(f"/{edge.queue_id('jobs')}/messages/batch")
+    chunks = (b" " * 100_000 for _ in range(17))
+    assert error_of(edge.http.post(url, data=chunks)) == (413, 10205)
+
+
+def test_a_request_in_chunks_is_read_as_any_other(edge):
+    url = edge.url(f"/{edge.queue_id('jobs')}/messages")
+    chunks = iter([b'{"body": "Gr\xc3', b'\xbc\xc3\x9fe", ', b'"content_type": "text"}'])
+    assert edge.http.post(url, data=chunks).ok
+    assert [record["body"] for record in edge.wait_for("jobs")] == ["Grüße"]
+
+
+@pytest.mark.parametrize("content", [b'{"body": %s}', b'{"messages": [{"body": %s}]}'])
+def test_json_of_any_depth_is_published_or_refused(edge, content):
+    """Never a 500, which a client would repeat until it runs out of time."""
+    route = "messages/batch" if b"messages" in content else "messages"
+    url = edge.url(f"/{edge.queue_id('sink')}/{route}")
+
+    def post(depth: int) -> requests.Response:
+        return edge.http.post(url, data=content % (b"[" * depth + b"]" * depth))
+
+    assert post(500).ok
+    assert error_of(post(60_000)) == (400, 10208)
+    depths = (2**power for power in range(9, 16))
+    assert {post(depth).status_code for depth in depths} <= {200, 400}
+
+
 @pytest.mark.parametrize("count", [0, 101])
 def test_a_batch_has_one_to_a_hundred_messages(edge, count):
     messages = [{"body": "x", "content_type": "text"}] * count
@@ -211,6 +241,7 @@ def test_a_batch_has_one_to_a_hundred_messages(edge, count):
         (b'{"body": "a string as json"}', (400, 10207)),
         (b'{"body": {}, "content_type": "text"}', (400, 10207)),
         (b'{"body": "a\\u0000b", "content_type": "text"}', (400, 10207)),
+        (b'{"body": "\\ud800", "content_type": "text"}', (400, 10207)),
         (b'{"body": "x", "content_type": "bytes"}', (400, 10203)),
         (b'{"body": {}, "delay_seconds": 86401}', (400, 10203)),
         (b'{"body": {}, "delay_seconds": -1}', (400, 10203)),

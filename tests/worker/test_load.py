@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 from kombu import Connection, Producer
 
-import kombu_cfqueues  # noqa: F401  registers cfqueues://
+from kombu_cfqueues import stats
+from kombu_cfqueues.metrics import metrics
 
 
 def arrivals(edge, count):
@@ -39,6 +45,88 @@ def test_64_threads_publish_without_loss_or_duplicate(edge):
         done = pool.map(lambda first: publish_range(connection, range(first, first + each)), starts)
         confirmed = [str(number) for numbers in done for number in numbers]
     assert arrivals(edge, len(confirmed)) == Counter(confirmed)
+
+
+class Doorman:
+    """Between the transport and the gateway: holds messages back, and counts who is inside."""
+
+    def __init__(self, gateway: str) -> None:
+        self.open = threading.Event()
+        self.came = threading.Semaphore(0)
+        self.inside = self.most_inside = 0
+        self._lock = threading.Lock()
+        doorman = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._forward(None)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with doorman.let_in():
+                    self._forward(body)
+
+            def _forward(self, body: bytes | None) -> None:
+                headers = {"Authorization": self.headers["Authorization"]}
+                url = gateway + self.path.removeprefix("/")
+                answer = requests.request(self.command, url, data=body, headers=headers, timeout=60)
+                self.send_response(answer.status_code)
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    @contextmanager
+    def let_in(self) -> Iterator[None]:
+        with self._lock:
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+        self.came.release()
+        try:
+            self.open.wait(60)
+            yield
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+
+@pytest.fixture
+def doorman(edge) -> Iterator[Doorman]:
+    doorman = Doorman(edge.urls["gateway"])
+    thread = threading.Thread(target=doorman.server.serve_forever, daemon=True)
+    thread.start()
+    yield doorman
+    doorman.open.set()
+    doorman.server.shutdown()
+    doorman.server.server_close()
+    thread.join(60)
+
+
+def test_with_the_url_alone_four_requests_are_in_flight_and_none_needs_a_permit(edge, doorman):
+    """The host says it all: where it is not Cloudflare's API, no request limit applies."""
+    callers, at_once = 8, 4
+    url = edge.broker_url.rpartition("@")[0] + f"@127.0.0.1:{doorman.server.server_port}/"
+    metrics.renew_after_fork()
+    with Connection(url) as connection, ThreadPoolExecutor(callers) as pool:
+        done = []
+        for number in range(callers):
+            done.append(pool.submit(publish_range, connection, range(number, number + 1)))
+            if number < at_once:  # alone, so that none travels with another
+                assert doorman.came.acquire(timeout=60)
+        assert not doorman.came.acquire(timeout=0.3), "the fifth waits"
+        doorman.open.set()
+        for each in done:
+            each.result(60)
+    assert doorman.most_inside == at_once
+    assert arrivals(edge, callers) == Counter(map(str, range(callers)))
+    found = stats()
+    assert (found["published"], found["permits"]) == (callers, 0)
 
 
 def test_a_batch_block_publishes_a_hundred_thousand_without_loss_or_duplicate(edge):

@@ -14,7 +14,7 @@ export default {
       records.push({ queue: batch.queue, id, attempts, at: Date.now(), ...content });
     };
     const handlers = {
-      tasks: new Proxy({}, { get: (_, name) => taskHandler(name, record) }),
+      tasks: tasksThat(record),
       async message(decoded, { message }) {
         // By the hundred thousand, only what tells them apart.
         const brief = batch.queue === "bulk";
@@ -45,9 +45,17 @@ export default {
   },
 };
 
+/** A handler for every task with a dot in its name, except test.unknown. */
+function tasksThat(record) {
+  const own = (_, name) =>
+    /^(?!test\.unknown$)\w+\./.test(name)
+      ? { value: taskHandler(name, record), configurable: true, enumerable: true }
+      : undefined;
+  const get = (target, name) => own(target, name)?.value ?? target[name];
+  return new Proxy({}, { getOwnPropertyDescriptor: own, get });
+}
+
 function taskHandler(name, record) {
-  // consume() must find nothing under this name.
-  if (name === "test.unknown") return undefined;
   return async (task, { message }) => {
     record(message, { task: describe(task) });
     if (name === "test.flaky" && message.attempts <= task.kwargs.failures) {

@@ -31,6 +31,8 @@ const COMPATIBILITY_DATE = "2026-10-01";
 
 const ACCOUNT = "0123456789abcdef0123456789abcdef";
 const TOKENS = { TOKEN_OLD: "old-token", TOKEN_NEW: "new-token", TOKEN_EMPTY: "" };
+// A setting that is no token, although its name begins like one.
+const SETTINGS = { TOKENIZER: "no-token-at-all" };
 
 // Bound to the gateway; they end at the test's consumer, but "edge", which the example has, and
 // "sink", which nobody has: there the runtime drops what it gets.
@@ -101,7 +103,10 @@ function workers(gatewayPort) {
 
 function gateway(name, port) {
   const bindings = QUEUES.map((queue) => [bindingOf(queue), { type: "queue", name: queue }]);
-  const tokens = Object.entries(TOKENS).map(([key, value]) => [key, { type: "text", value }]);
+  const tokens = Object.entries({ ...TOKENS, ...SETTINGS }).map(([key, value]) => [
+    key,
+    { type: "text", value },
+  ]);
   return worker(name, name === "gateway" ? "gateway/src/index.js" : "test/faulty-gateway.js", {
     port,
     env: {

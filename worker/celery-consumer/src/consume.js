@@ -54,7 +54,9 @@ async function settle(message, handlers, env, ctx) {
 
 async function handle(decoded, handlers, context) {
   const { task } = decoded;
-  const handler = task ? handlers.tasks?.[task.name] : handlers.message;
+  // Its own only: "toString" is no task, although every object has one.
+  const tasks = handlers.tasks ?? {};
+  const handler = task ? Object.hasOwn(tasks, task.name) && tasks[task.name] : handlers.message;
   if (!handler) throw new Reject(`nothing here handles ${nameOf(decoded)}`);
   await handler(task ?? decoded, context);
 }
@@ -66,8 +68,18 @@ async function fail(message, error, env) {
     message.ack();
   } else {
     // Past the consumer's max_retries, the queue itself moves it to the dead letters.
-    message.retry({ delaySeconds: error.delaySeconds ?? backOff(message.attempts) });
+    message.retry({ delaySeconds: delayOf(error) ?? backOff(message.attempts) });
   }
+}
+
+/**
+ * Whole seconds that the handler asked for, within what a queue takes: the runtime may throw at others
+ * (seen at 1e12 on workerd 2026-10-23), which repeats the batch.  Nothing, if it asked for none.
+ */
+function delayOf(error) {
+  const seconds = Number(error?.delaySeconds ?? NaN); // whatever was thrown, null as well
+  if (Number.isNaN(seconds)) return undefined;
+  return Math.ceil(Math.min(Math.max(seconds, 0), LONGEST_DELAY));
 }
 
 /** Sends the message on as it is, so that it can be sent back once the fault is mended. */

@@ -49,17 +49,27 @@ export async function readBatch(request) {
 }
 
 async function readJson(request) {
-  const length = Number(request.headers.get("Content-Length"));
-  if (length > REQUEST_BYTES) {
-    throw new Refusal(413, 10205, `Request of ${length} bytes exceeds ${REQUEST_BYTES}`);
-  }
+  const bytes = await readBytes(request);
   try {
     // Strict, because a byte that is replaced in silence is a message that was changed.
-    const decoder = new TextDecoder("utf-8", { fatal: true });
-    return JSON.parse(decoder.decode(await request.arrayBuffer()));
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (error) {
     throw new Refusal(400, 10208, `Request body is not JSON: ${error.message}`);
   }
+}
+
+/** The body, given up as soon as it is too long: one in chunks does not say its length before. */
+async function readBytes(request) {
+  const tooLong = new Refusal(413, 10205, `Request exceeds ${REQUEST_BYTES} bytes`);
+  if (Number(request.headers.get("Content-Length")) > REQUEST_BYTES) throw tooLong;
+  const chunks = [];
+  let length = 0;
+  for await (const chunk of request.body ?? []) {
+    length += chunk.length;
+    if (length > REQUEST_BYTES) throw tooLong;
+    chunks.push(chunk);
+  }
+  return new Blob(chunks).arrayBuffer();
 }
 
 function readOne(payload, pointer) {
@@ -81,6 +91,10 @@ function readOne(payload, pointer) {
   if (contentType === "text" && payload.body.includes("\0")) {
     // The runtime cuts a text off at its first NUL without a word (seen on workerd 2026-10-23).
     throw new Refusal(400, 10207, "text with a NUL cannot be sent", `${pointer}/body`);
+  }
+  if (contentType === "text" && !payload.body.isWellFormed()) {
+    // The runtime would put U+FFFD in its place, without a word either.
+    throw new Refusal(400, 10207, "text with half a surrogate pair is no text", `${pointer}/body`);
   }
   const message = { body: payload.body, contentType, ...readDelay(payload, 10203, pointer) };
   const bytes = sizeOf(message) + METADATA_BYTES;

@@ -31,6 +31,10 @@ export function metricsOf(metrics) {
  */
 function translated(error) {
   console.error("sendBatch failed:", error.message);
+  if (error instanceof RangeError) {
+    // The runtime ran out of stack as it serialized the messages, which it does before it sends any.
+    return new Refusal(400, 10208, "Request body is nested too deeply");
+  }
   const code = Number(/\((\d{5})\)\s*$/.exec(error.message)?.[1] ?? 15000);
   return new Refusal(statusOf(code), code, error.message);
 }

@@ -1,5 +1,5 @@
-// Who may publish.  Each secret whose name begins with TOKEN is one valid token, so that a new
-// one can be added before the old one is deleted.
+// Who may publish.  Each secret that is called TOKEN, or whose name begins with TOKEN_, is one valid
+// token, so that a new one can be added before the old one is deleted.
 
 import { Refusal } from "./answers.js";
 
@@ -30,7 +30,7 @@ async function isValid(presented, env) {
 
 function tokens(env) {
   return Object.keys(env)
-    .filter((name) => name.startsWith("TOKEN") && typeof env[name] === "string")
+    .filter((name) => /^TOKEN(_|$)/.test(name) && typeof env[name] === "string")
     .map((name) => env[name].trim())
     .filter((token) => token !== ""); // an empty secret must not open the door
 }
