@@ -30,7 +30,7 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 
 coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of the library it misses
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -20,7 +20,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
-import urllib3.util.ssl_match_hostname
 
 from .answer import Answer, Meaning, envelope_of
 from .errors import (
@@ -568,8 +567,7 @@ _MEANINGS: tuple[
         "base_url or a proxy of the environment is not a valid URL",
     ),
     (
-        # The second where urllib3 itself compares names, as urllib3 1 does.
-        (ssl.SSLCertVerificationError, urllib3.util.ssl_match_hostname.CertificateError),
+        (ssl.SSLCertVerificationError,),
         ConnectionFailed,
         "no",
         (
