@@ -12,11 +12,11 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
 
-.PHONY: help demo test matrix endurance chaos soak lint types docs bench release audit clean
+.PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
-		awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+		awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudflare, and show it
 	@$(BIN)/python examples/demo.py
@@ -28,8 +28,26 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py $(ARGS)
 
+coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of the library it misses
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--share 0.1")
+	$(BIN)/python -m tests.mutation $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading (ten minutes)
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
+	.ci/versions $(ARGS)
+
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
+
+positions: $(VENV)/.dev ## Run the client's tests in each position of each knob of the emulator (an hour)
+	$(BIN)/python tests/conformance/every_position.py $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
 	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)
@@ -59,8 +77,16 @@ release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSIO
 audit: ## Ask npm's registry for known vulnerabilities in the tools of the Workers' tests
 	npm --prefix worker audit
 
+$(VENV)/.mutation: $(VENV)/.dev
+	@$(PIP_INSTALL) 'mutmut>=3.8,<4'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(PIP_INSTALL) 'atheris>=2.3,<4'
+	@touch $@
+
 clean: ## Delete all that these commands have made
-	rm -rf $(VENV) build dist docs/_build *.egg-info worker/node_modules
+	rm -rf $(VENV) .venv-versions .coverage* mutants build dist docs/_build *.egg-info worker/node_modules
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from . import limits
@@ -45,12 +45,21 @@ KOMBU_OPTIONS = frozenset(
 
 
 class Secret(str):
-    """A text that every ``repr``, and so every log of local variables, masks."""
+    """A text that every ``repr``, and so every log of local variables, masks; none is pickled."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "'**'"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an API token is not pickled: another process reads its own")
 
 
 Token = Secret | Callable[[], str]

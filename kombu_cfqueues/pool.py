@@ -171,10 +171,12 @@ class _SharedTimeout(HTTPConnection):
 
 class _HTTPConnection(_SharedTimeout):
     response_class = _Response
+    debuglevel = 0  # where it is set for all, http.client prints headers, and so the token
 
 
 class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
     response_class = _Response
+    debuglevel = 0
 
     def connect(self) -> None:
         try:

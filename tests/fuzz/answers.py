@@ -87,5 +87,9 @@ def read(data: bytes) -> None:
     try:
         calls[call % CALLS]()
     except CFQueuesError as error:
-        assert SECRET not in f"{error!s} {error!r} {vars(error)!r}"
-        assert error.retry_after is None or 0 <= error.retry_after < 1e9
+        check(error)
+
+
+def check(error: CFQueuesError) -> None:
+    assert SECRET not in f"{error!s} {error!r} {vars(error)!r}"
+    assert error.retry_after is None or 0 <= error.retry_after < 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 
 from kombu import Connection
@@ -73,14 +74,10 @@ def read(data: bytes) -> None:
     )
     is_sound(message)
     if not message.errors:
-        try:
+        with contextlib.suppress(KombuError):  # its word for what cannot be read
             message.decode()
-        except KombuError:
-            pass  # Kombu's word for what cannot be read
-    try:
+    with contextlib.suppress(MessageTooLarge):
         json.loads(repack(raw).encode())
-    except MessageTooLarge:
-        pass
 
 
 def _value(body: str) -> object:
