@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
 
-.PHONY: help demo test matrix endurance chaos soak coverage mutation fuzz versions lint types docs bench release audit clean
+.PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -42,8 +42,12 @@ fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading 
 
 versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
 	.ci/versions $(ARGS)
+
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
+
+positions: $(VENV)/.dev ## Run the client's tests in each position of each knob of the emulator (an hour)
+	$(BIN)/python tests/conformance/every_position.py $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")
 	PYTHONPATH=.:tests $(BIN)/python -m chaos $(ARGS)

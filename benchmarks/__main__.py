@@ -54,7 +54,7 @@ def main() -> None:
     runs = {}
     for name, run in spool.TOGETHER.items():
         _tell(f"16 processes, {name}")
-        runs[name] = run(5.0 if given.quick else spool.SECONDS)
+        runs[name] = run(10.0 if given.quick else spool.SECONDS)
     judged += ratios.together(*runs.values())
     _tell("")
     table = [report.HEAD, *(report.line(row, report.median(rounds, row)) for row in chosen)]

@@ -30,7 +30,7 @@ from kombu.connection import Connection
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.spool.file import File
-from kombu_cfqueues.spool.permits import Permits
+from kombu_cfqueues.spool.gate import Permits
 
 SPAWN = multiprocessing.get_context("spawn")
 BODY = "x" * 1000
@@ -288,7 +288,7 @@ def permits() -> dict[str, Any]:
 
 TOGETHER: dict[str, Callable[[float], dict[str, Any]]] = {
     "confirmed": lambda seconds: run(seconds=seconds),
-    '`publish_mode="spool"`': lambda seconds: run(mode="spool", offered=300.0, seconds=seconds),
+    "spooled": lambda seconds: run(mode="spool", offered=300.0, seconds=seconds),
 }
 """What `python -m benchmarks` measures beside the other ways to publish, by what it is called."""
 

@@ -10,15 +10,13 @@ import time
 from .budget import Budget, Limit
 from .client import Client
 from .directory import Directory
-from .envelope import Packed
+from .envelope import Address, Packed
 from .fork import renew_in_child
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publisher import Publisher
 from .receiver import Receiver
-from .spool.address import Address
 from .spool.file import File
 from .spool.gate import SharedBudget
-from .spool.permits import Permits
 from .spool.posters import AVAILABLE
 
 logger = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ class Account:
         self.budget: Budget | SharedBudget = Budget(limit)
         if limit is not None and options.budget_scope == "host":
             if file is not None:
-                self.budget = SharedBudget(Permits(file), limit)
+                self.budget = SharedBudget(file, limit)
             else:  # pragma: no cover  Windows
                 logger.warning(
                     "this system cannot share the request allowance between processes: each one "

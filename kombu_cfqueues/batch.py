@@ -78,6 +78,7 @@ class PublishBatch:
     def __init__(self, channel: Channel, max_size: int) -> None:
         self.channel = channel
         self._max_size = max_size
+        self._publish_timeout = channel.options.publish_timeout
         self._collected = 0
         self._full: list[_Request] = []
         self._partial: dict[str, _Request] = {}  # by queue
@@ -180,7 +181,7 @@ class PublishBatch:
         """Send one request, in a sender's thread; return the outcome of each message."""
         # Counted from the last progress: a long block may take its time, and a server that never
         # answers is waited for once, not once a request.
-        deadline = self._progressed_at + self.channel.options.publish_timeout
+        deadline = self._progressed_at + self._publish_timeout
         refused = self._refused_in_a_row.get(request.queue, 0)
         if refused >= REFUSED_REQUESTS:
             return [_unsent("all of the requests before it were refused")] * len(request.messages)

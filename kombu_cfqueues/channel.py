@@ -16,7 +16,7 @@ from . import envelope
 from .batch import PublishBatch
 from .client import Queue
 from .consuming import ConsumingChannel, is_control_name
-from .envelope import Packed
+from .envelope import Address, Packed
 from .errors import (
     CFQueuesError,
     ConnectionFailed,
@@ -27,7 +27,6 @@ from .errors import (
     TransientError,
 )
 from .nesting import outermost
-from .spool.address import Address
 from .spool.intake import Spooled
 
 logger = logging.getLogger(__name__)

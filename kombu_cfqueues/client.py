@@ -530,6 +530,9 @@ def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Deliv
     ):
         words = "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file with certificates"
         return ConfigurationError, "no", words
+    if "dependencies for SOCKS" in str(links[0]):
+        words = "the proxy of the environment speaks SOCKS, which needs the package PySocks"
+        return ConfigurationError, "no", words
     for foreign, ours, delivered, words in _MEANINGS:
         if any(isinstance(link, foreign) for link in links):
             return ours, delivered, words
@@ -561,10 +564,7 @@ _MEANINGS: tuple[
         ),
         ConfigurationError,
         "no",
-        (
-            "base_url or a proxy of the environment is not a valid URL, or it is a SOCKS proxy, "
-            "which needs the package PySocks"
-        ),
+        "base_url or a proxy of the environment is not a valid URL",
     ),
     (
         (ssl.SSLCertVerificationError,),

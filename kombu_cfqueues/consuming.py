@@ -84,12 +84,20 @@ class ConsumingChannel(virtual.Channel):
     @property
     def options(self) -> Options:
         """The settings of this channel's connection."""
-        return self.connection.options
+        return self._transport.options
 
     @property
     def account(self) -> Account:
         """What this channel shares with the other connections of the process."""
-        return self.connection.account
+        return self._transport.account
+
+    @property
+    def _transport(self) -> Transport:
+        # Asked here, so that whoever still holds the channel of a connection that was closed, by
+        # another thread perhaps, is told so: Kombu then connects again.
+        if self.connection is None:
+            raise ConnectionFailed("the connection of this channel was closed")
+        return self.connection
 
     def _next_delivery_tag(self) -> str:
         return envelope.new_id()
@@ -98,15 +106,19 @@ class ConsumingChannel(virtual.Channel):
 
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callback, consumer_tag: str, **kwargs: Any
-    ) -> None:
+    ) -> str:
         """Deliver messages of *queue* to *callback* from the next `drain_events` on.
 
         Several consumers of a queue get its messages in turn.  A consumer of the same tag ends.
+
+        Returns:
+            What cancels it: *consumer_tag*, or a new one if that is empty.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
             CFQueuesError: The queue cannot be looked up, or made.
         """
+        consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
         tap = self._taps.get(queue)
         if tap is None:
@@ -120,6 +132,7 @@ class ConsumingChannel(virtual.Channel):
         if queue in self._auto_delete:
             self._to_delete.add(queue)
         self._tell_of_costs(queue)
+        return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Deliver nothing more to that consumer; with the last of a queue, pull it no more.
@@ -154,7 +167,7 @@ class ConsumingChannel(virtual.Channel):
         tap = self._taps.get(queue)
         # A consumer of this channel may have pulled it already.
         if tap is not None and tap.subscription is not None:
-            arrival = self.connection.inbox.take_of(tap.subscription, deadline)
+            arrival = self._transport.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
                 return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
         receiver = self.account.receiver
@@ -201,7 +214,7 @@ class ConsumingChannel(virtual.Channel):
             Empty: None came within *timeout* seconds.
         """
         try:
-            self.connection.drain_events(self.connection, timeout=timeout)
+            self._transport.drain_events(self._transport, timeout=timeout)
         except TimeoutError:
             raise Empty from None
 
@@ -314,7 +327,7 @@ class ConsumingChannel(virtual.Channel):
             return self._insist(
                 deadline,
                 lambda: self.qos.receiver.subscribe(
-                    queue, source, self.options, self.qos.window, self.connection.inbox
+                    queue, source, self.options, self.qos.window, self._transport.inbox
                 ),
             )
 
@@ -363,7 +376,7 @@ class ConsumingChannel(virtual.Channel):
     @property
     def _switches(self) -> bool:
         """Whether Kombu has another URL to go on to."""
-        return len(self.connection.client.alt or ()) > 1
+        return self._transport.has_alternates
 
     def _insist(self, deadline: float, call: Callable[[], T]) -> T:
         return retry.until(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from . import limits
 from .client import Client, Queue
+from .envelope import Address
 from .errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -30,7 +31,6 @@ from .errors import (
 )
 from .fork import renew_in_child
 from .options import Options
-from .spool.address import Address
 
 T = TypeVar("T")
 
@@ -204,12 +204,7 @@ class Directory:
         """
         if name in options.queues:
             return False
-        title = self._title(name, options)
-        with self._lock:
-            known = self._queues.get(title)
-            # Another thread may have looked it up in the meantime.
-            if known is not None and known.id == queue_id:
-                del self._queues[title]
+        self.forget_address(self.address(name, options), queue_id)
         return True
 
     def titled(self, title: str, *, deadline: float) -> Queue:
@@ -267,6 +262,7 @@ class Directory:
         """The server does not know *queue_id* any more: look the queue up again when next asked."""
         with self._lock:
             known = self._queues.get(address.name)
+            # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
                 del self._queues[address.name]
 

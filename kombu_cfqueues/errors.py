@@ -29,7 +29,8 @@ Kombu sees the two families as ``Transport.connection_errors`` (transient) and
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from kombu.exceptions import OperationalError
 
@@ -158,3 +159,23 @@ def copy_of(error: CFQueuesError) -> CFQueuesError:
     copy.__cause__ = error.__cause__
     copy.__traceback__ = error.__traceback__
     return copy
+
+
+def as_text(error: CFQueuesError) -> str:
+    """Return *error* in a form from which another process can make it again."""
+    kept = ("status", "code", "ray_id", "retry_after", "delivered")
+    values = {name: getattr(error, name) for name in kept}
+    return json.dumps({"type": type(error).__name__, "text": str(error)} | values)
+
+
+def from_text(text: str) -> CFQueuesError:
+    """Return the error of which `as_text` made *text*.
+
+    By the name of its class, and only one of ours: a pickle from a file that others write would
+    run what they like.
+    """
+    values: dict[str, Any] = json.loads(text)
+    kind = globals().get(values.pop("type"))
+    if not (isinstance(kind, type) and issubclass(kind, CFQueuesError)):
+        kind = CFQueuesError
+    return kind(values.pop("text"), **values)

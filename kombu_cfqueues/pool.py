@@ -22,7 +22,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family
 
 from .options import is_loopback
@@ -149,7 +149,7 @@ class _SharedTimeout(HTTPConnection):
         try:
             found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
         except socket.gaierror as error:
-            raise NameResolutionError(host, self, error) from error
+            raise NewConnectionError(self, f"{host} has no address: {error}") from error
         addresses = list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
         until = time.monotonic() + timeout
         try:

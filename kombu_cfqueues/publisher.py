@@ -17,7 +17,7 @@ from vine import promise
 
 from .client import Client, Gate
 from .directory import Directory
-from .envelope import Packed
+from .envelope import Address, Packed
 from .errors import (
     CFQueuesError,
     ConfigurationError,
@@ -32,7 +32,6 @@ from .errors import (
 from .fork import renew_in_child
 from .lane import Lane, Verdict
 from .options import Options
-from .spool.address import Address
 from .spool.carrier import Carrier
 from .spool.claims import Claims
 from .spool.file import File
@@ -141,7 +140,7 @@ class Publisher:
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
-        self, address: Address, packed: Sequence[Packed], *, deadline: float, switches: bool = False
+        self, address: Address, packed: Sequence[Packed], *, deadline: float
     ) -> list[CFQueuesError | None]:
         """Block until each message is settled; what `submit` would raise is returned, by message.
 
@@ -149,13 +148,12 @@ class Publisher:
         """
         line = self._shared_line()
         if line is not None:
-            judge = _judge_and_switch if switches else _judge
             try:
-                return line.submit_many(address, packed, deadline=deadline, judge=judge)
+                return line.submit_many(address, packed, deadline=deadline, judge=_judge)
             except (SpoolUnavailable, SpoolFull) as error:
                 self._go_alone(error)
         items = [(one, one.size) for one in packed]
-        return self._lane(address, switches=switches).submit_many(items, deadline)
+        return self._lane(address, switches=False).submit_many(items, deadline)
 
     def spool(self, messages: Sequence[Spooled], *, max_bytes: int) -> list[int]:
         """Return once the messages are on this machine's disk; they are posted from there.

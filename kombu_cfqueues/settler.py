@@ -142,9 +142,14 @@ class Settler:
         self._add(_Settlement(delivery, delay))
 
     def returning(self, queue_id: str) -> bool:
-        """Whether messages of the queue are on their way back, so that a pull would miss them."""
+        """Whether messages of the queue are on their way back, so that a pull would miss them.
+
+        Those that have to wait because requests fail now are not: a pull does not wait as long.
+        """
         outbox = self._outboxes.get(queue_id)
-        return outbox is not None and outbox.returning > 0
+        if outbox is None or not outbox.returning:
+            return False
+        return outbox.pace.due <= time.monotonic()
 
     def await_returns(self, queue_id: str, deadline: float) -> None:
         """Block until no message of the queue is on its way back, or until *deadline*."""

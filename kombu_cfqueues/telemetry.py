@@ -9,9 +9,12 @@ a message.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Final, Literal, TypeAlias
 
 from .errors import CFQueuesError
+
+logger = logging.getLogger(__name__)
 
 Operation: TypeAlias = Literal["publish", "pull", "ack", "admin"]
 """What a request does: each route of messages is one, and all other routes together."""
@@ -32,7 +35,7 @@ class Instruments:
 
     Raises:
         ImportError: ``opentelemetry-api`` is not installed.
-        TypeError: It is older than 1.30, which brought the bounds of histograms.
+        TypeError: It is older than 1.30, in which histograms have no bounds.
     """
 
     def __init__(self) -> None:
@@ -145,8 +148,12 @@ def _of_error(kind: str) -> _Attributes:
 
 @functools.cache
 def instruments() -> Instruments | None:
-    """OpenTelemetry's instruments; None where its API is not installed, or too old."""
+    """OpenTelemetry's instruments; None where its API is not installed, or cannot be used."""
     try:
         return Instruments()
-    except (ImportError, TypeError):
+    except ImportError:
+        return None
+    # A version before 1.30, or a provider of the application: whatever is wrong costs no message.
+    except Exception:
+        logger.warning("OpenTelemetry gets no metrics of kombu_cfqueues", exc_info=True)
         return None

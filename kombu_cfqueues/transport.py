@@ -57,6 +57,7 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
+        self.has_alternates = len(client.alt or ()) > 1  # other URLs, for Kombu to go on to
         self._account: Account | None = None
         self._inbox: Inbox | None = None
         # On the instance alone: Kombu takes the URL apart, by the class, and `as_uri` asks us.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -9,11 +10,14 @@ import pytest
 from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
 
+#: Positions of the emulator's knobs that are not the defaults: ``make positions`` sets them.
+KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
+
 
 @pytest.fixture
 def emulator():
     """A fresh emulator of the Cloudflare Queues API, with a queue and token of its own."""
-    with Emulator() as emulator:
+    with Emulator(**KNOBS) as emulator:
         yield emulator
 
 

@@ -219,6 +219,7 @@ def _permission(session: Session, queue: Queue | None) -> Check:
 def _find(session: Session, name: str) -> Queue | Check:
     options = session.options
     try:
+        session.title(name)  # refuses a second name for one queue, also where that is missing
         queue = session.directory.find(name, options, deadline=_soon(session))
     except CFQueuesError as error:
         return _failed(name, error)

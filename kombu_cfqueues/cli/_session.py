@@ -14,10 +14,9 @@ from ..budget import parse_ratelimit
 from ..client import Gate, Queue
 from ..delivery import may_be_retried
 from ..directory import PullConsumer
-from ..envelope import Packed
+from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
 from ..options import Options
-from ..spool.address import Address
 
 T = TypeVar("T")
 

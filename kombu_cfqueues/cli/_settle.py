@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ..client import Client, Queue
-from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNotFound
+from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNameConflict, QueueNotFound
 from ..options import Secret
 from . import _console as console
 from ._checks import SETTLE_PREFIX
@@ -124,6 +124,12 @@ class Settle:
         self._made[name] = None  # its answer may be lost
         try:
             queue = self._session.call(self._client.create_queue, name)
+        except QueueNameConflict:
+            found = self._called(name)
+            if not found:
+                del self._made[name]
+                raise
+            queue = found[0]  # nobody else has that name: an earlier try was not answered
         except PermanentError:
             del self._made[name]
             raise
@@ -134,7 +140,7 @@ class Settle:
         """Delete a queue; return why it could not be, or an empty text."""
         queue_id = self._made[name]
         try:
-            ids = [queue_id] if queue_id else self._ids(name)
+            ids = [queue_id] if queue_id else [queue.id for queue in self._called(name)]
             for one in ids:
                 self._session.call(self._client.delete_queue, one)
         except QueueNotFound:
@@ -143,8 +149,8 @@ class Settle:
             return f"{name}: {in_words(error)}"
         return ""
 
-    def _ids(self, name: str) -> list[str]:
-        return [queue.id for queue in self._session.queues() if queue.name == name]
+    def _called(self, name: str) -> list[Queue]:
+        return [queue for queue in self._session.queues() if queue.name == name]
 
     # One fact or two each
 

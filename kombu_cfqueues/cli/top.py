@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -75,14 +76,13 @@ def command(
     most = number or (None if live or as_json else 1)
     before: Look | None = None
     try:
-        with opened(options) as session, Live(console=terminal, auto_refresh=False) as screen:
-            if not live:
-                screen.stop()
+        screen = Live(console=terminal, auto_refresh=False) if live else None
+        with opened(options) as session, screen or contextlib.nullcontext():
             while most is None or most > 0:
                 look = _look(session, names)
                 if as_json:
                     console.emit(_value(look, before), lines=True)
-                elif live:
+                elif screen is not None:
                     screen.update(_drawn(look, before, options, terminal.width), refresh=True)
                 else:
                     console.table(COLUMNS, _rows(look, before), numbers=NUMBERS)

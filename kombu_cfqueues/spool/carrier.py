@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from ..chance import chance
 from ..clock import Clock
-from ..envelope import Packed
+from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
     PermanentError,
@@ -21,7 +21,6 @@ from ..errors import (
 from ..fork import renew_in_child
 from ..lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
 from ..metrics import metrics
-from .address import Address
 from .claims import Claim, Claims, Entry, Fate
 from .schema import Kind
 from .turns import Wait
@@ -159,7 +158,7 @@ class Carrier:
 
     def _accepted(self, claim: Claim) -> Settled:
         self._succeeded()
-        self._settle(claim, Fate(accepted=[entry.row for entry in claim.entries]))
+        self._settle(claim, Fate(dict.fromkeys(entry.row for entry in claim.entries)))
         return {entry.row: None for entry in claim.entries if entry.mine}
 
     def _failed(
@@ -184,9 +183,7 @@ class Carrier:
         returned = [entry.row for entry in claim.entries if entry.row not in refused]
         if returned:
             metrics.retried(error)
-        self._settle(
-            claim, Fate(refused=refused, returned=returned, uncertain=uncertain, error=error)
-        )
+        self._settle(claim, Fate(refused, returned=returned, uncertain=uncertain, error=error))
         if isinstance(error, QueueNotFound):
             self._claims.pause(claim.queue, LONGEST_REFUSAL_SECONDS)
         return outcomes

@@ -9,10 +9,9 @@ from typing import Final, NamedTuple
 
 from .. import limits
 from ..chance import chance
-from ..envelope import Packed
-from ..errors import CFQueuesError
-from . import outcome, turns
-from .address import Address
+from ..envelope import Address, Packed
+from ..errors import CFQueuesError, as_text
+from . import turns
 from .bucket import last_kind
 from .file import File
 from .schema import Kind, State, forget, free
@@ -20,6 +19,9 @@ from .turns import TURN_SECONDS, Patience, Turn, Wait
 
 OUTCOME_SECONDS: Final = 5.0
 """How long after its deadline an outcome is kept for an owner that is late."""
+
+SILENCE_SECONDS: Final = 5.0
+"""After so long without a sign, who empties the spool is taken for stuck."""
 
 REFUSED_ALIKE: Final = 3
 """So many single messages of a batch refused alike, and none accepted: the rest is not asked."""
@@ -59,16 +61,14 @@ class Fate(NamedTuple):
     """What became of a claim.
 
     Attributes:
-        accepted: Rows that are in their queue.
-        refused: Rows, and why each will never be.
+        settled: Rows that are in their queue, and those that will never be, with the reason.
         returned: Rows that wait again.
         uncertain: Whether those that wait again may have arrived.
         most: How many of those that wait again may travel together; None: as many as before.
         error: What delays them.
     """
 
-    accepted: Sequence[int] = ()
-    refused: Mapping[int, CFQueuesError] = {}
+    settled: Mapping[int, CFQueuesError | None] = {}
     returned: Sequence[int] = ()
     uncertain: bool = False
     most: int | None = None
@@ -180,18 +180,11 @@ class Claims:
             f"FROM message WHERE id IN ({marks})",
             (self._file.poster, *chosen),
         ).fetchall()
-        by_row = {
-            row: Entry(
-                row,
-                Kind(kind),
-                Packed(fragment, size, due, bool(alone)),
-                bool(mine),
-                bool(repeats),
-                bool(uncertain),
-                most,
-            )
-            for row, kind, fragment, size, due, alone, mine, repeats, uncertain, most in found
-        }
+        by_row = {}
+        for row, kind, fragment, size, due, alone, mine, repeats, uncertain, most in found:
+            packed = Packed(fragment, size, due, bool(alone))
+            flags = bool(mine), bool(repeats), bool(uncertain)
+            by_row[row] = Entry(row, Kind(kind), packed, *flags, most)
         entries = [by_row[row] for row in chosen if row in by_row]
         number = chance.getrandbits(62)
         if entries:
@@ -215,39 +208,27 @@ class Claims:
 
         What another process waits for is kept for it; the rest of what is settled is forgotten.
         """
-        mine = {entry.row for entry in claim.entries if entry.mine}
-        owned = {e.row for e in claim.entries if e.kind is not Kind.SPOOLED}
+        entries = {entry.row: entry for entry in claim.entries}
 
         def work(connection: sqlite3.Connection) -> None:
-            gone = [(r, claim.number) for r in fate.accepted if r in mine or r not in owned]
-            gone += [(r, claim.number) for r in fate.refused if r in mine]
-            connection.executemany("DELETE FROM message WHERE id = ? AND claim = ?", gone)
-            settle = (
-                "UPDATE message SET state = ?, error = ?, claim = NULL, poster = NULL "
-                "WHERE id = ? AND claim = ?"
-            )
-            connection.executemany(
-                settle,
-                [
-                    (State.ACCEPTED, None, row, claim.number)
-                    for row in fate.accepted
-                    if row in owned - mine
-                ],
-            )
-            connection.executemany(
-                settle,
-                [
-                    (State.REFUSED, outcome.dump(error), row, claim.number)
-                    for row, error in fate.refused.items()
-                    if row not in mine
-                ],
-            )
+            for row, error in fate.settled.items():
+                mine = (row, claim.number)
+                if entries[row].mine or (entries[row].kind is Kind.SPOOLED and not error):
+                    connection.execute("DELETE FROM message WHERE id = ? AND claim = ?", mine)
+                else:
+                    connection.execute(
+                        "UPDATE message SET state = ?, error = ?, claim = NULL, poster = NULL "
+                        "WHERE id = ? AND claim = ?",
+                        (State.REFUSED, as_text(error), *mine)
+                        if error
+                        else (State.ACCEPTED, None, *mine),
+                    )
             connection.executemany(
                 "UPDATE message SET state = 0, claim = NULL, poster = NULL, "
                 "uncertain = uncertain | ?, most = coalesce(?, most) WHERE id = ? AND claim = ?",
                 [(fate.uncertain, fate.most, row, claim.number) for row in fate.returned],
             )
-            if fate.accepted:
+            if None in fate.settled.values():
                 connection.execute(
                     "UPDATE queue SET paused_until = 0, pauses = 0, trouble = NULL, alike = -1 "
                     "WHERE id = ? AND (trouble IS NOT NULL OR alike >= 0)",
@@ -271,7 +252,7 @@ class Claims:
         """
         kind = f"{type(error).__name__} {error.code}"
         (entry,) = claim.entries
-        self.settle(claim, Fate(refused={entry.row: error}))
+        self.settle(claim, Fate({entry.row: error}))
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -287,7 +268,7 @@ class Claims:
                 connection.execute(
                     "UPDATE message SET state = ?, error = ? "
                     "WHERE state = 0 AND queue = ? AND most < ?",
-                    (State.REFUSED, outcome.dump(error), claim.queue, limits.BATCH_MESSAGES),
+                    (State.REFUSED, as_text(error), claim.queue, limits.BATCH_MESSAGES),
                 )
                 connection.execute("UPDATE queue SET alike = -1 WHERE id = ?", (claim.queue,))
 
@@ -311,8 +292,7 @@ class Claims:
 
     def sweep(self) -> None:
         """Free what the dead have claimed, and forget what nobody waits for any more."""
-        names = self._file.read(_posters)
-        dead = [name for name in names if not self._file.is_alive(name)]
+        dead = self._file.posters.dead()
 
         def is_due(connection: sqlite3.Connection) -> bool:
             return bool(dead) or _has_stale(connection, self._file.clock.monotonic())
@@ -325,21 +305,26 @@ class Claims:
         if self._file.read(is_due):
             self._file.write(work)
         for name in dead:
-            self._file.bury(name)
+            self._file.posters.bury(name)
 
-    def drains(self) -> None:
-        """Note that this process is at work on what is spooled."""
-        now = self._file.clock.monotonic()
-        self._file.write(lambda c: c.execute("UPDATE machine SET drained_at = ?", (now,)))
+    def elect(self) -> bool:
+        """Become the one that empties the spool, or stay it; return False if another one is."""
+        now, me = self._file.clock.monotonic(), self._file.poster
+        drainer, at = self._file.read(
+            lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()
+        )
+        if drainer not in (me, None) and now - at < SILENCE_SECONDS:
+            return False
+        if drainer == me and now - at < SILENCE_SECONDS / 5:
+            return True
+        change = "UPDATE machine SET drainer = ?, drained_at = ? WHERE drainer IS ?"
+        done = self._file.write(lambda c: c.execute(change, (me, now, drainer)).rowcount)
+        return done == 1
 
-    def is_drained(self, within: float) -> bool:
-        """Whether somebody was at work on what is spooled in the last so many seconds."""
-        (at,) = self._file.read(lambda c: c.execute("SELECT drained_at FROM machine").fetchone())
-        return bool(self._file.clock.monotonic() - at < within)
-
-
-def _posters(connection: sqlite3.Connection) -> list[str]:
-    return [name for (name,) in connection.execute("SELECT id FROM poster")]
+    def stand_down(self) -> None:
+        """Let another process empty the spool."""
+        change = "UPDATE machine SET drainer = NULL WHERE drainer = ?"
+        self._file.write(lambda c: c.execute(change, (self._file.poster,)))
 
 
 def _queue_rows(connection: sqlite3.Connection, names: Collection[str]) -> set[int]:

@@ -33,6 +33,9 @@ APPLICATION_ID: Final = 0x43465153
 BUSY_SECONDS: Final = 5.0
 """After so long in vain, the file is taken for stuck: somebody stopped while writing."""
 
+SPARE_PAGES: Final = 256
+"""So many empty pages stay in the file, and so many are given back in one transaction."""
+
 FIRST_NAP_SECONDS: Final = 0.0003
 LONGEST_NAP_SECONDS: Final = 0.004
 
@@ -138,6 +141,14 @@ class Database:
         """
         return self._insist("BEGIN", work, None)
 
+    def shrink(self) -> bool:
+        """Give the disk back some of what a backlog has taken; return whether there was much."""
+        (pages,) = self.read(lambda c: c.execute("PRAGMA freelist_count").fetchone())
+        if pages <= SPARE_PAGES:
+            return False
+        self.write(lambda c: c.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES})").fetchall())
+        return True
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
@@ -224,6 +235,7 @@ class Database:
         )
         try:
             self._check(connection)
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA journal_size_limit=16777216")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,7 +71,7 @@ class File:
         self._bucket_name = ""
         lock: KernelLock | None = getattr(self, "_alive", None)
         if lock is not None:
-            lock.leave_to_parent()
+            lock.release()
         self._alive: KernelLock | None = None
 
     @property
@@ -109,6 +109,10 @@ class File:
             self._begin_anew_without(database.path.parent)
             raise
 
+    def shrink(self) -> bool:
+        """What `Database.shrink` says."""
+        return self._open().shrink()
+
     def free_bytes(self) -> int:
         """What the disk has left for this user."""
         folder = self._open().path.parent
@@ -123,20 +127,18 @@ class File:
         """The allowance of this process's token."""
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
-    def is_alive(self, poster: str) -> bool:
-        """Whether a poster's process lives."""
+    @property
+    def posters(self) -> Posters:
+        """All who use the file, and some who did."""
         self._open()
-        return self._posters is None or poster == self._me or self._posters.is_alive(poster)
+        return self._posters or self._posters_of(self.path)
 
-    def bury(self, poster: str) -> None:
-        """Remove what a dead poster left beside the file."""
-        if self._posters is not None:
-            self._posters.bury(poster)
-
-    def lock_file(self, suffix: str) -> KernelLock:
-        """A lock beside the file, that one process of all has."""
-        path = self.path.with_suffix(suffix)
-        return KernelLock(path, path.parent.stat().st_mode & 0o660 or 0o600)
+    def older(self) -> Iterator[Database]:
+        """The files that older versions of this package have left, and nobody uses any more."""
+        for version in range(1, VERSION):
+            path = self.path.with_name(f"{self._name}-v{version}.db")
+            if path.exists() and not self._posters_of(path).living():
+                yield Database(path, self._place.file_mode, version, lambda *_: None)
 
     def close(self) -> None:
         """Let go of the file, and of life as a poster.  The next use begins anew."""
@@ -175,22 +177,23 @@ class File:
             self._posters = None
 
     def _become_a_poster(self) -> None:
-        found = place.find(self._spool_dir)
-        path = found.folder / f"{self._name}-v{VERSION}.db"
-        posters = Posters(path.with_suffix(".posters"), found.folder_mode, found.file_mode)
+        self._place = place.find(self._spool_dir)
+        path = self._place.folder / f"{self._name}-v{VERSION}.db"
+        posters = self._posters_of(path)
         self._me, self._alive = posters.register()
         if self._database is None or self._database.path != path:
             self._database = Database(
-                path, found.file_mode, VERSION, self._prepare, clock=self.clock
+                path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
             )
         self._posters = posters
         atexit.register(_close, weakref.ref(self))
 
+    def _posters_of(self, path: Path) -> Posters:
+        here = self._place
+        return Posters(path.with_suffix(".posters"), here.folder_mode, here.file_mode)
+
     def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
         prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())
-        connection.execute(
-            "INSERT OR IGNORE INTO poster (id, pid) VALUES (?, ?)", (self._me, os.getpid())
-        )
 
     def _now(self, connection: sqlite3.Connection) -> float:
         """The time, asked inside the transaction: whoever comes later sees a later one."""

@@ -1,16 +1,26 @@
-"""The request allowance of the machine, in the form in which a client wants it."""
+"""The machine's request allowance, in the form in which a client wants it.
+
+Admin requests, which carry no message, stand in the same line as messages do: by a ticket.
+"""
 
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
+from collections.abc import Callable
 from typing import Final
 
-from ..budget import Budget, Limit
-from ..clock import Clock
+from .. import limits
+from ..budget import Budget, Limit, Scope, parse_ratelimit, scope_of
 from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
 from ..fork import renew_in_child
 from ..metrics import metrics
-from .permits import Permits
+from . import turns
+from .bucket import last_kind
+from .file import File
+from .schema import Kind
+from .turns import TURN_SECONDS, Patience, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -21,19 +31,22 @@ processes had the whole allowance, they would cause the block that it is there t
 TROUBLE_SECONDS: Final = 30.0
 """So long after the file could not be used it is not tried again."""
 
+LONGEST_SLEEP_SECONDS: Final = 1.0
+"""How often who waits for a permit looks at the line."""
+
 
 class SharedBudget:
     """Permits from the file, first come first served among all processes of the machine.
 
     Args:
-        permits: Of the machine.
+        file: Where they are.
         limit: The allowance.
         clock: Time and waiting.
     """
 
-    def __init__(self, permits: Permits, limit: Limit, *, clock: Clock | None = None) -> None:
-        self._permits = permits
-        self._clock = clock or Clock()
+    def __init__(self, file: File, limit: Limit) -> None:
+        self._permits = Permits(file)
+        self._clock = file.clock
         self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
         """What this process may send by itself while the file cannot be used."""
         self.renew_after_fork()
@@ -46,37 +59,19 @@ class SharedBudget:
 
     def acquire(self, deadline: float, *, queue: str | None = None) -> None:
         """Block until one more request may leave; what `Budget.acquire` says holds here too."""
-        if self.is_shared():
-            try:
-                self._acquire(deadline)
-            except (SpoolUnavailable, SpoolFull) as error:
-                self.give_up(error)
-            else:
-                return
-        self.alone.acquire(deadline, queue=queue)
+        if not self._in_file(lambda: self._acquire(deadline)):
+            self.alone.acquire(deadline, queue=queue)
 
     def observe(self, ratelimit: str | None) -> None:
         """Heed the ``Ratelimit`` header of any answer; None if it had none."""
-        if ratelimit is None:
-            return
-        if self.is_shared():
-            try:
-                self._permits.heed(ratelimit)
-            except (SpoolUnavailable, SpoolFull) as error:
-                self.give_up(error)
-        else:
+        if ratelimit is not None and not self._in_file(lambda: self._permits.heed(ratelimit)):
             self.alone.observe(ratelimit)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop what a 429 stops, for every process; any other *error* stops nothing."""
-        if error.status != 429:
-            return
-        self.alone.refused(error, queue=queue)
-        if self.is_shared():
-            try:
-                self._permits.stop(error, queue)
-            except (SpoolUnavailable, SpoolFull) as trouble:
-                self.give_up(trouble)
+        if error.status == 429:
+            self.alone.refused(error, queue=queue)
+            self._in_file(lambda: self._permits.stop(error, queue))
 
     def is_shared(self) -> bool:
         """Whether the file is to be used now."""
@@ -92,6 +87,17 @@ class SharedBudget:
                 "it cannot share it with the other processes of the machine: %s",
                 error,
             )
+
+    def _in_file(self, work: Callable[[], None]) -> bool:
+        """Do *work* there; return False if that cannot be."""
+        if not self.is_shared():
+            return False
+        try:
+            work()
+        except (SpoolUnavailable, SpoolFull) as error:
+            self.give_up(error)
+            return False
+        return True
 
     def _acquire(self, deadline: float) -> None:
         ticket: int | None = None
@@ -119,3 +125,109 @@ class SharedBudget:
         except (SpoolUnavailable, SpoolFull) as error:
             # Its deadline ends it.
             logger.debug("a place in the line for permits could not be given back: %s", error)
+
+
+class Permits:
+    """The machine's allowance, as admin requests use it.
+
+    Args:
+        file: Where it is.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._patience = Patience()
+
+    def request_permit(self, ticket: int | None, deadline: float) -> tuple[int | None, Wait | None]:
+        """Take a permit for an admin request, or a place in the line for one.
+
+        Args:
+            ticket: The place, from the last call.
+            deadline: Until when the caller waits.
+
+        Returns:
+            The place, and when to ask again; None and None: the permit.
+        """
+        if ticket is not None:
+            # Looking first: most who look have to wait on, and only one process can write.
+            wait = self._file.read(lambda c: self._wait(c, ticket))
+            if wait is not None:
+                return ticket, wait
+
+        def work(connection: sqlite3.Connection) -> tuple[int | None, Wait | None]:
+            place = ticket
+            wait = self._wait(connection, place)
+            if wait is not None and wait.why is None and place is None:
+                place = self._stand_in_line(connection, deadline)
+                wait = self._wait(connection, place)
+            if wait is not None:
+                return place, wait
+            self._file.bucket(connection).spend(Kind.TICKET)
+            connection.execute("DELETE FROM message WHERE id = ?", (place,))
+            return None, None
+
+        return self._file.write(work)
+
+    def _wait(self, connection: sqlite3.Connection, ticket: int | None) -> Wait | None:
+        """How long *ticket*, or who has none yet, has to wait; None: the permit may be taken."""
+        bucket = self._file.bucket(connection)
+        now = self._file.clock.monotonic()
+        stop = bucket.stopped(publishing=False)
+        if stop is not None:
+            return Wait(now + (stop.retry_after or 0.0), stop)
+        line = turns.waiting(connection, now)
+        if ticket is None:
+            return None if not line and bucket.tokens >= 1 else Wait(now)
+        before = turns.tickets_before(connection, ticket, now)
+        before += sum(turn.message < ticket for turn in line if turn.kind is not Kind.TICKET)
+        if bucket.tokens >= 1:
+            first = turns.next_turn(line, last_kind(connection))
+            if (
+                first is None
+                or first.message == ticket
+                or bucket.tokens >= 1 + before
+                or self._patience.is_over(first, now)
+            ):
+                return None
+        # Each who waits knows its own time, so that not all wake for each permit; and looks now
+        # and then whether those before it have given up.
+        mine = max(bucket.ready_at(1 + before), now + TURN_SECONDS if before else 0.0)
+        return Wait(min(mine, now + LONGEST_SLEEP_SECONDS))
+
+    def _stand_in_line(self, connection: sqlite3.Connection, deadline: float) -> int:
+        done = connection.execute(
+            "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
+            (Kind.TICKET, self._file.poster, deadline, time.time()),
+        )
+        return int(done.lastrowid or 0)
+
+    def give_back(self, ticket: int) -> None:
+        """Leave the line of admin requests."""
+        self._file.write(lambda c: c.execute("DELETE FROM message WHERE id = ?", (ticket,)))
+
+    def heed(self, ratelimit: str) -> None:
+        """Heed a ``Ratelimit`` header."""
+        grant = parse_ratelimit(ratelimit)
+        if grant is None or not self._file.is_limited:
+            return
+        if self._file.read(lambda c: self._file.bucket(c).would_heed(*grant)):
+            self._file.write(lambda c: self._file.bucket(c).heed(*grant))
+
+    def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
+        """Stop what a 429 stops: one queue, publishing, or all calls of the token."""
+        scope = scope_of(error.code)
+        queue_only = scope is Scope.QUEUE
+        if queue_only and not (cloudflare_id and error.retry_after):
+            return  # whoever repeats the request backs off
+        seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
+
+        def work(connection: sqlite3.Connection) -> None:
+            if queue_only:
+                connection.execute(
+                    "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
+                    (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
+                )
+            else:
+                self._file.bucket(connection).stop(scope, seconds)
+
+        self._file.write(work)

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .. import limits
-from ..envelope import Packed
-from ..errors import CFQueuesError, SpoolFull
-from . import outcome
-from .address import Address
+from ..envelope import Address, Packed
+from ..errors import CFQueuesError, SpoolFull, from_text
 from .file import File
-from .outcome import Outcome
 from .schema import Kind, State
 
 RESERVE_BYTES: Final = 16 << 20
@@ -75,26 +72,13 @@ class Intake:
             queue = _queue_row(connection, address)
             if straight and self._isfree(connection, queue):
                 return None
-            insert = (
-                "INSERT INTO message (kind, queue, fragment, size, due, alone, entered, owner, "
-                "deadline, repeats, uncertain, most) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            )
-            wall = time.time()
-            rows = []
-            for packed in messages:
-                values = (
-                    kind,
-                    queue,
-                    *packed,
-                    wall,
-                    self._file.poster,
-                    deadline,
-                    repeats,
-                    uncertain,
-                )
-                done = connection.execute(insert, (*values, limits.BATCH_MESSAGES))
-                rows.append(int(done.lastrowid or 0))
-            return rows
+            waits = {
+                "owner": self._file.poster,
+                "deadline": deadline,
+                "repeats": repeats,
+                "uncertain": uncertain,
+            }
+            return [_insert(connection, kind, queue, packed, **waits) for packed in messages]
 
         return self._file.write(work)
 
@@ -141,28 +125,46 @@ class Intake:
                     f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,} "
                     "(spool_max_bytes)"
                 )
-            insert = (
-                "INSERT INTO message (kind, queue, fragment, size, due, alone, entered, expires, "
-                "repeats, most) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            )
-            rows, wall = [], time.time()
-            for address, packed, expires in messages:
-                queue = _queue_row(connection, address)
-                values = (Kind.SPOOLED, queue, *packed, wall, expires, repeats)
-                done = connection.execute(insert, (*values, limits.BATCH_MESSAGES))
-                rows.append(int(done.lastrowid or 0))
-            return rows
+            return [_keep(connection, message, repeats=repeats) for message in messages]
 
         return self._file.write(work, durable=True)
+
+    def take_over(self) -> None:
+        """Keep what an older version of this package has spooled, and would never deliver."""
+        for older in self._file.older():
+            older.write(self._move)
+            older.close()
+
+    def _move(self, older: sqlite3.Connection) -> None:
+        # These columns are what every version has to have.
+        found = older.execute(
+            "SELECT address, creates, cloudflare_id, fragment, size, due, alone, expires, repeats, "
+            "state = 3, error, uncertain OR state = 1 FROM message AS m "
+            "JOIN queue AS q ON m.queue = q.id WHERE m.owner IS NULL ORDER BY m.id"
+        ).fetchall()
+
+        def work(connection: sqlite3.Connection) -> None:
+            for row in found:
+                expires, repeats, refused, error, uncertain = row[7:]
+                kept = Spooled(Address(*row[:3]), Packed(*row[3:7]), expires)
+                state = State.REFUSED if refused else State.WAITING
+                more = {"repeats": repeats, "error": error, "uncertain": uncertain}
+                _keep(connection, kept, state=state, **more)
+
+        # Here first: between the two, they are in both files rather than in none.
+        self._file.write(work, durable=True)
+        older.execute("DELETE FROM message WHERE owner IS NULL")
 
     def learn(self, address: Address) -> None:
         """Tell the other processes a queue's id, which is known now."""
         self._file.write(lambda c: _queue_row(c, address))
 
-    def outcomes(self) -> tuple[list[Outcome], bool]:
+    def outcomes(self) -> tuple[dict[int, CFQueuesError | None], bool]:
         """What others said of this process's messages, and whether any of them still waits."""
 
-        def look(connection: sqlite3.Connection) -> tuple[list[Outcome], bool]:
+        def look(
+            connection: sqlite3.Connection,
+        ) -> tuple[dict[int, CFQueuesError | None], bool]:
             rows = connection.execute(
                 "SELECT id, error, uncertain FROM message WHERE owner = ? AND state IN (?, ?)",
                 (self._file.poster, State.ACCEPTED, State.REFUSED),
@@ -171,12 +173,12 @@ class Intake:
                 "SELECT 1 FROM message WHERE owner = ? AND state = 0 AND kind != ? LIMIT 1",
                 (self._file.poster, Kind.TICKET),
             ).fetchone()
-            told = [Outcome(row, error and _told(error, unsure)) for row, error, unsure in rows]
+            told = {row: error and _told(error, unsure) for row, error, unsure in rows}
             return told, waits is not None
 
         found, waits = self._file.read(look)
         if found:
-            rows = [(each.message,) for each in found]
+            rows = [(row,) for row in found]
             self._file.write(lambda c: c.executemany("DELETE FROM message WHERE id = ?", rows))
         return found, waits
 
@@ -230,7 +232,7 @@ class Intake:
                 if found is None:
                     fates[row] = None
                 elif found[0] == State.REFUSED:
-                    fates[row] = outcome.load(found[1])
+                    fates[row] = from_text(found[1])
             return fates
 
         return self._file.read(look)
@@ -248,6 +250,23 @@ class Intake:
             )
 
         return self._file.read(look)
+
+
+def _keep(connection: sqlite3.Connection, message: Spooled, **more: object) -> int:
+    queue = _queue_row(connection, message.address)
+    return _insert(connection, Kind.SPOOLED, queue, message.packed, expires=message.expires, **more)
+
+
+def _insert(
+    connection: sqlite3.Connection, kind: Kind, queue: int, packed: Packed, **waits: object
+) -> int:
+    values = {"kind": kind, "queue": queue, "entered": time.time(), "most": limits.BATCH_MESSAGES}
+    values |= packed._asdict() | waits
+    done = connection.execute(
+        f"INSERT INTO message ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+        tuple(values.values()),
+    )
+    return int(done.lastrowid or 0)
 
 
 def _queue_row(connection: sqlite3.Connection, address: Address) -> int:
@@ -271,7 +290,7 @@ def _queue_row(connection: sqlite3.Connection, address: Address) -> int:
 
 def _told(error: str, uncertain: int) -> CFQueuesError:
     """What an owner is told: an earlier try may have delivered the message."""
-    told = outcome.load(error)
+    told = from_text(error)
     if uncertain:
         told.delivered = "unknown"
     return told

@@ -15,7 +15,7 @@ from typing import Final
 
 from ..chance import chance
 from ..clock import Clock, Lock
-from ..envelope import Packed
+from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
     ConnectionFailed,
@@ -27,7 +27,6 @@ from ..errors import (
 from ..fork import renew_in_child
 from ..lane import BULK_IN_FLIGHT, Verdict
 from ..metrics import metrics
-from .address import Address
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
 from .intake import Intake
@@ -259,7 +258,7 @@ class Line:
         found, waits = self._intake.outcomes()
         if found:
             self._quiet_looks = 0
-            self._settle(dict(found))
+            self._settle(found)
             return False
         if not waits:
             self._quiet_looks += 1

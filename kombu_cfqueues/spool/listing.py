@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import outcome
+from ..errors import from_text
 from .file import File
+from .posters import pid_of
 from .schema import Kind, State
 
 
@@ -133,7 +134,7 @@ class Listing:
             )
             found = []
             for row, queue, entered, size, error in rows:
-                why = outcome.load(error)
+                why = from_text(error)
                 age = max(0.0, wall - entered)
                 found.append(Refused(row, queue, age, size, why.code, str(why)))
             return found
@@ -152,16 +153,7 @@ class Listing:
 
     def sharers(self) -> list[int]:
         """Process ids of the others who have the file open now, in order; each once."""
-
-        def look(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-            return connection.execute("SELECT id, pid FROM poster").fetchall()
-
-        others = {
-            pid
-            for poster, pid in self._file.read(look)
-            if pid != os.getpid() and self._file.is_alive(poster)
-        }
-        return sorted(others)
+        return sorted({*map(pid_of, self._file.posters.living())} - {os.getpid()})
 
     def retry(self, messages: Sequence[int]) -> int:
         """Let refused messages wait again; return how many."""

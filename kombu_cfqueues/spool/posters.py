@@ -33,11 +33,6 @@ class KernelLock:
         self._mode = mode
         self._file: int | None = None
 
-    @property
-    def held(self) -> bool:
-        """Whether this object holds it."""
-        return self._file is not None
-
     def acquire(self, *, shared: bool = False) -> bool:
         """Take it, if nobody else has it; never blocks.
 
@@ -65,18 +60,19 @@ class KernelLock:
         return True
 
     def release(self) -> None:
-        """Give it back.  The file stays."""
+        """Give it back; in a forked child, leave it to the parent.  The file stays."""
         file, self._file = self._file, None
         if file is not None:
-            os.close(file)
+            os.close(file)  # a lock ends with the last descriptor of its opening
 
     def __del__(self) -> None:
         # Its poster is dead: nobody is left who could use it.
         self.release()
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: forget the lock, which the parent still holds."""
-        self.release()  # a lock ends with the last descriptor of its opening, which is not ours
+
+def pid_of(poster: str) -> int:
+    """The process that is, or was, a poster."""
+    return int(poster.partition("-")[0])
 
 
 class Posters:
@@ -100,11 +96,12 @@ class Posters:
     def register(self) -> tuple[str, KernelLock]:
         """Become a poster: an id that no other has, and the lock that tells it is alive."""
         while True:
-            name = secrets.token_hex(8)
+            name = f"{os.getpid()}-{secrets.token_hex(8)}"
             lock = KernelLock(self._folder / name, self._file_mode)
-            # Nobody knows the id yet, so nobody can hold it; a second look costs little.
-            if lock.acquire():
+            # Until the lock is there, anybody may take the file for a dead poster's and remove it.
+            if lock.acquire() and self.is_alive(name):
                 return name, lock
+            lock.release()
 
     def is_alive(self, name: str) -> bool:
         """Whether the poster *name* still holds its lock."""
@@ -122,6 +119,14 @@ class Posters:
         finally:
             os.close(file)
         return False
+
+    def living(self) -> list[str]:
+        """The ids of those who live."""
+        return [name for name in os.listdir(self._folder) if self.is_alive(name)]  # noqa: PTH208
+
+    def dead(self) -> list[str]:
+        """The ids of those who have died, and are not buried."""
+        return [name for name in os.listdir(self._folder) if not self.is_alive(name)]  # noqa: PTH208
 
     def bury(self, name: str) -> None:
         """Remove what a poster left behind."""

@@ -1,13 +1,14 @@
 """Empties the spool: a daemon thread of each process that spools, or ``cfqueues relay``.
 
-One process at a time does it, the one that has the lock beside the file; that spares requests to
-the file, and nothing depends on it, since permits and claims keep apart whoever posts.  The others
-look now and then whether they are needed.  A process that has nothing to wait for does nothing.
+One process at a time does it, elected in the file; that spares the file, and nothing depends on
+it, since permits and claims keep apart whoever posts.  The others look now and then whether they
+are needed.  A process that has nothing to wait for does nothing.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import weakref
@@ -25,16 +26,12 @@ from .carrier import Carrier
 from .claims import Claims
 from .file import File
 from .intake import Intake
-from .posters import KernelLock
 from .turns import Wait
 
 logger = logging.getLogger(__name__)
 
 STANDBY_SECONDS: Final = 0.5
 """How often one that is not elected looks whether it is needed."""
-
-SILENCE_SECONDS: Final = 5.0
-"""After so long without a sign the one that is elected is taken for stuck."""
 
 SWEEP_SECONDS: Final = 0.5
 """How often is looked whether those who post are alive."""
@@ -53,7 +50,7 @@ class Relay:
     """Posts what is spooled, as soon as permits allow.
 
     Args:
-        file: Beside it is the lock of who is elected.
+        file: The spool.
         intake: What waits.
         claims: Is swept now and then.
         carrier: Posts.
@@ -74,7 +71,6 @@ class Relay:
         self._claims = claims
         self._carrier = carrier
         self._clock = clock or Clock()
-        self._election: KernelLock | None = None
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -84,13 +80,11 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
         self._over = threading.Event()
-        if self._election is not None:
-            self._election.leave_to_parent()
-        self._election = None
+        self._elected = False
         self._promises: weakref.WeakValueDictionary[int, promise] = weakref.WeakValueDictionary()
         self._promises_at = 0.0
         self._swept_at = 0.0
-        self._drained_at = 0.0
+        self._took_over = False
         self._reported = ""
 
     @property
@@ -156,16 +150,14 @@ class Relay:
     def finish(self, seconds: float) -> None:
         """Go on for at most so long, while there is something to post and it succeeds."""
         end = self._clock.monotonic() + seconds
-        try:
+        with contextlib.suppress(SpoolUnavailable, SpoolFull):  # it waits for the next process
             while (
-                self._election is not None
+                self._elected
                 and self._carrier.trouble is None
                 and self._clock.monotonic() < end
                 and self._intake.has_backlog()
             ):
                 self._clock.sleep(0.02)
-        except (SpoolUnavailable, SpoolFull):
-            pass  # what waits is for the next process
         self._over.set()
         self._news.set()
 
@@ -193,8 +185,13 @@ class Relay:
 
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
+        if not self._took_over:
+            self._intake.take_over()
+            self._took_over = True
         self._keep_promises()
         if not self._intake.has_backlog():
+            while self._elected and self._file.shrink():
+                pass
             self._stand_down()
             return PROMISE_SECONDS if self._promises else None
         now = self._clock.monotonic()
@@ -204,11 +201,9 @@ class Relay:
         if now - self._swept_at > SWEEP_SECONDS:
             self._swept_at = now
             self._claims.sweep()
-        if not self._is_elected() and self._claims.is_drained(SILENCE_SECONDS):
+        self._elected = self._claims.elect()
+        if not self._elected:
             return chance.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
-        if now - self._drained_at > SILENCE_SECONDS / 5:
-            self._drained_at = now
-            self._claims.drains()
         claim = self._carrier.claim(spooled=True)
         if isinstance(claim, Wait):
             if claim.until is None:
@@ -217,22 +212,11 @@ class Relay:
         self._carrier.carry(claim)
         return 0.0
 
-    def _is_elected(self) -> bool:
-        if self._election is None:
-            election = self._file.lock_file(".drain")
-            try:
-                if not election.acquire():
-                    return False
-            except OSError as error:
-                raise SpoolUnavailable(f"the spool's lock cannot be used: {error}") from error
-            self._election = election
-        return True
-
     def _stand_down(self) -> None:
-        election, self._election = self._election, None
-        if election is not None:
-            election.release()
-            self._drained_at = 0.0
+        if self._elected:
+            self._elected = False
+            with contextlib.suppress(SpoolUnavailable, SpoolFull):  # then its silence tells
+                self._claims.stand_down()
 
     def _keep_promises(self) -> None:
         now = self._clock.monotonic()

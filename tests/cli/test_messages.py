@@ -257,7 +257,8 @@ def test_a_dead_letter_queue_with_few_retries_loses_nothing(cfqueues, emulator, 
 def test_stopped_at_any_point_nothing_is_lost(start, cfqueues, emulator, dead, number):
     """Ctrl-C leaves each in one queue; a kill may leave some in both."""
     fill(cfqueues, dead, 600)
-    emulator.latency = 0.03
+    # Long between publishing and acknowledging, which is where a stop can do harm.
+    slow = emulator.faults.latency("ack", seconds=0.4)
     process = start(emulator.broker_url, "redrive", dead)
     assert eventually(lambda: len(emulator.requests.of("ack")) >= 2, 30)
     process.send_signal(number)
@@ -270,7 +271,7 @@ def test_stopped_at_any_point_nothing_is_lost(start, cfqueues, emulator, dead, n
         assert process.returncode == 1
         assert not set(moved) & set(kept)
         assert {message.state for message in emulator.messages(dead)} == {"ready"}
-    emulator.latency = 0
+    emulator.faults.remove(slow)
     emulator.clock.advance(3_600)
     cfqueues("redrive", dead)
     found = numbers(emulator, "orders")

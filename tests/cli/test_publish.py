@@ -213,10 +213,11 @@ def test_ctrl_c_loses_and_doubles_nothing(start, emulator, tmp_path):
     """The bounded form of a million lines: stopped half-way, resumed, each line there once."""
     source, state = lines(4_000, tmp_path / "lines"), tmp_path / "state"
     arguments = ["publish", "jobs", "--file", source, "--state", state, "--json"]
-    emulator.latency = 0.02
+    emulator.latency = 0.4  # so that it is half-way for seconds
     first = start(emulator.broker_url, *arguments)
     assert eventually(lambda: len(emulator.requests.of("batch")) >= 5, 30)
     first.send_signal(signal.SIGINT)
+    emulator.latency = 0
     out, err = first.communicate(timeout=60)
 
     told = json.loads(out)
@@ -225,7 +226,6 @@ def test_ctrl_c_loses_and_doubles_nothing(start, emulator, tmp_path):
     assert told["left"] == f"{told['last_accepted_line'] + 1}-"
     assert numbers(emulator) == Counter(range(1, told["last_accepted_line"] + 1))
 
-    emulator.latency = 0
     second = start(emulator.broker_url, *arguments)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
@@ -281,12 +281,12 @@ def test_a_kill_loses_nothing(start, emulator, tmp_path):
     """What was on its way may come twice; never is a line missing."""
     source, state = lines(3_000, tmp_path / "lines"), tmp_path / "state"
     arguments = ["publish", "jobs", "--file", source, "--state", state]
-    emulator.latency = 0.02
+    emulator.latency = 0.4  # so that it is half-way for seconds
     first = start(emulator.broker_url, *arguments)
     assert eventually(lambda: len(emulator.requests.of("batch")) >= 5, 30)
     first.kill()
-    first.communicate()
     emulator.latency = 0
+    first.communicate()
     second = start(emulator.broker_url, *arguments)
     _, err = second.communicate(timeout=60)
 
@@ -310,7 +310,7 @@ def test_patience_ends(cfqueues, emulator, tmp_path):
     source = lines(2, tmp_path / "lines")
 
     done = cfqueues(
-        *("publish", "jobs", "--file", source, "--patience", "0", "-o", "publish_timeout=0.3"),
+        *("publish", "jobs", "--file", source, "--patience", "0", "-o", "publish_timeout=1.5"),
         code=1,
     )
 

@@ -12,10 +12,9 @@ from kombu_cfqueues.emulator.service import Service
 from kombu_cfqueues.emulator.store import Draft
 
 
-def test_the_command_starts_at_once_and_is_small():
-    """Below a second, and below 80 MB while idle."""
+def test_the_command_is_small():
+    """Below 80 MB while idle.  How long it takes to start is measured by the benchmarks."""
     code = "from kombu_cfqueues.cli import main; main()"
-    began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, "emulator", "--port", "0"],
         stdout=subprocess.PIPE,
@@ -26,14 +25,12 @@ def test_the_command_starts_at_once_and_is_small():
         while "cfqueues://" not in line:
             line = process.stdout.readline()
             assert line
-        took = time.perf_counter() - began
         status = Path(f"/proc/{process.pid}/status")
         if status.exists():
             assert int(status.read_text().split("VmRSS:")[1].split()[0]) < 80_000
     finally:
         process.terminate()
         process.communicate()
-    assert took < 3  # 0.3 s alone on its machine; others may be busy on this one
 
 
 def test_a_pull_costs_the_same_however_much_a_queue_holds():

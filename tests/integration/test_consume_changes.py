@@ -149,6 +149,22 @@ def test_a_consumer_takes_the_place_of_one_with_its_tag(connection, emulator):
     assert not emulator.requests.of("pull")
 
 
+def test_consumers_without_a_tag_get_one_each(connection, emulator):
+    """`Queue.consume()` states none; each is delivered to, and none outlives its channel."""
+    channel, got, tags = connection.channel(), Collector(), []
+    for name in ("a", "b"):
+        queue = Queue(name, channel=channel)
+        queue.declare()
+        tags.append(queue.consume(callback=lambda m: got(m.body, m)))
+        publish(connection, name, queue=name)
+    drain(connection, 2)
+    assert len(set(tags)) == 2
+    channel.close()
+    emulator.requests.clear()
+    nothing_comes(connection, 0.3)
+    assert not emulator.requests.of("pull")
+
+
 def test_what_a_cancelled_consumer_holds_another_connection_gets_at_once(emulator):
     with (
         Connection(emulator.broker_url, transport_options=FAST) as one,

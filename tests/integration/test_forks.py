@@ -149,7 +149,7 @@ def test_workers_of_a_preloaded_site_publish_each_over_sockets_of_its_own(
     options = ["--preload", "--worker-class", kind]
     options += ["--threads", "4"] if kind == "gthread" else []
     with Tap(server.port) as tap:
-        url = server.broker_url.replace(str(server.port), str(tap.port))
+        url = through(tap, server)
         asked, pids = 0, set()
 
         def ask(number: int) -> str:
@@ -169,18 +169,29 @@ def test_workers_of_a_preloaded_site_publish_each_over_sockets_of_its_own(
             assert eventually(lambda: len(bodies(server, "spooled")) > asked, 30)
     for queue in ("jobs", "spooled"):
         assert sorted(number for _, number in bodies(server, queue)) == list(range(asked + 1))
-    users = [set(re.findall(rb"pid-\d+-", sent)) for sent in confirmed(tap, server)]
-    assert sum(map(bool, users)) > len(pids)  # the master publishes too
-    assert max(map(len, users)) == 1
+    assert len(users_of_sockets(tap, server)) > len(pids)  # the master publishes too
 
 
-def confirmed(tap, server) -> list[bytes]:
-    """What went over each connection to the queue whose messages their own process posts."""
+def through(tap: Tap, server) -> str:
+    return server.broker_url.replace(str(server.port), str(tap.port))
+
+
+def users_of_sockets(tap: Tap, server) -> set[bytes]:
+    """Who has published to the queue whose messages each process posts itself; no two of them over
+    one connection.
+    """
     path = f"/queues/{server.queue_id('jobs')}/messages".encode()
-    return [
-        b"".join(request for request in bytes(sent).split(b"POST ")[1:] if path in request[:200])
+    users = [
+        {
+            pid
+            for request in bytes(sent).split(b"POST ")[1:]
+            if path in request[:200]
+            for pid in re.findall(rb"pid-\d+-", request)
+        }
         for sent in tap.sent
     ]
+    assert max(map(len, users)) == 1
+    return set().union(*users)
 
 
 # -- other ways to fork
@@ -217,9 +228,10 @@ def for_spool(url: str) -> str:
     return url.replace(TOKEN, SPOOLER)
 
 
-def run(folder, code: str, server, spooling, seconds: float = 60) -> None:
+def run(folder, code: str, server, spooling, *, tap: Tap | None = None) -> None:
     """Run a program, which has to end well and say nothing."""
-    site = [server.broker_url, for_spool(server.broker_url), spooling]
+    url = through(tap, server) if tap else server.broker_url
+    site = [url, for_spool(server.broker_url), spooling]
     program = folder / "program.py"
     program.write_text(textwrap.dedent(PROGRAM) + textwrap.dedent(code))
     done = subprocess.run(
@@ -227,7 +239,7 @@ def run(folder, code: str, server, spooling, seconds: float = 60) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT), "SITE": json.dumps(site)},
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -273,8 +285,9 @@ def test_children_of_multiprocessing_publish_while_the_parents_threads_do(
 
             threads = [threading.Thread(target=busy) for _ in range(3)]
             children = [context.Process(target=child, args=(n,)) for n in range(1, 5)]
-            for thread in threads + children:
-                thread.start()
+            # The first two find a connection of the parent idle, the others all of them busy.
+            for one in children[:2] + threads + children[2:]:
+                one.start()
             for process in children:
                 process.join()
             over.set()
@@ -283,7 +296,9 @@ def test_children_of_multiprocessing_publish_while_the_parents_threads_do(
             assert [process.exitcode for process in children] == [0] * 4
             both.publish(10**6 + len(said))
     """
-    run(tmp_path, code, server, spooling)
+    with Tap(server.port) as tap:
+        run(tmp_path, code, server, spooling, tap=tap)
+        assert len(users_of_sockets(tap, server)) == 5
     (said,) = [n - 10**6 for n in numbers(server, "jobs") if n >= 10**6]
     expected = [1000 * child + n for child in range(1, 5) for n in range(3)]
     all_arrive(server, spooling, sorted([*[-1] * said, 0, *expected, 10**6 + said]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from uuid import uuid4
@@ -15,7 +16,7 @@ from kombu.serialization import prepare_accept_content
 from kombu.transport.virtual import Message
 
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.errors import InvalidMessage, MessageTooLarge
+from kombu_cfqueues.errors import ConnectionFailed, InvalidMessage, MessageTooLarge
 
 ACCEPT = prepare_accept_content(["json", "pickle"])
 
@@ -32,7 +33,9 @@ class Reader:
 
     def raw(self, queue: str) -> list[dict]:
         queues = self.client.queues
-        (found,) = [q for q in queues.list(account_id=self.account_id) if q.queue_name == queue]
+        # The SDK reads one page, which may be short; and a server may ignore the name.
+        listed = queues.list(account_id=self.account_id, extra_query={"name": queue})
+        (found,) = [one for one in listed if one.queue_name == queue]
         if not found.consumers:
             queues.consumers.create(
                 found.queue_id, account_id=self.account_id, type="http_pull", settings={}
@@ -255,6 +258,41 @@ def test_a_deleted_queue_is_looked_up_once_more(connection, emulator):
     producer.publish(2, routing_key="jobs")
     assert emulator.queue_id("jobs") != first
     assert len(emulator.messages("jobs")) == 1
+
+
+def test_a_producer_of_a_closed_connection_says_so_and_with_retry_opens_another(emulator):
+    connection = Connection(emulator.broker_url)
+    producer = connection.Producer()
+    producer.publish("first", routing_key="jobs")
+    connection.close()
+
+    with pytest.raises(ConnectionFailed, match="closed"):
+        producer.publish("second", routing_key="jobs")
+    producer.publish("third", routing_key="jobs", retry=True)
+
+    connection.release()
+    assert len(emulator.messages("jobs")) == 2
+
+
+def test_a_connection_may_be_closed_while_others_publish_through_it(emulator):
+    """Each goes on over a new one, and loses nothing."""
+    emulator.latency = 0.01
+    connection = Connection(emulator.broker_url)
+
+    def publish(_):
+        producer = connection.Producer()
+        for number in range(10):
+            policy = {"max_retries": 100}
+            producer.publish(number, routing_key="jobs", retry=True, retry_policy=policy)
+
+    with ThreadPoolExecutor(4) as threads:
+        published = [threads.submit(publish, number) for number in range(4)]
+        while wait(published, timeout=0.05).not_done:
+            connection.close()
+
+    assert not any(one.exception() for one in published)
+    connection.release()
+    assert len(emulator.messages("jobs")) == 40
 
 
 def test_too_large_a_message_costs_no_request(connection, emulator):

@@ -1,6 +1,7 @@
 """``publish_mode="spool"``: accepted by this machine's disk, delivered from there."""
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ from kombu_cfqueues.batch import BatchPublishError
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
 from kombu_cfqueues.spool.listing import Listing
 
-BUSY = 2.0
+BUSY = 3.0
 """Seconds for which another process writes; less than after which it would be taken for stuck."""
 
 
@@ -81,11 +82,13 @@ def test_messages_that_are_spooled_together_share_requests(server, spooling):
     server.create_queue("jobs")
     server.latency = 0.1  # seconds; meanwhile the next messages gather, on a slow machine too
     with Connection(server.broker_url, transport_options=spooling) as connection:
-        for number in range(300):
-            publish(connection, number)
+        with server.outage():
+            for number in range(300):
+                publish(connection, number)
+            server.requests.clear()
         assert eventually(lambda: len(bodies(server)) == 300)
     assert sorted(bodies(server)) == list(range(300))
-    assert len(server.requests) < 100
+    assert len(server.requests) < 10
 
 
 def test_a_process_that_starts_in_an_outage_publishes_at_once(port, spooling):
@@ -161,6 +164,22 @@ def test_where_nothing_can_hold_the_spool_publishing_says_so(server, spooling, t
 
 
 # -- what the server has against it
+
+
+def test_where_no_thread_can_be_started_messages_wait_for_the_next_publish(
+    server, spooling, monkeypatch
+):
+    """They are on the disk, so that is no failure of the publish."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Connection(server.broker_url, transport_options=spooling) as connection:
+        with monkeypatch.context() as scarce:
+            scarce.setattr("threading.Thread.start", start)
+            publish(connection, 1)
+        publish(connection, 2)
+        assert eventually(lambda: sorted(bodies(server)) == [1, 2])
 
 
 def test_a_refused_message_is_kept_for_a_decision(server, spooling, caplog):
@@ -371,11 +390,17 @@ def test_an_idle_process_does_no_io(server, spooling):
 HEARTBEAT = """
     import sqlite3, threading
     late, stop = [0.0], []
+    def waited_for_a_cpu():
+        try:
+            with open("/proc/thread-self/schedstat") as file:
+                return int(file.read().split()[1]) / 1e9
+        except OSError:
+            return 0.0
     def beat():
         while not stop:
-            due = time.monotonic() + 0.01
+            due, waited = time.monotonic() + 0.01, waited_for_a_cpu()
             time.sleep(0.01)
-            late[0] = max(late[0], time.monotonic() - due)
+            late[0] = max(late[0], time.monotonic() - due - waited_for_a_cpu() + waited)
     connection = connect()
     connection.Producer().publish(0, routing_key="jobs")
     path = connection.transport.account.publisher._intake._file.path
@@ -400,7 +425,8 @@ HEARTBEAT = """
 @pytest.mark.parametrize("green", ["gevent", "eventlet"])
 def test_a_file_that_is_busy_stops_no_greenlet(server, spooling, green, mode):
     """SQLite's own waiting sleeps in C, and a worker would miss its heartbeats."""
-    pytest.importorskip(green)
+    if importlib.util.find_spec(green) is None:  # not imported: eventlet warns at each fork then
+        pytest.skip(f"needs {green}")
     options = spooling | {"publish_mode": mode}
     with Script(HEARTBEAT, server.broker_url, options, green=green) as script:
         writer = sqlite3.connect(script.line(), isolation_level=None, timeout=30)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.clock import Clock
-from kombu_cfqueues.envelope import Packed
-from kombu_cfqueues.spool.address import Address
+from kombu_cfqueues.envelope import Address, Packed
 from kombu_cfqueues.spool.claims import Claim, Claims
 from kombu_cfqueues.spool.file import File
+from kombu_cfqueues.spool.gate import Permits
 from kombu_cfqueues.spool.intake import Intake, Spooled
-from kombu_cfqueues.spool.permits import Permits
 from kombu_cfqueues.spool.schema import Kind
 
 BASE_URL = "http://127.0.0.1:1/client/v4"

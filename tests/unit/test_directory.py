@@ -1,6 +1,5 @@
 """Queue name <-> queue id: how few requests it takes, and what a server may do to it."""
 
-import functools
 import re
 import threading
 import time
@@ -14,8 +13,8 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client
 from kombu_cfqueues.directory import Directory, cloudflare_name
+from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.options import Options, Secret
-from kombu_cfqueues.spool.address import Address
 
 THREADS = 64
 
@@ -70,7 +69,7 @@ def run_all(targets):
     together = threading.Barrier(len(targets))
 
     def run(target):
-        together.wait(5)
+        together.wait(60)
         try:
             outcomes.append(target())
         except errors.CFQueuesError as error:
@@ -80,7 +79,7 @@ def run_all(targets):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(outcomes) == len(targets)
     return outcomes
 
@@ -365,23 +364,25 @@ def test_threads_that_ask_for_one_name_share_a_look_up(serve, exists):
 )
 def test_threads_that_ask_for_one_name_share_a_refusal(serve, step, kind):
     """Each would only hear it again, and requests are scarce."""
-    here = []
+    here, all_here = [], threading.Event()
 
     class Queues(dict):
         def __contains__(self, name):
             here.append(name)
+            if len(here) == THREADS:
+                all_here.set()
             return False
 
     def slow(request: Request):
-        setting.server.wait_for(lambda: len(here) == THREADS, 5)
+        all_here.wait(30)
         time.sleep(0.2)  # from there to where they wait is a few lines
         return step or api(request)
 
     api = Api()
     setting = serve(slow)
 
-    ask = functools.partial(setting.id, "jobs", queues=Queues(), create_missing_queues=False)
-    outcomes = run_all([ask] * THREADS)
+    given = {"queues": Queues(), "create_missing_queues": False}
+    outcomes = run_all([lambda: setting.id("jobs", deadline=soon(60), **given)] * THREADS)
 
     assert {type(outcome) for outcome in outcomes} == {kind}
     assert len({id(outcome) for outcome in outcomes}) == THREADS, "each has its own traceback"

@@ -169,6 +169,17 @@ def test_trouble_of_one_queue_is_told_once_whatever_others_do(settler, server, c
     assert caplog.text.count("settled again") == 1
 
 
+def test_what_cannot_be_given_back_now_holds_up_no_pull(settler, server, caplog):
+    server.failures = [ConnectionFailed("gone")]
+    settler.ack(delivery("L1"))
+    wait_for(lambda: "cannot be settled now" in caplog.text)
+
+    settler.retry(delivery("L2"), 0)
+
+    assert not settler.returning(JOBS.id)
+    wait_for(lambda: "L2" in server.leases)
+
+
 def test_what_the_token_may_not_is_sent_again_as_well(settler, server):
     """A 403 may come from a proxy, and giving up would deliver the message once more."""
     server.failures = [AuthenticationFailed("403")]

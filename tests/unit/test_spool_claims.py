@@ -7,7 +7,7 @@ from support.spools import CLAIM_SECONDS, Hours, Peer, packed, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
-from kombu_cfqueues.spool.claims import Claim, Fate
+from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
 from kombu_cfqueues.spool.schema import Kind, State
 from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
 
@@ -69,11 +69,11 @@ def test_what_another_process_posted_is_told_to_its_owner_alone(peer):
     owner, poster, other = peer(), peer(), peer()
     row = owner.enter()
     claim = poster.claim()
-    poster.claims.settle(claim, Fate(accepted=[row]))
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
 
-    assert other.intake.outcomes() == ([], False)
-    assert owner.intake.outcomes() == ([(row, None)], False)
-    assert owner.intake.outcomes() == ([], False)
+    assert other.intake.outcomes() == ({}, False)
+    assert owner.intake.outcomes() == ({row: None}, False)
+    assert owner.intake.outcomes() == ({}, False)
 
 
 def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
@@ -82,7 +82,7 @@ def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
     claim = poster.claim()
     poster.claims.refuse_alone(claim, refusal())
 
-    [(told, error)], _ = owner.intake.outcomes()
+    [(told, error)] = owner.intake.outcomes()[0].items()
     assert told == row
     assert type(error) is errors.InvalidMessage
     assert (str(error), error.code, error.status, error.delivered) == ("refused", 10203, 400, "no")
@@ -269,8 +269,8 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     other.claims.sweep()
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
-    slow.claims.settle(claim, Fate(accepted=[claim.entries[0].row]))
-    assert other.intake.outcomes() == ([], False)
+    slow.claims.settle(claim, Fate(dict.fromkeys([claim.entries[0].row])))
+    assert other.intake.outcomes() == ({}, False)
 
 
 def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
@@ -280,7 +280,7 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
     victim.claim()
     victim.die()
     owner.claims.sweep()
-    [(told, error)], _ = owner.intake.outcomes()
+    [(told, error)] = owner.intake.outcomes()[0].items()
     assert (told, error.delivered) == (row, "unknown")
 
 
@@ -323,10 +323,10 @@ def test_withdrawing_says_whether_it_surely_did_not_arrive(peer, clock):
 def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     owner, poster = peer(), peer()
     row = owner.enter(seconds=90)
-    poster.claims.settle(poster.claim(), Fate(accepted=[row]))
+    poster.claims.settle(poster.claim(), Fate(dict.fromkeys([row])))
     clock.now += 100
     poster.claims.sweep()
-    assert owner.intake.outcomes() == ([], False)
+    assert owner.intake.outcomes() == ({}, False)
 
 
 # -- refusals
@@ -348,7 +348,7 @@ def post_until_quiet(process, is_bad):
         requests += 1
         if not any(map(is_bad, texts(claim))):
             accepted += texts(claim)
-            process.claims.settle(claim, Fate(accepted=[e.row for e in claim.entries]))
+            process.claims.settle(claim, Fate(dict.fromkeys([e.row for e in claim.entries])))
         elif len(claim.entries) > 1:
             split(process, claim)
         else:
@@ -397,7 +397,9 @@ def test_the_spool_refuses_more_bytes_than_it_may_hold(peer):
     process.spool(count=2, max_bytes=3 * size)
     with pytest.raises(errors.SpoolFull, match="spool_max_bytes"):
         process.spool(count=2, max_bytes=3 * size)
-    process.claims.settle(claim := process.claim(), Fate(accepted=[e.row for e in claim.entries]))
+    process.claims.settle(
+        claim := process.claim(), Fate(dict.fromkeys([e.row for e in claim.entries]))
+    )
     process.spool(count=3, max_bytes=3 * size)
 
 
@@ -418,6 +420,31 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
     process.claims.settle(claim, Fate(returned=[e.row for e in claim.entries]))
     process.claims.pause(claim.queue, 60)
     assert texts(process.claim(without=[])) in (["other"], ["paused"])
+
+
+# -- who empties it
+
+
+def test_one_process_at_a_time_empties_the_spool(peer, clock):
+    first, second = peer(), peer()
+    assert first.claims.elect()
+    assert not second.claims.elect()
+    assert first.claims.elect()
+    first.claims.stand_down()
+    assert second.claims.elect()
+    second.die()
+    first.claims.sweep()
+    assert first.claims.elect(), "the dead one is not waited for"
+
+
+def test_who_is_elected_and_stuck_is_replaced(peer, clock):
+    stopped, other = peer(), peer()
+    assert stopped.claims.elect()
+    clock.now += SILENCE_SECONDS - 1
+    assert not other.claims.elect()
+    clock.now += 2
+    assert other.claims.elect()
+    assert not stopped.claims.elect()
 
 
 # -- clocks
@@ -452,7 +479,7 @@ def test_a_refusal_after_an_uncertain_try_says_so(peer):
     owner, poster = peer(), peer()
     owner.enter(uncertain=True)
     poster.claims.refuse_alone(poster.claim(), refusal())
-    [(_, error)], _ = owner.intake.outcomes()
+    [error] = owner.intake.outcomes()[0].values()
     assert error.delivered == "unknown"
 
 
@@ -461,8 +488,8 @@ def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
     row = owner.enter()
     claim = poster.claim()
     assert owner.intake.withdraw([row], taken=False) == {}
-    poster.claims.settle(claim, Fate(accepted=[row]))
-    assert owner.intake.outcomes() == ([(row, None)], False)
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
+    assert owner.intake.outcomes() == ({row: None}, False)
 
 
 @pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])

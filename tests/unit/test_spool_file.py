@@ -8,8 +8,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import traceback
+from pathlib import Path
 
 import pytest
 from support.processes import eventually
@@ -23,6 +26,9 @@ from kombu_cfqueues.spool.posters import KernelLock, Posters
 from kombu_cfqueues.spool.schema import VERSION
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
+
+MOUNTS = bool(shutil.which("unshare")) and not subprocess.call(["unshare", "--mount", "true"])
+"""Whether this user may mount something for a process of its own."""
 
 
 @pytest.fixture
@@ -49,6 +55,41 @@ def test_a_home_that_cannot_be_written_leaves_the_runtime_folder(tmp_path):
     (tmp_path / "state").write_text("in the way")
     environ = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path)}
     assert place.find(None, environ).folder == tmp_path / "kombu-cfqueues"
+
+
+def test_a_home_that_is_mounted_read_only_leaves_the_runtime_folder(tmp_path):
+    """What permissions say is not all: ``ProtectHome=read-only`` holds for root, too."""
+    home, run = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    run.mkdir()
+    code = f"""
+        from kombu_cfqueues import errors
+        from kombu_cfqueues.spool import place
+        print(place.find(None, {{"XDG_RUNTIME_DIR": {str(run)!r}}}).folder)
+        try:
+            place.find({str(home / "spool")!r})
+        except errors.SpoolUnavailable as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    if MOUNTS:
+        mount = 'mount -t tmpfs -o ro none "$HOME" && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
+    else:
+        home.rmdir()
+        home.symlink_to("/proc/self")  # which nobody can write to, either
+    done = subprocess.run(
+        command,
+        env=os.environ | {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found, refused = done.stdout.splitlines()
+    assert found == str(run / "kombu-cfqueues")
+    assert f"{home / 'spool'} cannot be used" in refused
+    assert "Read-only file system" in refused or not MOUNTS
 
 
 def test_the_last_resort_is_a_folder_of_ones_own_in_the_temporary_one(tmp_path, monkeypatch):
@@ -106,33 +147,31 @@ def test_files_are_for_their_user_alone(tmp_path, clock):
 
 
 @ROOT
-def test_two_users_share_a_folder_of_their_group(tmp_path, clock):
+def test_users_of_a_group_share_a_folder_of_it(clock):
     """Containers and services with one token need one folder, and their files are the group's."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    os.chown(shared, 0, 54321)
-    shared.chmod(0o2770)
-    for parent in tmp_path.parents:
-        if parent.owner() == "root" and parent.name.startswith(("pytest", "popen")):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    ours = Peer(shared, clock)
-    ours.spool("ours")
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setgid(54321)
-            os.setuid(12345)
-            theirs = Peer(shared, Hours())
-            theirs.spool("theirs")
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-    assert texts(ours.claim()) == ["ours", "theirs"]
-    ours.file.close()
+    # Not pytest's folder, which any run of pytest makes its user's alone.
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder)
+        os.chown(shared, 0, 54321)
+        shared.chmod(0o2770)
+        for user in (12345, 12346):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.setgroups([])
+                    os.setgid(54321)
+                    os.setuid(user)
+                    Peer(shared, clock).spool(str(user))
+                    status = 0
+                finally:
+                    if status:
+                        traceback.print_exc()
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+        ours = Peer(shared, clock)
+        assert texts(ours.claim()) == ["12345", "12346"]
+        ours.file.close()
 
 
 # -- what is in the folder
@@ -212,6 +251,28 @@ def test_the_file_of_each_version_has_its_own_name(tmp_path, clock):
     assert peer.file.path.name.endswith(f"-v{VERSION}.db")
 
 
+def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, clock, monkeypatch):
+    """After an upgrade nobody runs the old version any more, and its messages wait all the same."""
+    older, poster = Peer(tmp_path, clock), Peer(tmp_path, clock)
+    older.spool("sent, perhaps")
+    poster.claim()
+    poster.die()
+    older.spool("waits", count=2)
+    monkeypatch.setattr("kombu_cfqueues.spool.file.VERSION", VERSION + 1)
+    newer = Peer(tmp_path, clock)
+
+    newer.intake.take_over()
+    assert not newer.intake.has_backlog(), "who still runs it delivers it"
+    older.die()
+    newer.intake.take_over()
+    newer.intake.take_over()
+
+    claim = newer.claim()
+    assert texts(claim) == ["sent, perhaps", "waits", "waits"]
+    assert [entry.uncertain for entry in claim.entries] == [True, False, False]
+    newer.file.close()
+
+
 def test_a_file_that_vanishes_is_made_again(tmp_path, clock):
     peer = Peer(tmp_path / "spool", clock)
     peer.spool("gone")
@@ -240,6 +301,20 @@ def test_a_folder_that_vanishes_is_made_again_for_the_next_message(tmp_path, clo
         peer.spool("refused")
     peer.spool("new")
     assert texts(peer.claim()) == ["new"]
+    peer.file.close()
+
+
+def test_the_disk_gets_back_what_a_backlog_has_taken(tmp_path, clock):
+    """Else a disk that an outage has filled would be full for good, with nothing on it."""
+    peer = Peer(tmp_path, clock)
+    rows = peer.spool("x" * 10_000, count=500)
+    full = peer.file.path.stat().st_size
+    peer.file.write(lambda c: c.execute("DELETE FROM message WHERE id <= ?", (rows[-1],)))
+    while peer.file.shrink():
+        pass
+    peer.file.close()
+    assert peer.file.path.stat().st_size < full / 3
+    assert not peer.file.shrink()
     peer.file.close()
 
 
@@ -298,6 +373,26 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert not posters.is_alive(name)
     posters.bury(name)
     assert not posters.is_alive(name)
+
+
+def test_who_is_swept_away_while_it_registers_registers_again(tmp_path, monkeypatch):
+    """Between making the file and locking it, it looks like that of a dead poster."""
+    came, others = Posters(tmp_path, 0o700, 0o600), Posters(tmp_path, 0o700, 0o600)
+    lock_it, swept = KernelLock.acquire, []
+
+    def acquire_late(lock):
+        lock_it(lock)
+        if not swept:
+            swept.extend(file.name for file in tmp_path.iterdir())
+            others.bury(swept[0])
+        return True
+
+    monkeypatch.setattr(KernelLock, "acquire", acquire_late)
+    name, lock = came.register()
+    assert name not in swept
+    assert others.living() == [name]
+    lock.release()
+    assert others.dead() == [name]
 
 
 def test_a_forked_child_does_not_keep_its_parent_alive(tmp_path):

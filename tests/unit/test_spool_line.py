@@ -9,8 +9,8 @@ from support.spools import Peer, packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.clock import Clock
+from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.lane import Verdict
-from kombu_cfqueues.spool.address import Address
 from kombu_cfqueues.spool.carrier import Carrier
 from kombu_cfqueues.spool.claims import Claim, Fate
 from kombu_cfqueues.spool.line import Line
@@ -81,7 +81,7 @@ def test_an_answer_is_heard_long_before_the_next_permit(peer, monkeypatch):
                 self.taken = claim(other)
                 rows = [entry.row for entry in self.taken.entries]
                 settle = threading.Timer(
-                    0.03, other.claims.settle, (self.taken, Fate(accepted=rows))
+                    0.03, other.claims.settle, (self.taken, Fate(dict.fromkeys(rows)))
                 )
                 settle.start()
             return Wait(time.monotonic() + 60)
@@ -100,7 +100,7 @@ def test_a_caller_posts_what_other_processes_wait_for_with_its_own(peer):
     posted = []
     submit(line(owner, lambda address, batch, deadline: posted.append(len(batch))))
     assert posted == [2]
-    assert other.intake.outcomes() == ([(other_row, None)], False)
+    assert other.intake.outcomes() == ({other_row: None}, False)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
