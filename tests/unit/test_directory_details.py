@@ -12,8 +12,8 @@ from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client, Queue
 from kombu_cfqueues.directory import Directory, PullConsumer
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN
+from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.options import Options, Secret
-from kombu_cfqueues.spool.address import Address
 
 
 def soon():
@@ -61,6 +61,7 @@ def test_a_pull_consumer_is_made_once_with_what_the_options_say(emulator, direct
     (consumer,) = emulator.consumers("jobs")
     assert consumer.max_retries == 7
     assert consumer.dead_letter_queue == "dead-letters"
+    assert consumer.visibility_timeout_ms == 60_000
     assert "enabled HTTP pull for queue 'jobs' at Cloudflare" in caplog.messages
     assert "created queue 'jobs' at Cloudflare" in caplog.messages
 
@@ -79,6 +80,8 @@ def test_a_consumer_without_a_dead_letter_queue_has_none(directory):
         (pull(5, "dead"), PullConsumer(5, "dead")),
         (pull(50), PullConsumer(50, "")),
         (pull(50, 7), PullConsumer(50, "")),
+        (pull("many"), PullConsumer(limits.MAX_RETRIES_DEFAULT, "")),
+        ({**pull(), "settings": "none"}, PullConsumer(limits.MAX_RETRIES_DEFAULT, "")),
     ],
 )
 def test_what_came_with_the_queue_costs_no_request(emulator, directory, consumer, known):

@@ -116,8 +116,17 @@ def test_what_workers_send_as_data_is_data(kind):
         "metadata": {"CF-Content-Type": kind},
     }
 
+    info = receive(raw, "jobs")["properties"]["delivery_info"]
+    assert info["cloudflare"]["envelope"] is False
     assert unpack(raw)["content-type"] == "application/data"
     assert unpack(raw)["content-encoding"] == "binary"
+
+
+def test_an_envelope_whose_body_is_not_quite_base64_is_no_envelope():
+    properties = {"body_encoding": "base64"}
+    raw = {"body": json.dumps({"body": "e%A==", "headers": {}, "properties": properties})}
+
+    assert receive(raw, "q")["properties"]["delivery_info"]["cloudflare"]["envelope"] is False
 
 
 def test_json_of_a_worker_says_so():
