@@ -131,11 +131,6 @@ class Options:
     read_timeout: float = 10.0
 
     @property
-    def is_cloudflare(self) -> bool:
-        """Whether requests go to Cloudflare's own API, where the request limit is."""
-        return self.host == urlsplit(limits.API_BASE_URL).hostname
-
-    @property
     def host(self) -> str:
         """The host that requests go to."""
         return urlsplit(self.base_url).hostname or ""

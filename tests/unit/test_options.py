@@ -31,7 +31,7 @@ def test_a_url_with_account_and_token_is_all_that_is_needed():
     assert options.account_id == ACCOUNT
     assert options.api_token == TOKEN
     assert options.base_url == "https://api.cloudflare.com/client/v4"
-    assert options.is_cloudflare
+    assert options.host == "api.cloudflare.com"
 
 
 def test_the_url_wins_over_options_and_these_over_the_environment():

@@ -101,7 +101,7 @@ def test_a_connection_without_a_url_is_shown_with_the_host_that_it_goes_to():
     connection = Connection(transport="kombu_cfqueues:Transport", transport_options=given)
 
     assert connection.as_uri() == "cfqueues://api.cloudflare.com/"
-    assert connection.transport.options.is_cloudflare
+    assert connection.transport.options.host == "api.cloudflare.com"
 
 
 def test_reprs_of_what_holds_the_token_mask_it():
