@@ -610,7 +610,7 @@ def test_connecting_to_a_dead_server_fails(server):
 def test_a_connection_survives_a_server_that_comes_back(api):
     with ScriptedServer(Html(503), Drop(), otherwise=api) as server:
         connection = connect(server)
-        connection.ensure_connection(max_retries=5, interval_start=0, interval_step=0)
+        connection.ensure_connection(max_retries=50, interval_start=0.2, interval_step=0)
         publish(connection)
         connection.release()
 
