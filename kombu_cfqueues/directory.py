@@ -151,6 +151,10 @@ class Directory:
         self._connected = True
         return True
 
+    def doubt(self) -> None:
+        """A connection has failed: the next probe is to ask again."""
+        self._connected = False
+
     def queue(self, name: str, options: Options, *, deadline: float) -> Queue:
         """Kombu's queue *name* as it is at Cloudflare; created if it is missing.
 

@@ -173,6 +173,9 @@ class Transport(virtual.Transport):
             channel.abandon()
         self._avail_channels.clear()
         self.channels.clear()
+        if self._account is not None and len(self.client.alt or ()) > 1:
+            # Kombu before 5.7 goes on to the next URL only where connecting to this one fails.
+            self._account.directory.doubt()
         self._leave_account()
 
     def driver_version(self) -> str:

@@ -197,7 +197,7 @@ def users_of_sockets(tap: Tap, server) -> set[bytes]:
 # -- other ways to fork
 
 PROGRAM = """
-    import atexit, json, multiprocessing, os, signal, sys, threading, time
+    import atexit, contextlib, json, multiprocessing, os, signal, sys, threading, time
     from kombu import Connection
     import kombu_cfqueues
 
@@ -218,7 +218,8 @@ PROGRAM = """
 
         def publish_batch(self, numbers):
             for queue, producer in self.producers.items():
-                with producer.batch():
+                # Kombu before 5.7 has no batches.
+                with producer.batch() if hasattr(producer, "batch") else contextlib.nullcontext():
                     for number in numbers:
                         producer.publish([f"pid-{os.getpid()}-", number], routing_key=queue)
 """

@@ -12,6 +12,7 @@ from hypothesis.stateful import (
 from lane_parts import judge
 from virtual_time import VirtualTime
 
+from kombu_cfqueues.chance import chance
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -44,6 +45,7 @@ class LaneMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        chance.seed(0)  # pauses are random, and a history that is tried again has to be the same
         self.time = VirtualTime()
         self.mood = "well"
         self.round_trip = 0.03
