@@ -46,7 +46,7 @@ versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends 
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
 	PYTHONPATH=.:tests $(BIN)/python tests/endurance/spool.py $(ARGS)
 
-positions: $(VENV)/.dev ## Run the client's tests in each position of each knob of the emulator (an hour)
+positions: $(VENV)/.dev ## Run the client's tests in each position of each knob of the emulator (half an hour)
 	$(BIN)/python tests/conformance/every_position.py $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill and cut off everybody, over 110,000 messages (15 minutes; ARGS="--seed 8")

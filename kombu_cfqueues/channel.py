@@ -76,10 +76,12 @@ class Channel(ConsumingChannel):
         queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
+        if "publish_batch" in kwargs:  # which collects, and waits for nobody
+            for queue in queues:
+                self._put(queue, message, **kwargs)
+            return None
         with outermost:
             spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
-        if "publish_batch" in kwargs:
-            return None
         return self.account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put(

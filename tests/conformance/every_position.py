@@ -1,4 +1,4 @@
-"""The client's own tests in each position of each knob: an hour, so ``make positions`` runs it.
+"""The client's own tests in each position of each knob: ``make positions``, for it takes long.
 
 Arguments are names of knobs; without any, it is all of them.  Ends with status 1 if a test failed.
 """
@@ -15,6 +15,8 @@ from typing import Final
 from test_each_position import POSITIONS
 
 ROOT: Final = Path(__file__).parents[2]
+
+JOBS: Final = "6"  # tests mostly wait
 
 NOTHING_TO_RUN: Final = 5  # pytest's exit status where all tests are spared
 
@@ -41,6 +43,7 @@ def main() -> int:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", spared),
+                *("-n", JOBS),
                 *(f"tests/integration/{name}.py" for name in TESTS),
             ],
             cwd=ROOT,
