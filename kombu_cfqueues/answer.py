@@ -34,6 +34,8 @@ PERMISSION = (
     "for this account, and may have been revoked or mistyped."
 )
 
+NO_QUEUE = "The queue has gone, or never was: create it, or correct its id in the option 'queues'."
+
 
 class Answer(NamedTuple):
     """An HTTP answer, read to its end."""
@@ -57,8 +59,8 @@ Meaning = tuple[type[CFQueuesError], str]
 #: Cloudflare's error codes, from its list at developers.cloudflare.com/queues (101xx, 102xx), the
 #: source of wrangler (100xxx) and reports of answers seen (the rest).
 CODES: dict[int, Meaning] = {
-    10104: (QueueNotFound, "The queue has gone, or never was."),
-    11000: (QueueNotFound, "The queue has gone, or never was."),
+    10104: (QueueNotFound, NO_QUEUE),
+    11000: (QueueNotFound, NO_QUEUE),
     10106: (PermissionDenied, PERMISSION),
     10405: (PermissionDenied, PERMISSION),
     10107: (ConfigurationError, "A queue id is 32 hex digits: check the option 'queues'."),

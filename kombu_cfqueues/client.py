@@ -579,7 +579,7 @@ _MEANINGS: tuple[
         (urllib3.exceptions.ProxyError,),
         ConnectionFailed,
         "no",
-        "the proxy between here and {host} refused or is unreachable",
+        "the proxy between here and {host} refused or is unreachable: check HTTPS_PROXY",
     ),
     (
         (
@@ -589,7 +589,10 @@ _MEANINGS: tuple[
         ),
         ConnectionFailed,
         "no",
-        "{host} cannot be reached",
+        (
+            "{host} cannot be reached: check the host of the broker URL, the network, a firewall, "
+            "and HTTPS_PROXY"
+        ),
     ),
     (
         (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),

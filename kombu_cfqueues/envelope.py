@@ -123,9 +123,10 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
         fragment = f'{{"body":{body},"content_type":"{options.content_type}"'.encode()
     except (TypeError, ValueError, RecursionError) as error:
         # ValueError covers NaN, circular references, lone surrogates and bytes that are no UTF-8.
+        what = "headers and properties" if options.body_format == "kombu" else "a plain body"
         raise InvalidMessage(
             f"the message to queue {queue!r} cannot be sent as {options.body_format} "
-            f"{options.content_type}: {error}"
+            f"{options.content_type}: {error}; {what} may hold only what JSON can"
         ) from error
     if size > limits.BODY_BYTES:
         raise MessageTooLarge(

@@ -176,7 +176,8 @@ def _refusal(error: CFQueuesError) -> Iterator[Check]:
 
 def _remedy(error: CFQueuesError) -> str:
     """What to do, where the error's own words do not say."""
-    if isinstance(error, ConnectionFailed) and "set REQUESTS_CA_BUNDLE" not in str(error):
+    says = ("set REQUESTS_CA_BUNDLE", "check the host", "check HTTPS_PROXY")
+    if isinstance(error, ConnectionFailed) and not any(one in str(error) for one in says):
         return "; check the host of the broker URL, the network, a firewall, and HTTPS_PROXY"
     if isinstance(error, ServerError) and "cloudflarestatus" not in str(error):
         return " Try again; if it stays, see https://www.cloudflarestatus.com."
