@@ -277,7 +277,10 @@ class Scene:
         self._note("killed", "emulator")
         self._server.kill()
         time.sleep(self._chance.uniform(0.1, 1.0))
+        began = time.monotonic()
         self._server.start()
+        # Its clock began where the machine's is, and has jumped: leases of meanwhile have ended.
+        self._note("jumped", began)
         self._requests = self._server.requests
 
     def _kill_publisher(self) -> None:
@@ -291,8 +294,9 @@ class Scene:
         (self._folder / KILL_CHILD).touch()
 
     def _advance_clock(self) -> None:
-        self._note("advanced", LEASE_SECONDS + 1)
+        began = time.monotonic()
         self._server.advance(LEASE_SECONDS + 1)
+        self._note("advanced", began)
 
     def _cut_network(self) -> None:
         self._note("outage")

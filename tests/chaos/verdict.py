@@ -16,6 +16,7 @@ from .ledger import Line
 CAUSES = {
     "uncertain": "posted again, because the answer to the first post never came",
     "poster killed": "posted again, because its poster was killed before it could note the answer",
+    "poster ended": "posted again, because its poster ended, which waits for few seconds only",
     "worker killed": "delivered again, because its worker was killed with it",
     "given back": "delivered again, because a worker gave it back whose child was killed",
     "lease ended": "delivered again, because its lease ended: the clock was advanced",
@@ -27,7 +28,7 @@ CAUSES = {
 class Post:
     process: str
     at: float
-    outcome: str = ""  # "" until the answer: its process was killed in between
+    outcome: str = ""  # "" until the answer: its process was killed in between, or ended
 
 
 @dataclass
@@ -117,7 +118,8 @@ class _Book:
         self._given_back: dict[str, float] = {}  # by lease: when
         self._deaths: dict[str, float] = {}  # by process: when it was killed
         self._children_killed = False
-        self._advances: list[float] = []
+        self._ended: set[str] = set()  # publishers that had nothing more to publish
+        self._jumps: list[tuple[float, float]] = []  # of the server's clock: some time between
         self._faults: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -132,6 +134,9 @@ class _Book:
     ) -> None:
         self._messages[name].told = told
         self._errors.update([error] if error else [])
+
+    def _done(self, process: str, at: float) -> None:
+        self._ended.add(process)
 
     def _post(self, process: str, at: float, number: int, names: list[str]) -> None:
         self._calls[process, number] = [Post(process, at) for _ in names]
@@ -167,9 +172,12 @@ class _Book:
         self._deaths[name] = at
         self._faults[f"{name.partition('.')[0]} killed"] += 1
 
-    def _advanced(self, process: str, at: float, seconds: float) -> None:
-        self._advances.append(at)
+    def _advanced(self, process: str, at: float, began: float) -> None:
+        self._jumped(process, at, began)
         self._faults["clock advanced"] += 1
+
+    def _jumped(self, process: str, at: float, began: float) -> None:
+        self._jumps.append((began, at))
 
     def _fault(self, process: str, at: float, kind: str) -> None:
         self._faults[f"fault: {kind}"] += 1
@@ -220,6 +228,8 @@ class _Book:
                 found.append("uncertain")
             elif post.outcome != "no" and post.process in self._deaths:
                 found.append("poster killed")
+            elif not post.outcome and post.process in self._ended:
+                found.append("poster ended")
         pulls: dict[str, list[Pull]] = defaultdict(list)
         for pull in sorted(message.pulls, key=lambda pull: pull.at):
             pulls[pull.server_id].append(pull)
@@ -236,7 +246,7 @@ class _Book:
         if before.at < self._deaths.get(before.process, 0.0) < after.at:
             return "worker killed"
         if after.at - before.at > self._lease_seconds or any(
-            before.at < moment < after.at for moment in self._advances
+            before.at < ended and began < after.at for began, ended in self._jumps
         ):
             return "lease ended"
         return "server"

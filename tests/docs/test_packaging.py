@@ -39,7 +39,8 @@ def test_the_oldest_versions_that_are_promised_are_tested():
     required = SETUP["options"]["install_requires"] + SETUP["options.extras_require"]["celery"]
     promised = dict(re.findall(r"^(\w+)>=([\d.]+)", required, re.MULTILINE))
     oldest = (ROOT / ".ci/oldest.txt").read_text()
-    assert dict(re.findall(r"^(\w+)==([\d.]+)\.\*$", oldest, re.MULTILINE)) == promised
+    tested = dict(re.findall(r"^(\w+)==([\d.]+)\.\*$", oldest, re.MULTILINE))
+    assert tested.items() >= promised.items()
 
 
 CHANGES = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n"
