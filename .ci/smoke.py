@@ -89,7 +89,7 @@ assert metadata.version("kombu-cfqueues") == kombu_cfqueues.__version__
 assert resources.files("kombu_cfqueues").joinpath("py.typed").is_file()
 with kombu.Connection(f"cfqueues://{'0' * 32}:token@/") as connection:
     assert isinstance(connection.transport, kombu_cfqueues.Transport)
-    assert connection.as_uri() == f"cfqueues://{'0' * 32}:**@api.cloudflare.com//"
+    assert connection.as_uri() == f"cfqueues://{'0' * 32}:**@api.cloudflare.com/"
 use = {"celery": use_celery, "cli": use_cli, "emulator": use_emulator}.get(EXTRA)
 if use:
     use()
