@@ -132,6 +132,10 @@ def test_what_is_left_of_the_allowance(listing, process, clock):
     process.enter(straight=True)
     assert listing.allowed() == (4, 0.0)
 
+    for _ in range(4):
+        process.enter(straight=True)
+    assert listing.allowed() == (0, 0.0)
+
     process.file.write(lambda c: process.file.bucket(c).stop(Scope.PUBLISHING, 90.0))
     clock.now += 30
     assert listing.allowed() == (5, 60.0)
