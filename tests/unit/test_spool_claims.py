@@ -258,6 +258,17 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     assert texts(other.claim()) == ["waits"]
 
 
+def test_what_a_process_that_ends_has_claimed_is_free_at_once(peer):
+    """Nobody has to find out first that it is gone."""
+    ends, owner = peer(), peer()
+    owner.enter("waits")
+    ends.claim()
+
+    ends.file.close()
+
+    assert texts(owner.claim()) == ["waits"]
+
+
 def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     slow, other = peer(), peer()
     other.enter("waits")
