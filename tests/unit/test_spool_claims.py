@@ -152,6 +152,20 @@ def test_many_who_wait_leave_the_backlog_half_of_its_request(peer):
     assert (found.count("waits"), found.count("spooled")) == (50, 50)
 
 
+@pytest.mark.parametrize("kind", [Kind.BULK, Kind.SPOOLED])
+def test_large_messages_do_not_take_the_turn_of_a_backlog(peer, kind):
+    """Two that do not fit into one request: the one whose turn it is goes."""
+    process = peer()
+    if kind is Kind.BULK:
+        process.enter("b" * 127_000, kind=kind)
+    else:
+        process.spool("b" * 127_000)
+    process.enter("s" * 124_000)
+
+    assert texts(process.claim())[0][0] == "b"
+    assert texts(process.claim())[0][0] == "s"
+
+
 def test_admin_requests_stand_in_the_same_line(peer, clock):
     """A queue that has to be looked up is not looked up after an endless stream of messages."""
     publisher, admin, late = peer(), peer(), peer()
