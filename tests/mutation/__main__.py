@@ -218,6 +218,7 @@ def write(path: Path, code: str) -> None:
 def run_tests(copy: Path, tests: list[str]) -> Outcome:
     """Run these tests until one fails."""
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}"]
+    options += ["--timeout-method=thread"]  # for those that swallow what is raised in them, too
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
