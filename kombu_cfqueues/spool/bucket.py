@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from ..budget import FIRST_TOKENS, Allowance, Limit, Scope
+from ..budget import Allowance, Limit, Scope
 from ..errors import RateLimited
 from .schema import Kind
 
@@ -86,7 +86,7 @@ class Bucket:
         # The token was changed.  What the one before has spent counts, and so do its stops:
         # Cloudflare's limit is its user's.
         before = Allowance(*row).counted(self._limit, self._now)
-        return before._replace(tokens=min(before.tokens, new.tokens, FIRST_TOKENS))
+        return before._replace(tokens=min(before.tokens, new.tokens))
 
     def _save(self, allowance: Allowance) -> None:
         self._allowance = allowance

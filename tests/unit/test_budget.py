@@ -299,6 +299,28 @@ def test_who_cannot_wait_for_the_end_of_a_block_fails_at_once(time, budget, acqu
     assert time.now == 2_000.0
 
 
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [(10250, "the queue takes"), (10253, "stopped publishing"), (971, "stopped every call")],
+)
+def test_who_fails_hears_what_stops_it(time, budget, acquire, code, why):
+    budget.refused(refused(300, code), queue="emails")
+    caller = acquire(queue="emails", timeout=30)
+    time.run()
+
+    assert why in str(caller.error)
+
+
+def test_who_cannot_wait_for_what_the_server_has_left_fails_at_once(time, budget, acquire):
+    budget.observe('"default";r=2;t=100')
+    caller = acquire(timeout=49)
+    time.run()
+
+    assert caller.error.retry_after == pytest.approx(50)
+    assert "used up" in str(caller.error)
+    assert time.now == 2_000.0
+
+
 def test_a_block_without_retry_after_lasts_for_the_window(time, budget, acquire):
     budget.refused(refused(None))
     caller = acquire(timeout=1_000)

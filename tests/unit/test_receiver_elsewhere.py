@@ -66,6 +66,7 @@ def test_text_is_delivered_as_text(channel):
     body, message = decoded(channel, pulled("Grüße", "text"))
 
     assert body == "Grüße"
+    assert (message.content_type, message.content_encoding) == ("text/plain", "utf-8")
     assert message.delivery_info["cloudflare"]["content_type"] == "text"
 
 

@@ -234,6 +234,7 @@ def test_a_broken_file_is_put_aside_and_never_deleted(tmp_path, clock, caplog, c
     (record,) = caplog.records
     (aside,) = tmp_path.glob("*.unusable-*")
     assert str(aside) in record.getMessage()
+    assert "not a database" in record.getMessage()
     assert aside.read_bytes() == content
     assert texts(peer.claim()) == ["new"]
     peer.file.close()
