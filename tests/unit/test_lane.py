@@ -1,6 +1,7 @@
 """A lane: many callers, few requests, an outcome for each."""
 
 import gc
+import itertools
 import pickle
 import random
 import weakref
@@ -546,6 +547,20 @@ def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, 
     assert outcomes([patient, *hasty]) == [None] * 51
 
 
+def test_pauses_double_up_to_five_seconds(time, server, submit, monkeypatch):
+    """At the longest: each is random up to a length."""
+    monkeypatch.setattr(chance, "uniform", lambda low, high: high)
+    server.refuse = lambda items: ConnectionFailed("down")
+    submit("x", timeout=30.0)
+    time.run()
+
+    pauses = [
+        round(after - before - ROUND_TRIP, 3)
+        for before, after in itertools.pairwise(server.sent_at)
+    ]
+    assert pauses[:8] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_callers_in_a_hurry_do_not_take_turns_without_a_pause(time, server, seed):
     """They stand so far behind that each time only messages of others leave, and fail at once."""
@@ -687,6 +702,25 @@ def test_a_batch_holds_single_publishers_off_for_no_more_than_one_permit(
     time.run()
 
     assert single.result == pytest.approx(4.0 + ROUND_TRIP)
+
+
+def test_what_is_on_its_way_is_waited_for_where_the_rest_has_no_chance(time, permits):
+    def post(items, deadline):
+        if "late" in items:
+            raise RateLimited("wait", status=429, retry_after=100)
+        time.sleep(5.0)
+
+    permits.at = [0.01]
+    lane = Lane(post, permits.take, judge, max_items=2, clock=time)
+    single = time.spawn(lane.submit, "single", 1, 30.0)
+    many = time.spawn(lane.submit_many, [("goes along", 1), ("late", 1)], 30.0)
+    time.run()
+
+    assert single.error is None
+    there, late = many.result
+    assert there is None
+    assert isinstance(late, PublishTimeout)
+    assert late.delivered == "no"
 
 
 def test_single_publishers_do_not_starve_a_batch(time, lane, permits, submit_many):

@@ -181,6 +181,16 @@ def test_admin_requests_stand_in_the_same_line(peer, clock):
     assert texts(late.claim()) == ["second"]
 
 
+def test_an_admin_request_comes_between_two_permits_of_a_batch(peer, clock):
+    publisher, admin = peer(), peer()
+    publisher.enter("bulk", kind=Kind.BULK, count=300)
+    publisher.claim()
+    ticket, _ = admin.permits.request_permit(None, clock.now + 900)
+    clock.now += 1
+
+    assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
+
+
 def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
     """A stopped process has a place in the line, and no use for it."""
     stopped, other = peer(), peer()
