@@ -323,8 +323,12 @@ class Receiver:
                 late = self._hand_over(subscription, most, arrivals)
                 self._set_pace(subscription, started, most, len(found), error)
                 story = self._story(subscription, started, error)
-        for arrival in late:
-            self.give_back(arrival.delivery)
+            for arrival in late:
+                self.give_back(arrival.delivery)
+            # Not before: whoever flushes looks for nothing more once no pull is in flight.
+            with self._lock:
+                subscription.in_flight -= 1
+                subscription.inbox.changed()
         if story is not None:
             logger.log(*story)
 
@@ -374,7 +378,6 @@ class Receiver:
     ) -> list[Arrival]:
         """Return what came too late to be delivered.  The caller holds the lock."""
         late, kept = (arrivals, []) if subscription.cancelled else ([], arrivals)
-        subscription.in_flight -= 1
         subscription.window.held -= most - len(kept)
         subscription.inbox.put(kept)
         return late

@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from kombu_cfqueues.errors import (
     PullNotEnabled,
     QueueNotFound,
 )
+from kombu_cfqueues.receiver import Receiver
 
 from .consuming import (
     FAST,
@@ -624,6 +626,26 @@ def test_what_a_pull_brings_after_the_cancel_is_given_back(emulator):
         process.stdin.close()
         assert process.wait(60) == 0
     assert len(emulator.requests.of("pull")) == 1
+    assert [message.state for message in emulator.messages("jobs")] == ["ready"] * 10
+
+
+def test_close_waits_until_what_a_last_pull_brought_is_on_its_way_back(emulator, monkeypatch):
+    emulator.create_queue("jobs", consumer=PULL)
+    connection = Connection(emulator.broker_url)
+    publish(connection, *range(10))
+    give_back = Receiver.give_back
+
+    def hesitate(*arguments):
+        time.sleep(0.05)  # as a busy machine would, here where it hurts
+        give_back(*arguments)
+
+    monkeypatch.setattr(Receiver, "give_back", hesitate)
+    fault = emulator.faults.latency("pull", seconds=1)
+    Consumer(connection.channel(), Queue("jobs"), callbacks=[print], prefetch_count=10).consume()
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.05)
+    until(lambda: fault.hits)
+    connection.close()
     assert [message.state for message in emulator.messages("jobs")] == ["ready"] * 10
 
 
