@@ -240,7 +240,7 @@ class Channel(ConsumingChannel):
         found = self.account.directory.find(queue, self.options, deadline=deadline)
         if found is None:
             return 0
-        count = self.account.client.backlog(found.id, deadline=deadline)
+        count = self.account.client.backlog(found.id, deadline=deadline).messages
         self.account.client.purge(found.id, deadline=deadline)
         self._discard_arrived(queue)
         return count or 0
@@ -294,7 +294,7 @@ class Channel(ConsumingChannel):
         if found is None:
             return 0
         try:
-            return self.account.client.backlog(found.id, deadline=deadline)
+            return self.account.client.backlog(found.id, deadline=deadline).messages
         except PermanentError as error:
             # A token may publish and consume, and not read metrics.
             logger.warning("how many messages queue %r has cannot be read: %s", queue, error)
