@@ -221,7 +221,7 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
     with Worker(emulator, tmp_path, pool="threads", task_acks_late=True) as worker:
         # Longer than Celery's own loop takes to notice that it is to stop.
         for n in range(4):
-            tasks.nap.delay(n, 4.2)
+            tasks.nap.delay(n, within(4.2, 8))
         until(lambda: len(worker.runs("nap")) == 2)
         if gone == "hangs":
             emulator.faults.hang(times=None)
