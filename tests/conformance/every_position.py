@@ -24,8 +24,6 @@ TESTS: Final = ("test_publish", "test_celery_publish", "test_consume")
 
 #: Where a test asks for what its position does not give: the knob, the position, and the tests.
 SPARED: Final = {
-    # These read with one pull what was published.
-    ("short_batches", True): ["message_has_an_id_to_tell", "test_a_group_arrives_whole"],
     # All tests that count messages; test_each_position has one that does not.
     ("duplicate_rate", 1): ["test_"],
     # Its second delivery has the number of another's first.

@@ -66,7 +66,7 @@ def test_a_countdown_is_not_in_the_way_of_the_queues_own_delay(app, emulator):
     emulator.clock.advance(51)
     with Connection(emulator.broker_url) as connection:
         queue = connection.SimpleQueue("slow")
-        queue.get(timeout=5).ack()
+        queue.get(timeout=30).ack()
         queue.close()
 
 

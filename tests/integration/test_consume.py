@@ -35,6 +35,7 @@ from .consuming import (
     FAST,
     PULL,
     Collector,
+    arrived,
     consume,
     drain,
     drain_until_it_fails,
@@ -241,6 +242,7 @@ def test_a_requeued_message_is_there_for_the_very_next_get(connection, emulator)
     emulator.latency = 0.05
     queue = connection.SimpleQueue("jobs")
     publish(connection, "again")
+    arrived(emulator)
     for _ in range(5):
         queue.get_nowait().requeue()
     message = queue.get_nowait()
@@ -262,10 +264,11 @@ def test_a_requeued_message_is_there_although_a_consumer_pulls_ahead(connection)
     queue.close()
 
 
-def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
+def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection, emulator):
     queue = connection.SimpleQueue("jobs")
     queue.channel.basic_qos(0, 10, False)
     publish(connection, *range(5))
+    arrived(emulator)
     messages = [queue.get(timeout=30)]
     messages += [queue.get_nowait() for _ in range(4)]
     assert sorted(message.payload for message in messages) == list(range(5))
@@ -278,10 +281,11 @@ def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_emp
     options = {"polling_interval": 300, "max_polling_interval": 300}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         publish(connection, "x")
+        arrived(emulator)
         got = Collector(ack=False)
         with consume(connection, got, prefetch_count=5):
             drain(connection, 1)
-            until(lambda: len(emulator.requests.of("pull")) == 2)
+            until(lambda: [r.status for r in emulator.requests.of("pull")].count(200) == 2)
             got.messages[0].requeue()
             drain(connection, 1)
 
@@ -829,6 +833,7 @@ def test_an_outage_is_logged_once_and_consuming_resumes_by_itself(connection, em
     got = Collector(ack=False)
     with consume(connection, got, prefetch_count=4):
         drain(connection, 1)
+        until(lambda: len(connection.transport.inbox._arrivals) == 3)
         with emulator.outage():
             got.messages[0].ack()
             for _ in range(3):

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import cloudflare
 import pytest
-from cloudflare.types.queues import MessagePullResponse
 from kombu import Connection, Exchange, Queue
 from kombu.serialization import prepare_accept_content
 from kombu.transport.virtual import Message
@@ -21,6 +20,8 @@ from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import ConnectionFailed, InvalidMessage, MessageTooLarge
 
+from .workers import until
+
 ACCEPT = prepare_accept_content(["json", "pickle"])
 
 
@@ -28,6 +29,7 @@ class Reader:
     """An independent consumer: the official SDK over HTTP pull, then Kombu's own message class."""
 
     def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
         self.account_id = emulator.account_id
         self.client = cloudflare.Cloudflare(
             api_token=emulator.token, base_url=emulator.base_url, max_retries=0
@@ -43,21 +45,26 @@ class Reader:
             queues.consumers.create(
                 found.queue_id, account_id=self.account_id, type="http_pull", settings={}
             )
-        pulled = self._pull(found.queue_id)
-        return [json.loads(message.body) for message in pulled.messages]
+        bodies = []
 
-    def _pull(self, queue_id: str) -> MessagePullResponse:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                return self.client.queues.messages.pull(
-                    queue_id, account_id=self.account_id, batch_size=100
-                )
-            except cloudflare.APIStatusError as refusal:
-                # A pull consumer that has just been made need not be in force yet.
-                if refusal.status_code != 405 or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        def all_are_read() -> bool:
+            states = {message.state for message in self.emulator.messages(queue)}
+            if "ready" in states:
+                bodies.extend(self._pull(found.queue_id))
+            return states == {"leased"}
+
+        until(all_are_read)
+        return [json.loads(body) for body in bodies]
+
+    def _pull(self, queue_id: str) -> list[str]:
+        messages = self.client.queues.messages
+        try:
+            pulled = messages.pull(queue_id, account_id=self.account_id, batch_size=100)
+        except cloudflare.APIStatusError as refusal:
+            if refusal.status_code != 405:  # the pull consumer is not in force yet
+                raise
+            return []
+        return [message.body for message in pulled.messages]
 
     def messages(self, queue: str) -> list[Message]:
         return [Message(raw, channel=self.channel, accept=ACCEPT) for raw in self.raw(queue)]
@@ -156,7 +163,7 @@ def test_dates_and_decimals_in_headers_survive_as_on_other_transports(connection
     }
     connection.Producer().publish({}, routing_key="jobs", headers=headers)
     queue = connection.SimpleQueue("jobs")
-    message = queue.get(timeout=5)
+    message = queue.get(timeout=30)
     message.ack()
     queue.close()
     assert message.headers == headers
@@ -247,7 +254,7 @@ def test_an_eta_in_the_past_is_delivered_at_once_whatever_the_queues_own_delay(e
     with Connection(emulator.broker_url) as connection:
         connection.Producer().publish(1, routing_key="slow", headers={"eta": past})
         queue = connection.SimpleQueue("slow")
-        queue.get(timeout=5).ack()
+        queue.get(timeout=30).ack()
         queue.close()
 
 
