@@ -45,26 +45,26 @@ class Reader:
             queues.consumers.create(
                 found.queue_id, account_id=self.account_id, type="http_pull", settings={}
             )
-        bodies = []
+        bodies = {}  # by id: a message may come twice
 
         def all_are_read() -> bool:
             states = {message.state for message in self.emulator.messages(queue)}
             if "ready" in states:
-                bodies.extend(self._pull(found.queue_id))
+                bodies.update(self._pull(found.queue_id))
             return states == {"leased"}
 
         until(all_are_read)
-        return [json.loads(body) for body in bodies]
+        return [json.loads(body) for body in bodies.values()]
 
-    def _pull(self, queue_id: str) -> list[str]:
+    def _pull(self, queue_id: str) -> dict[str, str]:
         messages = self.client.queues.messages
         try:
             pulled = messages.pull(queue_id, account_id=self.account_id, batch_size=100)
         except cloudflare.APIStatusError as refusal:
             if refusal.status_code != 405:  # the pull consumer is not in force yet
                 raise
-            return []
-        return [message.body for message in pulled.messages]
+            return {}
+        return {message.id: message.body for message in pulled.messages}
 
     def messages(self, queue: str) -> list[Message]:
         return [Message(raw, channel=self.channel, accept=ACCEPT) for raw in self.raw(queue)]
