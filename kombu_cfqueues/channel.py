@@ -252,7 +252,7 @@ class Channel(ConsumingChannel):
 
         Args:
             queue: Its name; None: a new one.
-            passive: Only look: one or two requests, and the number of messages is true.
+            passive: Only look: one or two requests, for about how many messages it has.
             **kwargs: ``auto_delete`` has an effect.
 
         Raises:
@@ -272,7 +272,8 @@ class Channel(ConsumingChannel):
         Args:
             queue: Its name.
             if_unused: Not if this channel consumes it; of others nobody knows.
-            if_empty: Not if it has messages, or if the server does not say.
+            if_empty: Not if it has messages, or if the server does not say.  What was published
+                just now it may not know of.
             **kwargs: Without effect.
         """
         consumers = [tag for tag, name in self._tag_to_queue.items() if name == queue]

@@ -20,6 +20,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 
+from kombu_cfqueues import receiver
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -34,6 +35,7 @@ from .consuming import (
     FAST,
     PULL,
     Collector,
+    arrived,
     consume,
     drain,
     drain_until_it_fails,
@@ -240,6 +242,7 @@ def test_a_requeued_message_is_there_for_the_very_next_get(connection, emulator)
     emulator.latency = 0.05
     queue = connection.SimpleQueue("jobs")
     publish(connection, "again")
+    arrived(emulator)
     for _ in range(5):
         queue.get_nowait().requeue()
     message = queue.get_nowait()
@@ -261,10 +264,11 @@ def test_a_requeued_message_is_there_although_a_consumer_pulls_ahead(connection)
     queue.close()
 
 
-def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection):
+def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection, emulator):
     queue = connection.SimpleQueue("jobs")
     queue.channel.basic_qos(0, 10, False)
     publish(connection, *range(5))
+    arrived(emulator)
     messages = [queue.get(timeout=30)]
     messages += [queue.get_nowait() for _ in range(4)]
     assert sorted(message.payload for message in messages) == list(range(5))
@@ -277,10 +281,11 @@ def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_emp
     options = {"polling_interval": 300, "max_polling_interval": 300}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         publish(connection, "x")
+        arrived(emulator)
         got = Collector(ack=False)
         with consume(connection, got, prefetch_count=5):
             drain(connection, 1)
-            until(lambda: len(emulator.requests.of("pull")) == 2)
+            until(lambda: [r.status for r in emulator.requests.of("pull")].count(200) == 2)
             got.messages[0].requeue()
             drain(connection, 1)
 
@@ -517,16 +522,20 @@ def test_a_passive_declare_counts_and_an_active_one_costs_nothing(connection, em
     channel = connection.channel()
     assert channel.queue_declare("jobs").message_count == 0
     assert len(emulator.requests) == 0
-    assert queue.qsize() == 3
+    until(lambda: queue.qsize() == 3)  # the metrics may be old
     queue.close()
 
 
 def test_purge_counts_and_empties(connection, emulator):
-    publish(connection, *range(5))
+    publish(connection, *range(6))
     got = Collector(ack=False)
     with consume(connection, got, prefetch_count=2) as consumer:
-        drain(connection, 1)  # and has pulled another one
-        assert consumer.purge() >= 4
+        drain(connection, 1)
+        until(lambda: [m.state for m in emulator.messages("jobs")].count("leased") == 2)
+        counts = (4, 6)  # what is leased counts or not
+        queue = connection.SimpleQueue("jobs")
+        until(lambda: queue.qsize() in counts)  # the metrics may be old
+        assert consumer.purge() in counts
         got.messages[0].ack()
         nothing_comes(connection, 0.3)
     assert len(got.bodies) == 1
@@ -538,8 +547,12 @@ def test_delete_if_empty_spares_what_has_messages(connection, emulator):
     channel.queue_delete("jobs", if_empty=True)
     assert "jobs" in emulator.queue_names()
     channel.queue_purge("jobs")
-    channel.queue_delete("jobs", if_empty=True)
-    assert "jobs" not in emulator.queue_names()
+
+    def goes():
+        channel.queue_delete("jobs", if_empty=True)
+        return "jobs" not in emulator.queue_names()
+
+    until(goes)  # a purge takes its time, and the metrics may be old
 
 
 def test_delete_if_empty_spares_what_is_unknown(connection, emulator):
@@ -820,6 +833,7 @@ def test_an_outage_is_logged_once_and_consuming_resumes_by_itself(connection, em
     got = Collector(ack=False)
     with consume(connection, got, prefetch_count=4):
         drain(connection, 1)
+        until(lambda: len(connection.transport.inbox._arrivals) == 3)
         with emulator.outage():
             got.messages[0].ack()
             for _ in range(3):
@@ -965,7 +979,8 @@ def test_a_paused_queue_is_waited_for_with_one_warning(position, caplog):
 
 
 @pytest.mark.parametrize("get", ["drain", "get_nowait"])
-def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
+def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get, caplog):
+    """Nobody is warned of what is usual."""
     with (
         Emulator(pull_enable_delay=1.5) as emulator,
         Connection(emulator.broker_url, transport_options=FAST) as connection,
@@ -978,6 +993,19 @@ def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get):
             assert got.bodies == ["x"]
         else:
             connection.SimpleQueue("jobs").get_nowait().ack()
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_pull_consumer_that_takes_long_to_be_in_force_is_warned_of_once(
+    connection, emulator, caplog, monkeypatch
+):
+    monkeypatch.setattr(receiver, "ENABLING_QUIETLY", 0.5)
+    emulator.knobs = replace(emulator.knobs, pull_enable_delay=3)
+    publish(connection, "x")
+    with consume(connection, Collector()):
+        drain(connection, 1)
+    told = [r for r in caplog.records if "cannot be pulled" in r.getMessage()]
+    assert len(told) == 1
 
 
 def test_a_pull_consumer_that_was_removed_since_we_looked_is_made_again(connection, emulator):
