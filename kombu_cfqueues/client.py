@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from .answer import Answer, Meaning, envelope_of
 from .errors import (
@@ -560,7 +561,7 @@ _MEANINGS: tuple[
         "base_url or a proxy of the environment is not a valid URL",
     ),
     (
-        (ssl.SSLCertVerificationError,),
+        (ssl.SSLCertVerificationError, CertificateError),
         ConnectionFailed,
         "no",
         (
