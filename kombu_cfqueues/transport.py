@@ -174,6 +174,10 @@ class Transport(virtual.Transport):
             raise
         return self
 
+    def verify_connection(self, connection: Transport) -> bool:
+        """Whether it lives: another thread may have closed it while this one was connecting."""
+        return connection is self
+
     def close_connection(self, connection: Transport) -> None:
         """Close the channels; the last connection of the process also closes the sockets."""
         try:

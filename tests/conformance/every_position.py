@@ -24,12 +24,14 @@ TESTS: Final = ("test_publish", "test_celery_publish", "test_consume")
 
 #: Where a test asks for what its position does not give: the knob, the position, and the tests.
 SPARED: Final = {
-    # These count what is delivered, or what is left in the queue.
+    # These count what is delivered, or what is left in the queue; the duplicate says that it comes
+    # for the first time.
     ("duplicate_rate", 1): [
         "test_a_consumer_without_acks_is_acked_on_receipt",
         "test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue",
         "test_a_dead_letter_that_is_refused_stays_where_it_was",
         "test_a_failed_ack_frees_its_prefetch_slot",
+        "test_a_message_says_that_it_comes_again",
         "test_a_message_that_is_due_much_later_goes_back_for_the_rest",
         "test_a_rejected_message_goes_to_the_dead_letter_queue",
         "test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warning",

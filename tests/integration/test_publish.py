@@ -337,6 +337,21 @@ def test_a_connection_that_is_closed_while_it_is_made_says_so(emulator):
     assert [one._connections for one in account._registry.accounts.values()] == [0]
 
 
+def test_a_connection_that_is_closed_as_soon_as_it_is_made_is_made_again(emulator, monkeypatch):
+    connection = Connection(emulator.broker_url)
+    establish = connection.transport.establish_connection
+
+    def close_then():
+        made = establish()
+        connection.close()  # as another thread may
+        return made
+
+    monkeypatch.setattr(connection.transport, "establish_connection", close_then)
+    connection.Producer().publish(1, routing_key="jobs")
+    connection.release()
+    assert len(emulator.messages("jobs")) == 1
+
+
 def test_too_large_a_message_costs_no_request(connection, emulator):
     producer = connection.Producer()
     producer.publish(1, routing_key="jobs")
