@@ -34,7 +34,7 @@ coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of th
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--share 0.1")
+mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--most 20 lane")
 	$(BIN)/python -m tests.mutation $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading (ten minutes)
@@ -86,7 +86,7 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	@touch $@
 
 clean: ## Delete all that these commands have made
-	rm -rf $(VENV) .venv-versions .coverage* mutants build dist docs/_build *.egg-info worker/node_modules
+	rm -rf $(VENV) .venv-versions .coverage* build dist docs/_build *.egg-info worker/node_modules
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

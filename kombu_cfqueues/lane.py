@@ -219,7 +219,8 @@ class Lane(Generic[T]):
         hurry from its first try: perhaps the trouble is over.
         """
         trouble = self._trouble
-        if trouble is None or trouble.retry_after or any(entry.error for entry in caller.entries):
+        tried = caller.failed or any(entry.error for entry in caller.entries)
+        if trouble is None or trouble.retry_after or tried:
             return self._resume_at
         return min(self._resume_at, (caller.came + caller.deadline) / 2)
 
@@ -376,6 +377,7 @@ class Lane(Generic[T]):
             for entry in batch:
                 self._settle(entry, error)
         elif verdict is Verdict.NOT_NOW:
+            caller.failed = True
             self._put_back(batch)
             self._pause(error)
             metrics.retried(error)
@@ -453,11 +455,14 @@ class _State(Enum):
 class _Caller(Generic[T]):
     """A thread that waits for its items.  Its lane's lock guards it."""
 
-    __slots__ = ("asleep_until", "came", "deadline", "entries", "unsettled", "waiting", "wake")
+    __slots__ = (
+        "asleep_until", "came", "deadline", "entries", "failed", "unsettled", "waiting", "wake",
+    )  # fmt: skip
 
     def __init__(self, came: float, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
         self.came = came
         self.asleep_until = 0.0  # where it leads, and waits for a pause to end
+        self.failed = False  # it has posted in vain, perhaps only what came before its own items
         self.deadline = deadline
         self.waiting = waiting  # the line that its items stand in
         self.entries: list[_Entry[T]] = []

@@ -14,6 +14,9 @@ import greenlet
 
 from kombu_cfqueues.clock import Clock
 
+STEPS_AT_ONCE = 100_000
+"""So much does not happen in one moment, unless somebody goes round and round."""
+
 
 class Task:
     """A function that runs on the virtual clock; ``result`` or ``error`` once it is ``done``."""
@@ -67,9 +70,12 @@ class VirtualTime(Clock):
 
     def run(self, until=float("inf")):
         """Run all that happens, and is over, by *until*."""
+        steps = 0
         while self._events and self._events[0][0] <= until:
             at, _, task, turn = heapq.heappop(self._events)
             if turn == task.turn and not task.done:
+                steps = 0 if at > self.now else steps + 1
+                assert steps < STEPS_AT_ONCE, "time stands still"
                 self.now = max(self.now, at)
                 self.step(task)
         if until != float("inf"):

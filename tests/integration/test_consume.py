@@ -277,6 +277,21 @@ def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection, emulato
     queue.close()
 
 
+def test_no_pull_leaves_while_a_message_is_on_its_way_back(connection, emulator):
+    """It would bring nothing, and cost as much as one that does."""
+    emulator.faults.latency("ack", seconds=0.5)
+    got = Collector(ack=False)
+    with consume(connection, got, prefetch_count=1):
+        publish(connection, "x")
+        drain(connection, 1)
+        before = len(emulator.requests.of("pull"))
+        got.messages[0].requeue()
+        drain(connection, 1)
+
+        assert len(emulator.requests.of("pull")) == before + 1
+        got.messages[1].ack()
+
+
 def test_a_requeued_message_comes_at_once_to_a_consumer_that_found_its_queue_empty(emulator):
     options = {"polling_interval": 300, "max_polling_interval": 300}
     with Connection(emulator.broker_url, transport_options=options) as connection:

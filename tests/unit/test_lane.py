@@ -9,6 +9,7 @@ import pytest
 from lane_parts import ROUND_TRIP, Permits, Server, bad, judge
 from virtual_time import VirtualTime
 
+from kombu_cfqueues.chance import chance
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -543,6 +544,22 @@ def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, 
     time.run()
 
     assert outcomes([patient, *hasty]) == [None] * 51
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_callers_in_a_hurry_do_not_take_turns_without_a_pause(time, server, seed):
+    """They stand so far behind that each time only messages of others leave, and fail at once."""
+    chance.seed(seed)
+    lane = Lane(
+        server.post, lambda _: time.sleep(0.001), judge, max_items=2, max_in_flight=2, clock=time
+    )
+    server.round_trip = 0.001
+    server.refuse = lambda items: ConnectionFailed("down")
+    callers = [time.spawn(lane.submit, n, 1, 2.0) for n in range(7)]
+    time.run()
+
+    assert kinds(callers) == [PublishTimeout] * 7
+    assert len(server.requests) < 50
 
 
 def test_a_leader_that_ends_in_a_pause_hands_on(time, server, submit):

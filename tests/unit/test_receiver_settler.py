@@ -16,6 +16,7 @@ from kombu_cfqueues.errors import (
     PermanentError,
     QueueNotFound,
 )
+from kombu_cfqueues.metrics import stats
 from kombu_cfqueues.settler import HOLD_SECONDS, Settler
 
 JOBS = Queue("1" * 32, "jobs", None)
@@ -31,11 +32,16 @@ class Server:
         self.bad: set[str] = set()
         self.down: set[str] = set()  # ids of queues
         self.warnings: dict[str, str] = {}
+        self.hanging: set[str] = set()  # ids of queues, until `held` is set
         self.held = threading.Event()
         self.held.set()
+        self.here = 0  # requests that have no answer yet
 
     def ack(self, queue_id, *, acks, retries, deadline):
-        self.held.wait(30)
+        self.here += 1
+        if not self.hanging or queue_id in self.hanging:
+            self.held.wait(30)
+        self.here -= 1
         self.sent.append((time.monotonic(), list(acks), dict(retries)))
         if queue_id in self.down:
             raise ConnectionFailed("gone")
@@ -180,6 +186,39 @@ def test_what_cannot_be_given_back_now_holds_up_no_pull(settler, server, caplog)
     wait_for(lambda: "L2" in server.leases)
 
 
+def test_a_request_that_hangs_holds_up_no_other_queue(settler, server):
+    server.hanging = {JOBS.id}
+    server.held.clear()
+    settler.ack(delivery("L1"))
+    settler.ack(delivery("M1", queue=MORE))
+
+    wait_for(lambda: server.leases == ["M1"])
+
+    server.held.set()
+    settler.flush(time.monotonic() + 30)
+    assert server.leases == ["M1", "L1"]
+
+
+def test_more_than_a_request_holds_is_sent_by_two_at_once(settler, server):
+    server.hanging = {JOBS.id}
+    server.held.clear()
+    settler.retry(delivery("first"), 0)
+    wait_for(lambda: server.here == 1)
+    for n in range(150):
+        settler.ack(delivery(f"L{n}"))
+    settler.retry(delivery("last"), 0)
+
+    wait_for(lambda: server.here == 2)
+    assert settler.returning(JOBS.id)
+    assert not settler.returning(MORE.id)
+    server.held.set()
+    settler.await_returns(JOBS.id, time.monotonic() + 30)
+    settler.flush(time.monotonic() + 30)
+
+    assert max(len(acks) + len(retries) for _, acks, retries in server.sent) == 100
+    assert len(server.leases) == 152
+
+
 def test_what_the_token_may_not_is_sent_again_as_well(settler, server):
     """A 403 may come from a proxy, and giving up would deliver the message once more."""
     server.failures = [AuthenticationFailed("403")]
@@ -197,6 +236,24 @@ def test_what_outlived_its_lease_is_not_sent_again(settler, server, caplog):
     settler.flush(time.monotonic() + 1)
 
     assert len(server.sent) == 1
+
+
+def test_leases_that_ended_are_counted(settler, server, caplog):
+    """By `stats()`, as messages that come again; also of requests that succeeded too late."""
+    queue = Queue("3" * 32, "counted", None)
+    settler.ack(delivery("late", lasts=0.0, queue=queue))
+    settler.ack(delivery("fine", queue=queue))
+    settler.flush(time.monotonic() + 5)
+    assert stats()["queues"]["counted"]["leases_expired"] == 1
+
+    server.failures = [ConnectionFailed("lost")]
+    for n in range(5):
+        settler.ack(delivery(f"L{n}", lasts=0.0 if n < 3 else 60.0, queue=queue))
+    wait_for(lambda: "L4" in server.leases[7:])
+
+    assert stats()["queues"]["counted"]["leases_expired"] == 4
+    assert "3 messages of queue 'counted' could not be settled within their lease" in caplog.text
+    assert sorted(server.leases[7:]) == ["L3", "L4"]
 
 
 def test_a_lease_that_the_server_dislikes_is_found_and_the_others_settled(settler, server, caplog):

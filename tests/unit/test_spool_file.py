@@ -22,6 +22,7 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.clock import Clock
 from kombu_cfqueues.spool import intake, place
 from kombu_cfqueues.spool.database import Database
+from kombu_cfqueues.spool.file import File
 from kombu_cfqueues.spool.posters import KernelLock, Posters
 from kombu_cfqueues.spool.schema import VERSION
 
@@ -104,6 +105,50 @@ def test_a_folder_that_was_asked_for_is_never_replaced(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.SpoolUnavailable, match="file"):
         place.find(str(tmp_path / "file" / "spool"))
+
+
+def test_a_folder_that_was_asked_for_is_made_with_those_above_it(tmp_path):
+    found = place.find(str(tmp_path / "a" / "b"))
+    assert found.folder == tmp_path / "a" / "b"
+    assert stat.S_IMODE(found.folder.stat().st_mode) == 0o700
+    assert not found.shared
+
+
+def test_where_no_folder_will_do_each_says_why_not(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(place.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    environ = dict.fromkeys(["XDG_STATE_HOME", "XDG_RUNTIME_DIR"], str(tmp_path / "file"))
+    with pytest.raises(errors.SpoolUnavailable) as refused:
+        place.find(None, environ)
+    assert str(refused.value).count("Not a directory") + str(refused.value).count("exists") == 3
+    assert "spool_dir" in str(refused.value)
+
+
+def test_a_state_folder_that_is_relative_does_not_count(tmp_path, monkeypatch):
+    """So says the specification of these variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = place.find(None, {"XDG_STATE_HOME": "state"})
+    assert found.folder == tmp_path / ".local" / "state" / "kombu-cfqueues"
+
+
+def test_a_folder_that_others_can_read_is_closed_to_them(tmp_path):
+    folder = tmp_path / "kombu-cfqueues"
+    folder.mkdir(mode=0o755)
+    place.find(None, {"XDG_STATE_HOME": str(tmp_path)})
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_each_account_at_each_place_has_a_file_of_its_own(tmp_path, clock):
+    """Or the messages of one would be posted to the other."""
+
+    def path(base_url, account):
+        file = File(base_url, account, None, lambda: "t", spool_dir=str(tmp_path), clock=clock)
+        file.close()
+        return file.path
+
+    paths = {path(url, account) for url in ("http://a/v4", "http://b/v4") for account in "12"}
+    assert len(paths) == 4
+    assert path("http://a/v4", "1") in paths
 
 
 def test_a_folder_that_everybody_can_write_to_is_refused(tmp_path):

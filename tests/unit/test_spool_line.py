@@ -133,6 +133,103 @@ def test_what_must_not_be_sent_twice_is_not(peer):
     assert len(posts) == 1
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_lost_answer_on_the_straight_way_is_the_end_only_where_duplicates_are_worse(
+    peer, repeats
+):
+    process, answers = peer(), [errors.ConnectionFailed("lost", delivered="unknown")]
+
+    def post(*_):
+        if answers:
+            raise answers.pop()
+
+    shared = line(process, post, retry_uncertain=repeats)
+    if repeats:
+        submit(shared)
+        return
+    with pytest.raises(errors.ConnectionFailed) as failed:
+        submit(shared)
+    assert failed.value.delivered == "unknown"
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.2])
+def test_a_caller_without_a_permit_hears_at_its_deadline_that_nothing_was_sent(peer, seconds):
+    process = peer()
+    process.enter("first")  # or the way would be straight
+    shared = Line(process.intake, process.claims, Never())
+    began = time.monotonic()
+
+    with pytest.raises(errors.PublishTimeout) as late:
+        submit(shared, seconds=seconds)
+
+    assert late.value.delivered == "no"
+    assert max(0.0, seconds) <= time.monotonic() - began < 20
+    assert process.intake.outcomes() == ({}, True), "but what others wait for still waits"
+
+
+class Never:
+    """A carrier that has no permit, and some trouble."""
+
+    trouble = None
+    resume_at = 0.0
+
+    def claim(self, **_):
+        return Wait(None)
+
+
+def test_the_last_trouble_is_the_cause_of_a_late_failure(peer):
+    process = peer()
+
+    def post(*_):
+        raise errors.ServerError("broken", status=503, retry_after=40.0)
+
+    with pytest.raises(errors.PublishTimeout, match="broken") as late:
+        submit(line(process, post), seconds=0.3)
+
+    assert isinstance(late.value.__cause__, errors.ServerError)
+    assert late.value.retry_after == 40.0
+    assert late.value.delivered == "no"
+
+
+def test_a_post_that_is_not_answered_by_the_deadline_may_have_arrived(peer):
+    process, other, taken = peer(), peer(), []
+
+    class Faster(Never):
+        """Another process claims, and says nothing."""
+
+        def claim(self, **_):
+            if not taken:
+                taken.append(claim(other))
+            return Wait(None)
+
+    process.enter("first")  # or the way would be straight
+    shared = Line(process.intake, process.claims, Faster())
+    with pytest.raises(errors.PublishTimeout) as late:
+        submit(shared, seconds=2.0)
+
+    assert texts(taken[0]) == ["first", "x"]
+    assert late.value.delivered == "unknown"
+
+
+def test_an_interrupted_caller_leaves_nothing_behind(peer):
+    process = peer()
+
+    class Interrupted(Never):
+        def claim(self, **_):
+            raise KeyboardInterrupt
+
+    row = process.enter("first")  # or the way would be straight
+    shared = Line(process.intake, process.claims, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        submit(shared)
+
+    assert [entry.row for entry in claim(process).entries] == [row]
+
+
+def test_nothing_to_publish_costs_nothing(peer):
+    assert line(peer(), None).submit_many(ADDRESS, [], deadline=0.0, judge=judge) == []
+
+
 def test_a_failed_poster_takes_nothing_of_others_until_it_succeeds(peer):
     """It may be its proxy, or its token: the messages have other ways."""
     bad, owner = peer(), peer()
