@@ -375,7 +375,7 @@ def _choose(
     singles, leading = lines.pop(Kind.SINGLE, []), lines.pop(turn.kind, [])
     if leading:
         half = _Room(most // 2, min(limits.BATCH_BYTES // 2, limits.BATCH_BYTES - leading[0][1]))
-        taken = half.take(singles)
+        taken = half.take(singles, one_always=False)
         room.take(singles[:taken])
         singles = singles[taken:]
     for line in (leading, singles, *lines.values()):
@@ -391,11 +391,12 @@ class _Room:
         self._size = size
         self.rows: list[int] = []
 
-    def take(self, line: Sequence[tuple[int, int]]) -> int:
-        """Take from the front of *line* what fits; the first message of a request always does."""
+    def take(self, line: Sequence[tuple[int, int]], *, one_always: bool = True) -> int:
+        """Take from the front of *line* what fits; the first of a request does *one_always*."""
         taken = 0
         for row, size in line:
-            if len(self.rows) >= self._messages or (self.rows and size > self._size):
+            alone = one_always and not self.rows
+            if len(self.rows) >= self._messages or (size > self._size and not alone):
                 break
             self.rows.append(row)
             self._size -= size

@@ -227,6 +227,7 @@ def test_who_waits_already_heeds_a_new_answer(time, budget, acquire):
         ('"burst";q=100;w=60', None),
         ('"default";r=-1;t=30', None),
         ('"default";r=5;t=0', None),
+        ('"default";r=5;t=1', (5, 1)),
         ('"default";r=1e3;t=30', (1, 30)),
         ("limit=100, remaining=50, reset=50", None),
         ("r" * 10_000, None),

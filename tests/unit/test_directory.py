@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.scripted import Api, Drop, Failure, Hang, Html, Request, ScriptedServer, Success
 
+from kombu_cfqueues import directory as module
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Budget
 from kombu_cfqueues.client import Client
@@ -481,6 +482,34 @@ def test_connecting_takes_one_request_however_often(serve):
     assert len(setting.server.requests) == 1
     assert setting.id("jobs")
     assert len(setting.server.requests) == 1
+
+
+def test_after_a_connection_has_failed_the_next_one_asks_again(serve):
+    setting = serve(Api())
+    setting.probe()
+
+    setting.directory.doubt()
+    setting.probe()
+
+    assert len(setting.server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("slow_seconds", "holds_seconds", "requests"), [(0.0, 60.0, 1), (0.0, 0.0, 2), (60.0, 60.0, 2)]
+)
+def test_a_refusal_that_was_slow_to_come_holds_for_a_moment(
+    serve, monkeypatch, slow_seconds, holds_seconds, requests
+):
+    """Kombu connects again at once, and a publish would wait for as many timeouts in a row."""
+    monkeypatch.setattr(module, "SLOW_REFUSAL_SECONDS", slow_seconds)
+    monkeypatch.setattr(module, "REFUSAL_HOLDS_SECONDS", holds_seconds)
+    setting = serve(None, Drop(), Drop())
+
+    for _ in range(2):
+        with pytest.raises(errors.ConnectionFailed):
+            setting.probe()
+
+    assert len(setting.server.requests) == requests
 
 
 def test_threads_that_connect_together_share_one_request(serve):

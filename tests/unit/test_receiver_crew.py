@@ -83,6 +83,7 @@ def test_threads_without_work_leave(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.logs_bugs
 def test_a_bug_is_logged_and_the_thread_goes_on(monkeypatch, caplog):
     """A thread that dies would stop consuming without a word."""
     monkeypatch.setattr(module, "BUG_PAUSE_SECONDS", 0.01)

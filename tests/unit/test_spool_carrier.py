@@ -12,6 +12,7 @@ from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.lane import Verdict
 from kombu_cfqueues.spool.carrier import Carrier
 from kombu_cfqueues.spool.claims import Claim
+from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.schema import Kind, State
 from kombu_cfqueues.spool.turns import Wait
 
@@ -212,6 +213,27 @@ def test_pauses_double_up_to_five_seconds(poster, clock):
 
     assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
     assert poster.carrier.trouble is DOWN
+
+
+def test_a_pause_may_be_none_at_all(poster, clock, monkeypatch):
+    """So those whom one outage stopped do not come back as one."""
+    monkeypatch.setattr(chance, "uniform", lambda low, high: low)
+    poster.process.enter()
+    poster.carry(DOWN)
+
+    assert poster.carrier.resume_at == clock.now
+
+
+def test_why_what_is_spooled_waits_is_noted(poster):
+    poster.process.spool()
+    mine = poster.process.enter()
+
+    assert poster.carry(REVOKED) == {mine: REVOKED}
+    (jobs,) = Listing(poster.process.file).queues()
+    assert (jobs.waiting, jobs.why) == (1, str(REVOKED))
+    poster.carry(None)
+    poster.process.spool()
+    assert Listing(poster.process.file).queues()[0].why is None
 
 
 def test_a_refused_token_is_asked_again_ever_more_seldom(poster, clock):

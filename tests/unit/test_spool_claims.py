@@ -153,6 +153,20 @@ def test_many_who_wait_leave_the_backlog_half_of_its_request(peer):
     assert (found.count("waits"), found.count("spooled")) == (50, 50)
 
 
+@pytest.mark.parametrize("kind", [Kind.BULK, Kind.SPOOLED])
+def test_large_messages_do_not_take_the_turn_of_a_backlog(peer, kind):
+    """Two that do not fit into one request: the one whose turn it is goes."""
+    process = peer()
+    if kind is Kind.BULK:
+        process.enter("b" * 127_000, kind=kind)
+    else:
+        process.spool("b" * 127_000)
+    process.enter("s" * 124_000)
+
+    assert texts(process.claim())[0][0] == "b"
+    assert texts(process.claim())[0][0] == "s"
+
+
 def test_admin_requests_stand_in_the_same_line(peer, clock):
     """A queue that has to be looked up is not looked up after an endless stream of messages."""
     publisher, admin, late = peer(), peer(), peer()
@@ -257,6 +271,17 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     victim.die()
     other.claims.sweep()
     assert texts(other.claim()) == ["waits"]
+
+
+def test_what_a_process_that_ends_has_claimed_is_free_at_once(peer):
+    """Nobody has to find out first that it is gone."""
+    ends, owner = peer(), peer()
+    owner.enter("waits")
+    ends.claim()
+
+    ends.file.close()
+
+    assert texts(owner.claim()) == ["waits"]
 
 
 def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):

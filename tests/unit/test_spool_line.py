@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from support.processes import eventually
 from support.spools import Peer, packed, texts
 
 from kombu_cfqueues import errors
@@ -137,19 +138,81 @@ def test_what_must_not_be_sent_twice_is_not(peer):
 def test_a_lost_answer_on_the_straight_way_is_the_end_only_where_duplicates_are_worse(
     peer, repeats
 ):
-    process, answers = peer(), [errors.ConnectionFailed("lost", delivered="unknown")]
+    process, posts = peer(), []
 
     def post(*_):
-        if answers:
-            raise answers.pop()
+        posts.append(1)
+        if len(posts) == 1:
+            time.sleep(0.1)  # so that the next permit is there
+            raise errors.ConnectionFailed("lost", delivered="unknown")
 
     shared = line(process, post, retry_uncertain=repeats)
     if repeats:
         submit(shared)
+        assert len(posts) == 2
         return
     with pytest.raises(errors.ConnectionFailed) as failed:
         submit(shared)
     assert failed.value.delivered == "unknown"
+    assert len(posts) == 1
+
+
+@pytest.mark.parametrize(("seconds", "hurried"), [(0.5, True), (3.0, False)])
+def test_a_caller_in_a_hurry_takes_nothing_of_other_processes(peer, seconds, hurried):
+    """It might have to give up on a slow answer, and what it took would be sent twice."""
+    process, asked = peer(), []
+
+    class Asked(Never):
+        def claim(self, **given):
+            asked.append(given["only_mine"])
+            raise KeyboardInterrupt
+
+    process.enter("first")  # or the way would be straight
+    with pytest.raises(KeyboardInterrupt):
+        submit(Line(process.intake, process.claims, Asked()), seconds=seconds)
+    assert asked == [hurried]
+
+
+def test_an_answer_that_is_faster_than_its_caller_is_not_lost(peer):
+    """Another caller of the process may hear of it before its own has come back from the file."""
+    process, other, over = peer(), peer(), threading.Event()
+
+    class UntilTheEnd(Never):
+        def claim(self, **_):
+            if over.is_set():
+                raise KeyboardInterrupt
+            return Wait(None)
+
+    shared = Line(process.intake, process.claims, UntilTheEnd())
+    enter = process.intake.enter
+
+    def gone(row):
+        look = "SELECT 1 FROM message WHERE id = ?"
+        return not process.file.read(lambda c: c.execute(look, (row,)).fetchone())
+
+    def slow(kind, address, messages, **given):
+        rows = enter(kind, address, messages, **given)
+        if b"fast" in messages[0].fragment:
+            taken = claim(other)
+            fate = {entry.row: None for entry in taken.entries if entry.row in rows}
+            rest = [entry.row for entry in taken.entries if entry.row not in rows]
+            other.claims.settle(taken, Fate(fate, returned=rest))
+            assert eventually(lambda: gone(rows[0])), "the leader hears of it"
+        return rows
+
+    process.intake.enter = slow
+    process.enter("first")  # or the way would be straight
+    leader = threading.Thread(target=interrupted, args=(submit, shared, "slow"))
+    leader.start()
+    assert eventually(lambda: shared._leader)
+    submit(shared, "fast")
+    over.set()
+    leader.join()
+
+
+def interrupted(function, *given):
+    with pytest.raises(KeyboardInterrupt):
+        function(*given)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.2])

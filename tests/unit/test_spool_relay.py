@@ -138,6 +138,7 @@ def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog
     assert caplog.text.count("the spool cannot be emptied now: the disk is gone") == 1
 
 
+@pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
     monkeypatch.setattr(module.chance, "random", lambda: -0.99)
     one, answers = process(), [ZeroDivisionError("a bug")]
