@@ -240,7 +240,7 @@ class Channel(ConsumingChannel):
         found = self.account.directory.find(queue, self.options, deadline=deadline)
         if found is None:
             return 0
-        count = self.account.client.backlog(found.id, deadline=deadline)
+        count = self.account.client.backlog(found.id, deadline=deadline).messages
         self.account.client.purge(found.id, deadline=deadline)
         self._discard_arrived(queue)
         return count or 0
@@ -252,7 +252,7 @@ class Channel(ConsumingChannel):
 
         Args:
             queue: Its name; None: a new one.
-            passive: Only look: one or two requests, and the number of messages is true.
+            passive: Only look: one or two requests, for about how many messages it has.
             **kwargs: ``auto_delete`` has an effect.
 
         Raises:
@@ -272,7 +272,8 @@ class Channel(ConsumingChannel):
         Args:
             queue: Its name.
             if_unused: Not if this channel consumes it; of others nobody knows.
-            if_empty: Not if it has messages, or if the server does not say.
+            if_empty: Not if it has messages, or if the server does not say.  What was published
+                just now it may not know of.
             **kwargs: Without effect.
         """
         consumers = [tag for tag, name in self._tag_to_queue.items() if name == queue]
@@ -294,7 +295,7 @@ class Channel(ConsumingChannel):
         if found is None:
             return 0
         try:
-            return self.account.client.backlog(found.id, deadline=deadline)
+            return self.account.client.backlog(found.id, deadline=deadline).messages
         except PermanentError as error:
             # A token may publish and consume, and not read metrics.
             logger.warning("how many messages queue %r has cannot be read: %s", queue, error)

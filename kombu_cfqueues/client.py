@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from .answer import Answer, Meaning, envelope_of
 from .errors import (
@@ -73,7 +74,7 @@ class QueuePage(NamedTuple):
     has_more: bool
 
 
-class Metrics(NamedTuple):
+class Backlog(NamedTuple):
     """What is in a queue, about; leased and delayed messages are counted too.
 
     Attributes:
@@ -207,15 +208,8 @@ class Client:
         doing = f"deleting {self._name(queue_id)}"
         self._admin("DELETE", f"/{_segment(queue_id)}", doing=doing, deadline=deadline)
 
-    def backlog(self, queue_id: str, *, deadline: float) -> int | None:
-        """How many messages the queue holds, about; leased and delayed ones are counted too.
-
-        None if the answer does not say.
-        """
-        return self.metrics(queue_id, deadline=deadline).messages
-
-    def metrics(self, queue_id: str, *, deadline: float) -> Metrics:
-        """What the queue holds, as far as the service tells."""
+    def backlog(self, queue_id: str, *, deadline: float) -> Backlog:
+        """What the queue holds, as far as the service tells: its metrics."""
         doing = f"reading the metrics of {self._name(queue_id)}"
         path = f"/{_segment(queue_id)}/metrics"
         result = self._admin("GET", path, doing=doing, deadline=deadline)
@@ -224,7 +218,7 @@ class Client:
         count, size, oldest = (
             value if isinstance(value := given.get(name), int) else None for name in names
         )
-        return Metrics(count, size, oldest or None)  # 0 says that it is not known
+        return Backlog(count, size, oldest or None)  # 0 says that it is not known
 
     def pause_delivery(self, queue: Queue, *, paused: bool, deadline: float) -> None:
         """Stop or resume delivery; publishing goes on, and messages expire all the same."""
@@ -567,7 +561,7 @@ _MEANINGS: tuple[
         "base_url or a proxy of the environment is not a valid URL",
     ),
     (
-        (ssl.SSLCertVerificationError,),
+        (ssl.SSLCertVerificationError, CertificateError),
         ConnectionFailed,
         "no",
         (

@@ -55,6 +55,9 @@ may lose it, and its lease runs."""
 ENABLING_SECONDS: Final = 30.0
 """How long HTTP 405 is put up with: a new pull consumer takes seconds to be in force."""
 
+ENABLING_QUIETLY: Final = 10.0
+"""For so long of them that is nothing to warn of: several people saw it take some seconds."""
+
 ENABLING_INTERVAL: Final = 1.0
 """Seconds between two pulls that are refused that way."""
 
@@ -323,8 +326,12 @@ class Receiver:
                 late = self._hand_over(subscription, most, arrivals)
                 self._set_pace(subscription, started, most, len(found), error)
                 story = self._story(subscription, started, error)
-        for arrival in late:
-            self.give_back(arrival.delivery)
+            for arrival in late:
+                self.give_back(arrival.delivery)
+            # Not before: whoever flushes looks for nothing more once no pull is in flight.
+            with self._lock:
+                subscription.in_flight -= 1
+                subscription.inbox.changed()
         if story is not None:
             logger.log(*story)
 
@@ -374,7 +381,6 @@ class Receiver:
     ) -> list[Arrival]:
         """Return what came too late to be delivered.  The caller holds the lock."""
         late, kept = (arrivals, []) if subscription.cancelled else ([], arrivals)
-        subscription.in_flight -= 1
         subscription.window.held -= most - len(kept)
         subscription.inbox.put(kept)
         return late
@@ -420,6 +426,15 @@ class Receiver:
             return told if over else None
         if not isinstance(error, TransientError):
             return None  # it is raised
+        now = time.monotonic()
+        refused_since = subscription.refused_since
+        if (
+            error.status == HTTPStatus.METHOD_NOT_ALLOWED
+            and refused_since is not None
+            and now - refused_since < ENABLING_QUIETLY
+        ):
+            # No trouble either: one that begins meanwhile is to be told.
+            return logging.DEBUG, "queue %r is not pulled yet: %s", subscription.queue.name, error
         # A paused queue concerns itself; a server that is down concerns all of them.
         paused = isinstance(error, QueueDisabled)
         known = any(
@@ -430,7 +445,7 @@ class Receiver:
         )
         subscription.trouble = error
         if before is None:
-            subscription.troubled_at = time.monotonic()
+            subscription.troubled_at = now
         if known:
             return None
         text = "queue %r cannot be pulled now; it is tried again until it can: %s"

@@ -11,7 +11,7 @@ from kombu.transport import virtual
 
 from .account import Account
 from .channel import Channel
-from .errors import PermanentError, PublishTimeout, TransientError
+from .errors import ConnectionFailed, PermanentError, PublishTimeout, TransientError
 from .inbox import Inbox
 from .nesting import outermost
 from .options import Options, shown_place
@@ -28,7 +28,6 @@ class Transport(virtual.Transport):
     """
 
     Channel = Channel
-    client: Any  # the Kombu connection
 
     driver_type = "cfqueues"
     driver_name = "cfqueues"
@@ -62,6 +61,21 @@ class Transport(virtual.Transport):
         self._inbox: Inbox | None = None
         # On the instance alone: Kombu takes the URL apart, by the class, and `as_uri` asks us.
         self.can_parse_url = True
+
+    @property
+    def client(self) -> Any:
+        """The Kombu connection.
+
+        Raises:
+            ConnectionFailed: Another thread has closed it, this one perhaps connecting meanwhile.
+        """
+        if self._client is None:
+            raise ConnectionFailed("the connection was closed")
+        return self._client
+
+    @client.setter
+    def client(self, client: Connection | None) -> None:
+        self._client = client
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """The broker's URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
@@ -154,11 +168,15 @@ class Transport(virtual.Transport):
             if options.publish_mode != "spool":
                 with outermost:
                     self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+            super().establish_connection()
         except BaseException:
             self._leave_account()
             raise
-        super().establish_connection()
         return self
+
+    def verify_connection(self, connection: Transport) -> bool:
+        """Whether it lives: another thread may have closed it while this one was connecting."""
+        return connection is self
 
     def close_connection(self, connection: Transport) -> None:
         """Close the channels; the last connection of the process also closes the sockets."""
@@ -173,7 +191,7 @@ class Transport(virtual.Transport):
             channel.abandon()
         self._avail_channels.clear()
         self.channels.clear()
-        if self._account is not None and len(self.client.alt or ()) > 1:
+        if self._account is not None and self.has_alternates:
             # Kombu before 5.7 goes on to the next URL only where connecting to this one fails.
             self._account.directory.doubt()
         self._leave_account()

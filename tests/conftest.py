@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 
 import pytest
 
@@ -13,6 +14,10 @@ from kombu_cfqueues.emulator import Emulator
 
 #: Positions of the emulator's knobs that are not the defaults: ``make positions`` sets them.
 KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
+
+# A shell that puts a command into the background has it ignore Ctrl-C, and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def _permission(session: Session, queue: Queue | None) -> Check:
     try:
         session.client.ask("POST", path, {"messages": []}, deadline=_soon(session))
     except (InvalidMessage, QueueNotFound):
-        pass
+        pass  # it was refused for what it is, so it may publish
     except (AuthenticationFailed, PermissionDenied) as error:
         return Check(
             "permission", "problem", f"the token may read queues and not publish: {in_words(error)}"
@@ -269,7 +269,7 @@ def _queue(session: Session, name: str, queue: Queue) -> Check:
 
 def _held(session: Session, queue: Queue) -> str:
     try:
-        count = session.client.metrics(queue.id, deadline=_soon(session)).messages
+        count = session.client.backlog(queue.id, deadline=_soon(session)).messages
     except CFQueuesError:
         return "how many messages it holds cannot be read"
     return f"holds about {console.amount(count)} messages"

@@ -144,7 +144,7 @@ class Settle:
             for one in ids:
                 self._session.call(self._client.delete_queue, one)
         except QueueNotFound:
-            pass
+            pass  # as it should be
         except CFQueuesError as error:
             return f"{name}: {in_words(error)}"
         return ""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .. import limits
-from ..client import Metrics, Queue
+from ..client import Backlog, Queue
 from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
@@ -172,7 +172,7 @@ def purge(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) ->
 METRICS = ["MESSAGES", "SIZE", "OLDEST"]
 
 
-def metrics_row(measure: Metrics | None) -> list[str]:
+def metrics_row(measure: Backlog | None) -> list[str]:
     """The cells of what is in a queue."""
     if measure is None:
         return ["?", "?", "?"]
@@ -180,7 +180,7 @@ def metrics_row(measure: Metrics | None) -> list[str]:
     return [console.amount(measure.messages), console.size(measure.bytes), age]
 
 
-def oldest_seconds(measure: Metrics) -> float | None:
+def oldest_seconds(measure: Backlog) -> float | None:
     """Age of the oldest message, by this machine's clock."""
     return None if measure.oldest_ms is None else max(0.0, time.time() - measure.oldest_ms / 1000)
 
@@ -204,7 +204,7 @@ def consumer_words(consumers: tuple[Mapping[str, Any], ...]) -> str:
     return "; ".join(words) or "none"
 
 
-def describe(queue: Queue, measure: Metrics | None = None) -> dict[str, Any]:
+def describe(queue: Queue, measure: Backlog | None = None) -> dict[str, Any]:
     """A queue for programs."""
     return {
         "queue": queue.name,
@@ -216,9 +216,9 @@ def describe(queue: Queue, measure: Metrics | None = None) -> dict[str, Any]:
     }
 
 
-def _measured(measure: Metrics | None) -> dict[str, Any]:
+def _measured(measure: Backlog | None) -> dict[str, Any]:
     if measure is None:
-        measure = Metrics(None, None, None)
+        measure = Backlog(None, None, None)
     return {
         "messages": measure.messages,
         "bytes": measure.bytes,
@@ -236,10 +236,10 @@ def _row(queue: Queue) -> list[str]:
     ]
 
 
-def _metrics(session: Session, queue: Queue) -> Metrics | None:
+def _metrics(session: Session, queue: Queue) -> Backlog | None:
     """What is in the queue; None if this token may not know."""
     try:
-        return session.call(session.client.metrics, queue.id)
+        return session.call(session.client.backlog, queue.id)
     except PermanentError:
         return None
 

@@ -101,7 +101,7 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
             return
         if not source.consumers and not as_json:
             click.echo(f"Queue {dead!r} gets a pull consumer, by which it can be read.")
-        total = session.call(session.client.metrics, source.id).messages
+        total = session.call(session.client.backlog, source.id).messages
         most = min(total or 0, limit or sys.maxsize)
         with Meter("messages", most or None, quiet=as_json) as meter:
             move = Move(session, source, target, wanted, meter=meter, stop=stop)
@@ -254,7 +254,7 @@ def _show(session: Session, source: Queue, target: Queue, wanted: Filter, *, as_
     if chosen:
         console.table(COLUMNS, [row(one) for one in chosen], numbers=COLUMNS[:2])
         click.echo()
-    total = session.call(session.client.metrics, source.id).messages
+    total = session.call(session.client.backlog, source.id).messages
     click.echo(
         f"{len(chosen):,} of {console.plural(len(seen), 'message')} that can be seen would go "
         f"from {source.name!r} to {target.name!r}; the queue holds about {console.amount(total)}."

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from ..client import Metrics, Queue
+from ..client import Backlog, Queue
 from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
@@ -34,7 +34,7 @@ class Look:
     """
 
     at: float
-    queues: list[tuple[Queue, Metrics | None]]
+    queues: list[tuple[Queue, Backlog | None]]
 
     def rates(self, before: Look | None) -> dict[str, float]:
         """By how many messages a second each queue grew, by id, where it is known."""
@@ -112,9 +112,9 @@ def _look(session: Session, names: tuple[str, ...]) -> Look:
     return Look(time.monotonic(), [(queue, _measure(session, queue)) for queue in queues])
 
 
-def _measure(session: Session, queue: Queue) -> Metrics | None:
+def _measure(session: Session, queue: Queue) -> Backlog | None:
     try:
-        return session.call(session.client.metrics, queue.id)
+        return session.call(session.client.backlog, queue.id)
     except PermanentError:  # deleted since, or this token may not know
         return None
 

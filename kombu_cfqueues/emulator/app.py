@@ -94,7 +94,7 @@ class Api:
         request, found = _request(scope, body)
         began = time.perf_counter()
         self.requests.append(request)
-        answer = await self._under_faults(request, found)
+        answer = await self._under_faults(request, found, receive)
         request.seconds = time.perf_counter() - began
         if answer is DROP or answer is RESET:
             await _cut(scope, receive, reset=answer is RESET)
@@ -103,9 +103,9 @@ class Api:
         request.code = _code(answer)
         await _send(send, answer)
 
-    async def _under_faults(self, request: LoggedRequest, found: Found) -> Answer:
+    async def _under_faults(self, request: LoggedRequest, found: Found, receive: Receive) -> Answer:
         strike = self._service.faults.strike(request.route)
-        await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,))
+        await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,), receive)
         fault = strike.fault
         if fault is None or fault.spoil is None:
             return self._answer(request, found, strike.twist)
@@ -148,7 +148,12 @@ def application(api: Api, console: Console) -> ASGIApp:
         # Not by a Mount, whose pattern ends at a line break, and a path may have one.
         path = scope["path"]
         below = path == PREFIX or path.startswith(f"{PREFIX}/")
-        await (api if below else own)(scope, receive, send)
+        try:
+            await (api if below else own)(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server is being stopped and has cut the connection, so nobody waits for more;
+            # uvicorn would log it as a failure.
+            return
 
     return serve
 
@@ -214,13 +219,13 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(chunks)
 
 
-async def _wait(waits: Iterable[Seconds]) -> None:
+async def _wait(waits: Iterable[Seconds], receive: Receive) -> None:
     for wait in waits:
         least, most = wait if isinstance(wait, tuple) else (wait, wait)
         seconds = random.uniform(least, most) if least < most else least  # noqa: S311
         if math.isinf(seconds):
-            await asyncio.Event().wait()
-        if seconds:
+            await _disconnect(receive)
+        elif seconds:
             await asyncio.sleep(seconds)
 
 
@@ -231,6 +236,11 @@ async def _cut(scope: Scope, receive: Receive, *, reset: bool) -> None:
         # With no time to linger, closing sends RST instead of FIN.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
+    await _disconnect(receive)
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return once the client has gone, or was cut off."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -83,7 +83,11 @@ class Listing:
         self._file = file
 
     def queues(self) -> list[QueueState]:
-        """Every queue for which something is there."""
+        """Every queue for which something is there.
+
+        What publishers wait for counts until their deadline: those who were killed may have left
+        it behind, and it is removed when a process next has something to do here.
+        """
 
         def look(connection: sqlite3.Connection) -> list[QueueState]:
             now, wall = self._file.clock.monotonic(), time.time()
@@ -100,9 +104,11 @@ class Listing:
                     q.trouble
                 FROM message AS m JOIN queue AS q ON m.queue = q.id
                 WHERE m.state IN (:waiting, :claimed, :refused)
+                    AND (m.deadline IS NULL OR max(m.deadline, ifnull(m.claimed_until, 0)) > :now)
                 GROUP BY q.id ORDER BY q.address
                 """,
                 {
+                    "now": now,
                     "spooled": Kind.SPOOLED,
                     "waiting": State.WAITING,
                     "claimed": State.CLAIMED,

@@ -122,8 +122,8 @@ class Process:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
+    def said(self, most: int = 3000) -> str:
+        return self.log.read_text(errors="replace")[-most:]
 
 
 @dataclass
@@ -356,8 +356,11 @@ class Scene:
             if not one.name.startswith("relay"):
                 one.process.send_signal(signal.SIGUSR1)
         time.sleep(2)
-        said = "\n\n".join(f"--- {one.name}\n{one.said()}" for one in those)
-        raise AssertionError(f"nothing has happened for {self._plan.stall_seconds} s:\n{said}")
+        said = "\n\n".join(f"--- {one.name}\n{one.said(30_000)}" for one in those)
+        raise AssertionError(
+            f"nothing has happened for {self._plan.stall_seconds} s; "
+            f"{self._waiting()} wait in the queue:\n{said}\n{self._command('spool')}"
+        )
 
     def _order_faults(self) -> None:
         """Keep the share of requests that fail."""

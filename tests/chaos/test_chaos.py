@@ -52,8 +52,10 @@ def post(number: int, outcome: str | None, *, by: str = "lanes.1") -> list[Line]
     return made + ([Line(by, "answer", 1.05 + number / 10, [number, outcome])] if outcome else [])
 
 
-def pull(at: float, *, server_id: str = "x", by: str = "threads.1") -> Line:
-    return Line(by, "pulled", at, [[["m-a-1-m", server_id, f"lease {at}"]]])
+def pull(
+    at: float, *, asked: float | None = None, server_id: str = "x", by: str = "threads.1"
+) -> Line:
+    return Line(by, "pulled", at, [asked or at, [["m-a-1-m", server_id, f"lease {at}"]]])
 
 
 RAN = Line("threads.1", "ran", 9.0, ["m-a-1-m", 1.0])
@@ -88,6 +90,7 @@ def test_a_message_that_surely_was_not_accepted_must_not_run():
          "poster ended"),
         ([pull(3), pull(64)], "lease ended"),
         ([pull(3), Line("director", "advanced", 3.5, [3.4]), pull(4)], "lease ended"),
+        ([pull(3.6, asked=3), Line("director", "jumped", 3.5, [3.4]), pull(4)], "lease ended"),
         ([pull(3), Line("director", "killed", 3.5, ["threads.1"]), pull(50)], "worker killed"),
         ([pull(3), Line("threads.1", "settle", 3.5, [1, [], ["lease 3"]]),
           Line("prefork.1", "child killed", 3.4, []), pull(4)], "given back"),

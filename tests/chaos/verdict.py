@@ -34,6 +34,7 @@ class Post:
 @dataclass
 class Pull:
     process: str
+    asked: float  # the lease began between the two
     at: float
     server_id: str
     lease: str
@@ -149,10 +150,12 @@ class _Book:
 
     # -- lines of workers
 
-    def _pulled(self, process: str, at: float, found: list[tuple[str | None, str, str]]) -> None:
+    def _pulled(
+        self, process: str, at: float, asked: float, found: list[tuple[str | None, str, str]]
+    ) -> None:
         for name, server_id, lease in found:
             if name is not None:
-                self._messages[name].pulls.append(Pull(process, at, server_id, lease))
+                self._messages[name].pulls.append(Pull(process, asked, at, server_id, lease))
 
     def _settle(
         self, process: str, at: float, number: int, acks: list[str], retries: list[str]
@@ -245,8 +248,8 @@ class _Book:
             return "given back"
         if before.at < self._deaths.get(before.process, 0.0) < after.at:
             return "worker killed"
-        if after.at - before.at > self._lease_seconds or any(
-            before.at < ended and began < after.at for began, ended in self._jumps
+        if after.at - before.asked > self._lease_seconds or any(
+            before.asked < ended and began < after.at for began, ended in self._jumps
         ):
             return "lease ended"
         return "server"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,9 @@ def install() -> None:
 
     @functools.wraps(pull)
     def watched(self: Client, queue_id: str, **given: Any) -> list[dict[str, Any]]:
+        asked = time.monotonic()
         found = pull(self, queue_id, **given)
-        write("pulled", [_pulled(raw) for raw in found])
+        write("pulled", asked, [_pulled(raw) for raw in found])
         return found
 
     Client.pull = watched  # type: ignore[method-assign]

@@ -31,6 +31,9 @@ OPEN = {
     "seed": 1,
 }
 
+# These say something of a limit, of which there is none by default.
+OF_A_LIMIT = ("rate_window_seconds", "rate_block_seconds", "rate_limited_routes")
+
 POSITIONS = [
     pytest.param(knob.name, position)
     for knob in fields(Knobs)
@@ -45,6 +48,11 @@ POSITIONS = [
 ]
 
 
+def knobs_for(knob, position):
+    """That position, and what gives it a meaning."""
+    return {knob: position} | ({"rate_limit": OPEN["rate_limit"]} if knob in OF_A_LIMIT else {})
+
+
 def test_no_knob_is_left_out():
     assert {position.values[0] for position in POSITIONS} == {knob.name for knob in fields(Knobs)}
 
@@ -53,19 +61,31 @@ def test_no_knob_is_left_out():
 @pytest.mark.parametrize("content_type", ["text", "json"])
 def test_what_was_published_is_consumed(knob, position, content_type):
     """Each message arrives, is given back once, arrives again, and is done with."""
-    with Emulator(**{knob: position}) as emulator:
-        for name in ("aaa", "bbb"):
-            emulator.create_queue(name)
-        options = {"content_type": content_type}
-        with Connection(emulator.broker_url, transport_options=options) as connection:
-            queue = connection.SimpleQueue("jobs")
-            for n in range(3):
-                queue.put({"n": n})
-            first = queue.get(timeout=10)
-            first.requeue()
-            seen = set()
-            while seen != {0, 1, 2}:
-                message = queue.get(timeout=10)
-                seen.add(message.payload["n"])
-                message.ack()
-            queue.close()
+    with Emulator(**knobs_for(knob, position)) as emulator:
+        publish_and_consume(emulator, content_type=content_type)
+
+
+@pytest.mark.parametrize("routes", positions("rate_limited_routes"))
+def test_a_block_is_waited_out(routes):
+    """Whatever of it Cloudflare counts: nothing is lost, and nobody sees an error."""
+    limit = {"rate_limit": 3, "rate_window_seconds": 1, "rate_block_seconds": 1}
+    with Emulator(**limit, rate_limited_routes=routes) as emulator:
+        publish_and_consume(emulator)
+        assert [request for request in emulator.requests if request.status == 429]
+
+
+def publish_and_consume(emulator, **options):
+    for name in ("aaa", "bbb"):
+        emulator.create_queue(name)
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        queue = connection.SimpleQueue("jobs")
+        for n in range(3):
+            queue.put({"n": n})
+        first = queue.get(timeout=60)
+        first.requeue()
+        seen = set()
+        while seen != {0, 1, 2}:
+            message = queue.get(timeout=60)
+            seen.add(message.payload["n"])
+            message.ack()
+        queue.close()

@@ -59,5 +59,10 @@ def drain_until_it_fails(connection):
             connection.drain_events(timeout=0.1)
 
 
+def arrived(emulator, queue="jobs"):
+    """What was published can be pulled: a server may take a moment from the one to the other."""
+    until(lambda: {message.state for message in emulator.messages(queue)} == {"ready"})
+
+
 def settled(emulator, queue="jobs"):
     until(lambda: not emulator.messages(queue), what=f"{queue} is empty")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -49,21 +50,23 @@ def test_delay_arrives_with_name_and_arguments(app, tasks):
 
 
 def test_countdown_is_the_queues_own_delay_rounded_up(app, emulator):
+    began = time.monotonic()
     app.tasks["shop.add"].apply_async((1, 2), countdown=90)
     (posted,) = pushes(emulator)
-    assert posted["delay_seconds"] == 90
+    assert 90 - (time.monotonic() - began) <= posted["delay_seconds"] <= 90
 
 
 def test_a_countdown_is_not_in_the_way_of_the_queues_own_delay(app, emulator):
     emulator.create_queue("slow", delivery_delay=600)
+    began = time.monotonic()
     app.tasks["shop.add"].apply_async((1, 2), countdown=50, queue="slow")
     assert len(emulator.messages("slow")) == 1
     (posted,) = pushes(emulator)
-    assert posted["delay_seconds"] == 50
+    assert 50 - (time.monotonic() - began) <= posted["delay_seconds"] <= 50
     emulator.clock.advance(51)
     with Connection(emulator.broker_url) as connection:
         queue = connection.SimpleQueue("slow")
-        queue.get(timeout=5).ack()
+        queue.get(timeout=30).ack()
         queue.close()
 
 

@@ -16,12 +16,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from celery import chord, group
+from celery import VERSION, chord, group
 from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 
 from .workers import HERE, MATRIX, Worker, until, within
+
+#: Before 5.7 Celery acknowledged a task of the solo pool, early or late, after its end, and the
+#: pool of threads, when stopped, still ran all that it had been given.
+NEW_CELERY = VERSION >= (5, 7)
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 CASES = [
@@ -188,7 +192,7 @@ def test_an_ack_of_a_solo_worker_is_not_held_up_by_its_next_task(emulator, tasks
         since = ended["at"] if late else worker.runs("nap")[0]["at"]
         assert first.time - since < within(0.2, 10)
         assert first.time < hard["at"] + 2  # while the thread sat in the task
-        if not late:
+        if not late and NEW_CELERY:
             second = emulator.requests.of("ack")[1]
             assert second.time - hard["at"] < within(0.2, 2)
 
@@ -221,7 +225,7 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
     with Worker(emulator, tmp_path, pool="threads", task_acks_late=True) as worker:
         # Longer than Celery's own loop takes to notice that it is to stop.
         for n in range(4):
-            tasks.nap.delay(n, 4.2)
+            tasks.nap.delay(n, within(4.2, 8))
         until(lambda: len(worker.runs("nap")) == 2)
         if gone == "hangs":
             emulator.faults.hang(times=None)
@@ -233,7 +237,7 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
                 worker.stop(120)
                 stopped = time.time()
         assert stopped - worker.runs("nap ended")[-1]["at"] < within(6, 30)
-        assert len(worker.runs("nap")) == 2
+        assert len(worker.runs("nap")) == (2 if NEW_CELERY else 4)
 
 
 def test_a_worker_outlives_an_outage_and_loses_nothing(emulator, tasks, tmp_path):

@@ -830,7 +830,7 @@ def test_every_error_of_the_libraries_below_becomes_one_of_ours(monkeypatch, kin
         (requests.ConnectTimeout, "no"),
         (urllib3.exceptions.ConnectTimeoutError, "no"),
         (urllib3.exceptions.NewConnectionError, "no"),
-        (urllib3.exceptions.NameResolutionError, "no"),
+        (getattr(urllib3.exceptions, "NameResolutionError", requests.ConnectTimeout), "no"),
         (urllib3.exceptions.ProxyError, "no"),
         (ssl.SSLCertVerificationError, "no"),
         (requests.ReadTimeout, "unknown"),

@@ -8,6 +8,7 @@ from support.spools import CLAIM_SECONDS, Hours, Peer, packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
+from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.schema import Kind, State
 from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
 
@@ -539,3 +540,21 @@ def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkey
     assert isinstance(process.claims.claim(), Wait), "the permit is spent, whatever the time"
     process.claims.sweep()
     assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"
+
+
+# -- looking
+
+
+def test_what_a_killed_publisher_waited_for_is_shown_until_its_deadline(peer, clock):
+    """Nothing removes it before a process has something to do here, and nobody will send it."""
+    killed, looker = peer(), peer()
+    killed.enter(seconds=10)
+    killed.enter(seconds=70)
+    killed.claim(only_mine=True)  # a minute later: of the second, which is all that may be sent
+    killed.die()
+    (queue,) = Listing(looker.file).queues()
+    assert (queue.confirmed, queue.sending) == (0, 1)
+
+    clock.now += CLAIM_SECONDS + 1
+
+    assert Listing(looker.file).queues() == []
