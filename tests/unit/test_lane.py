@@ -470,6 +470,7 @@ def test_who_was_told_that_nothing_was_sent_can_rely_on_it(time, server, submit)
     time.run()
 
     assert caller.error.delivered == "no"
+    assert "last failure" not in str(caller.error)
     assert server.accepted == ["in flight"]
 
 

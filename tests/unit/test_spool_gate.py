@@ -83,6 +83,22 @@ def test_who_gives_up_leaves_the_line(shared, peer, clock):
     assert peer().enter(straight=True) is None
 
 
+def test_a_place_that_cannot_be_given_back_changes_nothing(shared, clock, monkeypatch, caplog):
+    """Its own deadline ends it; whoever waited hears of the allowance."""
+    caplog.set_level("DEBUG")
+
+    def stuck(_):
+        raise SpoolUnavailable("the disk is gone")
+
+    monkeypatch.setattr(shared._permits, "give_back", stuck)
+    shared.acquire(clock.now)
+    with pytest.raises(RateLimited, match="used up"):
+        shared.acquire(clock.now + 0.4)
+    assert "could not be given back: the disk is gone" in caplog.text
+    clock.now += 1.1
+    shared.acquire(clock.now)
+
+
 def test_a_stop_that_outlasts_the_deadline_is_told_at_once(shared, clock):
     shared.refused(stopped())
 
