@@ -277,6 +277,24 @@ def test_what_a_consumer_has_pulled_ahead_is_there_for_a_get(connection, emulato
     queue.close()
 
 
+@pytest.mark.parametrize(("count", "overlap"), [(60, True), (5, False)])
+def test_a_queue_that_is_full_is_pulled_twice_at_once(emulator, count, overlap):
+    """While one answer is on its way, and no other: two would ask an empty queue twice as often."""
+    options = {"pull_batch_size": 10, **FAST}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        publish(connection, *range(count))
+        emulator.faults.latency("pull", seconds=0.4)
+        got = Collector()
+        with consume(connection, got, prefetch_count=100):
+            drain(connection, min(count, 40))
+            if not overlap:
+                nothing_comes(connection, 1)
+        times = sorted(pull.time for pull in emulator.requests.of("pull"))
+        assert len(times) > 1
+        # The answer to one takes 0.4 s.
+        assert any(after - before < 0.3 for before, after in itertools.pairwise(times)) is overlap
+
+
 def test_no_pull_leaves_while_a_message_is_on_its_way_back(connection, emulator):
     """It would bring nothing, and cost as much as one that does."""
     emulator.faults.latency("ack", seconds=0.5)

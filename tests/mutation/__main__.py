@@ -98,11 +98,12 @@ PARTS = {
 
 
 class Mutant(NamedTuple):
-    """A break of one module.  *make* returns the code that it makes of it."""
+    """A break of one module: its code before, and *make*, which returns what becomes of it."""
 
     part: str
     module: str
     number: int
+    code: str
     make: Callable[[], str]
 
     @property
@@ -111,7 +112,7 @@ class Mutant(NamedTuple):
         return Path(LIBRARY, f"{self.module}.py")
 
     def __str__(self) -> str:
-        before, after = (ROOT / self.path).read_text().splitlines(), self.make().splitlines()
+        before, after = self.code.splitlines(), self.make().splitlines()
         lines = list(difflib.unified_diff(before, after, n=1, lineterm=""))
         return "\n".join([f"{self.module} {self.number}", *lines[2:]])
 
@@ -169,7 +170,7 @@ def mutants(part: str) -> Iterator[Mutant]:
             if tree.code_for_node(old).lower() == tree.code_for_node(new).lower():
                 continue  # SQL does not mind, nor a reader; each text is broken otherwise, too
             make = functools.partial(_code, tree, old, new)
-            yield Mutant(part, module, number, make)
+            yield Mutant(part, module, number, tree.code, make)
 
 
 def _code(tree: cst.Module, old: cst.CSTNode, new: cst.CSTNode) -> str:
@@ -204,7 +205,7 @@ def run(free: Copies, part: str, mutant: Mutant | None = None) -> Outcome:
             named = f"_{mutant.path.stem}"
             return run_tests(copy, sorted(PARTS[part].tests, key=lambda test: named not in test))
         finally:
-            write(copy / mutant.path, (ROOT / mutant.path).read_text())
+            write(copy / mutant.path, mutant.code)
     finally:
         free.put(copy)
 

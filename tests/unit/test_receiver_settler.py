@@ -219,12 +219,14 @@ def test_more_than_a_request_holds_is_sent_by_two_at_once(settler, server):
     assert len(server.leases) == 152
 
 
-def test_what_the_token_may_not_is_sent_again_as_well(settler, server):
+def test_what_the_token_may_not_is_sent_again_as_well(settler, server, caplog):
     """A 403 may come from a proxy, and giving up would deliver the message once more."""
+    caplog.set_level("DEBUG")
     server.failures = [AuthenticationFailed("403")]
     settler.ack(delivery("L1"))
 
     wait_for(lambda: len(server.sent) == 2)
+    assert "messages of queue 'jobs' cannot be settled: 403" in caplog.text
 
 
 def test_what_outlived_its_lease_is_not_sent_again(settler, server, caplog):
