@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import json
 import logging
 import re
 import socket
@@ -541,6 +542,18 @@ def test_fifty_queues_do_not_hold_each_other_up(emulator, prefetch):
     together = [sum(t <= u < t + 0.095 for u in times) for t in times]
     assert max(together) <= 8
     assert max(together) > within(4, 1)
+
+
+def test_queues_that_are_empty_share_the_room_of_their_channel(connection, emulator):
+    """In whole messages: one of them alone must not take it all."""
+    queues = [Queue(name) for name in "abc"]
+    with connection.Consumer(queues, callbacks=[Collector()], prefetch_count=10):
+        nothing_comes(connection, 0.3)
+
+    asked = [json.loads(pull.body)["batch_size"] for pull in emulator.requests.of("pull")]
+    assert {type(size) for size in asked} == {int}
+    assert asked[0] == 3
+    assert max(asked) <= 3
 
 
 # --- Queues

@@ -162,6 +162,13 @@ def test_the_bad_message_is_found_by_halves(poster, peer):
     assert len(other.intake.outcomes()[0]) == 4
 
 
+def test_while_the_bad_message_is_looked_for_the_queue_says_why(poster):
+    poster.process.enter(count=5)
+    poster.carry(BAD, BAD)
+
+    assert Listing(poster.process.file).queues()[0].why == str(BAD)
+
+
 def test_a_spooled_message_that_is_refused_is_kept_and_told(poster, caplog):
     (row,) = poster.process.spool("bad")
 

@@ -428,6 +428,27 @@ def test_an_expired_message_is_dropped_for_no_permit(peer):
     assert (texts(claim), claim.expired) == (["fresh"], 1)
 
 
+def test_where_nothing_may_be_posted_it_is_known_from_when_on(peer, clock):
+    process = peer(limit=Limit(100.0, 100))
+    process.enter(queue="stopped")
+    overloaded = errors.RateLimited("overloaded", status=429, code=10251, retry_after=30)
+    process.permits.stop(overloaded, "id-of-stopped")
+    assert process.claims.claim() == Wait(clock.now + 30)
+
+    process.spool(queue="paused")
+    claim = process.claims.claim()
+    process.claims.settle(claim, Fate(returned=[entry.row for entry in claim.entries]))
+    process.claims.pause(claim.queue, 60)
+    clock.now += 0.2
+    assert process.claims.claim(kinds=[Kind.SINGLE]) == Wait(clock.now + 29.8)
+    clock.now += 0.2
+    assert process.claims.claim().until < clock.now + 1, "the first pause is short"
+
+
+def test_where_nothing_waits_there_is_no_time_to_wait_for(peer):
+    assert peer().claims.claim() == Wait(None)
+
+
 def test_a_paused_queue_holds_no_other_up(peer, clock):
     process = peer()
     process.spool("paused", queue="a")

@@ -1,5 +1,6 @@
 """The spool's file and folder when the machine is not as it should be."""
 
+import errno
 import logging
 import os
 import shutil
@@ -264,6 +265,27 @@ def test_many_who_find_the_file_broken_put_it_aside_once(tmp_path):
         peer.file.close()
 
 
+def test_a_file_that_another_process_has_repaired_stays(tmp_path, clock, caplog):
+    """Who found it broken as well comes later, and must not put the new one aside."""
+    peer = Peer(tmp_path, clock)
+    peer.spool("new")
+    database = peer.file._database
+    once, found = database._once, [sqlite3.DatabaseError("file is not a database")]
+
+    def late(*given):
+        if found:
+            raise found.pop()
+        return once(*given)
+
+    database._once = late
+    peer.spool("more")
+
+    assert texts(peer.claim()) == ["new", "more"]
+    assert not list(tmp_path.glob("*.unusable-*"))
+    assert not caplog.records
+    peer.file.close()
+
+
 def test_a_database_of_another_program_is_put_aside(tmp_path, clock):
     peer = Peer(tmp_path, clock)
     foreign = sqlite3.connect(peer.file.path)
@@ -414,6 +436,17 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert not posters.is_alive(name)
     posters.bury(name)
     assert not posters.is_alive(name)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def flock(file, _):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="No locks"):
+        KernelLock(tmp_path / "lock", 0o600).acquire()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_who_is_swept_away_while_it_registers_registers_again(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """Permits of the machine, as a client wants them, and what happens where there is no file."""
 
 import pytest
-from support.spools import ONE_A_SECOND, Peer
+from support.spools import ONE_A_SECOND, Peer, texts
 
+from kombu_cfqueues import limits
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.errors import RateLimited, ServerError, SpoolUnavailable
 from kombu_cfqueues.spool.gate import SHARERS, TROUBLE_SECONDS, SharedBudget
@@ -89,6 +90,21 @@ def test_a_stop_that_outlasts_the_deadline_is_told_at_once(shared, clock):
 
     assert refused.value.retry_after == 30.0
     assert took(clock, shared, seconds=31.0) == pytest.approx(30.0, abs=0.1)
+
+
+def test_a_stop_that_names_no_time_lasts_for_the_window(shared, clock):
+    shared.refused(stopped(None))
+
+    assert took(clock, shared) == pytest.approx(limits.WINDOW_SECONDS, abs=0.1)
+
+
+def test_a_stop_of_a_queue_that_names_no_time_stops_nothing(shared, peer):
+    """Whoever repeats the request backs off."""
+    shared.refused(stopped(None, code=10252), queue="id-of-jobs")
+    process = peer()
+
+    assert process.enter() is not None
+    assert texts(process.claim()) == ["x"]
 
 
 def test_a_stop_holds_for_every_process(shared, peer, clock):
