@@ -27,7 +27,7 @@ class Shift(NamedTuple):
 
     Attributes:
         job: The work; None: there is none now.
-        more: Whether another thread would find work at once.
+        more: Whether another thread would find work, at once or while this one is busy.
         wait: Without a job: seconds until there may be one; None: not before somebody calls.
     """
 

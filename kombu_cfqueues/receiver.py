@@ -281,7 +281,8 @@ class Receiver:
         most = self._share(chosen)
         chosen.window.held += most
         chosen.in_flight += 1
-        more = ready > 1 or self._ask_at(chosen, now) <= now
+        # Somebody else is to wait for the other queues' time: this pull may hang.
+        more = ready > 1 or wait < LONGEST_NAP or self._ask_at(chosen, now) <= now
         return Shift(functools.partial(self._pull, chosen, most), more=more)
 
     def _ask_at(self, subscription: Subscription, now: float) -> float:

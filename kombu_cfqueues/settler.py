@@ -219,9 +219,8 @@ class Settler:
         if due > now:
             return Shift(wait=due - now)
         batch = self._take(queue_id)
-        more = sum(1 for due, _ in ready if due <= now) > 1 or bool(
-            self._outboxes[queue_id].waiting
-        )
+        # Somebody else is to wait for the other queues' time: this request may hang.
+        more = len(ready) > 1 or bool(self._outboxes[queue_id].waiting)
         return Shift(lambda: self._post(queue_id, batch), more=more)
 
     def _take(self, queue_id: str) -> list[_Settlement]:

@@ -190,9 +190,10 @@ def test_a_request_that_hangs_holds_up_no_other_queue(settler, server):
     server.hanging = {JOBS.id}
     server.held.clear()
     settler.ack(delivery("L1"))
+    time.sleep(HOLD_SECONDS / 2)  # its time comes when the first request hangs already
     settler.ack(delivery("M1", queue=MORE))
 
-    wait_for(lambda: server.leases == ["M1"])
+    wait_for(lambda: server.leases == ["M1"], seconds=20)
 
     server.held.set()
     settler.flush(time.monotonic() + 30)
