@@ -212,6 +212,22 @@ def test_a_stop_of_the_token_reaches_every_process_at_once(peer, clock):
     assert other.permits.request_permit(None, clock.now + 1)[1].why is not None
 
 
+def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
+    process = peer()
+    process.enter()
+    used_up = errors.RateLimited("used up", status=429, code=10253, retry_after=200)
+    process.permits.stop(used_up, None)
+
+    wait = process.claims.claim()
+    assert wait.until == clock.now + 200
+    assert "publishing" in str(wait.why)
+    ticket, _ = process.permits.request_permit(None, clock.now + 100)
+    clock.now += PATIENCE_SECONDS
+    assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
+    clock.now = wait.until
+    assert texts(process.claims.claim()) == ["x"]
+
+
 def test_a_stop_of_one_queue_stops_that_queue(peer, clock):
     process = peer()
     process.enter("full", queue="a")

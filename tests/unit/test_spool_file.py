@@ -336,6 +336,19 @@ def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, c
     newer.file.close()
 
 
+def test_only_what_is_to_outlive_a_power_failure_is_written_through(tmp_path):
+    """Each such write waits for the disk."""
+    base = database(tmp_path / "spool.db")
+
+    def level(connection):
+        return connection.execute("PRAGMA synchronous").fetchone()[0]
+
+    normal, full = 1, 2
+    levels = [base.write(level, durable=durable) for durable in (False, True, True, False, True)]
+    assert levels == [normal, full, full, normal, full]
+    base.close()
+
+
 def test_a_file_that_vanishes_is_made_again(tmp_path, clock):
     peer = Peer(tmp_path / "spool", clock)
     peer.spool("gone")

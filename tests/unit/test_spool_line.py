@@ -92,6 +92,17 @@ def test_an_answer_is_heard_long_before_the_next_permit(peer, monkeypatch):
     assert time.monotonic() - began < 30
 
 
+def test_a_lone_caller_writes_no_message_into_the_file(peer):
+    process, waiting = peer(), []
+    count = "SELECT count(*) FROM message"
+
+    def post(*_):
+        waiting.append(process.file.read(lambda c: c.execute(count).fetchone()))
+
+    submit(line(process, post))
+    assert waiting == [(0,)]
+
+
 def test_a_caller_posts_what_other_processes_wait_for_with_its_own(peer):
     owner, other = peer(), peer()
     other_row = other.enter("other")
