@@ -22,6 +22,7 @@ def without_chance(text):
     text = re.sub(r"ray \w+-", "ray ", text)
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
     text = re.sub(r"\d[\d,.]* (ms|s|kB|B|MB|d)\b", "N", text)
+    text = re.sub(r" in N, [\d,.]+/s", "", text)  # where the machine is slow
     text = re.sub(r'"(timestamp_ms|oldest_message_timestamp_ms)": \d+', "T", text)
     text = re.sub(r'"eyJ\w+="?|"eyJ\w+"', "BASE64", text)
     text = re.sub(r"(ada|grace)@", "who@", text)

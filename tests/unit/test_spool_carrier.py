@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from support.spools import Hours, Peer, packed, texts
+from support.spools import packed, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
@@ -20,21 +20,8 @@ POST_SECONDS = 10.0
 
 
 @pytest.fixture
-def clock():
-    return Hours()
-
-
-@pytest.fixture
-def peer(tmp_path, clock):
-    made = []
-
-    def make():
-        made.append(Peer(tmp_path / "spool", clock, limit=Limit(100.0, 100)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.file.close()
+def limit():
+    return Limit(100.0, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from support.spools import CLAIM_SECONDS, Hours, Peer, packed, texts
+from support.spools import CLAIM_SECONDS, packed, texts
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit
@@ -11,25 +11,6 @@ from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
 from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.schema import Kind, State
 from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
-
-
-@pytest.fixture
-def clock():
-    return Hours()
-
-
-@pytest.fixture
-def peer(tmp_path, clock):
-    """Makes processes that share one spool, with one request a second and no burst."""
-    made = []
-
-    def make(**given):
-        made.append(Peer(tmp_path / "spool", clock, **given))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.file.close()
 
 
 def refusal(code=10203):

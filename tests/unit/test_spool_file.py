@@ -33,11 +33,6 @@ MOUNTS = bool(shutil.which("unshare")) and not subprocess.call(["unshare", "--mo
 """Whether this user may mount something for a process of its own."""
 
 
-@pytest.fixture
-def clock():
-    return Hours()
-
-
 def database(path, *, version=1, tables=""):
     return Database(path, 0o600, version, lambda c, new: new and c.execute(tables or "SELECT 1"))
 

@@ -1,30 +1,12 @@
 """Permits of the machine, as a client wants them, and what happens where there is no file."""
 
 import pytest
-from support.spools import ONE_A_SECOND, Hours, Peer, texts
+from support.spools import ONE_A_SECOND, Peer, texts
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.errors import RateLimited, ServerError, SpoolUnavailable
 from kombu_cfqueues.spool.gate import SHARERS, TROUBLE_SECONDS, SharedBudget
-
-
-@pytest.fixture
-def clock():
-    return Hours()
-
-
-@pytest.fixture
-def peer(tmp_path, clock):
-    made = []
-
-    def make(**given):
-        made.append(Peer(tmp_path / "spool", clock, **given))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.file.close()
 
 
 @pytest.fixture

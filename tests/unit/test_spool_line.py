@@ -22,17 +22,13 @@ ADDRESS = Address("jobs", cloudflare_id="id-of-jobs")
 
 
 @pytest.fixture
-def peer(tmp_path):
-    """Makes processes that share one spool, with 20 requests a second."""
-    made = []
+def clock():
+    return Clock()
 
-    def make():
-        made.append(Peer(tmp_path / "spool", Clock(), limit=Limit(20.0, 1)))
-        return made[-1]
 
-    yield make
-    for each in made:
-        each.file.close()
+@pytest.fixture
+def limit():
+    return Limit(20.0, 1)
 
 
 def judge(error):

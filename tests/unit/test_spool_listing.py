@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from support.spools import Hours, Peer, packed
+from support.spools import packed
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.budget import Limit, Scope
@@ -15,21 +15,8 @@ SIZE = packed().size
 
 
 @pytest.fixture
-def clock():
-    return Hours()
-
-
-@pytest.fixture
-def peer(tmp_path, clock):
-    made = []
-
-    def make(**given):
-        made.append(Peer(tmp_path / "spool", clock, limit=Limit(1.0, 5), **given))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.file.close()
+def limit():
+    return Limit(1.0, 5)
 
 
 @pytest.fixture
