@@ -43,6 +43,7 @@ def test_nothing_is_a_runtime_dependency():
 
 def test_the_lock_file_pins_by_hash_and_names_no_registry():
     packages = locked().values()
+    assert "://" not in (WORKER / "package-lock.json").read_text()
     assert all("resolved" not in package for package in packages)
     assert all(package["integrity"].startswith("sha512-") for package in packages)
 
