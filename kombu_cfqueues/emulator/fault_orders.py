@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -115,10 +116,8 @@ def seconds_of(text: str) -> float | tuple[float, float]:
 
 
 def _value(text: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        pass
     try:
         return list(seconds_of(text)) if "-" in text else text  # type: ignore[arg-type]
     except ValueError:
