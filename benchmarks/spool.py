@@ -27,8 +27,8 @@ from typing import Any
 
 from kombu.connection import Connection
 
-from kombu_cfqueues.budget import Limit
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.file import File
 from kombu_cfqueues.spool.gate import Permits
 

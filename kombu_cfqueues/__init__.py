@@ -14,7 +14,7 @@ Celery needs no import where it is told ``broker_transport = "kombu_cfqueues:Tra
 from kombu.transport import TRANSPORT_ALIASES
 
 from .metrics import stats
-from .transport import Transport
+from .transport.transport import Transport
 
 __all__ = ["Transport", "__version__", "stats"]
 

@@ -7,14 +7,14 @@ import logging
 import threading
 import time
 
-from .budget import Budget, Limit
-from .client import Client
-from .directory import Directory
+from .api.client import Client
+from .api.directory import Directory
+from .consume.receiver import Receiver
 from .envelope import Address, Packed
-from .fork import renew_in_child
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
-from .publisher import Publisher
-from .receiver import Receiver
+from .publish.publisher import Publisher
+from .rate_limit import Budget, Limit
+from .runtime.fork import renew_in_child
 from .spool.file import File
 from .spool.gate import SharedBudget
 from .spool.posters import AVAILABLE

@@ -21,9 +21,9 @@ from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from . import limits
-from .chance import chance
 from .errors import InvalidMessage, MessageTooLarge
 from .options import Options
+from .runtime.rng import chance
 
 #: The names that make a JSON object a Kombu envelope.
 ENVELOPE_KEYS = frozenset({"body", "headers", "properties"})

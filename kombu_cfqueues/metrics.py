@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from .errors import CFQueuesError
-from .fork import renew_in_child
+from .runtime.fork import renew_in_child
 from .telemetry import Operation, instruments
 
 OF_A_QUEUE: Final = (

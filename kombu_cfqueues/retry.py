@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from .chance import chance
 from .errors import CFQueuesError, TransientError
 from .metrics import metrics
+from .runtime.rng import chance
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from kombu_cfqueues.errors import (
     InvalidMessage,
     RateLimited,
 )
-from kombu_cfqueues.lane import Verdict
+from kombu_cfqueues.publish.group_commit import Verdict
 
 ROUND_TRIP = 0.030
 

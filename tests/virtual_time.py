@@ -12,7 +12,7 @@ from itertools import count
 
 import greenlet
 
-from kombu_cfqueues.clock import Clock
+from kombu_cfqueues.runtime.clock import Clock
 
 STEPS_AT_ONCE = 100_000
 """So much does not happen in one moment, unless somebody goes round and round."""

@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
-from ..budget import Limit
-from ..client import Queue, QueuePage
+from ..api.client import Queue, QueuePage
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -32,6 +31,7 @@ from ..errors import (
     SpoolUnavailable,
 )
 from ..options import Options, is_loopback
+from ..rate_limit import Limit
 from ..spool.file import File
 from ..spool.listing import Listing
 from ..spool.posters import AVAILABLE

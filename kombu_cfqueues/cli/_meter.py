@@ -9,7 +9,7 @@ from typing import Final
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ..clock import Clock
+from ..runtime.clock import Clock
 from . import _console as console
 
 WINDOW_SECONDS: Final = 15.0

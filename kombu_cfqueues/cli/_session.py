@@ -10,13 +10,13 @@ from typing import Any, Final, TypeVar
 
 from .. import envelope, retry
 from ..account import Account
-from ..budget import parse_ratelimit
-from ..client import Gate, Queue
-from ..delivery import may_be_retried
-from ..directory import PullConsumer
+from ..api.client import Gate, Queue
+from ..api.directory import PullConsumer
+from ..consume.delivery import may_be_retried
 from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
 from ..options import Options
+from ..rate_limit import parse_ratelimit
 
 T = TypeVar("T")
 

@@ -15,17 +15,11 @@ from typing import Any, BinaryIO, Final
 import click
 
 from .. import envelope, limits
-from ..client import Queue
+from ..api.client import Queue
 from ..envelope import Packed
-from ..errors import (
-    CFQueuesError,
-    InvalidMessage,
-    MessageTooLarge,
-    PublishTimeout,
-    TransientError,
-)
-from ..lane import BULK_IN_FLIGHT
+from ..errors import CFQueuesError, InvalidMessage, MessageTooLarge, PublishTimeout, TransientError
 from ..options import Options
+from ..publish.group_commit import BULK_IN_FLIGHT
 from . import _console as console
 from ._broker import takes_broker
 from ._commands import in_words

@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from .. import envelope, limits
-from ..client import Queue
-from ..directory import PullConsumer
+from ..api.client import Queue
+from ..api.directory import PullConsumer
 from ..errors import CFQueuesError, MessageTooLarge, QueueNotFound
 from ..options import Options
 from . import _console as console

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias
 
-from ..chance import chance
-from ..clock import Clock
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
@@ -18,9 +16,11 @@ from ..errors import (
     SpoolUnavailable,
     copy_of,
 )
-from ..fork import renew_in_child
-from ..lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
 from ..metrics import metrics
+from ..publish.group_commit import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
+from ..runtime.clock import Clock
+from ..runtime.fork import renew_in_child
+from ..runtime.rng import chance
 from .claims import Claim, Claims, Entry, Fate
 from .schema import Kind
 from .turns import Wait

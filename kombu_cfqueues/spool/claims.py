@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from .. import limits
-from ..chance import chance
 from ..envelope import Address, Packed
 from ..errors import CFQueuesError, as_text
+from ..runtime.rng import chance
 from . import turns
 from .bucket import last_kind
 from .file import File

@@ -17,10 +17,10 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ..chance import chance
-from ..clock import Clock
 from ..errors import SpoolFull, SpoolUnavailable
-from ..fork import pause_at_fork, renew_in_child
+from ..runtime.clock import Clock
+from ..runtime.fork import pause_at_fork, renew_in_child
+from ..runtime.rng import chance
 from .posters import KernelLock
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from ..budget import Limit
-from ..clock import Clock
 from ..errors import SpoolFull, SpoolUnavailable
-from ..fork import renew_in_child
+from ..rate_limit import Limit
+from ..runtime.clock import Clock
+from ..runtime.fork import renew_in_child
 from . import place
 from .bucket import NO_LIMIT, Bucket
 from .database import Database

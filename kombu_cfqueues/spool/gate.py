@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..budget import Budget, Limit, Scope, parse_ratelimit, scope_of
 from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
-from ..fork import renew_in_child
 from ..metrics import metrics
+from ..rate_limit import Budget, Limit, Scope, parse_ratelimit, scope_of
+from ..runtime.fork import renew_in_child
 from . import turns
 from .bucket import last_kind
 from .file import File

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from ..chance import chance
-from ..clock import Clock, Lock
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
@@ -24,9 +22,11 @@ from ..errors import (
     SpoolUnavailable,
     copy_of,
 )
-from ..fork import renew_in_child
-from ..lane import BULK_IN_FLIGHT, Verdict
 from ..metrics import metrics
+from ..publish.group_commit import BULK_IN_FLIGHT, Verdict
+from ..runtime.clock import Clock, Lock
+from ..runtime.fork import renew_in_child
+from ..runtime.rng import chance
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
 from .intake import Intake

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from vine import promise
 
-from ..chance import chance
-from ..clock import Clock
 from ..errors import SpoolFull, SpoolUnavailable
-from ..fork import renew_in_child
+from ..runtime.clock import Clock
+from ..runtime.fork import renew_in_child
+from ..runtime.rng import chance
 from .carrier import Carrier
 from .claims import Claims
 from .file import File

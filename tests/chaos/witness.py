@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kombu_cfqueues.client import Client
+from kombu_cfqueues.api.client import Client
 from kombu_cfqueues.errors import CFQueuesError
 
 from .ledger import MESSAGE, write

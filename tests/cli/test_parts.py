@@ -6,7 +6,7 @@ import pytest
 
 from kombu_cfqueues.cli._lines import Lines
 from kombu_cfqueues.cli._meter import Meter
-from kombu_cfqueues.clock import Clock
+from kombu_cfqueues.runtime.clock import Clock
 
 
 @pytest.mark.parametrize("text", ["1-", "5", "1-9,41201-", "3,5-6,8", ""])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 
-from kombu_cfqueues.answer import Answer
-from kombu_cfqueues.budget import Budget, Limit
-from kombu_cfqueues.client import Client
+from kombu_cfqueues.api.client import Client
+from kombu_cfqueues.api.responses import Answer
 from kombu_cfqueues.envelope import receive
 from kombu_cfqueues.errors import CFQueuesError
 from kombu_cfqueues.options import Secret
+from kombu_cfqueues.rate_limit import Budget, Limit
 
 SECRET = "s3cret-abcdefghij"
 STATUSES = (200, 201, 202, 302, 400, 401, 403, 404, 405, 409, 413, 429, 500, 503)

@@ -14,7 +14,6 @@ import pytest
 from celery import Celery
 from kombu import Connection, Producer
 
-from kombu_cfqueues.batch import BatchPublishError
 from kombu_cfqueues.errors import (
     CFQueuesError,
     InvalidMessage,
@@ -22,6 +21,7 @@ from kombu_cfqueues.errors import (
     PublishTimeout,
     QueueNotFound,
 )
+from kombu_cfqueues.transport.transport.batch import BatchPublishError
 
 from .test_publish import pushes
 

@@ -21,7 +21,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 
-from kombu_cfqueues import receiver
+from kombu_cfqueues.consume import receiver
+from kombu_cfqueues.consume.receiver import Receiver
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -30,7 +31,6 @@ from kombu_cfqueues.errors import (
     PullNotEnabled,
     QueueNotFound,
 )
-from kombu_cfqueues.receiver import Receiver
 
 from .consuming import (
     FAST,

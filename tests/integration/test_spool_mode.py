@@ -20,9 +20,9 @@ from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
-from kombu_cfqueues.batch import BatchPublishError
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
 from kombu_cfqueues.spool.listing import Listing
+from kombu_cfqueues.transport.transport.batch import BatchPublishError
 
 BUSY = 3.0
 """Seconds for which another process writes; less than after which it would be taken for stuck."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kombu_cfqueues.budget import Limit
-from kombu_cfqueues.clock import Clock
 from kombu_cfqueues.envelope import Address, Packed
+from kombu_cfqueues.rate_limit import Limit
+from kombu_cfqueues.runtime.clock import Clock
 from kombu_cfqueues.spool.claims import Claim, Claims
 from kombu_cfqueues.spool.file import File
 from kombu_cfqueues.spool.gate import Permits

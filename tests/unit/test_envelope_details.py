@@ -8,14 +8,7 @@ import time
 
 import pytest
 
-from kombu_cfqueues.envelope import (
-    expires,
-    pack,
-    receive,
-    repack,
-    seconds_until_due,
-    unpack,
-)
+from kombu_cfqueues.envelope import expires, pack, receive, repack, seconds_until_due, unpack
 from kombu_cfqueues.errors import MessageTooLarge
 from kombu_cfqueues.options import Options, Secret
 

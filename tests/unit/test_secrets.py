@@ -12,9 +12,9 @@ from support.scripted import Api, Drop, Failure, Html, Raw, Reset, Say, Scripted
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
-from kombu_cfqueues.budget import Budget
-from kombu_cfqueues.client import Client
+from kombu_cfqueues.api.client import Client
 from kombu_cfqueues.options import Options, Secret
+from kombu_cfqueues.rate_limit import Budget
 
 SECRET = "s3cret-" + "".join("abcdefghij")
 ACCOUNT = "0123456789abcdef" * 2

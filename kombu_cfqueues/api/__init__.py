@@ -1,0 +1,1 @@
+"""Cloudflare's HTTP API: requests, connections, answers and queue ids."""

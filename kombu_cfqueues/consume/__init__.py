@@ -1,0 +1,1 @@
+"""Consuming: pulling ahead, leases and acknowledgements."""

@@ -1,0 +1,1 @@
+"""Publishing: many callers share few requests."""

@@ -1,0 +1,263 @@
+"""The request allowance: how many requests may leave, and what a 429 stops.
+
+Cloudflare counts the requests of a token, and passing the limit blocks *every* call of that token
+for 5 minutes (``limits.REQUESTS_PER_WINDOW``), so waiting here is always the cheaper way.
+
+`Allowance` is arithmetic: a few numbers, each change of which makes a new one.  `Budget` keeps one
+for the threads of a process; kept in a file, it serves the processes of a machine.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from . import limits
+from .errors import CFQueuesError, RateLimited
+from .metrics import metrics
+from .runtime.clock import Clock
+from .runtime.fork import renew_in_child
+
+FIRST_TOKENS: Final = 5
+"""Tokens of a new bucket: nobody knows what was spent before this process came."""
+
+_ROUNDING: Final = 1e-9
+"""Part of a token that a sum of floats may lack."""
+
+
+class Limit(NamedTuple):
+    """How many requests may leave: in any ``s`` seconds at most ``rate * s + burst``."""
+
+    rate: float
+    """Requests a second, once the burst is spent."""
+    burst: int
+    """Requests that may leave at once after a quiet time."""
+
+
+CLOUDFLARE_LIMIT: Final = Limit(rate=3.7, burst=60)
+"""Stays 30 below ``limits.REQUESTS_PER_WINDOW``: the dashboard and other tools share it."""
+
+
+class Scope(Enum):
+    """What a 429 stops."""
+
+    QUEUE = auto()
+    """Publishing to one queue: overloaded, full or disabled."""
+    PUBLISHING = auto()
+    """Publishing to any queue of the account: its plan allows no more today."""
+    EVERYTHING = auto()
+    """Every call of the token."""
+
+
+def scope_of(code: int | None) -> Scope:
+    """Return what a 429 with Cloudflare's error *code* stops; everything, if that is not known."""
+    if code in (10250, 10251, 10252):
+        return Scope.QUEUE
+    if code == 10253:
+        return Scope.PUBLISHING
+    return Scope.EVERYTHING
+
+
+class Allowance(NamedTuple):
+    """What a token may still send, as numbers alone.  Times are seconds of one monotonic clock."""
+
+    tokens: float
+    """Requests that may leave at once, at ``counted_at``."""
+    counted_at: float
+    slow_rate: float = 0.0
+    """Requests a second until ``slow_until``, because the server said how few are left."""
+    slow_until: float = 0.0
+    stopped_until: float = 0.0
+    """No call may leave before this."""
+    publishing_stopped_until: float = 0.0
+    """No message may be published before this."""
+
+    @classmethod
+    def new(cls, limit: Limit, now: float) -> Allowance:
+        """Return a bucket of which no history is known."""
+        return cls(tokens=min(limit.burst, FIRST_TOKENS), counted_at=now)
+
+    def counted(self, limit: Limit, now: float) -> Allowance:
+        """Return the same with what was earned until *now*."""
+        if now < self.counted_at:  # the clock began anew: earn nothing, and carry over little
+            return self._replace(tokens=min(self.tokens, 1.0), counted_at=now)
+        slow = max(0.0, min(now, self.slow_until) - self.counted_at)
+        full = now - self.counted_at - slow
+        tokens = min(float(limit.burst), self.tokens + slow * self.slow_rate + full * limit.rate)
+        return self._replace(tokens=tokens, counted_at=now)
+
+    def ready_at(self, limit: Limit, tokens: int = 1) -> float:
+        """Return when so many *tokens* will be there: ``counted_at`` if they are now."""
+        missing = tokens - self.tokens
+        if missing <= _ROUNDING:
+            return self.counted_at
+        slow = max(0.0, self.slow_until - self.counted_at)
+        if missing <= slow * self.slow_rate:
+            return self.counted_at + missing / self.slow_rate
+        return self.counted_at + slow + (missing - slow * self.slow_rate) / limit.rate
+
+    def spent(self) -> Allowance:
+        """Return the same with one request less."""
+        return self._replace(tokens=self.tokens - 1)
+
+    def guarded(self, limit: Limit, left: int, reset_seconds: float) -> Allowance:
+        """Return the same after the server said what is *left*.  The newest answer wins.
+
+        It matters only if the bucket would spend more than that until the server's reset; then
+        what is left is spread over that time.
+        """
+        if left >= self.tokens + limit.rate * reset_seconds:
+            return self._replace(slow_until=self.counted_at)
+        return self._replace(
+            tokens=0.0,
+            slow_rate=left / reset_seconds,
+            slow_until=self.counted_at + reset_seconds,
+        )
+
+    def stopped(self, scope: Scope, until: float) -> Allowance:
+        """Return the same after a 429, other than that of a single queue."""
+        if scope is Scope.EVERYTHING:
+            return self._replace(stopped_until=max(self.stopped_until, until))
+        return self._replace(publishing_stopped_until=max(self.publishing_stopped_until, until))
+
+
+class Budget:
+    """The allowance of one API token, shared by the threads of a process, first come first served.
+
+    Args:
+        limit: None if requests are not limited; then only a 429 makes anybody wait.
+        clock: Time and waiting.
+    """
+
+    def __init__(
+        self, limit: Limit | None = CLOUDFLARE_LIMIT, *, clock: Clock | None = None
+    ) -> None:
+        self._limit = limit
+        self._clock = clock or Clock()
+        self._lock = self._clock.lock()  # guards all that follows; never held over a sleep
+        now = self._clock.monotonic()
+        self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
+        self._queue_stopped_until: dict[str, float] = {}
+        self._line: list[object] = []  # who waits for a token, in order
+        self._free = limit is None  # nothing to wait for, ever yet; also read without the lock
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Begin without the parent's threads, and without its savings: it spends those itself."""
+        self._lock = self._clock.lock()
+        self._line = []
+        tokens = min(self._allowance.tokens, FIRST_TOKENS)
+        self._allowance = self._allowance._replace(tokens=tokens)
+
+    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
+        """Block until one more request may leave.
+
+        Args:
+            deadline: Until when this may block, in seconds of the clock.
+            queue: Where the request publishes to; None for every other call.
+
+        Raises:
+            RateLimited: As soon as it is known that the wait would pass *deadline*.  Nothing is
+                spent.
+        """
+        if self._free:
+            return
+        place = object()
+        since = self._clock.monotonic()
+        try:
+            while wait := self._try(place, queue, deadline):
+                self._clock.sleep(wait)
+            metrics.waited(self._clock.monotonic() - since)
+        finally:
+            if place in self._line:
+                with self._lock:
+                    self._line.remove(place)
+
+    def observe(self, ratelimit: str | None) -> None:
+        """Heed the ``Ratelimit`` header of any answer; None if it had none."""
+        if ratelimit is None or self._limit is None:
+            return
+        grant = parse_ratelimit(ratelimit)
+        if grant is None:
+            return
+        with self._lock:
+            counted = self._allowance.counted(self._limit, self._clock.monotonic())
+            self._allowance = counted.guarded(self._limit, *grant)
+
+    def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
+        """Stop what a 429 stops, for as long as it says; any other *error* stops nothing.
+
+        If it does not say how long, a single queue is not stopped (whoever repeats the request
+        backs off), and everything else is for the length of Cloudflare's window.
+        """
+        if error.status != 429:
+            return
+        scope = scope_of(error.code)
+        with self._lock:
+            now = self._clock.monotonic()
+            self._free = False
+            if scope is not Scope.QUEUE:
+                seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
+                self._allowance = self._allowance.stopped(scope, now + seconds)
+            elif queue is not None and error.retry_after:
+                stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
+                self._queue_stopped_until = stops | {queue: now + error.retry_after}
+
+    def _try(self, place: object, queue: str | None, deadline: float) -> float:
+        """Spend a token and return 0, or return the seconds after which to try again."""
+        with self._lock:
+            now = self._clock.monotonic()
+            ready_at, why = self._ready_at(place, queue, now)
+            if ready_at > max(now, deadline):
+                raise RateLimited(why, retry_after=ready_at - now)
+            if ready_at > now:
+                return ready_at - now
+            self._allowance = self._allowance.spent()
+            if place in self._line:
+                self._line.remove(place)
+            return 0.0
+
+    def _ready_at(self, place: object, queue: str | None, now: float) -> tuple[float, str]:
+        """Return when *place* may go as things stand, and why not now.  The caller holds _lock."""
+        allowance = self._allowance
+        stop, why = allowance.stopped_until, "the API has stopped every call of the token"
+        if queue is not None:
+            stop, why = max(
+                (stop, why),
+                (allowance.publishing_stopped_until, "the API has stopped publishing"),
+                (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
+            )
+        if stop > now:
+            if place in self._line:
+                self._line.remove(place)  # those whom this does not stop may go
+            return stop, why
+        if self._limit is None:
+            return now, ""
+        self._allowance = allowance.counted(self._limit, now)
+        if place not in self._line:
+            self._line.append(place)
+        # Whoever waits may go once there are tokens for all before it too: so nobody has to wake
+        # anybody, and one that is late or gives up holds nobody off.
+        tokens = 1 + self._line.index(place)
+        return self._allowance.ready_at(self._limit, tokens), "the request allowance is used up"
+
+
+_LEFT: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
+_RESET: Final = re.compile(r";\s*t=(\d{1,9})(?!\d)")
+
+
+def parse_ratelimit(header: str) -> tuple[int, int] | None:
+    """Return requests left and seconds until the reset; of several policies, the tightest.
+
+    >>> parse_ratelimit('"default";r=50;t=30')
+    (50, 30)
+
+    None if *header* holds nothing of the kind: it is a hint, and no request fails for it.
+    """
+    grants = []
+    for policy in header.split(","):
+        left, reset = _LEFT.search(policy), _RESET.search(policy)
+        if left and reset and int(reset[1]) > 0:
+            grants.append((int(left[1]), int(reset[1])))
+    return min(grants, key=lambda grant: grant[0] / grant[1], default=None)

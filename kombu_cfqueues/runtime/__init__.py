@@ -1,0 +1,1 @@
+"""What the library needs of a process: time, randomness, threads and forks."""

@@ -1,0 +1,1 @@
+"""Kombu's side: a connection, its channels, and what they publish and deliver."""

@@ -1,0 +1,175 @@
+"""How many messages a channel may hold."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kombu_cfqueues.consume.prefetch_window import GATHER_SECONDS, PULLS_AHEAD, QUEUES_AHEAD, Window
+
+BATCH = 10
+
+
+def window(prefetch: int = 0) -> Window:
+    made = Window(BATCH)
+    made.prefetch = prefetch
+    return made
+
+
+def test_a_prefetch_count_is_asked_for_at_once():
+    assert window(4).room == 4
+    assert window(4).ask_at() == 0
+
+
+def test_what_is_held_and_what_is_unsettled_both_take_room():
+    made = window(10)
+    made.held, made.unsettled = 3, 4
+
+    assert made.room == 3
+
+
+def test_no_more_is_pulled_ahead_than_two_pulls_whatever_the_prefetch_count():
+    """It would lie here while another process has nothing to do."""
+    made = window(10_000)
+
+    assert made.room == PULLS_AHEAD * BATCH
+    made.held = PULLS_AHEAD * BATCH
+    assert made.room == 0
+
+
+def test_without_a_prefetch_count_nothing_is_pulled_until_a_message_is_wanted():
+    made = window()
+    assert made.room == 0
+
+    made.missed()
+
+    assert made.room == 1
+
+
+def take(made: Window, now: float) -> None:
+    """One message is asked for, comes, and is delivered."""
+    made.missed()
+    made.held += 1
+    made.delivered(now, had_to_wait=True)
+
+
+def test_without_a_prefetch_count_one_message_is_not_followed_by_others():
+    made = window()
+
+    take(made, 0.0)
+
+    assert made.room == 0
+
+
+def test_an_application_that_loops_gets_more_and_more_at_once():
+    made = window()
+    for n in range(12):
+        take(made, n / 10)
+
+    assert made.room == PULLS_AHEAD * BATCH
+
+
+def test_an_application_that_comes_back_now_and_then_gets_one_at_a_time():
+    made = window()
+    for n in range(12):
+        take(made, n * 5.0)
+
+    assert made.capacity == 1
+
+
+def test_an_empty_queue_begins_small_again():
+    made = window()
+    for n in range(12):
+        take(made, n / 10)
+
+    made.ran_dry()
+
+    assert made.capacity == 1
+
+
+def test_without_a_prefetch_count_several_queues_are_asked_together():
+    """One after the other, fifty empty queues would hold up the one with messages."""
+    made = window()
+    made.queues = 50
+
+    made.missed()
+
+    assert made.room == QUEUES_AHEAD
+
+
+def test_little_room_waits_a_moment_for_more():
+    """Short tasks free their slots one after the other."""
+    made = window(8)
+    made.held, made.unsettled = 1, 7
+
+    made.unsettled -= 1
+    assert made.freed(100.0)
+
+    assert made.ask_at() == 100 + GATHER_SECONDS
+
+
+def test_much_room_or_an_empty_hand_does_not_wait():
+    made = window(8)
+    made.held = 1
+    assert made.ask_at() == 0  # room for 7 of 8
+
+    made.held, made.unsettled = 0, 7
+    assert made.ask_at() == 0  # nothing to deliver
+
+
+def test_no_room_is_no_pull():
+    made = window(1)
+    made.unsettled = 1
+
+    assert made.ask_at() == math.inf
+    assert not made.may_deliver
+
+
+class Holding(RuleBasedStateMachine):
+    """Whatever happens in whatever order, no more is held than the application said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = window(7)
+        self.asked: list[int] = []
+
+    @precondition(lambda self: self.window.room > 0)
+    @rule(data=st.data())
+    def ask(self, data) -> None:
+        most = data.draw(st.integers(1, self.window.room))
+        self.window.held += most
+        self.asked.append(most)
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def come(self, data) -> None:
+        most = self.asked.pop()
+        self.window.held -= most - data.draw(st.integers(0, most))
+
+    @precondition(lambda self: self.window.held > sum(self.asked) and self.window.may_deliver)
+    @rule()
+    def deliver(self) -> None:
+        self.window.delivered(0.0, had_to_wait=False)
+
+    @precondition(lambda self: self.window.unsettled)
+    @rule()
+    def settle(self) -> None:
+        self.window.unsettled -= 1
+
+    @invariant()
+    def bounded(self) -> None:
+        assert 0 <= self.window.held + self.window.unsettled <= 7
+
+
+TestHolding = Holding.TestCase
+
+
+@given(prefetch=st.integers(1, 500), held=st.integers(0, 500), unsettled=st.integers(0, 500))
+def test_room_is_never_negative_and_never_beyond_the_prefetch_count(prefetch, held, unsettled):
+    made = window(prefetch)
+    made.held, made.unsettled = held, unsettled
+
+    assert 0 <= made.room <= max(0, prefetch - held - unsettled)

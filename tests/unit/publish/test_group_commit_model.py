@@ -1,0 +1,245 @@
+"""The promises of a lane, held against any sequence of events that hypothesis can think of."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from lane_parts import judge
+from virtual_time import VirtualTime
+
+from kombu_cfqueues.errors import (
+    AuthenticationFailed,
+    CFQueuesError,
+    ConnectionFailed,
+    InvalidMessage,
+    RateLimited,
+    ServerError,
+)
+from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT, Lane
+from kombu_cfqueues.runtime.rng import chance
+
+MAX_ITEMS = 7
+MAX_BYTES = 1_000
+
+sizes = st.one_of(st.integers(1, 300), st.integers(900, 1_200))
+timeouts = st.sampled_from([0.01, 0.5, 3.0, 30.0])
+
+
+class Item:
+    """One message; what its publisher was told; what became of it."""
+
+    def __init__(self, size, bad):
+        self.size, self.bad = size, bad
+        self.told = []  # (outcome): exactly one in the end
+        self.delivered = 0  # times that the queue got it
+        self.confirmed = 0  # times that an answer said so
+
+
+class LaneMachine(RuleBasedStateMachine):
+    """Callers come, wait, run out of time and are interrupted; the server has its moods."""
+
+    def __init__(self):
+        super().__init__()
+        chance.seed(0)  # pauses are random, and a history that is tried again has to be the same
+        self.time = VirtualTime()
+        self.mood = "well"
+        self.round_trip = 0.03
+        self.permit_every = 0.0
+        self.next_permit = 0.0
+        self.in_flight = 0
+        self.bulk_used = False
+        self.tasks = []  # (task, items, bulk, deadline)
+        self.requests = []
+
+    @initialize(in_flight=st.integers(1, 4), retry_uncertain=st.booleans())
+    def begin(self, in_flight, retry_uncertain):
+        self.retry_uncertain = retry_uncertain
+        self.allowed = in_flight
+        self.lane = Lane(
+            self.post,
+            self.permit,
+            judge,
+            max_items=MAX_ITEMS,
+            max_bytes=MAX_BYTES,
+            max_in_flight=in_flight,
+            retry_uncertain=retry_uncertain,
+            clock=self.time,
+        )
+
+    # -- around the lane -------------------------------------------------------------------
+
+    def permit(self, deadline):
+        at = max(self.time.now, self.next_permit)
+        if at > deadline:
+            raise RateLimited("none in time", retry_after=at - self.time.now)
+        self.next_permit = at + self.permit_every
+        self.time.sleep(at - self.time.now)
+
+    def post(self, items, deadline):
+        assert 1 <= len(items) <= MAX_ITEMS
+        assert len(set(items)) == len(items)
+        assert len(items) == 1 or sum(item.size for item in items) <= MAX_BYTES
+        assert not any(item.told for item in items), "posted after its publisher was told"
+        self.requests.append(items)
+        self.in_flight += 1
+        limit = max(self.allowed, BULK_IN_FLIGHT) if self.bulk_used else self.allowed
+        assert self.in_flight <= limit
+        try:
+            left = deadline - self.time.now
+            self.time.sleep(min(self.round_trip, left))
+            if left < self.round_trip:
+                raise ConnectionFailed("no answer in time", delivered="unknown")
+        finally:
+            self.in_flight -= 1
+        self.answer(items)
+
+    def answer(self, items):
+        if self.mood == "down":
+            raise ConnectionFailed("refused")
+        if self.mood == "busy":
+            raise RateLimited("wait", status=429, retry_after=2)
+        if self.mood == "revoked":
+            raise AuthenticationFailed("revoked", status=401)
+        if self.mood == "broken":
+            raise ServerError("error", status=500, delivered="unknown")
+        if self.mood == "buggy":
+            raise TypeError("a bug in the posting code")
+        if any(item.bad for item in items):
+            raise InvalidMessage("bad", status=400, code=10203)
+        for item in items:
+            item.delivered += 1
+        if self.mood == "answers lost":
+            raise ConnectionFailed("lost", delivered="unknown")
+        for item in items:
+            item.confirmed += 1
+
+    def publish(self, items, timeout):
+        for item in items:
+            try:
+                self.lane.submit(item, item.size, self.time.now + timeout)
+            except BaseException as error:
+                item.told.append(error)
+                if not isinstance(error, CFQueuesError):
+                    raise
+            else:
+                item.told.append(None)
+
+    def publish_many(self, items, timeout):
+        try:
+            outcomes = self.lane.submit_many([(i, i.size) for i in items], self.time.now + timeout)
+        except BaseException as error:
+            outcomes = [error] * len(items)
+            raise
+        finally:
+            for item, outcome in zip(items, outcomes, strict=True):
+                item.told.append(outcome)
+
+    # -- what may happen ---------------------------------------------------------------------
+
+    @rule(
+        items=st.lists(st.tuples(sizes, st.sampled_from([False] * 9 + [True])), max_size=20),
+        timeout=timeouts,
+        bulk=st.booleans(),
+        threads=st.integers(1, 10),
+    )
+    def callers_come(self, items, timeout, bulk, threads):
+        self.bulk_used |= bulk
+        for _ in range(1 if bulk else threads):
+            mine = [Item(size, bad) for size, bad in (items if bulk else items[:3])]
+            publish = self.publish_many if bulk else self.publish
+            worst = timeout * (1 if bulk else len(mine))
+            task = self.time.spawn(publish, mine, timeout)
+            self.tasks.append((task, mine, bulk, self.time.now + worst))
+        self.time.run(until=self.time.now)
+
+    @rule(seconds=st.sampled_from([0.001, 0.02, 0.035, 0.3, 2.0, 10.0]))
+    def time_passes(self, seconds):
+        self.time.run(until=self.time.now + seconds)
+
+    @rule(
+        mood=st.sampled_from(
+            ["well", "well", "down", "busy", "revoked", "broken", "buggy", "answers lost"]
+        )
+    )
+    def the_server_changes(self, mood):
+        self.mood = mood
+
+    @rule(round_trip=st.sampled_from([0.0, 0.03, 1.0]), every=st.sampled_from([0.0, 0.27, 4.0]))
+    def the_pace_changes(self, round_trip, every):
+        self.round_trip, self.permit_every = round_trip, every
+
+    @precondition(lambda self: any(not task.done for task, *_ in self.tasks))
+    @rule(data=st.data(), error=st.sampled_from([KeyboardInterrupt, SystemExit, RuntimeError]))
+    def a_caller_is_interrupted(self, data, error):
+        waiting = [task for task, *_ in self.tasks if not task.done]
+        data.draw(st.sampled_from(waiting)).kill(error())
+        self.time.run(until=self.time.now)
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    @invariant()
+    def nobody_waits_past_its_deadline(self):
+        for task, _, _, deadline in self.tasks:
+            assert task.done or self.time.now <= deadline + 1e-6
+
+    @invariant()
+    def nothing_fails_but_by_an_outcome(self):
+        for task, *_ in self.tasks:
+            assert not isinstance(task.error, AssertionError), task.error
+
+    @invariant()
+    def each_publisher_is_told_the_truth(self):
+        for task, items, _, _ in self.tasks:
+            for item in items:
+                assert len(item.told) <= 1
+                if item.told:
+                    self.is_true(item, item.told[0])
+                elif task.done:  # interrupted before its turn came
+                    assert item.delivered == 0
+                    assert task.error is not None
+
+    def is_true(self, item, outcome):
+        if outcome is None:
+            assert item.confirmed == 1
+        elif isinstance(outcome, CFQueuesError) and outcome.delivered == "no":
+            assert item.delivered == 0
+        if not self.retry_uncertain:
+            assert item.delivered <= 1
+
+    @invariant()
+    def the_order_of_one_thread_is_kept(self):
+        seen = {}
+        for request in self.requests:
+            for item in request:
+                seen.setdefault(item, len(seen))
+        for _, items, _, _ in self.tasks:
+            order = [seen[item] for item in items if item in seen]
+            assert order == sorted(order)
+
+    def teardown(self):
+        if not hasattr(self, "lane"):
+            return
+        self.time.run()
+        assert all(task.done for task, *_ in self.tasks)
+        self.each_publisher_is_told_the_truth()
+        self.mood, self.round_trip, self.permit_every = "well", 0.03, 0.0
+        last = Item(1, bad=False)
+        task = self.time.spawn(self.publish, [last], 60.0)
+        self.time.run()
+        assert task.done
+        assert last.told == [None]
+        assert self.in_flight == 0
+
+
+TestLaneKeepsItsPromises = LaneMachine.TestCase
+TestLaneKeepsItsPromises.settings = settings(
+    max_examples=300,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)

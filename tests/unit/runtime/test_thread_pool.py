@@ -1,0 +1,103 @@
+"""Threads that come when there is work."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from kombu_cfqueues.runtime import thread_pool as module
+from kombu_cfqueues.runtime.thread_pool import Crew, Shift
+
+
+class Work:
+    made = 0
+
+    def __init__(self, most: int) -> None:
+        Work.made += 1
+        self.name = f"test-crew-{Work.made}"
+        self.lock = threading.Lock()
+        self.jobs = []
+        self.crew = Crew(self.name, most, self.lock, self.next_shift)
+
+    def next_shift(self) -> Shift:
+        if not self.jobs:
+            return Shift()
+        return Shift(self.jobs.pop(0), more=bool(self.jobs))
+
+    @property
+    def threads(self) -> int:
+        return sum(thread.name == self.name for thread in threading.enumerate())
+
+    def add(self, *jobs) -> None:
+        with self.lock:
+            self.jobs += jobs
+            self.crew.call()
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_so_many_work_at_once_and_no_more():
+    work, gate, running = Work(3), threading.Event(), []
+
+    def job():
+        running.append(1)
+        gate.wait(30)
+
+    work.add(*[job] * 10)
+    wait_for(lambda: len(running) == 3)
+    time.sleep(0.05)
+
+    assert len(running) == 3
+    assert work.threads == 3
+    gate.set()
+    wait_for(lambda: len(running) == 10)
+
+
+def test_one_job_needs_one_thread():
+    work, done = Work(8), []
+
+    work.add(lambda: done.append(1))
+    wait_for(lambda: done)
+    work.add(lambda: done.append(2))
+    wait_for(lambda: len(done) == 2)
+
+    assert work.threads == 1
+
+
+def test_threads_without_work_leave(monkeypatch):
+    monkeypatch.setattr(module, "LINGER_SECONDS", 0.05)
+    work, done = Work(2), []
+
+    work.add(lambda: done.append(1))
+
+    wait_for(lambda: done and not work.threads)
+    work.add(lambda: done.append(2))
+    wait_for(lambda: len(done) == 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.logs_bugs
+def test_a_bug_is_logged_and_the_thread_goes_on(monkeypatch, caplog):
+    """A thread that dies would stop consuming without a word."""
+    monkeypatch.setattr(module, "BUG_PAUSE_SECONDS", 0.01)
+    work, done = Work(1), []
+
+    work.add(lambda: 1 / 0, lambda: done.append(1))
+
+    wait_for(lambda: done)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_no_thread_keeps_a_process_alive():
+    work, done = Work(2), threading.Event()
+    work.add(done.set)
+    assert done.wait(30)
+
+    assert all(t.daemon for t in threading.enumerate() if t.name == work.name)

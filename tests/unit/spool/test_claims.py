@@ -1,0 +1,578 @@
+"""What waits in the spool, who may post it, and what becomes of it: the rules, one by one."""
+
+import time
+
+import pytest
+from support.spools import CLAIM_SECONDS, packed, texts
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.rate_limit import Limit
+from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
+from kombu_cfqueues.spool.listing import Listing
+from kombu_cfqueues.spool.schema import Kind, State
+from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
+
+
+def refusal(code=10203):
+    return errors.InvalidMessage("refused", code=code, status=400)
+
+
+# -- sharing requests
+
+
+def test_whoever_gets_the_permit_carries_what_all_processes_wait_to_publish(peer):
+    """Sixteen processes with one message each need one request."""
+    processes = [peer() for _ in range(16)]
+    for number, process in enumerate(processes):
+        process.enter(str(number))
+
+    claim = processes[7].claim()
+
+    assert texts(claim) == [str(number) for number in range(16)]
+    assert [entry.mine for entry in claim.entries] == [number == 7 for number in range(16)]
+
+
+def test_a_permit_that_is_free_is_taken_at_once_and_nothing_enters(peer):
+    """A lone publisher costs the file one small transaction."""
+    process = peer()
+    assert process.enter(straight=True) is None
+    assert isinstance(process.claims.claim(), Wait)
+
+
+def test_nobody_takes_the_straight_way_past_those_who_wait(peer, clock):
+    waiting, late = peer(), peer()
+    waiting.enter("first")
+    clock.now += 60
+    assert late.enter("second", straight=True) is not None
+    assert texts(late.claim()) == ["first", "second"]
+
+
+def test_what_another_process_posted_is_told_to_its_owner_alone(peer):
+    owner, poster, other = peer(), peer(), peer()
+    row = owner.enter()
+    claim = poster.claim()
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
+
+    assert other.intake.outcomes() == ({}, False)
+    assert owner.intake.outcomes() == ({row: None}, False)
+    assert owner.intake.outcomes() == ({}, False)
+
+
+def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
+    owner, poster = peer(), peer()
+    row = owner.enter()
+    claim = poster.claim()
+    poster.claims.refuse_alone(claim, refusal())
+
+    [(told, error)] = owner.intake.outcomes()[0].items()
+    assert told == row
+    assert type(error) is errors.InvalidMessage
+    assert (str(error), error.code, error.status, error.delivered) == ("refused", 10203, 400, "no")
+
+
+def test_a_batch_is_cut_by_count_and_by_bytes(peer):
+    process = peer()
+    process.spool(count=130)
+    assert len(process.claim().entries) == 100
+    assert len(process.claim().entries) == 30
+    process.spool("x" * 100_000, count=3)
+    assert len(process.claim().entries) == 2
+
+
+# -- permits and turns
+
+
+def test_permits_are_one_allowance_for_all(peer, clock):
+    """Sixteen buckets of their own would cause the very block that they are to avoid."""
+    processes = [peer(limit=Limit(1.0, 5)) for _ in range(16)]
+    spent = [process.enter(straight=True) is None for process in processes]
+    assert spent.count(True) == 5
+
+
+def test_the_queue_that_waits_longest_goes_first_whoever_posts(peer):
+    process = peer()
+    for queue in ("c", "a", "b"):
+        process.enter(queue, queue=queue)
+    assert [texts(process.claim()) for _ in range(3)] == [["c"], ["a"], ["b"]]
+
+
+def test_a_batch_never_takes_two_permits_in_a_row_while_others_wait(peer):
+    """Twenty thousand messages in one process hold the others off for one interval."""
+    process, other = peer(), peer()
+    process.enter("bulk", kind=Kind.BULK, count=200)
+    other.enter("single", queue="other")
+    other.enter("late", queue="third")
+
+    order = [texts(process.claim())[0] for _ in range(4)]
+
+    assert order == ["bulk", "single", "bulk", "late"]
+
+
+def test_a_backlog_in_the_spool_gets_every_second_permit_and_no_more(peer):
+    process = peer()
+    process.spool("old", count=300)
+    for number in range(3):
+        process.enter(f"new{number}", queue=f"other{number}")
+
+    order = [texts(process.claim())[0] for _ in range(6)]
+
+    assert order == ["old", "new0", "old", "new1", "old", "new2"]
+
+
+def test_who_waits_for_an_answer_goes_before_what_is_spooled_in_the_same_request(peer):
+    process = peer()
+    process.spool("spooled", count=3)
+    process.enter("waits")
+    assert texts(process.claim()) == ["waits", "spooled", "spooled", "spooled"]
+
+
+def test_many_who_wait_leave_the_backlog_half_of_its_request(peer):
+    process = peer()
+    process.spool("spooled", count=100)
+    process.enter("waits", count=100)
+    found = texts(process.claim())
+    assert (found.count("waits"), found.count("spooled")) == (50, 50)
+
+
+@pytest.mark.parametrize("kind", [Kind.BULK, Kind.SPOOLED])
+def test_large_messages_do_not_take_the_turn_of_a_backlog(peer, kind):
+    """Two that do not fit into one request: the one whose turn it is goes."""
+    process = peer()
+    if kind is Kind.BULK:
+        process.enter("b" * 127_000, kind=kind)
+    else:
+        process.spool("b" * 127_000)
+    process.enter("s" * 124_000)
+
+    assert texts(process.claim())[0][0] == "b"
+    assert texts(process.claim())[0][0] == "s"
+
+
+def test_admin_requests_stand_in_the_same_line(peer, clock):
+    """A queue that has to be looked up is not looked up after an endless stream of messages."""
+    publisher, admin, late = peer(), peer(), peer()
+    publisher.enter("first", queue="a")
+    ticket, wait = admin.permits.request_permit(None, clock.now + 900)
+    late.enter("second", queue="b")
+    assert wait is not None
+
+    assert texts(late.claim()) == ["first"]
+    clock.now += 1
+    assert isinstance(late.claims.claim(), Wait), "it is the admin request's turn"
+    assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
+    assert texts(late.claim()) == ["second"]
+
+
+def test_an_admin_request_comes_between_two_permits_of_a_batch(peer, clock):
+    publisher, admin = peer(), peer()
+    publisher.enter("bulk", kind=Kind.BULK, count=300)
+    publisher.claim()
+    ticket, _ = admin.permits.request_permit(None, clock.now + 900)
+    clock.now += 1
+
+    assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
+
+
+def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
+    """A stopped process has a place in the line, and no use for it."""
+    stopped, other = peer(), peer()
+    stopped.permits.request_permit(None, clock.now + 900)
+    stopped.permits.request_permit(None, clock.now + 900)
+    other.enter("waits")
+    clock.now += 60
+    assert isinstance(other.claims.claim(), Wait)
+    clock.now += PATIENCE_SECONDS
+    assert isinstance(other.claims.claim(), Claim)
+
+
+def test_an_uncontended_permit_for_an_admin_request_is_there_at_once(peer, clock):
+    assert peer().permits.request_permit(None, clock.now + 1) == (None, None)
+
+
+def test_waiting_requests_know_when_it_is_their_turn(peer, clock):
+    """Sixty-four who wait do not all wake for each permit."""
+    limit = Limit(4.0, 1)
+    assert peer(limit=limit).permits.request_permit(None, clock.now + 900) == (None, None)
+    waits = [peer(limit=limit).permits.request_permit(None, clock.now + 900) for _ in range(3)]
+    assert [wait.until - clock.now for _, wait in waits] == pytest.approx([0.25, 0.5, 0.75])
+
+
+# -- what the server says
+
+
+def test_a_stop_of_the_token_reaches_every_process_at_once(peer, clock):
+    told, other = peer(), peer()
+    blocked = errors.RateLimited("blocked", status=429, code=971, retry_after=200)
+    told.permits.stop(blocked, None)
+    other.enter()
+    clock.now += 100
+    wait = other.claims.claim()
+    assert wait.until == pytest.approx(clock.now + 100)
+    assert wait.why.retry_after == pytest.approx(100)
+    assert other.permits.request_permit(None, clock.now + 1)[1].why is not None
+
+
+def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
+    process = peer()
+    process.enter()
+    used_up = errors.RateLimited("used up", status=429, code=10253, retry_after=200)
+    process.permits.stop(used_up, None)
+
+    wait = process.claims.claim()
+    assert wait.until == clock.now + 200
+    assert "publishing" in str(wait.why)
+    ticket, _ = process.permits.request_permit(None, clock.now + 100)
+    clock.now += PATIENCE_SECONDS
+    assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
+    clock.now = wait.until
+    assert texts(process.claims.claim()) == ["x"]
+
+
+def test_a_stop_of_one_queue_stops_that_queue(peer, clock):
+    process = peer()
+    process.enter("full", queue="a")
+    full = errors.QueueFull("full", status=429, code=10251, retry_after=300)
+    process.permits.stop(full, "id-of-a")
+    process.enter("other", queue="b")
+    assert texts(process.claim()) == ["other"]
+    clock.now += 300
+    assert texts(process.claim()) == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("header", "permits"),
+    [('"default";r=1000;t=10', 5), ('"default";r=4;t=10', 2), ('"default";r=0;t=10', 0)],
+)
+def test_what_the_server_has_left_is_shared_by_all(peer, clock, header, permits):
+    """The header acts only if it grants less than the bucket would spend until its reset."""
+    told, other = peer(limit=Limit(1.0, 1)), peer(limit=Limit(1.0, 1))
+    clock.now += 60
+    told.permits.heed(header)
+    spent = 0
+    for _ in range(50):
+        clock.now += 0.1
+        other.spool()
+        spent += isinstance(other.claims.claim(), Claim)
+    assert spent == permits
+
+
+def test_a_new_token_finds_the_messages_and_the_debt_of_the_old_one(peer, clock):
+    """Rotating a token strands nothing, and is no way to a second allowance."""
+    old = peer(limit=Limit(1.0, 60), token="old")
+    for _ in range(5):
+        assert old.enter(straight=True) is None
+    old.spool("waits")
+    new = peer(limit=Limit(1.0, 60), token="new")
+    assert isinstance(new.claims.claim(), Wait)
+    assert texts(new.claim()) == ["waits"]
+
+
+# -- claims
+
+
+def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
+    """Nobody waits out a timeout for a process that was killed."""
+    victim, other = peer(), peer()
+    other.enter("waits")
+    victim.claim()
+    victim.die()
+    other.claims.sweep()
+    assert texts(other.claim()) == ["waits"]
+
+
+def test_what_a_process_that_ends_has_claimed_is_free_at_once(peer):
+    """Nobody has to find out first that it is gone."""
+    ends, owner = peer(), peer()
+    owner.enter("waits")
+    ends.claim()
+
+    ends.file.close()
+
+    assert texts(owner.claim()) == ["waits"]
+
+
+def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
+    slow, other = peer(), peer()
+    other.enter("waits")
+    claim = slow.claim()
+    clock.now += CLAIM_SECONDS - 1
+    other.claims.sweep()
+    assert isinstance(other.claims.claim(), Wait)
+    clock.now += 2
+    other.claims.sweep()
+    assert texts(other.claim()) == ["waits"]
+    # And the slow one has no say in it any more.
+    slow.claims.settle(claim, Fate(dict.fromkeys([claim.entries[0].row])))
+    assert other.intake.outcomes() == ({}, False)
+
+
+def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
+    """``retry_uncertain=False``: it may have arrived, so its publisher is told just that."""
+    victim, owner = peer(), peer()
+    row = owner.enter(repeats=False)
+    victim.claim()
+    victim.die()
+    owner.claims.sweep()
+    [(told, error)] = owner.intake.outcomes()[0].items()
+    assert (told, error.delivered) == (row, "unknown")
+
+
+def test_a_dead_admin_request_leaves_the_line(peer, clock):
+    victim, other = peer(), peer()
+    victim.permits.request_permit(None, clock.now + 900)
+    victim.permits.request_permit(None, clock.now + 900)
+    victim.die()
+    other.enter("waits")
+    other.claims.sweep()
+    assert texts(other.claim()) == ["waits"]
+
+
+# -- deadlines
+
+
+def test_a_message_past_its_deadline_is_never_posted(peer, clock):
+    owner, other = peer(), peer()
+    owner.enter("late", seconds=5)
+    clock.now += 6
+    assert isinstance(other.claims.claim(), Wait)
+
+
+def test_withdrawing_says_whether_it_surely_did_not_arrive(peer, clock):
+    owner, other = peer(), peer()
+    unclaimed, claimed = owner.enter(queue="a"), owner.enter(queue="b")
+    uncertain = owner.enter(queue="a", uncertain=True)
+    clock.now += 60
+    assert isinstance(other.claims.claim(without=["a"]), Claim)
+
+    assert owner.intake.withdraw([unclaimed, claimed, uncertain, 12345]) == {
+        unclaimed: State.WAITING,
+        claimed: State.CLAIMED,
+        uncertain: State.CLAIMED,
+        12345: State.CLAIMED,
+    }
+    assert isinstance(owner.claims.claim(), Wait)
+
+
+def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
+    owner, poster = peer(), peer()
+    row = owner.enter(seconds=90)
+    poster.claims.settle(poster.claim(), Fate(dict.fromkeys([row])))
+    clock.now += 100
+    poster.claims.sweep()
+    assert owner.intake.outcomes() == ({}, False)
+
+
+# -- refusals
+
+
+def split(process, claim):
+    rows = [entry.row for entry in claim.entries]
+    process.claims.settle(claim, Fate(returned=rows, most=(len(rows) + 1) // 2, error=refusal()))
+
+
+def post_until_quiet(process, is_bad):
+    """Post as a server answers that refuses what *is_bad*; return requests, accepted, refused."""
+    requests, accepted = 0, []
+    while True:
+        process.clock.now += 60
+        claim = process.claims.claim()
+        if isinstance(claim, Wait):
+            return requests, accepted
+        requests += 1
+        if not any(map(is_bad, texts(claim))):
+            accepted += texts(claim)
+            process.claims.settle(claim, Fate(dict.fromkeys([e.row for e in claim.entries])))
+        elif len(claim.entries) > 1:
+            split(process, claim)
+        else:
+            process.claims.refuse_alone(claim, refusal())
+
+
+def refused_rows(process):
+    return process.file.read(
+        lambda c: c.execute("SELECT id FROM message WHERE state = 3").fetchall()
+    )
+
+
+def test_a_refused_batch_is_split_until_the_bad_message_is_alone(peer):
+    """One bad message costs a few requests, and no other message."""
+    process = peer()
+    for number in range(50):
+        process.spool(f"bad{number}" if number == 17 else "good")
+    requests, accepted = post_until_quiet(process, lambda text: text.startswith("bad"))
+    assert accepted == ["good"] * 49
+    assert len(refused_rows(process)) == 1
+    assert requests <= 14
+
+
+def test_a_server_that_refuses_everything_does_not_cost_the_allowance(peer):
+    process = peer()
+    process.spool("bad", count=100)
+    requests, accepted = post_until_quiet(process, lambda _: True)
+    assert (accepted, len(refused_rows(process))) == ([], 100)
+    assert requests <= 12
+
+
+def test_bad_neighbours_do_not_condemn_the_rest(peer):
+    process = peer()
+    process.spool("bad", count=3)
+    process.spool("good", count=97)
+    _, accepted = post_until_quiet(process, lambda text: text == "bad")
+    assert len(accepted) == 97
+
+
+# -- the spool
+
+
+def test_the_spool_refuses_more_bytes_than_it_may_hold(peer):
+    process = peer()
+    size = packed().size
+    process.spool(count=2, max_bytes=3 * size)
+    with pytest.raises(errors.SpoolFull, match="spool_max_bytes"):
+        process.spool(count=2, max_bytes=3 * size)
+    process.claims.settle(
+        claim := process.claim(), Fate(dict.fromkeys([e.row for e in claim.entries]))
+    )
+    process.spool(count=3, max_bytes=3 * size)
+
+
+def test_an_expired_message_is_dropped_for_no_permit(peer):
+    process = peer()
+    process.spool("stale", expires=1.0)
+    process.spool("fresh")
+    claim = process.claim()
+    assert (texts(claim), claim.expired) == (["fresh"], 1)
+
+
+def test_where_nothing_may_be_posted_it_is_known_from_when_on(peer, clock):
+    process = peer(limit=Limit(100.0, 100))
+    process.enter(queue="stopped")
+    overloaded = errors.RateLimited("overloaded", status=429, code=10251, retry_after=30)
+    process.permits.stop(overloaded, "id-of-stopped")
+    assert process.claims.claim() == Wait(clock.now + 30)
+
+    process.spool(queue="paused")
+    claim = process.claims.claim()
+    process.claims.settle(claim, Fate(returned=[entry.row for entry in claim.entries]))
+    process.claims.pause(claim.queue, 60)
+    clock.now += 0.2
+    assert process.claims.claim(kinds=[Kind.SINGLE]) == Wait(clock.now + 29.8)
+    clock.now += 0.2
+    assert process.claims.claim().until < clock.now + 1, "the first pause is short"
+
+
+def test_where_nothing_waits_there_is_no_time_to_wait_for(peer):
+    assert peer().claims.claim() == Wait(None)
+
+
+def test_a_paused_queue_holds_no_other_up(peer, clock):
+    process = peer()
+    process.spool("paused", queue="a")
+    process.spool("other", queue="b")
+    clock.now += 60
+    claim = process.claims.claim()
+    process.claims.settle(claim, Fate(returned=[e.row for e in claim.entries]))
+    process.claims.pause(claim.queue, 60)
+    assert texts(process.claim(without=[])) in (["other"], ["paused"])
+
+
+# -- who empties it
+
+
+def test_one_process_at_a_time_empties_the_spool(peer, clock):
+    first, second = peer(), peer()
+    assert first.claims.elect()
+    assert not second.claims.elect()
+    assert first.claims.elect()
+    first.claims.stand_down()
+    assert second.claims.elect()
+    second.die()
+    first.claims.sweep()
+    assert first.claims.elect(), "the dead one is not waited for"
+
+
+def test_who_is_elected_and_stuck_is_replaced(peer, clock):
+    stopped, other = peer(), peer()
+    assert stopped.claims.elect()
+    clock.now += SILENCE_SECONDS - 1
+    assert not other.claims.elect()
+    clock.now += 2
+    assert other.claims.elect()
+    assert not stopped.claims.elect()
+
+
+# -- clocks
+
+
+def test_after_a_reboot_nothing_is_earned_and_nobody_waits(peer, clock, tmp_path):
+    before = peer(limit=Limit(1.0, 60))
+    before.spool("kept", count=2)
+    before.enter("of the dead")
+    before.permits.stop(errors.RateLimited("", status=429, code=971, retry_after=200), None)
+    before.file.close()
+
+    clock.now = 5.0
+    after = peer(limit=Limit(1.0, 60), boot="another")
+    wait = after.claims.claim()
+    assert wait.until == pytest.approx(205), "no time has passed for the stop"
+    clock.now = 206
+    assert texts(after.claims.claim()) == ["kept", "kept"]
+
+
+def test_a_monotonic_clock_that_began_anew_earns_nothing(peer, clock):
+    """Where no boot id tells of a reboot, the clock itself does."""
+    process = peer(limit=Limit(1.0, 60))
+    assert process.enter(straight=True) is None
+    clock.now = 10.0
+    free = [process.enter(straight=True) is None for _ in range(3)]
+    assert free == [True, False, False]
+
+
+def test_a_refusal_after_an_uncertain_try_says_so(peer):
+    """The last answer is no; an earlier request, whose answer was lost, may have delivered it."""
+    owner, poster = peer(), peer()
+    owner.enter(uncertain=True)
+    poster.claims.refuse_alone(poster.claim(), refusal())
+    [error] = owner.intake.outcomes()[0].values()
+    assert error.delivered == "unknown"
+
+
+def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
+    owner, poster = peer(), peer()
+    row = owner.enter()
+    claim = poster.claim()
+    assert owner.intake.withdraw([row], taken=False) == {}
+    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
+    assert owner.intake.outcomes() == ({row: None}, False)
+
+
+@pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])
+def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkeypatch, step):
+    """Only delays and expirations follow it."""
+    process, victim = peer(), peer()
+    process.enter("waits")
+    process.spool("spooled", queue="other")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    assert texts(victim.claim()) == ["waits"]
+    assert isinstance(process.claims.claim(), Wait), "the permit is spent, whatever the time"
+    process.claims.sweep()
+    assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"
+
+
+# -- looking
+
+
+def test_what_a_killed_publisher_waited_for_is_shown_until_its_deadline(peer, clock):
+    """Nothing removes it before a process has something to do here, and nobody will send it."""
+    killed, looker = peer(), peer()
+    killed.enter(seconds=10)
+    killed.enter(seconds=70)
+    killed.claim(only_mine=True)  # a minute later: of the second, which is all that may be sent
+    killed.die()
+    (queue,) = Listing(looker.file).queues()
+    assert (queue.confirmed, queue.sending) == (0, 1)
+
+    clock.now += CLAIM_SECONDS + 1
+
+    assert Listing(looker.file).queues() == []

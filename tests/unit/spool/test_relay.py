@@ -1,0 +1,213 @@
+"""Who empties the spool, and what its publishers hear of it."""
+
+import threading
+import time
+
+import pytest
+from support.processes import eventually
+from support.spools import Peer
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.publish.group_commit import Verdict
+from kombu_cfqueues.rate_limit import Limit
+from kombu_cfqueues.runtime.clock import Clock
+from kombu_cfqueues.spool import relay as module
+from kombu_cfqueues.spool.carrier import Carrier
+from kombu_cfqueues.spool.relay import Relay
+
+
+class Process:
+    """A process that spools, and the server that it posts to."""
+
+    def __init__(self, folder):
+        self.peer = Peer(folder, Clock(), limit=Limit(500.0, 50))
+        self.posted = []
+        self.down = False
+        self.bad = b"bad"
+        self.carrier = Carrier(self.peer.claims, self.post, self.judge, post_seconds=10)
+        self.relay = Relay(self.peer.file, self.peer.intake, self.peer.claims, self.carrier)
+
+    def post(self, address, batch, deadline):
+        if self.down:
+            raise errors.ConnectionFailed("gone")
+        if any(self.bad in one.fragment for one in batch):
+            raise errors.InvalidMessage("it is bad", status=400, code=10203)
+        self.posted += [address.name] * len(batch)
+
+    def judge(self, error):
+        bad = isinstance(error, errors.InvalidMessage)
+        return Verdict.THE_ITEMS if bad else Verdict.NOT_NOW
+
+    def spool(self, text="x", **given):
+        """Spool; return the promise."""
+        return self.relay.promise(self.peer.spool(text, **given))
+
+
+@pytest.fixture
+def process(tmp_path):
+    made = []
+
+    def make():
+        made.append(Process(tmp_path / "spool"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.relay.finish(0)
+        eventually(lambda each=each: not (each.relay._thread and each.relay._thread.is_alive()))
+        each.peer.file.close()
+
+
+def test_what_is_spooled_is_delivered_and_its_promise_kept(process):
+    one = process()
+    promise = one.spool(count=150)
+
+    assert eventually(lambda: promise.ready)
+    assert not promise.failed
+    assert one.posted == ["jobs"] * 150
+
+
+def test_a_promise_is_rejected_by_the_message_that_was_refused(process):
+    one = process()
+    heard = []
+    rows = one.peer.spool("good") + one.peer.spool("bad") + one.peer.spool("good")
+    promise = one.relay.promise(rows)
+    promise.then(lambda: heard.append("fulfilled"), on_error=heard.append)
+
+    assert eventually(lambda: heard)
+    assert eventually(lambda: len(one.posted) == 2)
+    assert [type(error) for error in heard] == [errors.InvalidMessage]
+    assert promise.failed
+
+
+def test_the_promise_of_nothing_is_kept_at_once(process):
+    one = process()
+
+    assert one.relay.promise([]).ready
+    assert one.relay._thread is None, "a process that spools nothing needs no thread"
+
+
+def test_nothing_is_worked_for_a_promise_that_nobody_keeps(process):
+    one = process()
+    one.spool()
+
+    assert eventually(lambda: one.posted)
+    assert not one.relay._promises
+
+
+def test_one_process_at_a_time_empties_the_spool(process):
+    one, other = process(), process()
+    other.down = True
+    assert one.peer.claims.elect()
+    promise = other.spool()
+    time.sleep(0.1)
+    assert other.carrier.trouble is None, "it has not tried"
+
+    one.peer.claims.stand_down()
+    assert eventually(lambda: other.carrier.trouble)
+    one.relay.notify()
+    assert eventually(lambda: promise.ready), "in trouble, it let the other one do it"
+    assert one.posted == ["jobs"]
+
+
+def test_an_outage_is_outlasted(process):
+    one = process()
+    one.down = True
+    promise = one.spool(count=3)
+    assert eventually(lambda: one.carrier.trouble)
+
+    one.down = False
+    assert eventually(lambda: promise.ready)
+    assert one.posted == ["jobs"] * 3
+
+
+def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog, monkeypatch):
+    monkeypatch.setattr(module.chance, "random", lambda: -0.99)  # the pauses are long
+    one, fails = process(), [errors.SpoolUnavailable("the disk is gone")] * 3
+    has_backlog = one.peer.intake.has_backlog
+
+    def look():
+        if fails:
+            raise fails.pop()
+        return has_backlog()
+
+    monkeypatch.setattr(one.peer.intake, "has_backlog", look)
+    promise = one.spool()
+
+    assert eventually(lambda: promise.ready)
+    assert caplog.text.count("the spool cannot be emptied now: the disk is gone") == 1
+
+
+@pytest.mark.logs_bugs
+def test_a_bug_ends_nothing(process, caplog, monkeypatch):
+    monkeypatch.setattr(module.chance, "random", lambda: -0.99)
+    one, answers = process(), [ZeroDivisionError("a bug")]
+    post = one.carrier._post
+
+    def buggy(*given):
+        if answers:
+            raise answers.pop()
+        post(*given)
+
+    one.carrier._post = buggy
+    promise = one.spool()
+
+    assert eventually(lambda: promise.ready)
+    assert "a bug" in caplog.text
+
+
+def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
+    one, stop = process(), threading.Event()
+    one.peer.spool(count=3)
+    runner = threading.Thread(
+        target=one.relay.run, args=(stop,), kwargs={"idle_seconds": 0.02}, daemon=True
+    )
+    runner.start()
+
+    assert eventually(lambda: len(one.posted) == 3)
+    one.peer.spool(count=2)
+    assert eventually(lambda: len(one.posted) == 5)
+    stop.set()
+    runner.join(30)
+    assert not runner.is_alive()
+    assert process().peer.claims.elect(), "it has stood down"
+
+
+def test_a_process_that_ends_goes_on_while_it_succeeds(process):
+    one = process()
+    gate = threading.Event()
+    post = one.carrier._post
+    one.carrier._post = lambda *given: gate.wait(30) and post(*given)
+    one.spool()
+    assert eventually(lambda: one.relay._elected)
+    threading.Timer(0.1, gate.set).start()
+
+    one.relay.finish(30)
+
+    assert one.posted == ["jobs"]
+
+
+def test_a_process_that_ends_in_an_outage_does_not_wait(process):
+    one = process()
+    one.down = True
+    one.spool()
+    assert eventually(lambda: one.carrier.trouble)
+    started = time.monotonic()
+
+    one.relay.finish(60)
+
+    assert time.monotonic() - started < 30
+    assert eventually(lambda: not one.relay._thread.is_alive())
+    assert one.peer.intake.has_backlog()
+
+
+def test_a_forked_child_has_no_thread_until_it_spools(process):
+    one = process()
+    kept = one.spool()
+    assert eventually(lambda: kept.ready)
+    one.relay.finish(0)  # the thread is the parent's
+    one.relay.renew_after_fork()
+    assert one.relay._thread is None
+
+    promise = one.spool()
+    assert eventually(lambda: promise.ready)
