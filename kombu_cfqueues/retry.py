@@ -1,9 +1,11 @@
-"""How long to wait before another try."""
+"""What a failure means, and how long to wait before another try."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import TypeVar
 
 from .errors import CFQueuesError, TransientError
@@ -11,6 +13,53 @@ from .metrics import metrics
 from .runtime.rng import chance
 
 T = TypeVar("T")
+
+
+class Verdict(Enum):
+    """What a failed request says of the messages in it."""
+
+    THE_ITEMS = auto()
+    """Something about the messages: the batch is split until the bad one is alone."""
+    NOT_NOW = auto()
+    """Nothing about the messages: they are posted again until each one's own deadline."""
+    NEVER = auto()
+    """Nothing about the messages, but repeating is useless: all of them fail with it."""
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait after a number of failures in a row: twice as long each time.
+
+    The pause is random, so that all that one outage stopped do not come back together.
+
+    Attributes:
+        first_seconds: The longest pause after the first failure.
+        longest_seconds: The longest pause ever.
+        failures: How many there were in a row.
+    """
+
+    first_seconds: float
+    longest_seconds: float
+    failures: int = 0
+
+    def after_failure(self) -> Backoff:
+        """Return the same after one failure more."""
+        return replace(self, failures=self.failures + 1)
+
+    def after_success(self) -> Backoff:
+        """Return the same without any failure."""
+        return replace(self, failures=0)
+
+    @property
+    def ceiling_seconds(self) -> float:
+        """The longest pause now; 0 if nothing has failed."""
+        if not self.failures:
+            return 0.0
+        return min(self.longest_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
+
+    def pause_seconds(self) -> float:
+        """Return how long to wait now: a new random number each time."""
+        return chance.uniform(0, self.ceiling_seconds)
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0

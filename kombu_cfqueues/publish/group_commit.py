@@ -1,136 +1,118 @@
 """Group commit: many callers, few requests, an outcome for each caller.
 
-A request is what is scarce, and it carries many items, so callers that come at about the same time
-share one.  No thread stands behind a lane: one of the callers *leads*.  It waits until a request
-may leave, and only *then* takes what waits, also what came meanwhile, posts it and settles every
-item of it.  The others sleep until they are settled, are asked to lead, or run out of time.
+A request is what is scarce, and it carries many messages, so callers that come at about the same
+time share one.  No thread stands behind a group commit: one of the callers *leads*.  It asks the
+waiting room for a permit and what it is for, posts that, and tells each caller its outcome.  The
+others sleep until they are told, are asked to lead, or run out of time.
 
-The life of an item::
-
-    submit --> WAITING --take--> TAKEN --accepted, or refused for good--> SETTLED
-                  ^                |
-                  +--put back------+   (at its deadline an item is SETTLED from either state)
-
-Everything that a caller owns in a lane (its waiting items, the lead, a batch on its way) is filed
-under that caller, so whatever ends it, `Lane._leave` finds what must be passed on.
+An exception may end a caller between any two instructions: a signal, a killed greenlet, a bug.  So
+nothing here depends on a caller that cleans up behind itself: who leads says until when it will
+have acted, and what is on its way says when it is over; whoever comes later repairs the rest.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from enum import Enum, auto
-from itertools import chain, count
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any, Final
 
-from .. import limits
-from ..errors import CFQueuesError, ConnectionFailed, PublishTimeout, TransientError, copy_of
-from ..metrics import metrics
+from ..envelope import Address
+from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import chance
-
-T = TypeVar("T")
+from ..waiting_room import (
+    Claim,
+    ClaimTerms,
+    Item,
+    Kind,
+    RoomBusy,
+    Settled,
+    Wait,
+    WaitingRoom,
+    Withdrawn,
+)
+from .sender import FILE_RETRY_SECONDS, Judge, Sender
 
 BULK_IN_FLIGHT: Final = 2
-"""Requests in flight for `Lane.submit_many`: two reach what one queue takes (5,000 a second)."""
+"""Requests in flight for `GroupCommit.submit_many`: two reach what one queue takes (5,000/s)."""
 
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 5.0
+LEASE_SECONDS: Final = 1.0
+"""A leader that is overdue by this much is taken for dead, and replaced."""
 
-HOLD_ON: Final = 3
-"""So many callers in a quarter of the hold are worth another quarter."""
+HURRY_SECONDS: Final = 1.0
+"""A caller this close to its deadline posts only messages of its own process: it might have to give
+up on a slow answer, and the others would be sent twice."""
 
-REFUSED_ALIKE: Final = 3
-"""So many single items of a batch refused alike, and none accepted: the rest is not asked."""
+ALIKE_SECONDS: Final = 1.0
+"""Callers whose deadlines differ by less may share a request, whichever of them posts it."""
 
+LAST_TRY_SECONDS: Final = 0.5
+"""How long before the last moment for a request a pause ends, so that one more try fits.  At most
+a tenth of a caller's whole time."""
 
-class Verdict(Enum):
-    """What a failed post says."""
-
-    THE_ITEMS = auto()
-    """Something about the items: the batch is split until the bad one is alone."""
-    NOT_NOW = auto()
-    """Nothing about the items: they are posted again until each one's own deadline."""
-    NEVER = auto()
-    """Nothing about the items, but repeating is useless: all of the batch fail with it."""
+JITTER_SECONDS: Final = 0.004
+"""Processes that wait for the same permit wake at random within this time."""
 
 
-class Lane(Generic[T]):
-    """The callers that share requests: all that publish to one queue of one account.
+class GroupCommit:
+    """Callers of this process that share requests.
 
     An error that several callers share reaches each as a copy of its own.
 
     Args:
-        post: Sends these items; returns or raises by the deadline (seconds of *clock*).  Its
-            `CFQueuesError` is an answer, which *judge* reads.  Anything else that it raises ends
-            that caller alone: the rest of its batch goes out once more under another.
-        permit: Blocks until one request may leave; a `TransientError` says that none will before
-            the deadline.  Anything else that it raises reaches the caller as it is.
-        judge: Says what a failed post means.
-        max_items: Most items of one request.
-        max_bytes: Most bytes of one request, counted by the sizes that the callers give.  An
-            item that is larger goes alone.
-        max_in_flight: Requests on their way at once.
-        hold_seconds: How long callers that shared the last request are waited for.
-        retry_uncertain: Whether items are posted again that may have arrived.
+        room: Where their messages wait.
+        sender: Posts claims.
+        max_in_flight: Requests of this process on their way at once for one queue.
+        repeats: Whether messages are posted again that may have arrived.
         clock: Time and waiting.
     """
 
     def __init__(
         self,
-        post: Callable[[Sequence[T], float], None],
-        permit: Callable[[float], None],
-        judge: Callable[[CFQueuesError], Verdict],
+        room: WaitingRoom,
+        sender: Sender,
         *,
-        max_items: int = limits.BATCH_MESSAGES,
-        max_bytes: int = limits.BATCH_BYTES,
         max_in_flight: int = 1,
-        hold_seconds: float = 0.002,
-        retry_uncertain: bool = True,
+        repeats: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._post = post
-        self._permit = permit
-        self._judge = judge
-        self._max_items = max_items
-        self._max_bytes = max_bytes
+        self.sender = sender
+        self._room = room
         self._max_in_flight = max_in_flight
-        self._hold_seconds = hold_seconds
-        self._retry_uncertain = retry_uncertain
+        self._repeats = repeats
         self._clock = clock or Clock()
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Start empty.  What the parent's callers wait for is the parent's to settle."""
-        # _lock guards all that follows, and the entries' states and outcomes.  It is never held
-        # over a post, a permit or a sleep.  _leader and _resume_at are also read without it.
+        # _lock guards all that follows and the callers.  It is never held over the room, a post or
+        # a sleep.  _leader is also read without it.
         self._lock = self._clock.lock()
-        self._numbers = count()
-        self._singles: _Waiting[T] = OrderedDict()  # entries in the order of their numbers
-        self._bulk: _Waiting[T] = OrderedDict()
-        self._bulk_first = False  # the last request had no room for bulk
-        self._leader: _Caller[T] | None = None  # who waits for a permit, and then takes and posts
-        self._posting: dict[_Caller[T], list[_Entry[T]]] = {}  # what is on its way, by who posts
-        self._sharers = 0  # single callers of the last request
-        self._post_seconds = 0.0  # how long the last accepted post took
-        self._trouble: CFQueuesError | None = None  # why nothing leaves before _resume_at
-        self._pauses = 0  # in a row
-        self._resume_at = 0.0
-        # How the first single items of a split batch were refused; None: some were accepted.
-        self._refusals: list[tuple[type[CFQueuesError], int | None]] | None = None
+        self._callers: dict[_Caller, None] = {}  # who waits, the first first
+        self._leader: _Caller | None = None
+        self._in_flight: dict[int, _Flight] = {}  # requests on their way, by claim
 
-    def submit(self, item: T, size: int, deadline: float) -> None:
-        """Hand over *item*, of *size* bytes; block until it is accepted.
+    def submit(
+        self, address: Address, message: Any, *, deadline: float, judge: Judge | None = None
+    ) -> None:
+        """Publish; block until the message is accepted.
+
+        Args:
+            address: The queue.
+            message: What is posted; has a ``size`` in bytes.
+            deadline: When to give up, in monotonic seconds.
+            judge: What a failure means to this caller; None: what it means to all.
 
         Raises:
-            PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
-                The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this item was refused; ``delivered`` counts its earlier tries too.
+            PublishTimeout: No request could leave, or was answered, by *deadline*.  The last
+                failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
+            CFQueuesError: Why this message was refused; ``delivered`` counts earlier tries too.
+            SpoolUnavailable, SpoolFull: The room cannot be used, and nothing was sent.
         """
-        (outcome,) = self._serve([(item, size)], deadline, self._singles)
+        (outcome,) = self._serve(address, [message], Kind.SINGLE, deadline, judge)
         if outcome is not None:
             try:
                 raise outcome
@@ -138,382 +120,502 @@ class Lane(Generic[T]):
                 del outcome  # its traceback holds this frame: no cycle
 
     def submit_many(
-        self, items: Sequence[tuple[T, int]], deadline: float
+        self,
+        address: Address,
+        messages: Sequence[Any],
+        *,
+        deadline: float,
+        judge: Judge | None = None,
     ) -> list[CFQueuesError | None]:
-        """Hand over many ``(item, size)``; block until each is settled.
+        """Publish many; block until each message is settled.
 
-        They leave in their order, behind what single callers wait for; a request that had no room
-        for them is followed by one that has.  Two threads that call this reach two requests in
-        flight, also where single callers have one.
+        They leave in their order, behind what single callers wait for.
 
         Returns:
             The outcome of each: None if it was accepted, else what `submit` would raise.  What
             ends the caller itself (an interrupt, a bug) is raised, and what has not left is
             taken back.
         """
-        return self._serve(items, deadline, self._bulk)
+        if not messages:
+            return []
+        return self._serve(address, messages, Kind.BULK, deadline, judge)
+
+    def post_backlog(self) -> Wait | None:
+        """Post one request of what waits in the room, for nobody in particular.
+
+        Returns:
+            None if something was posted, else when to ask again.
+        """
+        pause, now = self.sender.pause, self._clock.monotonic()
+        if pause is not None and pause.until > now:
+            return Wait(pause.until)
+        kinds = tuple(Kind)[:3] if self.sender.trusted else (Kind.SPOOLED,)
+        terms = ClaimTerms(chance.getrandbits(62), kinds, sample=self.sender.suspected())
+        try:
+            found = self._room.claim(terms)
+            if isinstance(found, Wait):
+                return found
+            self.sender.send(found, self._tell, deadline=inf, judge=_judge_of)
+        except BaseException:
+            self._room.release(terms.number)
+            raise
+        return None
 
     # -- a caller's way through ---------------------------------------------------------------
 
     def _serve(
-        self, items: Iterable[tuple[T, int]], deadline: float, waiting: _Waiting[T]
+        self,
+        address: Address,
+        messages: Sequence[Any],
+        kind: Kind,
+        deadline: float,
+        judge: Judge | None,
     ) -> list[CFQueuesError | None]:
-        came = self._clock.monotonic()
-        caller: _Caller[T] = _Caller(came, deadline, waiting, self._clock.lock())
+        now = self._clock.monotonic()
+        caller = _Caller(address, kind, now, deadline, judge, self._clock.lock())
+        items = [
+            Item(
+                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
+                owner=caller,
+            )
+            for message in messages
+        ]  # fmt: skip
+        caller.unsettled = dict.fromkeys(items)
         try:
-            with self._lock:
-                for item, size in items:
-                    entry = _Entry(next(self._numbers), item, size, self._max_items, caller)
-                    caller.entries.append(entry)
-                    caller.unsettled += 1
-                    waiting[entry] = None
-                self._appoint()
-                self._overtake(caller)
+            self._enter(caller, items)
             while caller.unsettled:
-                now = self._clock.monotonic()
-                if deadline <= max(now, self._resumes_for(caller)) and self._expire(caller, now):
-                    continue
-                if self._leader is caller:
-                    self._lead(caller, now)
-                else:
-                    caller.wake.acquire(timeout=min(deadline - now, threading.TIMEOUT_MAX))
+                self._step(caller)
         finally:
-            # Read without the lock: nobody hands anything to a caller whose items are settled.
-            if caller.unsettled or self._leader is caller or caller in self._posting:
+            if caller.unsettled or caller.claims or caller in self._callers:
                 self._leave(caller)
-            entries, caller.entries = caller.entries, []  # no cycle: memory is free at once
-        return [entry.error and _outcome(entry, entry.error) for entry in entries]
+        outcomes = [caller.outcomes[item] for item in items]
+        caller.outcomes = {}  # no cycle: memory is free at once
+        return [error and copy_of(error) for error in outcomes]
 
-    def _lead(self, caller: _Caller[T], now: float) -> None:
-        """Send one request, as soon as one may leave."""
-        resumes_at = min(self._resumes_for(caller), caller.deadline)
-        if resumes_at > now:
-            caller.asleep_until = resumes_at
-            self._clock.sleep(resumes_at - now)
-            with self._lock:  # so that whoever overtakes has either done so, or cannot any more
-                caller.asleep_until = 0.0
-            return  # the world may have changed
-        # A permit that leaves no time to post would be lost, and the post cut short for everyone.
-        reserve = min(self._post_seconds, (caller.deadline - now) / 2)
+    def _enter(self, caller: _Caller, items: list[Item]) -> None:
+        """Let the messages wait; or, where nothing has to, post at once."""
+        now = self._clock.monotonic()
+        may_skip = (
+            caller.kind is Kind.SINGLE
+            and self.sender.pause is None
+            and not self._is_busy(caller, now)
+        )
+        number = caller.new_claim()
         try:
-            self._permit(caller.deadline - reserve)
-        except TransientError as error:
-            self._expire(caller, now, error)
+            claim = self._room.enter(items, number=number, may_skip=may_skip, until=caller.deadline)
+        except RoomBusy as error:
+            caller.claims.pop(number)
+            self._settle_all(dict.fromkeys(items, _timeout(error, sent=False)))
             return
-        self._hold(now)
+        if claim is not None:
+            self._carry(caller, claim)
+        else:
+            caller.claims.pop(number)
         with self._lock:
-            batch = self._take(caller)
-        if batch:
-            self._send(caller, batch)
+            self._callers[caller] = None
+            self._make_way(caller, self._clock.monotonic())
 
-    def _resumes_for(self, caller: _Caller[T]) -> float:
+    def _step(self, caller: _Caller) -> None:
+        now = self._clock.monotonic()
+        if caller.deadline <= now:
+            self._withdraw([caller], None, claimed=True)
+        elif not caller.is_late and self._last_moment(caller) <= now:
+            # A request that cannot be answered in time would leave it open whether it arrived.
+            self._make_late(caller)
+        elif self._is_hopeless(caller):
+            pause = self.sender.pause
+            self._withdraw([caller], pause and pause.why, claimed=False)
+            caller.is_late = bool(caller.unsettled)
+        elif self._leader is caller:
+            self._lead(caller, now)
+        else:
+            self._follow(caller, now)
+
+    def _follow(self, caller: _Caller, now: float) -> None:
+        """Sleep until there is news; lead, if who leads is dead or sleeps for longer than this."""
+        wake_at = caller.deadline if caller.is_late else self._last_moment(caller)
+        with self._lock:
+            self._callers[caller] = None  # one that was taken for dead comes back here
+            self._appoint(now)
+            leader = self._leader
+            if leader is caller:
+                return
+            if leader is not None:
+                wake_at = min(wake_at, leader.acts_by + LEASE_SECONDS)
+                resumes_at = self._resumes_at(caller)
+                if leader.paused_until > resumes_at and not caller.is_late:
+                    if resumes_at <= now:
+                        self._appoint(now, caller)
+                        return
+                    wake_at = min(wake_at, resumes_at)
+            else:
+                wake_at = min(wake_at, now + LEASE_SECONDS)
+        caller.sleep(wake_at - now)
+
+    # -- the leader's work --------------------------------------------------------------------
+
+    def _lead(self, caller: _Caller, now: float) -> None:
+        """Look once for news and for a permit; post, or sleep until there can be some."""
+        caller.acts_by = now
+        try:
+            news = self._room.outcomes()
+            self._tell(news.settled)
+            if not caller.unsettled or self._leader is not caller:
+                return
+            if not news.waiting or caller.is_late:
+                look_at = caller.deadline if news.look_at is None else news.look_at
+                self._sleep(caller, look_at, idle=True)
+                return
+            resumes_at = self._resumes_at(caller)
+            if resumes_at > now:
+                self._pause(caller, resumes_at)
+                return
+            terms = self._terms(caller, now)
+            found = self._room.claim(terms)
+            if isinstance(found, Claim):
+                self._carry(caller, found)
+                return
+            caller.claims.pop(terms.number, None)
+            self._wait(caller, found)
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            # The messages are in the room, and others may reach it.  Each caller has its deadline.
+            self._sleep(caller, now + FILE_RETRY_SECONDS)
+
+    def _terms(self, caller: _Caller, now: float) -> ClaimTerms:
+        left = caller.deadline - now
+        return ClaimTerms(
+            caller.new_claim(),
+            (Kind.SINGLE, Kind.BULK, Kind.SPOOLED),
+            busy=self._busy(caller, now),
+            only_own=not self.sender.trusted or left < HURRY_SECONDS,
+            # A request that carries others is not to be shorter than they allow.
+            latest=inf if left >= self.sender.post_seconds else caller.deadline + ALIKE_SECONDS,
+            request_seconds=self.sender.request_seconds,
+            sample=self.sender.suspected(),
+        )
+
+    def _wait(self, caller: _Caller, wait: Wait) -> None:
+        """Sleep until a permit may be there; those who cannot wait as long are told at once."""
+        if wait.until is not None and wait.why is not None:
+            self._give_up_before(wait.until, wait.why, wait.queue)
+        # Once more: another process may have taken ours along, and its answer comes long before
+        # the next permit.
+        news = self._room.outcomes()
+        self._tell(news.settled)
+        if not caller.unsettled:
+            return
+        wake_at = caller.deadline
+        if wait.until is not None:
+            wake_at = wait.until
+            if self._room.shared:
+                wake_at += chance.uniform(0, JITTER_SECONDS)
+        if news.look_at is not None:
+            wake_at = min(wake_at, news.look_at)
+        self._sleep(caller, wake_at, idle=wait.until is None)
+
+    def _pause(self, caller: _Caller, until: float) -> None:
+        """Sleep out a pause after a failure."""
+        caller.paused_until = until
+        self._sleep(caller, until)
+        caller.paused_until = 0.0
+
+    def _sleep(self, caller: _Caller, until: float, *, idle: bool = False) -> None:
+        now = self._clock.monotonic()
+        until = min(until, caller.deadline if caller.is_late else self._last_moment(caller))
+        caller.acts_by, caller.idle = max(until, now), idle
+        caller.sleep(until - now)
+        caller.idle = False
+
+    def _carry(self, caller: _Caller, claim: Claim) -> None:
+        """Post a claim; meanwhile another caller leads."""
+        now = self._clock.monotonic()
+        end = min(caller.deadline, now + self.sender.post_seconds)
+        with self._lock:
+            caller.posts = True
+            self._in_flight[claim.number] = _Flight(claim.address.name, end + LEASE_SECONDS)
+            self._step_down(caller, now)
+        try:
+            self.sender.send(claim, self._tell, deadline=caller.deadline, judge=_judge_of)
+            caller.claims.pop(claim.number, None)
+        finally:
+            pause = self.sender.pause
+            caller.failed |= pause is not None and pause.since >= now
+            self._land(caller, claim)
+
+    def _land(self, caller: _Caller, claim: Claim) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            caller.posts = False
+            self._in_flight.pop(claim.number, None)
+            self._appoint(now)
+            if self._leader is not None:
+                self._leader.call()
+            for other in self._callers:
+                if self._is_hopeless(other):
+                    other.call()
+            for item in claim.items:  # those that wait again may have no more time to
+                owner = item.owner
+                if owner is not None and item in owner.unsettled and owner.is_late:
+                    owner.is_late = False
+                    owner.call()
+
+    # -- when a caller may post ---------------------------------------------------------------
+
+    def _last_moment(self, caller: _Caller) -> float:
+        """Return until when a request for *caller* may leave.
+
+        It has to be answered in time.  One slow answer must not silence everybody, so half of a
+        caller's whole time is always there for tries.
+        """
+        return max(caller.deadline - self.sender.request_seconds, caller.half_time)
+
+    def _resumes_at(self, caller: _Caller) -> float:
         """Return when *caller* may post, after a failure.
 
-        A pause that the server did not ask for is only our caution.  It must not keep a caller in a
-        hurry from its first try: perhaps the trouble is over.
+        A pause that the server did not ask for is only our caution.  It must keep no caller from a
+        first try, since the trouble may be over, nor from a last one.
         """
-        trouble = self._trouble
-        tried = caller.failed or any(entry.error for entry in caller.entries)
-        if trouble is None or trouble.retry_after or tried:
-            return self._resume_at
-        return min(self._resume_at, (caller.came + caller.deadline) / 2)
+        pause = self.sender.pause
+        if pause is None:
+            return 0.0
+        until = pause.until
+        if not caller.has_failed():
+            until = min(until, caller.half_time)
+        margin = min(LAST_TRY_SECONDS, (caller.deadline - caller.half_time) / 5)
+        last_try = self._last_moment(caller) - margin
+        if pause.since < last_try:
+            until = min(until, last_try)
+        return max(until, pause.asked_until)
 
-    def _hold(self, since: float) -> None:
-        """Let the callers of the last request come again, or they split into two lines.
+    def _is_hopeless(self, caller: _Caller) -> bool:
+        """Whether a pause outlasts all that *caller* can do.  In a shared room others may post."""
+        if caller.is_late or self._room.shared:
+            return False
+        return self._resumes_at(caller) > self._last_moment(caller)
 
-        Sixty threads need more than the usual hold only to wake up, one after the other, so it
-        goes on for as long as they come thick and fast; not where others may be on their way
-        already, since who comes too late for this request finds another.
-        """
-        before = len(self._singles)
-        while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
-            held = self._clock.monotonic() - since
-            thick = here - before >= HOLD_ON and self._max_in_flight == 1
-            if held >= self._hold_seconds and not thick:
-                return
-            before = here
-            self._clock.sleep(self._hold_seconds / 4)
+    def _is_busy(self, caller: _Caller, now: float) -> bool:
+        return caller.address.name in self._busy(caller, now)
 
-    def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
-        started = self._clock.monotonic()
-        try:
-            self._post([entry.item for entry in batch], caller.deadline)
-        except CFQueuesError as error:
-            if error.__traceback__ is not None:
-                # Who keeps the error keeps no batch: without this frame, which holds it.
-                error.__traceback__ = error.__traceback__.tb_next
-            verdict = self._judge(error)
-            with self._lock:
-                self._refused(caller, error, verdict)
-        else:
-            with self._lock:
-                self._accepted(caller)
-                self._post_seconds = self._clock.monotonic() - started
+    def _busy(self, caller: _Caller, now: float) -> list[str]:
+        """Return the queues to which this process posts as much as it may, for *caller*."""
+        most = self._max_in_flight
+        if caller.kind is Kind.BULK:
+            most = max(most, BULK_IN_FLIGHT)
+        counts: dict[str, int] = {}
+        for flight in list(self._in_flight.values()):
+            if flight.over_at > now:  # else whoever posted it has ended without a word
+                counts[flight.queue] = counts.get(flight.queue, 0) + 1
+        return [name for name, count in counts.items() if count >= most]
 
-    def _expire(self, caller: _Caller[T], now: float, why: CFQueuesError | None = None) -> bool:
-        """Settle what *caller* waits for in vain, and take the lead from it.
+    # -- giving up ----------------------------------------------------------------------------
 
-        That is what still waits; what was taken may be answered until the deadline itself.
-        """
+    def _make_late(self, caller: _Caller) -> None:
+        """Take back what nobody has claimed, from when on no request would be answered in time."""
+        self._withdraw([caller], None, claimed=False)
         with self._lock:
-            over = [
-                entry
-                for entry in caller.entries
-                if entry.state is _State.WAITING
-                or (entry.state is _State.TAKEN and caller.deadline <= now)
+            caller.is_late = True
+            if self._leader is caller:
+                self._step_down(caller, self._clock.monotonic())
+
+    def _give_up_before(self, until: float, why: CFQueuesError, queue: str | None) -> None:
+        """Tell those who cannot wait until then: nothing of theirs can leave."""
+        with self._lock:
+            late = [
+                caller
+                for caller in self._callers
+                if queue in (None, caller.address.name) and self._last_moment(caller) < until
             ]
-            for entry in over:
-                self._settle(entry, _timeout(entry, why or entry.error or self._trouble))
-            if caller.deadline <= now:
-                caller.unsettled = 0  # whatever became of its items: nobody waits for ever
-            self._step_down(caller)
-        return bool(over) or not caller.unsettled
+        if late:
+            self._withdraw(late, why, claimed=False)
 
-    def _leave(self, caller: _Caller[T]) -> None:
-        """Pass on what *caller* leaves behind: an interrupt, a killed greenlet or a bug ended it.
+    def _withdraw(
+        self, callers: Sequence[_Caller], why: CFQueuesError | None, *, claimed: bool
+    ) -> None:
+        """Settle what callers wait for in vain: what nobody has claimed surely did not arrive."""
+        pause = self.sender.pause
+        items = [item for caller in callers for item in list(caller.unsettled)]
+        known: Mapping[Item, Withdrawn | CFQueuesError | None]
+        try:
+            known = self._room.withdraw(items, claimed=claimed, until=self._clock.monotonic())
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            known = dict.fromkeys(items, Withdrawn.PERHAPS_SENT) if claimed else {}
+        settled: dict[Item, CFQueuesError | None] = {}
+        for item, found in known.items():
+            if isinstance(found, Withdrawn):
+                reason = why or item.error or (pause and pause.why)
+                settled[item] = _timeout(reason, sent=found is Withdrawn.PERHAPS_SENT)
+            else:
+                settled[item] = found
+        self._tell(settled)
+        if claimed:  # whatever the room says: nobody waits past its deadline
+            self._tell({item: _timeout(why, sent=True) for item in items})
 
-        Nobody else will ever wake those who wait for it.
-        """
-        interrupted = ConnectionFailed(
-            "the thread that was posting the message was interrupted", delivered="unknown"
-        )
+    def _leave(self, caller: _Caller) -> None:
+        """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended *caller*."""
+        try:
+            for number in list(caller.claims):
+                self._room.release(number)
+                self._in_flight.pop(number, None)
+            if caller.unsettled:
+                self._withdraw([caller], None, claimed=True)
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            pass  # the room frees what the dead have claimed
         with self._lock:
-            for entry in caller.entries:
-                self._settle(entry, interrupted)
-            orphans = self._posting.get(caller, [])
-            for entry in orphans:
-                entry.uncertain = True
-                # Once: an item that ends whoever posts it must not go through all callers.
-                if entry.orphaned or not self._retry_uncertain:
-                    self._settle(entry, interrupted)
-                entry.orphaned = True
-            self._put_back(orphans)
-            self._posting.pop(caller, None)
-            self._step_down(caller)
+            self._callers.pop(caller, None)
+            self._step_down(caller, self._clock.monotonic())
 
     # -- below, the caller of each method holds _lock -----------------------------------------
 
-    def _appoint(self) -> None:
-        """Give the lead, if it is free and a request may be on its way, to who came first."""
-        if self._leader is not None:
-            return
-        bulk_in_flight = max(self._max_in_flight, BULK_IN_FLIGHT)
-        for waiting, in_flight in (
-            (self._singles, self._max_in_flight),
-            (self._bulk, bulk_in_flight),
-        ):
-            if len(self._posting) < in_flight:
-                for entry in waiting:
-                    if entry.caller not in self._posting:
-                        self._leader = entry.caller
-                        entry.caller.call()
-                        return
-
-    def _overtake(self, caller: _Caller[T]) -> None:
-        """Take the lead from one that sleeps through a pause which *caller* has no time for."""
+    def _make_way(self, caller: _Caller, now: float) -> None:
+        """Let the leader know of a new caller, or let that lead."""
+        self._appoint(now)
         leader = self._leader
-        if (
-            leader is not None
-            and leader.asleep_until > self._resumes_for(caller)
-            and len(self._posting) < self._max_in_flight
-        ):
-            self._leader = caller
+        if leader is None or leader is caller:
+            return
+        sleeps = leader.acts_by > now
+        in_a_hurry = leader.paused_until > self._resumes_at(caller)
+        more_patient = (
+            leader.deadline + ALIKE_SECONDS < caller.deadline
+            and leader.deadline - now < self.sender.post_seconds
+        )
+        if sleeps and (in_a_hurry or more_patient) and not self._is_busy(caller, now):
+            self._appoint(now, caller)
+        elif leader.idle and not self._is_busy(caller, now):
+            leader.call()
 
-    def _step_down(self, caller: _Caller[T]) -> None:
+    def _step_down(self, caller: _Caller, now: float) -> None:
         if self._leader is caller:
             self._leader = None
-        self._appoint()
+        self._appoint(now)
 
-    def _take(self, caller: _Caller[T]) -> list[_Entry[T]]:
-        """Make *caller* post the next batch, and free the lead for the one after."""
-        batch = self._posting[caller] = []
-        singles, bulk = len(self._singles), len(self._bulk)
-        size = 0
-        queues = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)
-        for waiting in queues:
-            while waiting:
-                entry = next(iter(waiting))
-                # Items of a refused batch stay among themselves.
-                if batch and (
-                    len(batch) >= entry.most
-                    or entry.most != batch[0].most
-                    or size + entry.size > self._max_bytes
-                ):
-                    break
-                batch.append(entry)
-                entry.state = _State.TAKEN
-                del waiting[entry]
-                size += entry.size
-        self._sharers = singles - len(self._singles)
-        self._bulk_first = 0 < bulk == len(self._bulk)
-        if not batch:
-            del self._posting[caller]
-        self._step_down(caller)
-        return batch
+    def _appoint(self, now: float, caller: _Caller | None = None) -> None:
+        """Give the lead to *caller*; or, if nobody has it or who has it is dead, to the best."""
+        leader = self._leader
+        if caller is None:
+            if leader is not None:
+                if leader.acts_by + LEASE_SECONDS > now:
+                    return
+                self._callers.pop(leader, None)
+            caller = self._best(now)
+        self._leader = caller
+        if caller is not None:
+            caller.acts_by = now
+            caller.call()
 
-    def _accepted(self, caller: _Caller[T]) -> None:
-        self._trouble, self._pauses, self._resume_at = None, 0, 0.0
-        self._refusals = None
-        for entry in self._posting.get(caller, ()):
-            self._settle(entry, None)
-        self._posting.pop(caller, None)
-        self._appoint()
+    def _best(self, now: float) -> _Caller | None:
+        """Choose who leads: the first that has about as much time as any, or as a request takes."""
+        for caller in [c for c in self._callers if c.deadline + LEASE_SECONDS < now]:
+            del self._callers[caller]  # its thread ended without a word
+        free = [c for c in self._callers if c.unsettled and not c.posts]
+        if not free:
+            return None
+        free = [c for c in free if not c.is_late] or free
+        able = [c for c in free if not self._is_busy(c, now)] if self._in_flight else free
+        longest = max(c.deadline for c in able or free)
+        enough = min(now + self.sender.post_seconds, longest - ALIKE_SECONDS)
+        return next(c for c in able or free if c.deadline >= enough)
 
-    def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
-        posted = self._posting.get(caller, [])
-        # Who ran out of time meanwhile has its outcome.
-        batch = [entry for entry in posted if entry.state is _State.TAKEN]
-        uncertain = error.delivered == "unknown"
-        for entry in batch:
-            entry.error = error
-            entry.uncertain |= uncertain
-        if verdict is Verdict.NEVER or (uncertain and not self._retry_uncertain):
-            for entry in batch:
-                self._settle(entry, error)
-        elif verdict is Verdict.NOT_NOW:
-            caller.failed = True
-            self._put_back(batch)
-            self._pause(error)
-            metrics.retried(error)
-        elif len(posted) == 1:
-            self._settle(posted[0], error)
-            self._give_up_alike(error)
-        else:
-            if posted[0].most == self._max_items:  # these are refused for the first time
-                self._refusals = []
-            for entry in batch:
-                entry.most = (len(posted) + 1) // 2
-            self._put_back(batch)
-        self._posting.pop(caller, None)
-        self._appoint()
+    # -- telling ------------------------------------------------------------------------------
 
-    def _put_back(self, batch: list[_Entry[T]]) -> None:
-        for entry in batch:
-            if entry.state is _State.TAKEN:
-                entry.caller.waiting[entry] = None
-                entry.state = _State.WAITING
-        for waiting in (self._singles, self._bulk):
-            for entry in sorted(waiting, key=_number):
-                waiting.move_to_end(entry)
+    def _tell(self, settled: Settled) -> None:
+        """Tell the callers of this process what became of their messages."""
+        if settled:
+            with self._lock:
+                self._settle_all(settled)
 
-    def _pause(self, error: CFQueuesError) -> None:
-        """Send nothing for a while: as long as the server asks for, else twice as long each time.
-
-        The pause is random, so that those whom one outage stopped do not come back as one.
-        """
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
-        pause = max(chance.uniform(0, longest), error.retry_after or 0.0)
-        self._pauses += 1
-        self._trouble = error
-        self._resume_at = self._clock.monotonic() + pause
-        for entry in chain(self._singles, self._bulk):
-            if entry.caller.deadline <= self._resume_at:
-                entry.caller.call()
-
-    def _give_up_alike(self, error: CFQueuesError) -> None:
-        """Stop splitting where the server seems to refuse everything: requests are scarce."""
-        if self._refusals is None or len(self._refusals) >= REFUSED_ALIKE:
-            return
-        self._refusals.append((type(error), error.code))
-        if len(set(self._refusals)) > 1:
-            return
-        suspects = [e for e in chain(self._singles, self._bulk) if e.most < self._max_items]
-        if len(self._refusals) == REFUSED_ALIKE:
-            for entry in suspects:
-                self._settle(entry, error)
-        elif len(self._refusals) == REFUSED_ALIKE - 1 and suspects:
-            # Bad items are often neighbours.  The one farthest off is asked, alone, before all
-            # the rest is given up.
-            farthest = suspects[-1]
-            farthest.most = 1
-            farthest.caller.waiting.move_to_end(farthest, last=False)
-
-    def _settle(self, entry: _Entry[T], error: CFQueuesError | None) -> None:
-        if entry.state is _State.SETTLED:
-            return
-        if entry.state is _State.WAITING:
-            entry.caller.waiting.pop(entry, None)
-        entry.error = error
-        entry.state = _State.SETTLED
-        entry.caller.unsettled -= 1
-        if not entry.caller.unsettled:
-            entry.caller.call()
+    def _settle_all(self, settled: Settled) -> None:
+        for item, error in settled.items():
+            owner: _Caller | None = item.owner
+            if owner is not None:
+                owner.settle(item, error)
 
 
-class _State(Enum):
-    WAITING = auto()  # in one of the lane's two lines
-    TAKEN = auto()  # in the batch of somebody who posts
-    SETTLED = auto()  # its outcome stands
+class _Flight:
+    """A request on its way."""
+
+    __slots__ = ("over_at", "queue")
+
+    def __init__(self, queue: str, over_at: float) -> None:
+        self.queue = queue
+        self.over_at = over_at  # monotonic: by then it is over, whatever became of its thread
 
 
-class _Caller(Generic[T]):
-    """A thread that waits for its items.  Its lane's lock guards it."""
+class _Caller:
+    """A thread that waits for its messages.  The lock of its group commit guards it."""
 
     __slots__ = (
-        "asleep_until", "came", "deadline", "entries", "failed", "unsettled", "waiting", "wake",
+        "acts_by", "address", "claims", "deadline", "half_time", "idle", "is_late", "judge", "kind",
+        "failed", "outcomes", "paused_until", "posts", "unsettled", "wake",
     )  # fmt: skip
 
-    def __init__(self, came: float, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
-        self.came = came
-        self.asleep_until = 0.0  # where it leads, and waits for a pause to end
-        self.failed = False  # it has posted in vain, perhaps only what came before its own items
+    def __init__(
+        self,
+        address: Address,
+        kind: Kind,
+        now: float,
+        deadline: float,
+        judge: Judge | None,
+        wake: Lock,
+    ) -> None:
+        self.address = address
+        self.kind = kind
         self.deadline = deadline
-        self.waiting = waiting  # the line that its items stand in
-        self.entries: list[_Entry[T]] = []
-        self.unsettled = 0
+        self.half_time = (now + deadline) / 2
+        self.judge = judge
+        self.unsettled: dict[Item, None] = {}
+        self.outcomes: dict[Item, CFQueuesError | None] = {}
+        self.claims: dict[int, None] = {}  # numbers of claims that it may hold
+        self.posts = False
+        self.failed = False  # it has posted in vain, perhaps only messages of others
+        self.is_late = False  # no request for it may leave any more
+        self.acts_by = 0.0  # where it leads: when it will have acted again
+        self.paused_until = 0.0  # where it leads, and waits for a pause to end
+        self.idle = False  # where it leads, and waits for something to change
         self.wake = wake  # locked while there is no news
         wake.acquire()
 
+    def new_claim(self) -> int:
+        """Choose the number of a claim, before there is one: whatever happens, it can be freed."""
+        number = chance.getrandbits(62)
+        self.claims[number] = None
+        return number
+
+    def has_failed(self) -> bool:
+        """Whether it has posted in vain, or somebody has posted its messages in vain."""
+        return self.failed or any(item.error is not None for item in list(self.unsettled))
+
     def call(self) -> None:
-        """Wake this caller: it is settled, leads, or has waited in vain."""
+        """Wake it: it is settled, leads, or may look again."""
         if self.wake.locked():
             self.wake.release()
 
+    def sleep(self, seconds: float) -> None:
+        """Block for at most *seconds*, or until `call`."""
+        if seconds > 0:
+            self.wake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
-class _Entry(Generic[T]):
-    """An item on its way.  Its lane's lock guards it."""
-
-    __slots__ = (
-        "caller", "error", "item", "most", "number", "orphaned", "size", "state", "uncertain",
-    )  # fmt: skip
-
-    def __init__(self, number: int, item: T, size: int, most: int, caller: _Caller[T]) -> None:
-        self.number = number
-        self.item = item
-        self.size = size
-        self.most = most  # items that may travel with it, itself included
-        self.caller = caller
-        self.state = _State.WAITING
-        self.error: CFQueuesError | None = None  # of the last try; once SETTLED, the outcome
-        self.uncertain = False  # it may have arrived, although no answer said so
-        self.orphaned = False  # who posted it was interrupted
+    def settle(self, item: Item, error: CFQueuesError | None) -> None:
+        """Note what became of *item*; the first outcome counts."""
+        if item in self.unsettled:
+            self.outcomes[item] = error
+            self.unsettled.pop(item, None)
+            if not self.unsettled:
+                self.call()
 
 
-_Waiting: TypeAlias = "OrderedDict[_Entry[T], None]"
-"""A line whose first can be read, and any member taken out, in constant time."""
+def _judge_of(item: Item) -> Judge | None:
+    caller: _Caller = item.owner
+    return caller.judge
 
 
-def _number(entry: _Entry[Any]) -> int:
-    return entry.number
-
-
-def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
-    if entry.state is _State.TAKEN:
-        entry.uncertain = True
+def _timeout(why: CFQueuesError | None, *, sent: bool) -> PublishTimeout:
+    text = "no request could leave for the message in time"
+    if sent:
         text = "the request that carries the message was not answered in time"
-    else:
-        text = "no request could leave for the message in time"
     error = PublishTimeout(
         f"{text} (last failure: {why})" if why else text,
         retry_after=why.retry_after if why else None,
+        delivered="unknown" if sent else "no",
     )
     error.__cause__ = why
     return error
-
-
-def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
-    """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
-    copy = copy_of(error)
-    if entry.uncertain:  # by an earlier try, whatever the last one says
-        copy.delivered = "unknown"
-    return copy

@@ -38,7 +38,7 @@ from ..spool.gate import SharedBudget
 from ..spool.intake import Intake, Spooled
 from ..spool.line import Line
 from ..spool.relay import Relay
-from .group_commit import Lane, Verdict
+from .lane import Lane, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ..errors import (
     copy_of,
 )
 from ..metrics import metrics
-from ..publish.group_commit import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
+from ..publish.lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import chance

@@ -23,7 +23,7 @@ from ..errors import (
     copy_of,
 )
 from ..metrics import metrics
-from ..publish.group_commit import BULK_IN_FLIGHT, Verdict
+from ..publish.lane import BULK_IN_FLIGHT, Verdict
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import chance

@@ -1,5 +1,6 @@
 """The promises of a lane, held against any sequence of events that hypothesis can think of."""
 
+from group_commit_parts import Commit, judge
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -9,7 +10,6 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from lane_parts import judge
 from virtual_time import VirtualTime
 
 from kombu_cfqueues.errors import (
@@ -20,7 +20,7 @@ from kombu_cfqueues.errors import (
     RateLimited,
     ServerError,
 )
-from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT, Lane
+from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT
 from kombu_cfqueues.runtime.rng import chance
 
 MAX_ITEMS = 7
@@ -60,11 +60,11 @@ class LaneMachine(RuleBasedStateMachine):
     def begin(self, in_flight, retry_uncertain):
         self.retry_uncertain = retry_uncertain
         self.allowed = in_flight
-        self.lane = Lane(
+        self.lane = Commit(
             self.post,
-            self.permit,
+            self,
             judge,
-            max_items=MAX_ITEMS,
+            max_batch=MAX_ITEMS,
             max_bytes=MAX_BYTES,
             max_in_flight=in_flight,
             retry_uncertain=retry_uncertain,
@@ -73,12 +73,16 @@ class LaneMachine(RuleBasedStateMachine):
 
     # -- around the lane -------------------------------------------------------------------
 
-    def permit(self, deadline):
-        at = max(self.time.now, self.next_permit)
-        if at > deadline:
-            raise RateLimited("none in time", retry_after=at - self.time.now)
-        self.next_permit = at + self.permit_every
-        self.time.sleep(at - self.time.now)
+    def try_take(self, place, *, queue):
+        now = self.time.now
+        place.ready_at = max(now, self.next_permit)
+        if place.ready_at > now:
+            return RateLimited("none in time", retry_after=place.ready_at - now)
+        self.next_permit = now + self.permit_every
+        return None
+
+    def leave(self, place):
+        pass
 
     def post(self, items, deadline):
         assert 1 <= len(items) <= MAX_ITEMS
