@@ -12,23 +12,19 @@ import re
 import time
 from collections.abc import Callable
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
 
-from .. import envelope, retry
-from ..account import Account
+from .. import envelope
 from ..api.client import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, QueueNotFound
-from ..options import Options
+from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
-
-if TYPE_CHECKING:
-    from .transport import Transport
+from .session import Connected, Session
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +66,10 @@ class ConsumingChannel(virtual.Channel):
     """Consuming, one message at a time, and settling."""
 
     Message = Message
-    QoS = Prefetch
-    connection: Transport
-    qos: Prefetch
+    connection: Connected
     _qos: Prefetch | None
 
-    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+    def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._taps: dict[str, _Tap] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # whose last pulls may still be on their way
@@ -83,22 +77,24 @@ class ConsumingChannel(virtual.Channel):
         self._to_delete: set[str] = set()  # of these, the consumed ones
 
     @property
-    def options(self) -> Options:
-        """The settings of this channel's connection."""
-        return self._transport.options
+    def session(self) -> Session:
+        """What this channel shares with the others of its connection.
 
-    @property
-    def account(self) -> Account:
-        """What this channel shares with the other connections of the process."""
-        return self._transport.account
-
-    @property
-    def _transport(self) -> Transport:
-        # Asked here, so that whoever still holds the channel of a connection that was closed, by
-        # another thread perhaps, is told so: Kombu then connects again.
+        Raises:
+            ConnectionFailed: The connection was closed, perhaps by another thread.  Kombu then
+                connects again.
+        """
         if self.connection is None:
             raise ConnectionFailed("the connection of this channel was closed")
-        return self.connection
+        return self.connection.session
+
+    @property
+    def qos(self) -> Prefetch:
+        """The prefetch window of this channel, made at its first use."""
+        if self._qos is None:
+            session = self.session
+            self._qos = Prefetch(session.account.receiver, session.options.pull_batch_size)
+        return self._qos
 
     def _next_delivery_tag(self) -> str:
         return envelope.new_id()
@@ -164,21 +160,24 @@ class ConsumingChannel(virtual.Channel):
         """
         if is_control_name(queue):
             return None
-        deadline = min(self._deadline(), time.monotonic() + GET_SECONDS)
+        deadline = min(self.session.deadline(), time.monotonic() + GET_SECONDS)
         tap = self._taps.get(queue)
         # A consumer of this channel may have pulled it already.
         if tap is not None and tap.subscription is not None:
-            arrival = self._transport.inbox.take_of(tap.subscription, deadline)
+            arrival = self.session.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
                 return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
-        receiver = self.account.receiver
+        session = self.session
 
         def get(source: Queue) -> Delivery | None:
-            return self._insist(
-                deadline, lambda: receiver.get(queue, source, self.options, deadline=deadline)
+            return session.retry(
+                deadline,
+                lambda: session.account.receiver.get(
+                    queue, source, session.options, deadline=deadline
+                ),
             )
 
-        delivery = self._with_queue(queue, deadline, get)
+        delivery = session.use_queue(queue, deadline, get)
         if delivery is None:
             return None
         return self._accept(delivery, has_slot=False, no_ack=no_ack)
@@ -215,7 +214,7 @@ class ConsumingChannel(virtual.Channel):
             Empty: None came within *timeout* seconds.
         """
         try:
-            self._transport.drain_events(self._transport, timeout=timeout)
+            self.connection.drain_events(self.connection, timeout=timeout)
         except TimeoutError:
             raise Empty from None
 
@@ -280,7 +279,7 @@ class ConsumingChannel(virtual.Channel):
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
             try:
-                self._delete_queue(queue, deadline)
+                self.session.delete_queue(queue, deadline)
             except CFQueuesError as error:  # noqa: PERF203  each on its own
                 logger.warning("queue %r (auto_delete) could not be deleted: %s", queue, error)
 
@@ -289,29 +288,6 @@ class ConsumingChannel(virtual.Channel):
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         if auto_delete and not is_control_name(queue):
             self._auto_delete.add(queue)
-
-    def _queue(self, name: str, deadline: float) -> Queue:
-        return self._insist(
-            deadline,
-            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
-        )
-
-    def _with_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
-        """Use a queue; once more if it was deleted, and perhaps made again, since we knew it."""
-        queue = self._queue(name, deadline)
-        try:
-            return use(queue)
-        except QueueNotFound:
-            if not self.account.directory.forget(name, queue.id, self.options):
-                raise
-            return use(self._queue(name, deadline))
-
-    def _delete_queue(self, queue: str, deadline: float) -> None:
-        found = self.account.directory.find(queue, self.options, deadline=deadline)
-        if found is None:
-            return
-        self.account.client.delete_queue(found.id, deadline=deadline)
-        self.account.directory.forget(queue, found.id, self.options)
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop what was pulled of a queue that has been purged."""
@@ -322,17 +298,18 @@ class ConsumingChannel(virtual.Channel):
     # Parts
 
     def _subscribe(self, queue: str) -> Subscription:
-        deadline = self._deadline()
+        session = self.session
+        deadline = session.deadline()
 
         def subscribe(source: Queue) -> Subscription:
-            return self._insist(
+            return session.retry(
                 deadline,
                 lambda: self.qos.receiver.subscribe(
-                    queue, source, self.options, self.qos.window, self._transport.inbox
+                    queue, source, session.options, self.qos.window, session.inbox
                 ),
             )
 
-        return self._with_queue(queue, deadline, subscribe)
+        return session.use_queue(queue, deadline, subscribe)
 
     def _tell_of_costs(self, queue: str) -> None:
         """Warn of two uses that work, and not as one may expect."""
@@ -370,19 +347,6 @@ class ConsumingChannel(virtual.Channel):
     def _count(self, tap: _Tap) -> None:
         if tap.subscription is not None:
             tap.subscription.counts = not all(consumer.no_ack for consumer in tap.consumers)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.options.publish_timeout
-
-    @property
-    def _switches(self) -> bool:
-        """Whether Kombu has another URL to go on to."""
-        return self._transport.has_alternates
-
-    def _insist(self, deadline: float, call: Callable[[], T]) -> T:
-        return retry.until(
-            deadline, call, lambda error: self._switches and isinstance(error, ConnectionFailed)
-        )
 
 
 def is_control_name(queue: str) -> bool:
