@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from .errors import CFQueuesError, TransientError
 from .metrics import metrics
-from .runtime.rng import chance
+from .runtime.rng import rng
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def pauses() -> Iterator[float]:
     """
     ceiling = FIRST_PAUSE
     while True:
-        yield chance.uniform(0, ceiling)
+        yield rng.uniform(0, ceiling)
         ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
 

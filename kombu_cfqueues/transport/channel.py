@@ -24,7 +24,7 @@ from ..errors import (
     QueueNotFound,
     TransientError,
 )
-from ..publish.reentrancy import outermost
+from ..publish.reentrancy import no_reentry
 from ..spool.intake import Spooled
 from .batch import PublishBatch
 from .consumer import ConsumingChannel, is_control_name
@@ -80,7 +80,7 @@ class Channel(ConsumingChannel):
             for queue in queues:
                 self._put(queue, message, **kwargs)
             return None
-        with outermost:
+        with no_reentry:
             spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
         return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
 
@@ -144,7 +144,7 @@ class Channel(ConsumingChannel):
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
         """Put messages on this machine's disk, all or none; return their rows there."""
-        with outermost:
+        with no_reentry:
             return self._spool_all(messages)
 
     def _spool_all(self, messages: Sequence[Spooled]) -> list[int]:

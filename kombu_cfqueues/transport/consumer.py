@@ -47,7 +47,7 @@ class _Consumer(NamedTuple):
     callback: Callback
 
 
-class _Tap:
+class QueueConsumers:
     """The consumers of one queue, who get its messages in turn."""
 
     def __init__(self, subscription: Subscription | None) -> None:
@@ -71,7 +71,7 @@ class ConsumingChannel(virtual.Channel):
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        self._taps: dict[str, _Tap] = {}  # by Kombu's name of the queue
+        self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # whose last pulls may still be on their way
         self._auto_delete: set[str] = set()  # queues that were declared so
         self._to_delete: set[str] = set()  # of these, the consumed ones
@@ -117,10 +117,10 @@ class ConsumingChannel(virtual.Channel):
         """
         consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
-        tap = self._taps.get(queue)
+        tap = self._queue_consumers.get(queue)
         if tap is None:
-            tap = _Tap(None if is_control_name(queue) else self._subscribe(queue))
-            self._taps[queue] = tap
+            tap = QueueConsumers(None if is_control_name(queue) else self._subscribe(queue))
+            self._queue_consumers[queue] = tap
         tap.consumers.append(_Consumer(consumer_tag, no_ack, callback))
         self._count(tap)
         self._tag_to_queue[consumer_tag] = queue
@@ -137,7 +137,7 @@ class ConsumingChannel(virtual.Channel):
         What was pulled and not delivered is given back.  Returns at once.
         """
         queue = self._tag_to_queue.pop(consumer_tag, None)
-        tap = self._taps.get(queue) if queue is not None else None
+        tap = self._queue_consumers.get(queue) if queue is not None else None
         if queue is None or tap is None:
             return
         self._consumers.discard(consumer_tag)
@@ -146,7 +146,7 @@ class ConsumingChannel(virtual.Channel):
         if tap.consumers:
             self._count(tap)
             return
-        del self._taps[queue]
+        del self._queue_consumers[queue]
         if tap.subscription is not None:
             self.qos.receiver.cancel(tap.subscription)
             self._cancelled = [one for one in self._cancelled if one.in_flight]
@@ -161,12 +161,12 @@ class ConsumingChannel(virtual.Channel):
         if is_control_name(queue):
             return None
         deadline = min(self.session.deadline(), time.monotonic() + GET_SECONDS)
-        tap = self._taps.get(queue)
+        tap = self._queue_consumers.get(queue)
         # A consumer of this channel may have pulled it already.
         if tap is not None and tap.subscription is not None:
             arrival = self.session.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
-                return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
+                return self._accept(arrival.delivery, counted=True, no_ack=no_ack)
         session = self.session
 
         def get(source: Queue) -> Delivery | None:
@@ -180,17 +180,17 @@ class ConsumingChannel(virtual.Channel):
         delivery = session.use_queue(queue, deadline, get)
         if delivery is None:
             return None
-        return self._accept(delivery, has_slot=False, no_ack=no_ack)
+        return self._accept(delivery, counted=False, no_ack=no_ack)
 
     def deliver(self, arrival: Arrival) -> bool:
         """Hand a message to the next of its queue's consumers; return whether there is one here."""
-        tap = self._taps.get(arrival.subscription.name)
+        tap = self._queue_consumers.get(arrival.subscription.name)
         if tap is None or tap.subscription is not arrival.subscription:
             return False
         consumer = tap.next()
         if consumer is None:
             return False
-        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
+        message = self._accept(arrival.delivery, counted=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
         # Celery looks for a task in it, as it does in any message, and fails over what it finds,
@@ -291,7 +291,7 @@ class ConsumingChannel(virtual.Channel):
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop what was pulled of a queue that has been purged."""
-        tap = self._taps.get(queue)
+        tap = self._queue_consumers.get(queue)
         if tap is not None and tap.subscription is not None:
             self.qos.receiver.discard(tap.subscription)
 
@@ -328,7 +328,7 @@ class ConsumingChannel(virtual.Channel):
                 "allowance; a result backend such as Redis or a database costs none of it"
             )
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, counted: bool, no_ack: bool) -> virtual.Message:
         """The message that the application gets, and settled with *no_ack*."""
         # New for each delivery: the message's own would meet itself when it comes again.
         tag = self._next_delivery_tag()
@@ -339,12 +339,12 @@ class ConsumingChannel(virtual.Channel):
         if no_ack:
             receiver.ack(delivery)
         else:
-            self.qos.hold(tag, delivery)
-        if has_slot == no_ack:
+            self.qos.track(tag, delivery)
+        if counted == no_ack:
             receiver.settled(self.qos.window, 1 if no_ack else -1)
         return message
 
-    def _count(self, tap: _Tap) -> None:
+    def _count(self, tap: QueueConsumers) -> None:
         if tap.subscription is not None:
             tap.subscription.counts = not all(consumer.no_ack for consumer in tap.consumers)
 

@@ -8,7 +8,7 @@ from typing import Any
 from kombu.transport import virtual
 
 from ..consume.delivery import Delivery
-from ..consume.prefetch_window import Window
+from ..consume.prefetch_window import PrefetchWindow
 from ..consume.receiver import Receiver
 from ..runtime.fork import renew_in_child
 
@@ -30,7 +30,7 @@ class Prefetch(virtual.QoS):
     def __init__(self, receiver: Receiver, pull_batch_size: int) -> None:
         # The base class would register a finalizer that keeps the channel alive for ever.
         self.receiver = receiver
-        self.window = Window(pull_batch_size)
+        self.window = PrefetchWindow(pull_batch_size)
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -58,7 +58,7 @@ class Prefetch(virtual.QoS):
         prefetch = self.window.prefetch
         return max(0, prefetch - self.window.unsettled) if prefetch else None
 
-    def hold(self, delivery_tag: str, delivery: Delivery) -> None:
+    def track(self, delivery_tag: str, delivery: Delivery) -> None:
         """The application has the message; its slot was taken before."""
         with self._lock:
             self._deliveries[delivery_tag] = delivery
@@ -70,7 +70,7 @@ class Prefetch(virtual.QoS):
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """The application does not want a message; with *requeue*, it is to come again."""
-        settle = self.receiver.give_back if requeue else self.receiver.bury
+        settle = self.receiver.give_back if requeue else self.receiver.dead_letter
         for delivery in self._let_go(delivery_tag):
             settle(delivery)
 

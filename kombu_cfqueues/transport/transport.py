@@ -11,7 +11,7 @@ from kombu.transport import virtual
 
 from ..errors import ConnectionFailed, PermanentError, PublishTimeout, TransientError
 from ..options import Options, shown_place
-from ..publish.reentrancy import outermost
+from ..publish.reentrancy import no_reentry
 from .channel import Channel
 from .session import Session
 
@@ -154,7 +154,7 @@ class Transport(virtual.Transport):
             # Before the base class makes a channel, which would stay behind on a dead transport.
             # Who spools needs no server, and must be able to start without one.
             if options.publish_mode != "spool":
-                with outermost:
+                with no_reentry:
                     self.session.account.directory.probe(
                         options, deadline=time.monotonic() + seconds
                     )
