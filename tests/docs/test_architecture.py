@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -122,3 +123,40 @@ def _imports_kombu(file: Path) -> bool:
 def test_the_emulator_imports_nothing_of_the_library(file):
     """A misreading of Cloudflare's documentation cannot cancel itself out in a test."""
     assert {room_of(module) for module in imports_of(file)} <= {"emulator"}
+
+
+def timing_constants() -> dict[tuple[str, str], float]:
+    """(module, name) -> seconds, of every constant of the library that bounds a time."""
+    found = {}
+    for name, file in NAMES.items():
+        if room_of(name) in {"cli", "emulator"}:
+            continue
+        for node in ast.parse(file.read_text()).body:
+            for target in getattr(node, "targets", [getattr(node, "target", None)]):
+                if isinstance(target, ast.Name) and target.id.endswith("_SECONDS"):
+                    value = getattr(importlib.import_module(name), target.id)
+                    found[name.removeprefix("kombu_cfqueues."), target.id] = value
+    return found
+
+
+def test_every_timing_constant_is_in_the_table_with_its_value():
+    """Who changes one sees the others, and why each has its value."""
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| `(\w+_SECONDS)` \| ([\d.,]+) \| .+ \|$", PAGE, re.MULTILINE
+    )
+    table = {(module, name): float(value.replace(",", "")) for module, name, value in rows}
+    assert len(rows) == len(table)
+    assert table == timing_constants()
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_a_constant_that_bounds_a_time_says_its_unit(file):
+    """A pause, timeout or interval is named for its unit, so that it stands in the table."""
+    if room_of(name_of(file)) in {"cli", "emulator"}:
+        return
+    times = re.findall(
+        r"^([A-Z_]*(?:PAUSE|TIMEOUT|INTERVAL|WAIT|HOLD|LONGEST|LINGER)[A-Z_]*)(?::[^=]*)? = ",
+        file.read_text(),
+        re.MULTILINE,
+    )
+    assert [name for name in times if not name.endswith("_SECONDS")] == []
