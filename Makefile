@@ -34,7 +34,7 @@ coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of th
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--most 20 lane")
+mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fail (hours; ARGS="--most 20 group_commit")
 	$(BIN)/python -m tests.mutation $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading (ten minutes)

@@ -11,13 +11,32 @@ Importing this package makes ``cfqueues://`` URLs known to Kombu::
 Celery needs no import where it is told ``broker_transport = "kombu_cfqueues:Transport"``.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from kombu.transport import TRANSPORT_ALIASES
 
-from .metrics import stats
-from .transport.transport import Transport
+if TYPE_CHECKING:
+    from . import errors
+    from .metrics import stats
+    from .transport.transport import Transport
 
-__all__ = ["Transport", "__version__", "stats"]
+__all__ = ["Transport", "__version__", "errors", "stats"]
 
 __version__ = "0.1.0"
 
 TRANSPORT_ALIASES["cfqueues"] = "kombu_cfqueues:Transport"
+
+_MODULES = {"Transport": ".transport.transport", "stats": ".metrics", "errors": ".errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is asked for: importing the package alone stays cheap."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_MODULES[name], __name__)
+    return module if name == "errors" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

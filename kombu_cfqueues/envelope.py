@@ -23,7 +23,7 @@ from kombu.utils.json import loads as kombu_loads
 from . import limits
 from .errors import InvalidMessage, MessageTooLarge
 from .options import Options
-from .runtime.rng import chance
+from .runtime.rng import rng
 
 #: The names that make a JSON object a Kombu envelope.
 ENVELOPE_KEYS = frozenset({"body", "headers", "properties"})
@@ -395,7 +395,7 @@ def new_id() -> str:
 
     Not from `uuid`, which asks the system for secure randomness and takes ten times as long.
     """
-    return f"{chance.getrandbits(128):032x}"
+    return f"{rng.getrandbits(128):032x}"
 
 
 def _plain_text(message: Mapping[str, Any]) -> str:

@@ -30,9 +30,9 @@ Kombu sees the two families as ``Transport.connection_errors`` (transient) and
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from kombu.exceptions import OperationalError
+from kombu import exceptions
 
 Delivered = Literal["no", "unknown"]
 
@@ -96,7 +96,7 @@ class QueueDisabled(TransientError):
     """The queue takes no messages until somebody enables it again."""
 
 
-class PublishTimeout(CFQueuesError, OperationalError):
+class PublishTimeout(CFQueuesError, exceptions.OperationalError):
     """The message could not be handed over within ``publish_timeout``.
 
     The last failure is this error's ``__cause__``; ``delivered`` says whether the message may
@@ -150,6 +150,45 @@ class SpoolUnavailable(PermanentError):
 
 class ConfigurationError(PermanentError):
     """An option, the URL or the environment is wrong or missing."""
+
+
+# Kombu before 5.7 has no batches, and so no such error.
+_KombuBatchError: type[Exception] = getattr(exceptions, "BatchPublishError", exceptions.KombuError)
+
+
+class Outcome(NamedTuple):
+    """What became of one message of a batch.
+
+    Attributes:
+        queue: Kombu's name of the queue.
+        message: What was to be sent: Kombu's dictionary, or a bare body (``body_format="plain"``).
+        error: Why it is not known to be accepted; None: it is.
+    """
+
+    queue: str
+    message: Any
+    error: CFQueuesError | None
+
+
+class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
+    """Some messages of a batch were not accepted.  None of it is still on its way.
+
+    Messages of earlier flushes, which succeeded, are not listed.
+
+    Attributes:
+        accepted: Messages that are in their queue.
+        refused: Messages that surely are not.
+        uncertain: Messages whose answer was lost: publishing them again may duplicate them.
+    """
+
+    def __init__(self, text: str, outcomes: tuple[Outcome, ...] = ()) -> None:
+        super().__init__(text, outcomes)
+        self.accepted = [outcome for outcome in outcomes if outcome.error is None]
+        self.refused = [o for o in outcomes if o.error and o.error.delivered == "no"]
+        self.uncertain = [o for o in outcomes if o.error and o.error.delivered == "unknown"]
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def copy_of(error: CFQueuesError) -> CFQueuesError:

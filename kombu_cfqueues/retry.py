@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from .errors import CFQueuesError, TransientError
 from .metrics import metrics
-from .runtime.rng import chance
+from .runtime.rng import rng
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Backoff:
 
     def pause_seconds(self) -> float:
         """Return how long to wait now: a new random number each time."""
-        return chance.uniform(0, self.ceiling_seconds)
+        return rng.uniform(0, self.ceiling_seconds)
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
@@ -76,7 +76,7 @@ def pauses() -> Iterator[float]:
     """
     ceiling = FIRST_PAUSE
     while True:
-        yield chance.uniform(0, ceiling)
+        yield rng.uniform(0, ceiling)
         ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
 

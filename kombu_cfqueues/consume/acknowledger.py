@@ -30,9 +30,9 @@ from ..errors import (
 )
 from ..metrics import metrics
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Crew, Shift
+from ..runtime.thread_pool import Job, ThreadPool
 from .delivery import Delivery
-from .poll_interval import Pace
+from .poll_interval import PollInterval
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,9 @@ class _Outbox:
         self.first_at = 0.0  # when the oldest of `waiting` came
         self.sent_at = 0.0
         self.in_flight = 0
-        self.pace = Pace(0.0, 0.0, 0.0)  # of tries that fail; due at once without any
+        self.poll_interval = PollInterval(
+            0.0, 0.0, 0.0
+        )  # of tries that fail; due at once without any
         self.trouble: CFQueuesError | None = None  # what the last request failed with
 
     def due(self) -> float:
@@ -104,10 +106,10 @@ class _Outbox:
         at = 0.0
         if not self.urgent and len(self.waiting) < MOST_LEASES:
             at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
-        return max(at, self.pace.due)
+        return max(at, self.poll_interval.due)
 
 
-class Settler:
+class Acknowledger:
     """Settles the leases of one account, for all threads of a process.
 
     Args:
@@ -130,7 +132,7 @@ class Settler:
         self._lock = lock
         self._settled = threading.Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
-        self._crew = Crew("cfqueues-ack", SENDERS, lock, self._next_shift)
+        self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
 
     def ack(self, delivery: Delivery) -> None:
@@ -149,7 +151,7 @@ class Settler:
         outbox = self._outboxes.get(queue_id)
         if outbox is None or not outbox.returning:
             return False
-        return outbox.pace.due <= time.monotonic()
+        return outbox.poll_interval.due <= time.monotonic()
 
     def await_returns(self, queue_id: str, deadline: float) -> None:
         """Block until no message of the queue is on its way back, or until *deadline*."""
@@ -202,10 +204,10 @@ class Settler:
                 outbox.returning += 1
             # Else a thread waits for this queue already, or is about to look.
             due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
-            if due or self._crew.absent:
-                self._crew.call()
+            if due or self._threads.absent:
+                self._threads.call()
 
-    def _next_shift(self) -> Shift:
+    def _next_job(self) -> Job:
         """The queue whose time has come.  The caller holds the lock."""
         now = time.monotonic()
         ready = [
@@ -214,14 +216,14 @@ class Settler:
             if outbox.waiting and outbox.in_flight < REQUESTS_PER_QUEUE
         ]
         if not ready:
-            return Shift()
+            return Job()
         due, queue_id = min(ready)
         if due > now:
-            return Shift(wait=due - now)
+            return Job(wait=due - now)
         batch = self._take(queue_id)
         # Somebody else is to wait for the other queues' time: this request may hang.
         more = len(ready) > 1 or bool(self._outboxes[queue_id].waiting)
-        return Shift(lambda: self._post(queue_id, batch), more=more)
+        return Job(lambda: self._post(queue_id, batch), more=more)
 
     def _take(self, queue_id: str) -> list[_Settlement]:
         """Take a request's worth of what waits.  The caller holds the lock, and posts it."""
@@ -298,15 +300,15 @@ class Settler:
             outbox.returning -= sum(one.returns for one in batch)
             outbox.waiting.extendleft(reversed(again))
             if error is None:
-                outbox.pace = Pace(0.0, 0.0, 0.0)
+                outbox.poll_interval = PollInterval(0.0, 0.0, 0.0)
             else:
-                outbox.pace.failed(now, error.retry_after)
+                outbox.poll_interval.failed(now, error.retry_after)
             before, outbox.trouble = outbox.trouble, error
             # One queue tells for all of them.
             told = any(box.trouble for box in self._outboxes.values() if box is not outbox)
             self._settled.notify_all()
             if outbox.waiting:
-                self._crew.call()
+                self._threads.call()
         if again and error is not None:
             metrics.retried(error)
         if len(again) < len(failed):
@@ -355,7 +357,7 @@ def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesErro
         logger.info("messages of queue %r are settled again", queue)
 
 
-def _flush_at_exit(settler: weakref.ref[Settler]) -> None:
-    alive = settler()
+def _flush_at_exit(acknowledger: weakref.ref[Acknowledger]) -> None:
+    alive = acknowledger()
     if alive is not None:
         alive.flush(time.monotonic() + EXIT_SECONDS)

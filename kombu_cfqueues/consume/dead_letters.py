@@ -18,7 +18,7 @@ from ..api.client import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Crew, Shift
+from ..runtime.thread_pool import Job, ThreadPool
 from .delivery import Delivery
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,9 @@ class Forwarder:
         self._done = threading.Condition(lock)
         self._waiting: deque[_Copy] = deque()
         self._busy = 0
-        self._crew = Crew("cfqueues-copy", 1, lock, self._next_shift)
+        self._threads = ThreadPool("cfqueues-copy", 1, lock, self._next_job)
 
-    def bury(self, delivery: Delivery) -> None:
+    def dead_letter(self, delivery: Delivery) -> None:
         """Move the message to its queue's dead-letter queue.  Returns at once."""
         self._add(_Copy(delivery, 0, delivery.consumer.dead_letter_queue))
 
@@ -101,14 +101,14 @@ class Forwarder:
     def _add(self, copy: _Copy) -> None:
         with self._lock:
             self._waiting.append(copy)
-            self._crew.call()
+            self._threads.call()
 
-    def _next_shift(self) -> Shift:
+    def _next_job(self) -> Job:
         if not self._waiting:
-            return Shift()
+            return Job()
         copy = self._waiting.popleft()
         self._busy += 1
-        return Shift(lambda: self._copy(copy))
+        return Job(lambda: self._copy(copy))
 
     def _copy(self, copy: _Copy) -> None:
         try:

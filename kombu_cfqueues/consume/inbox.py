@@ -15,8 +15,8 @@ from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
 from .delivery import Delivery
-from .poll_interval import Pace
-from .prefetch_window import Window
+from .poll_interval import PollInterval
+from .prefetch_window import PrefetchWindow
 
 
 class Subscription:
@@ -40,7 +40,7 @@ class Subscription:
         *,
         consumer: PullConsumer,
         options: Options,
-        window: Window,
+        window: PrefetchWindow,
         inbox: Inbox,
     ) -> None:
         self.name = name
@@ -57,7 +57,9 @@ class Subscription:
         self.troubled_at = 0.0
         self.failure: CFQueuesError | None = None  # pulling again does not mend it; to be raised
         self.refused_since: float | None = None  # 405: HTTP pull is not in force
-        self.pace = Pace(options.polling_interval, options.max_polling_interval, time.monotonic())
+        self.poll_interval = PollInterval(
+            options.polling_interval, options.max_polling_interval, time.monotonic()
+        )
         self.renew_after_fork()
         renew_in_child(self)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from .. import limits
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 
 LEAST_INTERVAL: Final = 0.01
 """Seconds; ``polling_interval=0`` asks for the tightest polling, and not for a busy loop."""
@@ -19,7 +19,7 @@ LONGEST_PAUSE: Final = 10.0
 """Seconds of the first and the longest pause after failures."""
 
 
-class Pace:
+class PollInterval:
     """The pace of one queue's pulls.  Times are seconds of `time.monotonic`.
 
     Args:
@@ -57,5 +57,5 @@ class Pace:
         """
         ceiling = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
         self._failures = min(self._failures + 1, 10)
-        pause = chance.uniform(ceiling / 2, ceiling)
+        pause = rng.uniform(ceiling / 2, ceiling)
         self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))

@@ -27,7 +27,7 @@ SOON_SECONDS: Final = 1.0
 """An application that asks again within this is a loop, which wants more than one at a time."""
 
 
-class Window:
+class PrefetchWindow:
     """The slots of one channel.
 
     Args:
@@ -36,8 +36,8 @@ class Window:
 
     def __init__(self, batch: int) -> None:
         self._most_ahead = PULLS_AHEAD * batch
-        self._appetite = 1
-        self._hungry = False
+        self._target = 1
+        self._wanted = False
         self._delivered_at = -SOON_SECONDS
         self._room_since = 0.0
         self.queues = 0  # that share it
@@ -48,7 +48,7 @@ class Window:
     @property
     def capacity(self) -> int:
         """Messages that would be pulled ahead if none were there."""
-        wanted = self.prefetch or max(self._appetite, min(self.queues, QUEUES_AHEAD))
+        wanted = self.prefetch or max(self._target, min(self.queues, QUEUES_AHEAD))
         return min(wanted, self._most_ahead)
 
     @property
@@ -59,7 +59,7 @@ class Window:
             return max(0, min(free, self._most_ahead - self.held))
         # An application that states no prefetch count may want one message, and be gone: what is
         # pulled ahead for it would be withheld from others until it closes.
-        if self._appetite == 1 and not self._hungry:
+        if self._target == 1 and not self._wanted:
             return 0
         return max(0, self.capacity - self.held)
 
@@ -91,7 +91,7 @@ class Window:
 
     def missed(self) -> None:
         """The application asked for a message, and none was there."""
-        self._hungry = True
+        self._wanted = True
 
     def delivered(self, now: float, *, had_to_wait: bool) -> None:
         """A held message goes to the application, and its slot with it.
@@ -102,12 +102,12 @@ class Window:
         """
         self.held -= 1
         self.unsettled += 1
-        self._hungry = False
+        self._wanted = False
         if had_to_wait and now - self._delivered_at < SOON_SECONDS:
-            self._appetite = min(2 * self._appetite, self._most_ahead)
+            self._target = min(2 * self._target, self._most_ahead)
         self._delivered_at = now
 
     def ran_dry(self) -> None:
         """A queue is empty: if nothing else is here either, begin small again."""
         if not self.held:
-            self._appetite = 1
+            self._target = 1

@@ -30,12 +30,12 @@ from ..errors import (
 )
 from ..options import Options
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Crew, Shift
-from .acknowledger import Settler
+from ..runtime.thread_pool import Job, ThreadPool
+from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
 from .inbox import Arrival, Inbox, Subscription
-from .prefetch_window import Window
+from .prefetch_window import PrefetchWindow
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,11 @@ class Receiver:
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
         self._client = client
         self._directory = directory
-        self._settler = Settler(client, self.nudge)
+        self._acknowledger = Acknowledger(client, self.nudge)
         self._forwarder = Forwarder(
             publish,
             lambda title, deadline: directory.titled(title, deadline=deadline),
-            self._settler.ack,
+            self._acknowledger.ack,
             self.nudge,
         )
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
@@ -97,7 +97,7 @@ class Receiver:
         # Guards the windows, inboxes and subscriptions of all connections, and what follows.
         # Never held over a request.
         self._lock = threading.Lock()
-        self._crew = Crew("cfqueues-pull", MOST_PULLS, self._lock, self._next_shift)
+        self._threads = ThreadPool("cfqueues-pull", MOST_PULLS, self._lock, self._next_job)
         for inbox in self._inboxes:
             inbox.renew(self._lock)
 
@@ -105,7 +105,7 @@ class Receiver:
 
     def open_inbox(self, owner: object) -> Inbox:
         """An inbox for one connection.  If *owner* is forgotten unclosed, it closes by itself."""
-        inbox = Inbox(self._lock, self._call_crew)
+        inbox = Inbox(self._lock, self._wake_threads)
         with self._lock:
             self._inboxes.add(inbox)
         # Nothing but a flag: garbage is collected anywhere, also where this thread has the lock.
@@ -113,7 +113,7 @@ class Receiver:
         return inbox
 
     def subscribe(
-        self, name: str, queue: Queue, options: Options, window: Window, inbox: Inbox
+        self, name: str, queue: Queue, options: Options, window: PrefetchWindow, inbox: Inbox
     ) -> Subscription:
         """Pull *queue* from the next time on that somebody takes from *inbox*."""
         consumer = self._directory.enable_pull(
@@ -129,8 +129,8 @@ class Receiver:
             inbox.changed()
         return subscription
 
-    def _call_crew(self) -> None:
-        self._crew.call()
+    def _wake_threads(self) -> None:
+        self._threads.call()
 
     def cancel(self, subscription: Subscription) -> None:
         """Pull no more, and give back what was not delivered.  Returns at once."""
@@ -142,7 +142,7 @@ class Receiver:
             subscription.window.queues -= 1
             subscription.inbox.subscriptions.remove(subscription)
             undelivered = subscription.inbox.withdraw(subscription)
-            self._crew.dismiss()
+            self._threads.dismiss()
         for delivery in undelivered:
             self.give_back(delivery)
 
@@ -150,29 +150,29 @@ class Receiver:
         """Forget what was pulled and not delivered: its queue has been purged."""
         with self._lock:
             undelivered = subscription.inbox.withdraw(subscription)
-            self._crew.call()
+            self._threads.call()
         for delivery in undelivered:
-            self._settler.ack(delivery)
+            self._acknowledger.ack(delivery)
 
     def close(self, inbox: Inbox) -> None:
         """Cancel all subscriptions of a connection.  Returns at once."""
         for subscription in list(inbox.subscriptions):
             self.cancel(subscription)
 
-    def set_prefetch(self, window: Window, count: int) -> None:
+    def set_prefetch(self, window: PrefetchWindow, count: int) -> None:
         """Let a channel hold up to *count* unsettled messages; 0: any number."""
         with self._lock:
             window.prefetch = count
-            self._crew.call()
+            self._threads.call()
             self._wake()
 
-    def settled(self, window: Window, count: int = 1) -> None:
+    def settled(self, window: PrefetchWindow, count: int = 1) -> None:
         """*count* delivered messages are settled, and their slots free; if negative, taken."""
         with self._lock:
             was_full = not window.may_deliver
             window.unsettled = max(0, window.unsettled - count)
             if window.freed(time.monotonic()) or count > 1:
-                self._crew.call()
+                self._threads.call()
             # Messages are here that the window had no room for: its prefetch count was lowered.
             if was_full and window.held:
                 self._wake()
@@ -188,14 +188,14 @@ class Receiver:
             for subscription in self._subscriptions:
                 if subscription.queue.id == queue_id:
                     subscription.came_at = time.monotonic()
-                    subscription.pace.came(subscription.came_at)
-                    self._crew.call()
+                    subscription.poll_interval.came(subscription.came_at)
+                    self._threads.call()
 
     # -- what becomes of deliveries
 
     def ack(self, delivery: Delivery) -> None:
         """The message is done with: it will not come again.  Returns at once."""
-        self._settler.ack(delivery)
+        self._acknowledger.ack(delivery)
 
     def give_back(self, delivery: Delivery, delay: int = 0) -> None:
         """The message is to come again, after *delay* seconds.  Returns at once.
@@ -203,17 +203,17 @@ class Receiver:
         Where one more retry might be one too many, a copy takes its place.
         """
         if delivery.may_be_retried:
-            self._settler.retry(delivery, delay)
+            self._acknowledger.retry(delivery, delay)
         else:
             self._forwarder.renew(delivery, delay)
 
-    def bury(self, delivery: Delivery) -> None:
+    def dead_letter(self, delivery: Delivery) -> None:
         """The message is not wanted: to the dead-letter queue with it, if its queue has one."""
         if delivery.consumer.dead_letter_queue:
-            self._forwarder.bury(delivery)
+            self._forwarder.dead_letter(delivery)
         else:
             _warn_of_drop(delivery.queue.name)
-            self._settler.ack(delivery)
+            self._acknowledger.ack(delivery)
 
     def flush(self, subscriptions: Iterable[Subscription], deadline: float) -> None:
         """Block until all that was said of deliveries is at the server, or until *deadline*.
@@ -223,17 +223,17 @@ class Receiver:
                 bring is given back.
             deadline: In seconds of `time.monotonic`.
         """
-        if self._settler.gave_up():
+        if self._acknowledger.gave_up():
             return  # another channel of the connection has just found that the server is gone
-        self._settler.flush(deadline)
+        self._acknowledger.flush(deadline)
         with self._lock:
             for subscription in subscriptions:
                 while subscription.in_flight and time.monotonic() < deadline:
                     subscription.inbox.wait_for_change(deadline)
         self._forwarder.await_copies(deadline)
         if time.monotonic() >= deadline:
-            self._settler.give_up()
-        self._settler.flush(deadline)
+            self._acknowledger.give_up()
+        self._acknowledger.flush(deadline)
 
     # -- one message at a time
 
@@ -246,7 +246,7 @@ class Receiver:
         """
         while True:
             consumer = self._directory.enable_pull(queue, options, deadline=deadline)
-            self._settler.await_returns(queue.id, deadline)
+            self._acknowledger.await_returns(queue.id, deadline)
             try:
                 found = self._lease(name, queue, consumer, options, most=1, deadline=deadline)
             except PullNotEnabled:
@@ -261,29 +261,29 @@ class Receiver:
 
     # -- pulling
 
-    def _next_shift(self) -> Shift:
+    def _next_job(self) -> Job:
         """The pull that is due first.  The caller holds the lock."""
         now = time.monotonic()
         chosen: Subscription | None = None
         ready, wait = 0, LONGEST_NAP
         for subscription in self._subscriptions:
             if subscription.inbox.abandoned:
-                return Shift(functools.partial(self.close, subscription.inbox))
+                return Job(functools.partial(self.close, subscription.inbox))
             at = self._ask_at(subscription, now)
             if at > now:
                 wait = min(wait, at - now)
                 continue
             ready += 1
-            if chosen is None or subscription.pace.due < chosen.pace.due:
+            if chosen is None or subscription.poll_interval.due < chosen.poll_interval.due:
                 chosen = subscription
         if chosen is None:
-            return Shift(wait=wait if self._subscriptions else None)
+            return Job(wait=wait if self._subscriptions else None)
         most = self._share(chosen)
         chosen.window.held += most
         chosen.in_flight += 1
         # Somebody else is to wait for the other queues' time: this pull may hang.
         more = ready > 1 or wait < LONGEST_NAP or self._ask_at(chosen, now) <= now
-        return Shift(functools.partial(self._pull, chosen, most), more=more)
+        return Job(functools.partial(self._pull, chosen, most), more=more)
 
     def _ask_at(self, subscription: Subscription, now: float) -> float:
         """When the queue may be pulled next, as things stand; infinity: when something changes."""
@@ -291,8 +291,8 @@ class Receiver:
             return math.inf
         if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.flowing else 1):
             return math.inf
-        at = max(subscription.pace.due, subscription.window.ask_at())
-        if at <= now and self._settler.returning(subscription.queue.id):
+        at = max(subscription.poll_interval.due, subscription.window.ask_at())
+        if at <= now and self._acknowledger.returning(subscription.queue.id):
             return now + RETURNING_INTERVAL
         return at
 
@@ -325,7 +325,7 @@ class Receiver:
             # Whatever ends this thread, the slots are free again.
             with self._lock:
                 late = self._hand_over(subscription, most, arrivals)
-                self._set_pace(subscription, started, most, len(found), error)
+                self._set_poll_interval(subscription, started, most, len(found), error)
                 story = self._story(subscription, started, error)
             for arrival in late:
                 self.give_back(arrival.delivery)
@@ -369,7 +369,7 @@ class Receiver:
                     delivery.raw.get("id"),
                     delivery.queue.name,
                 )
-                self._settler.ack(delivery)
+                self._acknowledger.ack(delivery)
                 continue
             early = envelope.seconds_until_due(delivery.message, now)
             if early > ETA_SECONDS:
@@ -386,7 +386,7 @@ class Receiver:
         subscription.inbox.put(kept)
         return late
 
-    def _set_pace(
+    def _set_poll_interval(
         self,
         subscription: Subscription,
         started: float,
@@ -398,7 +398,7 @@ class Receiver:
         now = time.monotonic()
         subscription.flowing = found == asked
         if error is not None:
-            subscription.pace.failed(now, error.retry_after)
+            subscription.poll_interval.failed(now, error.retry_after)
             if not isinstance(error, TransientError):
                 subscription.failure = error
                 subscription.inbox.changed()
@@ -406,10 +406,10 @@ class Receiver:
         subscription.refused_since = subscription.failure = None
         if found:
             subscription.came_at = now
-            subscription.pace.came(now)
+            subscription.poll_interval.came(now)
         elif subscription.came_at < started:
             # Else another pull, or a message that was given back, says that it is not empty.
-            subscription.pace.empty(now)
+            subscription.poll_interval.empty(now)
             subscription.window.ran_dry()
 
     def _story(

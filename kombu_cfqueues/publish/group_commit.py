@@ -21,7 +21,7 @@ from ..envelope import Address
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from ..waiting_room import (
     Claim,
     ClaimTerms,
@@ -150,7 +150,7 @@ class GroupCommit:
         if pause is not None and pause.until > now:
             return Wait(pause.until)
         kinds = tuple(Kind)[:3] if self.sender.trusted else (Kind.SPOOLED,)
-        terms = ClaimTerms(chance.getrandbits(62), kinds, sample=self.sender.suspected())
+        terms = ClaimTerms(rng.getrandbits(62), kinds, sample=self.sender.suspected())
         try:
             found = self._room.claim(terms)
             if isinstance(found, Wait):
@@ -308,7 +308,7 @@ class GroupCommit:
         if wait.until is not None:
             wake_at = wait.until
             if self._room.shared:
-                wake_at += chance.uniform(0, JITTER_SECONDS)
+                wake_at += rng.uniform(0, JITTER_SECONDS)
         if news.look_at is not None:
             wake_at = min(wake_at, news.look_at)
         self._sleep(caller, wake_at, idle=wait.until is None)
@@ -576,7 +576,7 @@ class _Caller:
 
     def new_claim(self) -> int:
         """Choose the number of a claim, before there is one: whatever happens, it can be freed."""
-        number = chance.getrandbits(62)
+        number = rng.getrandbits(62)
         self.claims[number] = None
         return number
 

@@ -29,7 +29,7 @@ from ..errors import CFQueuesError, ConnectionFailed, PublishTimeout, TransientE
 from ..metrics import metrics
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 
 T = TypeVar("T")
 
@@ -402,7 +402,7 @@ class Lane(Generic[T]):
         The pause is random, so that those whom one outage stopped do not come back as one.
         """
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
-        pause = max(chance.uniform(0, longest), error.retry_after or 0.0)
+        pause = max(rng.uniform(0, longest), error.retry_after or 0.0)
         self._pauses += 1
         self._trouble = error
         self._resume_at = self._clock.monotonic() + pause

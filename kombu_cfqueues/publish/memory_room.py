@@ -12,7 +12,7 @@ from ..errors import CFQueuesError, RateLimited
 from ..rate_limit import Place
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from ..waiting_room import (
     Claim,
     ClaimOutcome,
@@ -229,7 +229,7 @@ class MemoryRoom:
         suspects = [item for item in waiting if item.max_batch < self.max_batch]
         if not suspects:
             return self._take(terms, now)
-        item = chance.choice(suspects)
+        item = rng.choice(suspects)
         del self._line_of(item)[item]
         return [item]
 

@@ -15,7 +15,7 @@ from typing import Final
 from ..errors import PermanentError
 
 
-class _Outermost:
+class _NoReentry:
     """Makes sure that a block runs once in a thread's stack, or a greenlet's.
 
     Raises:
@@ -48,7 +48,7 @@ class _Outermost:
         self._frames.pop(threading.get_ident(), None)
 
 
-outermost: Final = _Outermost()
+no_reentry: Final = _NoReentry()
 
 
 def _is_below(frame: FrameType) -> bool:

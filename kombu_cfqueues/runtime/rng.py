@@ -11,12 +11,12 @@ from random import Random
 from .fork import renew_in_child
 
 
-class _Chance(Random):
+class _Rng(Random):
     def renew_after_fork(self) -> None:
         """Do not go on with the parent's numbers, as its other children would."""
         self.seed()
 
 
 #: Not for secrets.  Its methods may be called by any thread.
-chance = _Chance()
-renew_in_child(chance)
+rng = _Rng()
+renew_in_child(rng)

@@ -22,7 +22,7 @@ BUG_PAUSE_SECONDS: Final = 1.0
 """Between two tries of a thread whose work raised what it should not."""
 
 
-class Shift(NamedTuple):
+class Job(NamedTuple):
     """What a thread of a crew is to do next.
 
     Attributes:
@@ -36,23 +36,23 @@ class Shift(NamedTuple):
     wait: float | None = None
 
 
-class Crew:
+class ThreadPool:
     """Up to *most* threads that share one source of work.
 
     Args:
         name: Of the threads.
         most: Most threads at once.
-        lock: Guards what *next_shift* reads, and this object.
-        next_shift: Hands out work; it is called with *lock* held.
+        lock: Guards what *next_job* reads, and this object.
+        next_job: Hands out work; it is called with *lock* held.
     """
 
     def __init__(
-        self, name: str, most: int, lock: threading.Lock, next_shift: Callable[[], Shift]
+        self, name: str, most: int, lock: threading.Lock, next_job: Callable[[], Job]
     ) -> None:
         self._name = name
         self._most = most
         self._lock = lock
-        self._next_shift = next_shift
+        self._next_job = next_job
         self._called = threading.Condition(lock)
         self._threads = 0  # guarded by the lock, as is the next
         self._idle = 0
@@ -96,7 +96,7 @@ class Crew:
         with self._lock:
             dismissed_at = None
             while True:
-                shift = self._next_shift()
+                shift = self._next_job()
                 if shift.job is not None:
                     if shift.more:
                         self.call()

@@ -20,7 +20,7 @@ from ..metrics import metrics
 from ..publish.lane import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Verdict
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from .claims import Claim, Claims, Entry, Fate
 from .schema import Kind
 from .turns import Wait
@@ -251,7 +251,7 @@ class Carrier:
             most = LONGEST_REFUSAL_SECONDS
         longest = min(most, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
         self._pauses += 1
-        pause = chance.uniform(0, longest)
+        pause = rng.uniform(0, longest)
         if error.retry_after is not None and error.status != 429:
             pause = max(pause, error.retry_after)  # a 429 stops what it stops in the file
         self.resume_at = self._clock.monotonic() + pause

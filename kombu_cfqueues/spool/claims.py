@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from .. import limits
 from ..envelope import Address, Packed
 from ..errors import CFQueuesError, as_text
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from . import turns
 from .bucket import last_kind
 from .file import File
@@ -186,7 +186,7 @@ class Claims:
             flags = bool(mine), bool(repeats), bool(uncertain)
             by_row[row] = Entry(row, Kind(kind), packed, *flags, most)
         entries = [by_row[row] for row in chosen if row in by_row]
-        number = chance.getrandbits(62)
+        number = rng.getrandbits(62)
         if entries:
             self._file.bucket(connection).spend(turn.kind)
             connection.executemany(
@@ -281,7 +281,7 @@ class Claims:
             (pauses,) = connection.execute(
                 "SELECT pauses FROM queue WHERE id = ?", (queue,)
             ).fetchone()
-            seconds = min(longest, 2.0 ** min(pauses, 20)) * chance.uniform(0.5, 1)
+            seconds = min(longest, 2.0 ** min(pauses, 20)) * rng.uniform(0.5, 1)
             connection.execute(
                 "UPDATE queue SET pauses = pauses + 1, paused_until = ?, cloudflare_id = NULL "
                 "WHERE id = ?",

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import pause_at_fork, renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from .posters import KernelLock
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Database:
             except sqlite3.Error as error:  # noqa: PERF203  it is seldom
                 trouble = trouble_of(error)
                 if trouble is Trouble.BUSY and self._clock.monotonic() < give_up_at:
-                    self._clock.sleep(chance.uniform(nap / 2, nap))
+                    self._clock.sleep(rng.uniform(nap / 2, nap))
                     nap = min(2 * nap, LONGEST_NAP_SECONDS)
                 elif trouble is Trouble.BROKEN and not repaired:
                     repaired = True
@@ -288,7 +288,7 @@ class Database:
         try:
             if not self._is_broken():
                 return  # another process was faster
-            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{chance.getrandbits(16):04x}"
+            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{rng.getrandbits(16):04x}"
             aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
             for suffix in ("-wal", "-shm", ""):
                 source = Path(f"{self.path}{suffix}")

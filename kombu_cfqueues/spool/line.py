@@ -26,7 +26,7 @@ from ..metrics import metrics
 from ..publish.lane import BULK_IN_FLIGHT, Verdict
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from .carrier import FILE_TROUBLE_SECONDS, Carrier, Judge
 from .claims import Claim, Claims
 from .intake import Intake
@@ -277,7 +277,7 @@ class Line:
         until = now + LONGEST_LOOK_SECONDS if wait.until is None else wait.until
         if self._carrier.trouble is not None:
             until = min(until, now + LONGEST_LOOK_SECONDS)  # others may get through meanwhile
-        until += chance.uniform(0, JITTER_SECONDS)
+        until += rng.uniform(0, JITTER_SECONDS)
         caller.sleep(min(until, caller.deadline, now + SWEEP_SECONDS) - now)
 
     def _carry(self, caller: _Caller, claim: Claim) -> None:

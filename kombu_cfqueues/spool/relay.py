@@ -21,7 +21,7 @@ from vine import promise
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import chance
+from ..runtime.rng import rng
 from .carrier import Carrier
 from .claims import Claims
 from .file import File
@@ -181,7 +181,7 @@ class Relay:
         except Exception:  # a bug, ours or of a callable of the application's
             logger.exception("emptying the spool failed")
         self._stand_down()
-        return 1.0 + chance.random()
+        return 1.0 + rng.random()
 
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
@@ -203,7 +203,7 @@ class Relay:
             self._claims.sweep()
         self._elected = self._claims.elect()
         if not self._elected:
-            return chance.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+            return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
         claim = self._carrier.claim(spooled=True)
         if isinstance(claim, Wait):
             if claim.until is None:

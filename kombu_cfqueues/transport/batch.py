@@ -8,63 +8,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from kombu import exceptions
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import limits
 from ..envelope import Packed
-from ..errors import CFQueuesError, PermanentError
+from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
 from ..runtime.fork import renew_in_child
 from ..spool.intake import Spooled
+from .session import Session
 
 if TYPE_CHECKING:
-    from .channel import Channel
-
-# Kombu before 5.7 never makes a batch; the module can be imported all the same.
-_KombuError: type[Exception] = getattr(exceptions, "BatchPublishError", exceptions.KombuError)
-
+    from concurrent.futures import ThreadPoolExecutor
 
 REFUSED_REQUESTS: Final = 2
 """So many requests in a row, all of whose messages a queue refused for good: it is not asked any
 more.  Finding out which message of a request is bad takes a dozen requests, and they are scarce."""
 
 
-class Outcome(NamedTuple):
-    """What became of one message of a batch.
+class BatchChannel(Protocol):
+    """What a batch needs of its channel: routing, and two ways of sending."""
 
-    Attributes:
-        queue: Kombu's name of the queue.
-        message: What was to be sent: Kombu's dictionary, or a bare body (``body_format="plain"``).
-        error: Why it is not known to be accepted; None: it is.
-    """
+    @property
+    def session(self) -> Session:
+        """What the channels of its connection share."""
 
-    queue: str
-    message: Any
-    error: CFQueuesError | None
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> Any:
+        """Route a message, and give it back to the batch: ``publish_batch`` of *kwargs*."""
 
+    def put_many(
+        self, queue: str, messages: Sequence[Packed], *, deadline: float
+    ) -> list[CFQueuesError | None]:
+        """Publish messages to one queue; return why each was not accepted, or None."""
 
-class BatchPublishError(_KombuError):  # type: ignore[misc, valid-type]
-    """Some messages of a batch were not accepted.  None of it is still on its way.
-
-    Messages of earlier flushes, which succeeded, are not listed.
-
-    Attributes:
-        accepted: Messages that are in their queue.
-        refused: Messages that surely are not.
-        uncertain: Messages whose answer was lost: publishing them again may duplicate them.
-    """
-
-    def __init__(self, text: str, outcomes: tuple[Outcome, ...] = ()) -> None:
-        super().__init__(text, outcomes)
-        self.accepted = [outcome for outcome in outcomes if outcome.error is None]
-        self.refused = [o for o in outcomes if o.error and o.error.delivered == "no"]
-        self.uncertain = [o for o in outcomes if o.error and o.error.delivered == "unknown"]
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
+        """Put messages on this machine's disk, all or none."""
 
 
 class PublishBatch:
@@ -75,10 +56,10 @@ class PublishBatch:
         max_size: Messages that may be collected before the full requests among them leave.
     """
 
-    def __init__(self, channel: Channel, max_size: int) -> None:
+    def __init__(self, channel: BatchChannel, max_size: int) -> None:
         self.channel = channel
         self._max_size = max_size
-        self._publish_timeout = channel.options.publish_timeout
+        self._publish_timeout = channel.session.options.publish_timeout
         self._collected = 0
         self._full: list[_Request] = []
         self._partial: dict[str, _Request] = {}  # by queue
@@ -162,20 +143,20 @@ class PublishBatch:
             self._partial = {}
         self._collected -= sum(len(request.messages) for request in requests)
         if self._senders is None:
-            self._senders = ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
+            self._senders = _new_senders()
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._leaving.append((request, self._begin(request, self._senders)))
+            self._leaving.append((request, self._begin(request)))
 
-    def _begin(self, request: _Request, senders: ThreadPoolExecutor) -> _Future:
-        try:
-            return senders.submit(self._post, request)
-        except RuntimeError:
-            # No thread can be started, as when the interpreter ends: one request after the other.
-            senders.shutdown(cancel_futures=True)
-            done: _Future = Future()
-            done.set_result(self._post(request))
-            return done
+    def _begin(self, request: _Request) -> _Future:
+        if self._senders is not None:
+            try:
+                return self._senders.submit(self._post, request)
+            except RuntimeError:  # the interpreter is ending, and starts no thread any more
+                self._senders.shutdown(cancel_futures=True)
+        done: _Future = Future()
+        done.set_result(self._post(request))
+        return done
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
         """Send one request, in a sender's thread; return the outcome of each message."""
@@ -256,6 +237,16 @@ class _Request:
 
 
 _Future = Future[list[CFQueuesError | None]]
+
+
+def _new_senders() -> ThreadPoolExecutor | None:
+    """Threads that send; None while the interpreter ends, when none can be started."""
+    try:
+        # Not at the top: after the main thread's end, this module can no longer be imported.
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+    except RuntimeError:
+        return None
+    return ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
 
 
 def _unsent(why: str) -> CFQueuesError:

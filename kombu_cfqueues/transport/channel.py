@@ -24,7 +24,7 @@ from ..errors import (
     QueueNotFound,
     TransientError,
 )
-from ..publish.reentrancy import outermost
+from ..publish.reentrancy import no_reentry
 from ..spool.intake import Spooled
 from .batch import PublishBatch
 from .consumer import ConsumingChannel, is_control_name
@@ -80,9 +80,9 @@ class Channel(ConsumingChannel):
             for queue in queues:
                 self._put(queue, message, **kwargs)
             return None
-        with outermost:
+        with no_reentry:
             spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
-        return self.account.publisher.promise(spooled) if spooled else _fulfilled()
+        return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put(
         self,
@@ -96,14 +96,14 @@ class Channel(ConsumingChannel):
         """Publish to one queue; return what was spooled for it."""
         if is_control_name(queue):
             return []  # remote control and events need fanout: they cost no request, do nothing
-        packed = envelope.pack(message, queue, self.options)
-        if self.options.publish_mode == "spool":
+        packed = envelope.pack(message, queue, self.session.options)
+        if self.session.options.publish_mode == "spool":
             return self._spool(self._spooled(queue, packed, message), publish_batch)
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
         # In this order, which a timeout of NaN does not survive.
-        given = (self.options.publish_timeout, timeout, confirm_timeout)
+        given = (self.session.options.publish_timeout, timeout, confirm_timeout)
         seconds = min(seconds for seconds in given if seconds is not None)
         deadline = time.monotonic() + seconds
 
@@ -111,26 +111,26 @@ class Channel(ConsumingChannel):
             error = envelope.outlived(packed, queue, target.retention_seconds)
             if error is not None:
                 raise error
-            self.account.publisher.submit(
+            self.session.account.publisher.submit(
                 self._address(queue, target),
                 packed,
                 deadline=deadline,
-                switches=self._switches,
+                switches=self.session.has_alternates,
             )
 
         try:
-            self._with_queue(queue, deadline, submit)
+            self.session.use_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
             # An earlier try may have arrived; the next URL is no worse than one more try here.
-            certain = error.delivered == "no" or self.options.retry_uncertain
-            if self._switches and isinstance(error, ConnectionFailed) and certain:
+            certain = error.delivered == "no" or self.session.options.retry_uncertain
+            if self.session.has_alternates and isinstance(error, ConnectionFailed) and certain:
                 raise
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
         return []
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
-        address = self.account.directory.address(queue, self.options)
-        retention = self.account.directory.retention_seconds(address)
+        address = self.session.account.directory.address(queue, self.session.options)
+        retention = self.session.account.directory.retention_seconds(address)
         error = envelope.outlived(packed, queue, retention)
         if error is not None:
             raise error
@@ -144,15 +144,15 @@ class Channel(ConsumingChannel):
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
         """Put messages on this machine's disk, all or none; return their rows there."""
-        with outermost:
+        with no_reentry:
             return self._spool_all(messages)
 
     def _spool_all(self, messages: Sequence[Spooled]) -> list[int]:
-        max_bytes = self.options.spool_max_bytes
-        return self.account.publisher.spool(messages, max_bytes=max_bytes)
+        max_bytes = self.session.options.spool_max_bytes
+        return self.session.account.publisher.spool(messages, max_bytes=max_bytes)
 
     def _address(self, queue: str, target: Queue) -> Address:
-        address = self.account.directory.address(queue, self.options)
+        address = self.session.account.directory.address(queue, self.session.options)
         return address._replace(cloudflare_id=target.id)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
@@ -179,7 +179,7 @@ class Channel(ConsumingChannel):
                 envelope.outlived(packed, queue, target.retention_seconds) for packed in messages
             ]
             todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
-            sent = self.account.publisher.submit_many(
+            sent = self.session.account.publisher.submit_many(
                 self._address(queue, target), todo, deadline=deadline
             )
             others = iter(sent)
@@ -189,7 +189,7 @@ class Channel(ConsumingChannel):
                 raise sent[0]
 
         try:
-            self._with_queue(queue, deadline, submit)
+            self.session.use_queue(queue, deadline, submit)
         except CFQueuesError as error:
             return errors or [error] * len(messages)
         return errors
@@ -220,11 +220,11 @@ class Channel(ConsumingChannel):
     def _has_queue(self, queue: str, **_: Any) -> bool:
         if is_control_name(queue):
             return True
-        deadline = self._deadline()
+        deadline = self.session.deadline()
         return (
-            self._insist(
+            self.session.retry(
                 deadline,
-                lambda: self.account.directory.find(queue, self.options, deadline=deadline),
+                lambda: self.session.find_queue(queue, deadline),
             )
             is not None
         )
@@ -236,12 +236,12 @@ class Channel(ConsumingChannel):
     def _purge(self, queue: str) -> int:
         if is_control_name(queue):
             return 0
-        deadline = self._deadline()
-        found = self.account.directory.find(queue, self.options, deadline=deadline)
+        deadline = self.session.deadline()
+        found = self.session.find_queue(queue, deadline)
         if found is None:
             return 0
-        count = self.account.client.backlog(found.id, deadline=deadline).messages
-        self.account.client.purge(found.id, deadline=deadline)
+        count = self.session.account.client.backlog(found.id, deadline=deadline).messages
+        self.session.account.client.purge(found.id, deadline=deadline)
         self._discard_arrived(queue)
         return count or 0
 
@@ -282,7 +282,7 @@ class Channel(ConsumingChannel):
         if not is_control_name(queue):
             if if_empty and self._backlog(queue) != 0:
                 return
-            self._delete_queue(queue, self._deadline())
+            self.session.delete_queue(queue, self.session.deadline())
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
@@ -290,12 +290,12 @@ class Channel(ConsumingChannel):
 
     def _backlog(self, queue: str) -> int | None:
         """How many messages the queue has, about; None if the server does not say."""
-        deadline = self._deadline()
-        found = self.account.directory.find(queue, self.options, deadline=deadline)
+        deadline = self.session.deadline()
+        found = self.session.find_queue(queue, deadline)
         if found is None:
             return 0
         try:
-            return self.account.client.backlog(found.id, deadline=deadline).messages
+            return self.session.account.client.backlog(found.id, deadline=deadline).messages
         except PermanentError as error:
             # A token may publish and consume, and not read metrics.
             logger.warning("how many messages queue %r has cannot be read: %s", queue, error)

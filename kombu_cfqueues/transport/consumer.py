@@ -12,23 +12,19 @@ import re
 import time
 from collections.abc import Callable
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
 
-from .. import envelope, retry
-from ..account import Account
+from .. import envelope
 from ..api.client import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, QueueNotFound
-from ..options import Options
+from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
-
-if TYPE_CHECKING:
-    from .transport import Transport
+from .session import Connected, Session
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ class _Consumer(NamedTuple):
     callback: Callback
 
 
-class _Tap:
+class QueueConsumers:
     """The consumers of one queue, who get its messages in turn."""
 
     def __init__(self, subscription: Subscription | None) -> None:
@@ -70,35 +66,35 @@ class ConsumingChannel(virtual.Channel):
     """Consuming, one message at a time, and settling."""
 
     Message = Message
-    QoS = Prefetch
-    connection: Transport
-    qos: Prefetch
+    connection: Connected
     _qos: Prefetch | None
 
-    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+    def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        self._taps: dict[str, _Tap] = {}  # by Kombu's name of the queue
+        self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # whose last pulls may still be on their way
         self._auto_delete: set[str] = set()  # queues that were declared so
         self._to_delete: set[str] = set()  # of these, the consumed ones
 
     @property
-    def options(self) -> Options:
-        """The settings of this channel's connection."""
-        return self._transport.options
+    def session(self) -> Session:
+        """What this channel shares with the others of its connection.
 
-    @property
-    def account(self) -> Account:
-        """What this channel shares with the other connections of the process."""
-        return self._transport.account
-
-    @property
-    def _transport(self) -> Transport:
-        # Asked here, so that whoever still holds the channel of a connection that was closed, by
-        # another thread perhaps, is told so: Kombu then connects again.
+        Raises:
+            ConnectionFailed: The connection was closed, perhaps by another thread.  Kombu then
+                connects again.
+        """
         if self.connection is None:
             raise ConnectionFailed("the connection of this channel was closed")
-        return self.connection
+        return self.connection.session
+
+    @property
+    def qos(self) -> Prefetch:
+        """The prefetch window of this channel, made at its first use."""
+        if self._qos is None:
+            session = self.session
+            self._qos = Prefetch(session.account.receiver, session.options.pull_batch_size)
+        return self._qos
 
     def _next_delivery_tag(self) -> str:
         return envelope.new_id()
@@ -121,10 +117,10 @@ class ConsumingChannel(virtual.Channel):
         """
         consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
-        tap = self._taps.get(queue)
+        tap = self._queue_consumers.get(queue)
         if tap is None:
-            tap = _Tap(None if is_control_name(queue) else self._subscribe(queue))
-            self._taps[queue] = tap
+            tap = QueueConsumers(None if is_control_name(queue) else self._subscribe(queue))
+            self._queue_consumers[queue] = tap
         tap.consumers.append(_Consumer(consumer_tag, no_ack, callback))
         self._count(tap)
         self._tag_to_queue[consumer_tag] = queue
@@ -141,7 +137,7 @@ class ConsumingChannel(virtual.Channel):
         What was pulled and not delivered is given back.  Returns at once.
         """
         queue = self._tag_to_queue.pop(consumer_tag, None)
-        tap = self._taps.get(queue) if queue is not None else None
+        tap = self._queue_consumers.get(queue) if queue is not None else None
         if queue is None or tap is None:
             return
         self._consumers.discard(consumer_tag)
@@ -150,7 +146,7 @@ class ConsumingChannel(virtual.Channel):
         if tap.consumers:
             self._count(tap)
             return
-        del self._taps[queue]
+        del self._queue_consumers[queue]
         if tap.subscription is not None:
             self.qos.receiver.cancel(tap.subscription)
             self._cancelled = [one for one in self._cancelled if one.in_flight]
@@ -164,34 +160,37 @@ class ConsumingChannel(virtual.Channel):
         """
         if is_control_name(queue):
             return None
-        deadline = min(self._deadline(), time.monotonic() + GET_SECONDS)
-        tap = self._taps.get(queue)
+        deadline = min(self.session.deadline(), time.monotonic() + GET_SECONDS)
+        tap = self._queue_consumers.get(queue)
         # A consumer of this channel may have pulled it already.
         if tap is not None and tap.subscription is not None:
-            arrival = self._transport.inbox.take_of(tap.subscription, deadline)
+            arrival = self.session.inbox.take_of(tap.subscription, deadline)
             if arrival is not None:
-                return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
-        receiver = self.account.receiver
+                return self._accept(arrival.delivery, counted=True, no_ack=no_ack)
+        session = self.session
 
         def get(source: Queue) -> Delivery | None:
-            return self._insist(
-                deadline, lambda: receiver.get(queue, source, self.options, deadline=deadline)
+            return session.retry(
+                deadline,
+                lambda: session.account.receiver.get(
+                    queue, source, session.options, deadline=deadline
+                ),
             )
 
-        delivery = self._with_queue(queue, deadline, get)
+        delivery = session.use_queue(queue, deadline, get)
         if delivery is None:
             return None
-        return self._accept(delivery, has_slot=False, no_ack=no_ack)
+        return self._accept(delivery, counted=False, no_ack=no_ack)
 
     def deliver(self, arrival: Arrival) -> bool:
         """Hand a message to the next of its queue's consumers; return whether there is one here."""
-        tap = self._taps.get(arrival.subscription.name)
+        tap = self._queue_consumers.get(arrival.subscription.name)
         if tap is None or tap.subscription is not arrival.subscription:
             return False
         consumer = tap.next()
         if consumer is None:
             return False
-        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
+        message = self._accept(arrival.delivery, counted=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
         # Celery looks for a task in it, as it does in any message, and fails over what it finds,
@@ -215,7 +214,7 @@ class ConsumingChannel(virtual.Channel):
             Empty: None came within *timeout* seconds.
         """
         try:
-            self._transport.drain_events(self._transport, timeout=timeout)
+            self.connection.drain_events(self.connection, timeout=timeout)
         except TimeoutError:
             raise Empty from None
 
@@ -280,7 +279,7 @@ class ConsumingChannel(virtual.Channel):
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
             try:
-                self._delete_queue(queue, deadline)
+                self.session.delete_queue(queue, deadline)
             except CFQueuesError as error:  # noqa: PERF203  each on its own
                 logger.warning("queue %r (auto_delete) could not be deleted: %s", queue, error)
 
@@ -290,49 +289,27 @@ class ConsumingChannel(virtual.Channel):
         if auto_delete and not is_control_name(queue):
             self._auto_delete.add(queue)
 
-    def _queue(self, name: str, deadline: float) -> Queue:
-        return self._insist(
-            deadline,
-            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
-        )
-
-    def _with_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
-        """Use a queue; once more if it was deleted, and perhaps made again, since we knew it."""
-        queue = self._queue(name, deadline)
-        try:
-            return use(queue)
-        except QueueNotFound:
-            if not self.account.directory.forget(name, queue.id, self.options):
-                raise
-            return use(self._queue(name, deadline))
-
-    def _delete_queue(self, queue: str, deadline: float) -> None:
-        found = self.account.directory.find(queue, self.options, deadline=deadline)
-        if found is None:
-            return
-        self.account.client.delete_queue(found.id, deadline=deadline)
-        self.account.directory.forget(queue, found.id, self.options)
-
     def _discard_arrived(self, queue: str) -> None:
         """Drop what was pulled of a queue that has been purged."""
-        tap = self._taps.get(queue)
+        tap = self._queue_consumers.get(queue)
         if tap is not None and tap.subscription is not None:
             self.qos.receiver.discard(tap.subscription)
 
     # Parts
 
     def _subscribe(self, queue: str) -> Subscription:
-        deadline = self._deadline()
+        session = self.session
+        deadline = session.deadline()
 
         def subscribe(source: Queue) -> Subscription:
-            return self._insist(
+            return session.retry(
                 deadline,
                 lambda: self.qos.receiver.subscribe(
-                    queue, source, self.options, self.qos.window, self._transport.inbox
+                    queue, source, session.options, self.qos.window, session.inbox
                 ),
             )
 
-        return self._with_queue(queue, deadline, subscribe)
+        return session.use_queue(queue, deadline, subscribe)
 
     def _tell_of_costs(self, queue: str) -> None:
         """Warn of two uses that work, and not as one may expect."""
@@ -351,7 +328,7 @@ class ConsumingChannel(virtual.Channel):
                 "allowance; a result backend such as Redis or a database costs none of it"
             )
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, counted: bool, no_ack: bool) -> virtual.Message:
         """The message that the application gets, and settled with *no_ack*."""
         # New for each delivery: the message's own would meet itself when it comes again.
         tag = self._next_delivery_tag()
@@ -362,27 +339,14 @@ class ConsumingChannel(virtual.Channel):
         if no_ack:
             receiver.ack(delivery)
         else:
-            self.qos.hold(tag, delivery)
-        if has_slot == no_ack:
+            self.qos.track(tag, delivery)
+        if counted == no_ack:
             receiver.settled(self.qos.window, 1 if no_ack else -1)
         return message
 
-    def _count(self, tap: _Tap) -> None:
+    def _count(self, tap: QueueConsumers) -> None:
         if tap.subscription is not None:
             tap.subscription.counts = not all(consumer.no_ack for consumer in tap.consumers)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.options.publish_timeout
-
-    @property
-    def _switches(self) -> bool:
-        """Whether Kombu has another URL to go on to."""
-        return self._transport.has_alternates
-
-    def _insist(self, deadline: float, call: Callable[[], T]) -> T:
-        return retry.until(
-            deadline, call, lambda error: self._switches and isinstance(error, ConnectionFailed)
-        )
 
 
 def is_control_name(queue: str) -> bool:

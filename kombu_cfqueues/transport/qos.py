@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu.transport import virtual
 
 from ..consume.delivery import Delivery
-from ..consume.prefetch_window import Window
+from ..consume.prefetch_window import PrefetchWindow
+from ..consume.receiver import Receiver
 from ..runtime.fork import renew_in_child
-
-if TYPE_CHECKING:
-    from .consumer import ConsumingChannel
 
 
 class Prefetch(virtual.QoS):
@@ -22,17 +20,17 @@ class Prefetch(virtual.QoS):
     acknowledgements come from the threads of a worker's pool.  It outlives its channel: what a
     task that still runs acknowledges after the connection has failed reaches the server.
 
+    It starts with a prefetch count of 0: any number of unsettled messages.
+
     Args:
-        channel: Whose it is.
-        prefetch_count: Most unsettled messages; 0: any number.
+        receiver: Pulls and settles for the account.
+        pull_batch_size: Maximum number of messages of one pull.
     """
 
-    def __init__(self, channel: ConsumingChannel, prefetch_count: int = 0) -> None:
-        # Not the base class's: its finalizer keeps the channel alive for ever.
-        self.channel = channel
-        self.receiver = channel.account.receiver
-        self.window = Window(channel.options.pull_batch_size)
-        self.prefetch_count = prefetch_count
+    def __init__(self, receiver: Receiver, pull_batch_size: int) -> None:
+        # The base class would register a finalizer that keeps the channel alive for ever.
+        self.receiver = receiver
+        self.window = PrefetchWindow(pull_batch_size)
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -60,7 +58,7 @@ class Prefetch(virtual.QoS):
         prefetch = self.window.prefetch
         return max(0, prefetch - self.window.unsettled) if prefetch else None
 
-    def hold(self, delivery_tag: str, delivery: Delivery) -> None:
+    def track(self, delivery_tag: str, delivery: Delivery) -> None:
         """The application has the message; its slot was taken before."""
         with self._lock:
             self._deliveries[delivery_tag] = delivery
@@ -72,7 +70,7 @@ class Prefetch(virtual.QoS):
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """The application does not want a message; with *requeue*, it is to come again."""
-        settle = self.receiver.give_back if requeue else self.receiver.bury
+        settle = self.receiver.give_back if requeue else self.receiver.dead_letter
         for delivery in self._let_go(delivery_tag):
             settle(delivery)
 

@@ -9,12 +9,11 @@ from urllib.parse import quote
 
 from kombu.transport import virtual
 
-from ..account import Account
-from ..consume.inbox import Inbox
 from ..errors import ConnectionFailed, PermanentError, PublishTimeout, TransientError
 from ..options import Options, shown_place
-from ..publish.reentrancy import outermost
+from ..publish.reentrancy import no_reentry
 from .channel import Channel
+from .session import Session
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
@@ -56,9 +55,6 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        self.has_alternates = len(client.alt or ()) > 1  # other URLs, for Kombu to go on to
-        self._account: Account | None = None
-        self._inbox: Inbox | None = None
         # On the instance alone: Kombu takes the URL apart, by the class, and `as_uri` asks us.
         self.can_parse_url = True
 
@@ -105,13 +101,17 @@ class Transport(virtual.Transport):
         return cast("str | None", client.hostname)
 
     @cached_property
-    def options(self) -> Options:
-        """The settings of this connection, read once.
+    def session(self) -> Session:
+        """What the channels of this connection share.
 
-        Once, because Kombu writes the retry policy of a publish into the same dictionary.
+        Made once, because Kombu writes the retry policy of a publish into the dictionary of our
+        options.
+
+        Raises:
+            ConfigurationError: An option, the URL or the environment is wrong.
         """
         client = self.client
-        return Options.read(
+        options = Options.read(
             host=self._host,
             port=client.port,
             user=client.userid,
@@ -120,20 +120,7 @@ class Transport(virtual.Transport):
             transport_options=client.transport_options,
             connect_timeout=client.connect_timeout,
         )
-
-    @property
-    def account(self) -> Account:
-        """What this connection shares with the others of the process to the same account."""
-        if self._account is None:
-            self._account = Account.open(self.options)
-        return self._account
-
-    @property
-    def inbox(self) -> Inbox:
-        """What was pulled for the consumers of this connection."""
-        if self._inbox is None:
-            self._inbox = self.account.receiver.open_inbox(self)
-        return self._inbox
+        return Session(options, has_alternates=len(client.alt or ()) > 1)
 
     def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:
         """Deliver one message to one consumer.
@@ -147,27 +134,30 @@ class Transport(virtual.Transport):
                 other than an empty queue; it is logged.
             PermanentError: A queue can no more be pulled: the token is revoked, the queue is gone.
         """
-        arrival = self.inbox.take(None if timeout is None else time.monotonic() + timeout)
+        arrival = self.session.inbox.take(None if timeout is None else time.monotonic() + timeout)
         if arrival is None:
             raise TimeoutError(f"no message within {timeout} s")
         if not any(channel.deliver(arrival) for channel in list(self.channels)):
             # Cancelled by another thread since.
-            self.account.receiver.settled(arrival.subscription.window)
-            self.account.receiver.give_back(arrival.delivery)
+            receiver = self.session.account.receiver
+            receiver.settled(arrival.subscription.window)
+            receiver.give_back(arrival.delivery)
 
     def establish_connection(self) -> Transport:
         """Connect: one request a process, to see that the server answers and takes the token.
 
         With ``publish_mode="spool"`` there is none.
         """
-        options = self.options
+        options = self.session.options
         seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
         try:
             # Before the base class makes a channel, which would stay behind on a dead transport.
             # Who spools needs no server, and must be able to start without one.
             if options.publish_mode != "spool":
-                with outermost:
-                    self.account.directory.probe(options, deadline=time.monotonic() + seconds)
+                with no_reentry:
+                    self.session.account.directory.probe(
+                        options, deadline=time.monotonic() + seconds
+                    )
             super().establish_connection()
         except BaseException:
             self._leave_account()
@@ -191,10 +181,10 @@ class Transport(virtual.Transport):
             channel.abandon()
         self._avail_channels.clear()
         self.channels.clear()
-        if self._account is not None and self.has_alternates:
-            # Kombu before 5.7 goes on to the next URL only where connecting to this one fails.
-            self._account.directory.doubt()
-        self._leave_account()
+        session = self._session_if_made
+        if session is not None:
+            session.doubt()
+            session.close()
 
     def driver_version(self) -> str:
         """The version of this package."""
@@ -208,6 +198,10 @@ class Transport(virtual.Transport):
         return {}
 
     def _leave_account(self) -> None:
-        account, self._account = self._account, None
-        if account is not None:
-            account.close()
+        session = self._session_if_made
+        if session is not None:
+            session.close()
+
+    @property
+    def _session_if_made(self) -> Session | None:
+        return cast("Session | None", self.__dict__.get("session"))

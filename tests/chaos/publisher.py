@@ -18,8 +18,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from kombu_cfqueues.errors import CFQueuesError, PermanentError, TransientError
-from kombu_cfqueues.transport.transport.batch import BatchPublishError
+from kombu_cfqueues.errors import BatchPublishError, CFQueuesError, PermanentError, TransientError
 
 from .app import app, note
 from .ledger import NAME, write

@@ -12,8 +12,8 @@ from kombu.serialization import prepare_accept_content
 
 from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due, unpack
 from kombu_cfqueues.errors import MessageTooLarge
-from kombu_cfqueues.transport.transport.celery_task import is_sound
-from kombu_cfqueues.transport.transport.message import Message
+from kombu_cfqueues.transport.celery_task import is_sound
+from kombu_cfqueues.transport.message import Message
 
 KINDS = ("text", "json", "bytes", "v8", None)
 ACCEPT = prepare_accept_content(["json", "text/plain", "application/data"])

@@ -15,13 +15,13 @@ from celery import Celery
 from kombu import Connection, Producer
 
 from kombu_cfqueues.errors import (
+    BatchPublishError,
     CFQueuesError,
     InvalidMessage,
     MessageTooLarge,
     PublishTimeout,
     QueueNotFound,
 )
-from kombu_cfqueues.transport.transport.batch import BatchPublishError
 
 from .test_publish import pushes
 
@@ -429,7 +429,7 @@ def test_a_queue_that_must_not_be_made_again_is_named_by_the_error(connect, emul
 
 def delete(producer, queue_id):
     """As another program would."""
-    client = producer.channel.account.client
+    client = producer.channel.session.account.client
     client.delete_queue(queue_id, deadline=time.monotonic() + 10)
 
 

@@ -878,7 +878,7 @@ def test_an_outage_is_logged_once_and_consuming_resumes_by_itself(connection, em
     got = Collector(ack=False)
     with consume(connection, got, prefetch_count=4):
         drain(connection, 1)
-        until(lambda: len(connection.transport.inbox._arrivals) == 3)
+        until(lambda: len(connection.transport.session.inbox._arrivals) == 3)
         with emulator.outage():
             got.messages[0].ack()
             for _ in range(3):

@@ -383,7 +383,7 @@ SIGNALS = """
                 assert "publishing already" in str(error)
                 refused += 1
         # In the middle of something else each time.
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.03))
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.03))
 
     inner.publish(-2)
     signal.signal(signal.SIGALRM, handle)

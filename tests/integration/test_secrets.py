@@ -160,12 +160,16 @@ def test_a_token_is_not_pickled(emulator):
     with Connection(emulator.broker_url) as connection:
         connection.Producer().publish("x", routing_key="jobs")
         transport = connection.transport
-        for held in (transport.options, transport.account.client, transport.account):
+        for held in (
+            transport.session.options,
+            transport.session.account.client,
+            transport.session.account,
+        ):
             with pytest.raises(TypeError):
                 pickle.dumps(held)
         assert pickle.loads(pickle.dumps(connection)).as_uri() == connection.as_uri()
-        assert copy.deepcopy(transport.options) == transport.options
-        assert TOKEN not in repr(asdict(transport.options))
+        assert copy.deepcopy(transport.session.options) == transport.session.options
+        assert TOKEN not in repr(asdict(transport.session.options))
 
 
 def test_no_error_of_an_application_carries_the_token_to_another_process():

@@ -74,7 +74,7 @@ def test_what_a_killed_process_has_claimed_goes_on_at_once(server, limited):
     thief = Script(
         """
         from kombu_cfqueues.account import Account
-        account = Account.open(connect().transport.options)
+        account = Account.open(connect().transport.session.options)
         claims = account.publisher._line._claims
         while not getattr(claims.claim(), "entries", None):
             time.sleep(0.001)

@@ -21,8 +21,8 @@ from support.processes import ROOT, Script, eventually
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
+from kombu_cfqueues.errors import BatchPublishError
 from kombu_cfqueues.spool.listing import Listing
-from kombu_cfqueues.transport.transport.batch import BatchPublishError
 
 BUSY = 3.0
 """Seconds for which another process writes; less than after which it would be taken for stuck."""
@@ -59,7 +59,7 @@ def bodies(server, queue="jobs"):
 
 
 def listing(connection) -> Listing:
-    return Listing(connection.transport.account.publisher._relay._file)
+    return Listing(connection.transport.session.account.publisher._relay._file)
 
 
 def publish(connection, body, **given):
@@ -108,7 +108,7 @@ def test_countdown_runs_on_through_an_outage(server, spooling):
         with server.outage():
             publish(connection, "late", delay_seconds=90)
             publish(connection, "later", delay_seconds=900)
-            file = connection.transport.account.publisher._relay._file
+            file = connection.transport.session.account.publisher._relay._file
             # Ten minutes pass, as the wall clock counts them: for all that nobody holds just now.
             pass_by = "UPDATE message SET due = due - 600, alone = 0 WHERE state = 0 AND alone = 1"
             left = 2
@@ -234,7 +234,7 @@ def test_a_queue_that_is_deleted_while_messages_wait_is_made_again(server, spool
     with Connection(server.broker_url, transport_options=spooling) as connection:
         publish(connection, 1)
         assert eventually(lambda: bodies(server) == [1])
-        connection.transport.account.client.delete_queue(
+        connection.transport.session.account.client.delete_queue(
             server.queue_id("jobs"), deadline=time.monotonic() + 5
         )
         publish(connection, 2)
@@ -403,7 +403,7 @@ HEARTBEAT = """
             late[0] = max(late[0], time.monotonic() - due - waited_for_a_cpu() + waited)
     connection = connect()
     connection.Producer().publish(0, routing_key="jobs")
-    path = connection.transport.account.publisher._intake._file.path
+    path = connection.transport.session.account.publisher._intake._file.path
     print(json.dumps(str(path)), flush=True)
     sys.stdin.readline()
     heart = threading.Thread(target=beat)
@@ -498,11 +498,11 @@ def command(server, spooling, *arguments):
 
 def test_the_relay_delivers_what_nobody_else_does(server, spooling):
     account = Account.open(
-        Connection(server.broker_url, transport_options=spooling).transport.options
+        Connection(server.broker_url, transport_options=spooling).transport.session.options
     )
     account.publisher._relay.notify = lambda: None  # as where threads cannot run
     with Connection(server.broker_url, transport_options=spooling) as connection:
-        connection.transport.account.publisher._relay.promise = lambda rows: None
+        connection.transport.session.account.publisher._relay.promise = lambda rows: None
         for number in range(3):
             publish(connection, number)
         with relay(server, spooling) as process:

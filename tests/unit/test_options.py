@@ -254,7 +254,7 @@ def test_a_connection_without_a_host_goes_to_base_url_with_its_port(base_url, ur
         transport_options={"base_url": base_url, "account_id": ACCOUNT, "api_token": TOKEN},
     )
 
-    assert connection.transport.options.base_url == base_url
+    assert connection.transport.session.options.base_url == base_url
 
 
 # Each option

@@ -91,7 +91,7 @@ def test_a_token_of_the_options_is_not_in_the_url():
         "cfqueues://", transport_options={"account_id": ACCOUNT, "api_token": SECRET}
     )
 
-    assert connection.transport.options.api_token == SECRET
+    assert connection.transport.session.options.api_token == SECRET
     assert SECRET not in connection.as_uri(include_password=True)
 
 
@@ -101,12 +101,12 @@ def test_a_connection_without_a_url_is_shown_with_the_host_that_it_goes_to():
     connection = Connection(transport="kombu_cfqueues:Transport", transport_options=given)
 
     assert connection.as_uri() == "cfqueues://api.cloudflare.com/"
-    assert connection.transport.options.host == "api.cloudflare.com"
+    assert connection.transport.session.options.host == "api.cloudflare.com"
 
 
 def test_reprs_of_what_holds_the_token_mask_it():
     with Connection(f"cfqueues://{ACCOUNT}:{SECRET}@127.0.0.1:1/") as connection:
-        options = connection.transport.options
+        options = connection.transport.session.options
         account = Account.open(options)
 
     for shown in (options, account, account.client, vars(options), vars(account.client)):

@@ -9,7 +9,7 @@ import pytest
 
 from kombu_cfqueues.api.client import Queue, Settled
 from kombu_cfqueues.api.directory import PullConsumer
-from kombu_cfqueues.consume.acknowledger import HOLD_SECONDS, Settler
+from kombu_cfqueues.consume.acknowledger import HOLD_SECONDS, Acknowledger
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -24,7 +24,7 @@ MORE = Queue("2" * 32, "more", None)
 
 
 class Server:
-    """What the settler needs of a client; keeps what it was sent."""
+    """What the acknowledger needs of a client; keeps what it was sent."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[float, list[str], dict[str, int]]] = []
@@ -67,8 +67,8 @@ def returned():
 
 
 @pytest.fixture
-def settler(server, returned):
-    yield Settler(server, returned.append)
+def acknowledger(server, returned):
+    yield Acknowledger(server, returned.append)
     server.failures.clear()  # what is left is sent by and by, or when the interpreter ends
 
 
@@ -85,10 +85,10 @@ def wait_for(condition, seconds=30):
         time.sleep(0.005)
 
 
-def test_acks_of_one_moment_share_a_request(settler, server):
+def test_acks_of_one_moment_share_a_request(acknowledger, server):
     started = time.monotonic()
     for n in range(50):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
     took = time.monotonic() - started
 
     wait_for(lambda: len(server.leases) == 50)
@@ -96,10 +96,10 @@ def test_acks_of_one_moment_share_a_request(settler, server):
     assert len(server.sent) <= 1 + took / HOLD_SECONDS
 
 
-def test_acks_that_follow_each_other_share_a_request(settler, server):
+def test_acks_that_follow_each_other_share_a_request(acknowledger, server):
     started = time.monotonic()
     for n in range(4):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
         time.sleep(0.005)
     took = time.monotonic() - started
 
@@ -108,10 +108,10 @@ def test_acks_that_follow_each_other_share_a_request(settler, server):
     assert len(server.sent) <= 1 + took / HOLD_SECONDS
 
 
-def test_a_hundred_acks_do_not_wait(settler, server):
+def test_a_hundred_acks_do_not_wait(acknowledger, server):
     started = time.monotonic()
     for n in range(100):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
 
     wait_for(lambda: server.sent)
 
@@ -119,53 +119,53 @@ def test_a_hundred_acks_do_not_wait(settler, server):
     assert server.sent[0][0] - started < 0.05
 
 
-def test_a_retry_leaves_at_once_and_takes_what_waits_along(settler, server, returned):
-    settler.ack(delivery("L1"))
-    settler.retry(delivery("L2"), 0)
+def test_a_retry_leaves_at_once_and_takes_what_waits_along(acknowledger, server, returned):
+    acknowledger.ack(delivery("L1"))
+    acknowledger.retry(delivery("L2"), 0)
 
-    settler.await_returns(JOBS.id, time.monotonic() + 5)
+    acknowledger.await_returns(JOBS.id, time.monotonic() + 5)
 
     assert server.sent[0][1:] == (["L1"], {"L2": 0})
     wait_for(lambda: returned == [JOBS.id])
 
 
-def test_a_retry_that_is_delayed_tells_nobody_to_pull(settler, server, returned):
-    settler.retry(delivery("L1"), 60)
+def test_a_retry_that_is_delayed_tells_nobody_to_pull(acknowledger, server, returned):
+    acknowledger.retry(delivery("L1"), 60)
 
-    settler.flush(time.monotonic() + 5)
+    acknowledger.flush(time.monotonic() + 5)
 
     assert server.sent[0][2] == {"L1": 60}
-    assert not settler.returning(JOBS.id)
+    assert not acknowledger.returning(JOBS.id)
     assert not returned
 
 
-def test_whoever_settles_does_not_wait_for_the_request(settler, server):
+def test_whoever_settles_does_not_wait_for_the_request(acknowledger, server):
     server.held.clear()
-    settler.retry(delivery("L1"), 0)
+    acknowledger.retry(delivery("L1"), 0)
     started = time.monotonic()
     for n in range(300):
-        settler.ack(delivery(f"A{n}"))
+        acknowledger.ack(delivery(f"A{n}"))
     assert time.monotonic() - started < 1
     server.held.set()
-    settler.flush(time.monotonic() + 5)
+    acknowledger.flush(time.monotonic() + 5)
     assert len(server.leases) == 301
 
 
-def test_what_failed_is_sent_again(settler, server):
+def test_what_failed_is_sent_again(acknowledger, server):
     server.failures = [ConnectionFailed("lost")]
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
 
     wait_for(lambda: len(server.sent) == 2)
 
     assert server.sent[1][1] == ["L1"]
 
 
-def test_trouble_of_one_queue_is_told_once_whatever_others_do(settler, server, caplog):
+def test_trouble_of_one_queue_is_told_once_whatever_others_do(acknowledger, server, caplog):
     caplog.set_level("INFO")
     server.down = {JOBS.id}
-    settler.ack(delivery("L"))
+    acknowledger.ack(delivery("L"))
     for n in range(2):
-        settler.ack(delivery(f"M{n}", queue=MORE))
+        acknowledger.ack(delivery(f"M{n}", queue=MORE))
         wait_for(lambda n=n: f"M{n}" in server.leases)
         wait_for(lambda n=n: server.leases.count("L") > n)
     server.down = set()
@@ -175,83 +175,83 @@ def test_trouble_of_one_queue_is_told_once_whatever_others_do(settler, server, c
     assert caplog.text.count("settled again") == 1
 
 
-def test_what_cannot_be_given_back_now_holds_up_no_pull(settler, server, caplog):
+def test_what_cannot_be_given_back_now_holds_up_no_pull(acknowledger, server, caplog):
     server.failures = [ConnectionFailed("gone")]
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
     wait_for(lambda: "cannot be settled now" in caplog.text)
 
-    settler.retry(delivery("L2"), 0)
+    acknowledger.retry(delivery("L2"), 0)
 
-    assert not settler.returning(JOBS.id)
+    assert not acknowledger.returning(JOBS.id)
     wait_for(lambda: "L2" in server.leases)
 
 
-def test_a_request_that_hangs_holds_up_no_other_queue(settler, server):
+def test_a_request_that_hangs_holds_up_no_other_queue(acknowledger, server):
     server.hanging = {JOBS.id}
     server.held.clear()
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
     time.sleep(HOLD_SECONDS / 2)  # its time comes when the first request hangs already
-    settler.ack(delivery("M1", queue=MORE))
+    acknowledger.ack(delivery("M1", queue=MORE))
 
     wait_for(lambda: server.leases == ["M1"], seconds=20)
 
     server.held.set()
-    settler.flush(time.monotonic() + 30)
+    acknowledger.flush(time.monotonic() + 30)
     assert server.leases == ["M1", "L1"]
 
 
-def test_more_than_a_request_holds_is_sent_by_two_at_once(settler, server):
+def test_more_than_a_request_holds_is_sent_by_two_at_once(acknowledger, server):
     server.hanging = {JOBS.id}
     server.held.clear()
-    settler.retry(delivery("first"), 0)
+    acknowledger.retry(delivery("first"), 0)
     wait_for(lambda: server.here == 1)
     for n in range(150):
-        settler.ack(delivery(f"L{n}"))
-    settler.retry(delivery("last"), 0)
+        acknowledger.ack(delivery(f"L{n}"))
+    acknowledger.retry(delivery("last"), 0)
 
     wait_for(lambda: server.here == 2)
-    assert settler.returning(JOBS.id)
-    assert not settler.returning(MORE.id)
+    assert acknowledger.returning(JOBS.id)
+    assert not acknowledger.returning(MORE.id)
     server.held.set()
-    settler.await_returns(JOBS.id, time.monotonic() + 30)
-    settler.flush(time.monotonic() + 30)
+    acknowledger.await_returns(JOBS.id, time.monotonic() + 30)
+    acknowledger.flush(time.monotonic() + 30)
 
     assert max(len(acks) + len(retries) for _, acks, retries in server.sent) == 100
     assert len(server.leases) == 152
 
 
-def test_what_the_token_may_not_is_sent_again_as_well(settler, server, caplog):
+def test_what_the_token_may_not_is_sent_again_as_well(acknowledger, server, caplog):
     """A 403 may come from a proxy, and giving up would deliver the message once more."""
     caplog.set_level("DEBUG")
     server.failures = [AuthenticationFailed("403")]
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
 
     wait_for(lambda: len(server.sent) == 2)
     assert "messages of queue 'jobs' cannot be settled: 403" in caplog.text
 
 
-def test_what_outlived_its_lease_is_not_sent_again(settler, server, caplog):
+def test_what_outlived_its_lease_is_not_sent_again(acknowledger, server, caplog):
     server.failures = [ConnectionFailed("lost")]
-    settler.ack(delivery("L1", lasts=0.0))
+    acknowledger.ack(delivery("L1", lasts=0.0))
     wait_for(lambda: server.sent)
     wait_for(lambda: "within their lease" in caplog.text)
 
-    settler.flush(time.monotonic() + 1)
+    acknowledger.flush(time.monotonic() + 1)
 
     assert len(server.sent) == 1
 
 
-def test_leases_that_ended_are_counted(settler, server, caplog):
+def test_leases_that_ended_are_counted(acknowledger, server, caplog):
     """By `stats()`, as messages that come again; also of requests that succeeded too late."""
     queue = Queue("3" * 32, "counted", None)
-    settler.ack(delivery("late", lasts=0.0, queue=queue))
-    settler.ack(delivery("fine", queue=queue))
-    settler.flush(time.monotonic() + 5)
+    acknowledger.ack(delivery("late", lasts=0.0, queue=queue))
+    acknowledger.ack(delivery("fine", queue=queue))
+    acknowledger.flush(time.monotonic() + 5)
     assert stats()["queues"]["counted"]["leases_expired"] == 1
 
     server.failures = [ConnectionFailed("lost")]
     for n in range(5):
-        settler.ack(delivery(f"L{n}", lasts=0.0 if n < 3 else 60.0, queue=queue))
+        acknowledger.ack(delivery(f"L{n}", lasts=0.0 if n < 3 else 60.0, queue=queue))
     wait_for(lambda: "L4" in server.leases[7:])
 
     assert stats()["queues"]["counted"]["leases_expired"] == 4
@@ -259,72 +259,74 @@ def test_leases_that_ended_are_counted(settler, server, caplog):
     assert sorted(server.leases[7:]) == ["L3", "L4"]
 
 
-def test_a_lease_that_the_server_dislikes_is_found_and_the_others_settled(settler, server, caplog):
+def test_a_lease_that_the_server_dislikes_is_found_and_the_others_settled(
+    acknowledger, server, caplog
+):
     server.bad = {"L3"}
     for n in range(8):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
 
     wait_for(lambda: "could not be settled" in caplog.text)
-    settler.flush(time.monotonic() + 1)
+    acknowledger.flush(time.monotonic() + 1)
 
     settled = [lease for _, leases, _ in server.sent if "L3" not in leases for lease in leases]
     assert sorted(settled) == [f"L{n}" for n in range(8) if n != 3]
 
 
-def test_a_queue_that_is_gone_has_taken_its_messages_along(settler, server):
+def test_a_queue_that_is_gone_has_taken_its_messages_along(acknowledger, server):
     server.failures = [QueueNotFound("gone")]
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
     wait_for(lambda: server.sent)
 
-    settler.flush(time.monotonic() + 1)
+    acknowledger.flush(time.monotonic() + 1)
 
     assert len(server.sent) == 1
 
 
-def test_a_warning_of_the_server_is_told_unless_it_is_of_a_second_try(settler, server, caplog):
+def test_a_warning_of_the_server_is_told_unless_it_is_of_a_second_try(acknowledger, server, caplog):
     server.warnings = {"L1": "the lease is unknown"}
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
     wait_for(lambda: "did not settle 1 of 1" in caplog.text)
     caplog.clear()
 
     server.failures = [ConnectionFailed("lost")]
-    settler.ack(delivery("L1"))
+    acknowledger.ack(delivery("L1"))
     wait_for(lambda: len(server.sent) == 3)
 
     assert "did not settle" not in caplog.text
 
 
-def test_a_flush_sends_all_in_this_thread(settler, server):
+def test_a_flush_sends_all_in_this_thread(acknowledger, server):
     for n in range(250):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
 
-    settler.flush(time.monotonic() + 5)
+    acknowledger.flush(time.monotonic() + 5)
 
     assert len(server.leases) == 250
 
 
-def test_a_flush_that_fails_stops_and_so_does_the_next(settler, server):
+def test_a_flush_that_fails_stops_and_so_does_the_next(acknowledger, server):
     """A connection that closes many channels does not wait for each."""
     server.failures = [ConnectionFailed("gone")] * 100
     for n in range(250):
-        settler.ack(delivery(f"L{n}"))
+        acknowledger.ack(delivery(f"L{n}"))
     started = time.monotonic()
 
-    settler.flush(started + 5)
+    acknowledger.flush(started + 5)
     sent = len(server.sent)
-    settler.flush(started + 5)
+    acknowledger.flush(started + 5)
 
     assert time.monotonic() - started < 1
     assert sent <= 4
 
 
-def test_a_flush_ends_at_its_deadline(settler, server):
+def test_a_flush_ends_at_its_deadline(acknowledger, server):
     server.held.clear()
-    settler.retry(delivery("L1"), 0)
+    acknowledger.retry(delivery("L1"), 0)
     time.sleep(0.05)
     started = time.monotonic()
 
-    settler.flush(started + 0.3)
+    acknowledger.flush(started + 0.3)
 
     assert 0.2 < time.monotonic() - started < 1
     server.held.set()

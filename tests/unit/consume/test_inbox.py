@@ -11,7 +11,7 @@ from kombu_cfqueues.api.client import Queue
 from kombu_cfqueues.api.directory import PullConsumer
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.consume.inbox import Arrival, Inbox, Subscription
-from kombu_cfqueues.consume.prefetch_window import Window
+from kombu_cfqueues.consume.prefetch_window import PrefetchWindow
 from kombu_cfqueues.errors import AuthenticationFailed
 from kombu_cfqueues.options import Options, Secret
 
@@ -25,7 +25,7 @@ class Mail:
         self.lock = threading.Lock()
         self.wanted = 0
         self.inbox = Inbox(self.lock, self.want)
-        self.window = Window(100)
+        self.window = PrefetchWindow(100)
         self.window.prefetch = prefetch
         self.subscription = Subscription(
             "jobs",

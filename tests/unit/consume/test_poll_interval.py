@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kombu_cfqueues import limits
-from kombu_cfqueues.consume.poll_interval import LEAST_INTERVAL, LONGEST_PAUSE, Pace
+from kombu_cfqueues.consume.poll_interval import LEAST_INTERVAL, LONGEST_PAUSE, PollInterval
 
 
-def pulls_of_an_empty_queue(pace: Pace, seconds: float) -> list[float]:
+def pulls_of_an_empty_queue(poll_interval: PollInterval, seconds: float) -> list[float]:
     times = []
-    while pace.due <= seconds:
-        times.append(pace.due)
-        pace.empty(pace.due)
+    while poll_interval.due <= seconds:
+        times.append(poll_interval.due)
+        poll_interval.empty(poll_interval.due)
     return times
 
 
 def test_an_empty_queue_costs_few_pulls():
     """Each is billed: at most 8 in the first ten seconds, then at most one every ten."""
-    times = pulls_of_an_empty_queue(Pace(1, 10, 0.0), 600)
+    times = pulls_of_an_empty_queue(PollInterval(1, 10, 0.0), 600)
 
     assert times[:6] == [0, 1, 3, 7, 15, 25]
     assert len([time for time in times if time <= 10]) <= 8
@@ -32,33 +32,33 @@ def test_an_empty_queue_costs_few_pulls():
 
 
 def test_a_message_makes_the_pace_quick_again():
-    pace = Pace(1, 10, 0.0)
-    pulls_of_an_empty_queue(pace, 60)
+    poll_interval = PollInterval(1, 10, 0.0)
+    pulls_of_an_empty_queue(poll_interval, 60)
 
-    pace.came(60)
+    poll_interval.came(60)
 
-    assert pace.due == 60
-    pace.empty(60)
-    assert pace.due == 61
+    assert poll_interval.due == 60
+    poll_interval.empty(60)
+    assert poll_interval.due == 61
 
 
 def test_an_interval_of_nothing_is_no_busy_loop():
-    pace = Pace(0, 0, 0.0)
+    poll_interval = PollInterval(0, 0, 0.0)
 
-    pace.empty(5)
+    poll_interval.empty(5)
 
-    assert pace.due == 5 + LEAST_INTERVAL
+    assert poll_interval.due == 5 + LEAST_INTERVAL
 
 
 @given(st.integers(0, 40))
 def test_failures_are_tried_again_later_and_later_and_never_later_than_the_longest(failures):
-    pace = Pace(1, 10, 0.0)
+    poll_interval = PollInterval(1, 10, 0.0)
     for _ in range(failures):
-        pace.failed(0.0)
+        poll_interval.failed(0.0)
 
-    pace.failed(100.0)
+    poll_interval.failed(100.0)
 
-    assert 100 < pace.due <= 100 + LONGEST_PAUSE
+    assert 100 < poll_interval.due <= 100 + LONGEST_PAUSE
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_failures_are_tried_again_later_and_later_and_never_later_than_the_longe
 )
 def test_what_a_server_asks_for_is_the_least_and_never_the_rest_of_the_day(asked, least, most):
     """A server may well say 0, or a time that nobody means."""
-    pace = Pace(1, 10, 0.0)
+    poll_interval = PollInterval(1, 10, 0.0)
 
-    pace.failed(100, asked)
+    poll_interval.failed(100, asked)
 
-    assert 100 + least <= pace.due <= 100 + most
+    assert 100 + least <= poll_interval.due <= 100 + most

@@ -8,13 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kombu_cfqueues.consume.prefetch_window import GATHER_SECONDS, PULLS_AHEAD, QUEUES_AHEAD, Window
+from kombu_cfqueues.consume.prefetch_window import (
+    GATHER_SECONDS,
+    PULLS_AHEAD,
+    QUEUES_AHEAD,
+    PrefetchWindow,
+)
 
 BATCH = 10
 
 
-def window(prefetch: int = 0) -> Window:
-    made = Window(BATCH)
+def window(prefetch: int = 0) -> PrefetchWindow:
+    made = PrefetchWindow(BATCH)
     made.prefetch = prefetch
     return made
 
@@ -49,7 +54,7 @@ def test_without_a_prefetch_count_nothing_is_pulled_until_a_message_is_wanted():
     assert made.room == 1
 
 
-def take(made: Window, now: float) -> None:
+def take(made: PrefetchWindow, now: float) -> None:
     """One message is asked for, comes, and is delivered."""
     made.missed()
     made.held += 1

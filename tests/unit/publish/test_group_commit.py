@@ -21,7 +21,7 @@ from kombu_cfqueues.errors import (
     ServerError,
 )
 from kombu_cfqueues.publish.sender import REFUSED_ALIKE
-from kombu_cfqueues.runtime.rng import chance
+from kombu_cfqueues.runtime.rng import rng
 
 
 @pytest.fixture
@@ -581,7 +581,7 @@ def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, 
 
 def test_pauses_double_up_to_five_seconds(time, server, submit, monkeypatch):
     """At the longest: each is random up to a length."""
-    monkeypatch.setattr(chance, "uniform", lambda low, high: high)
+    monkeypatch.setattr(rng, "uniform", lambda low, high: high)
     server.refuse = lambda items: ConnectionFailed("down")
     submit("x", timeout=30.0)
     time.run()
@@ -596,7 +596,7 @@ def test_pauses_double_up_to_five_seconds(time, server, submit, monkeypatch):
 @pytest.mark.parametrize("seed", range(5))
 def test_callers_in_a_hurry_do_not_take_turns_without_a_pause(time, server, seed):
     """They stand so far behind that each time only messages of others leave, and fail at once."""
-    chance.seed(seed)
+    rng.seed(seed)
     permits = Permits(time, *(number / 1000 for number in range(1, 2000)))
     lane = Commit(server.post, permits, max_batch=2, max_in_flight=2, clock=time)
     server.round_trip = 0.001

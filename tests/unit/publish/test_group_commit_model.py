@@ -21,7 +21,7 @@ from kombu_cfqueues.errors import (
     ServerError,
 )
 from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT
-from kombu_cfqueues.runtime.rng import chance
+from kombu_cfqueues.runtime.rng import rng
 
 MAX_ITEMS = 7
 MAX_BYTES = 1_000
@@ -45,7 +45,7 @@ class LaneMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        chance.seed(0)  # pauses are random, and a history that is tried again has to be the same
+        rng.seed(0)  # pauses are random, and a history that is tried again has to be the same
         self.time = VirtualTime()
         self.mood = "well"
         self.round_trip = 0.03

@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from kombu_cfqueues.errors import PermanentError
-from kombu_cfqueues.publish.reentrancy import outermost
+from kombu_cfqueues.publish.reentrancy import no_reentry
 
 
 def publish(then=lambda: None):
-    with outermost:
+    with no_reentry:
         then()
 
 
@@ -40,7 +40,7 @@ def test_a_publish_whose_end_was_missed_stops_no_later_one():
     """A signal handler that raises may do so before the block is entered, and so never left."""
 
     def interrupted():
-        outermost.__enter__()
+        no_reentry.__enter__()
 
     interrupted()
     publish()

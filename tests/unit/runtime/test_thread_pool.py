@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kombu_cfqueues.runtime import thread_pool as module
-from kombu_cfqueues.runtime.thread_pool import Crew, Shift
+from kombu_cfqueues.runtime.thread_pool import Job, ThreadPool
 
 
 class Work:
@@ -19,12 +19,12 @@ class Work:
         self.name = f"test-crew-{Work.made}"
         self.lock = threading.Lock()
         self.jobs = []
-        self.crew = Crew(self.name, most, self.lock, self.next_shift)
+        self.crew = ThreadPool(self.name, most, self.lock, self.next_job)
 
-    def next_shift(self) -> Shift:
+    def next_job(self) -> Job:
         if not self.jobs:
-            return Shift()
-        return Shift(self.jobs.pop(0), more=bool(self.jobs))
+            return Job()
+        return Job(self.jobs.pop(0), more=bool(self.jobs))
 
     @property
     def threads(self) -> int:

@@ -9,7 +9,7 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.publish.group_commit import Verdict
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.runtime.rng import chance
+from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool.carrier import Carrier
 from kombu_cfqueues.spool.claims import Claim
 from kombu_cfqueues.spool.listing import Listing
@@ -27,7 +27,7 @@ def limit():
 @pytest.fixture(autouse=True)
 def longest_pauses(monkeypatch):
     """Pauses are random up to a length: here they have it."""
-    monkeypatch.setattr(chance, "uniform", lambda low, high: high)
+    monkeypatch.setattr(rng, "uniform", lambda low, high: high)
 
 
 def judge(error):
@@ -211,7 +211,7 @@ def test_pauses_double_up_to_five_seconds(poster, clock):
 
 def test_a_pause_may_be_none_at_all(poster, clock, monkeypatch):
     """So those whom one outage stopped do not come back as one."""
-    monkeypatch.setattr(chance, "uniform", lambda low, high: low)
+    monkeypatch.setattr(rng, "uniform", lambda low, high: low)
     poster.process.enter()
     poster.carry(DOWN)
 

@@ -122,7 +122,7 @@ def test_an_outage_is_outlasted(process):
 
 
 def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog, monkeypatch):
-    monkeypatch.setattr(module.chance, "random", lambda: -0.99)  # the pauses are long
+    monkeypatch.setattr(module.rng, "random", lambda: -0.99)  # the pauses are long
     one, fails = process(), [errors.SpoolUnavailable("the disk is gone")] * 3
     has_backlog = one.peer.intake.has_backlog
 
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog
 
 @pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
-    monkeypatch.setattr(module.chance, "random", lambda: -0.99)
+    monkeypatch.setattr(module.rng, "random", lambda: -0.99)
     one, answers = process(), [ZeroDivisionError("a bug")]
     post = one.carrier._post
 

@@ -12,7 +12,7 @@ from kombu.exceptions import DecodeError
 from kombu_cfqueues import limits
 from kombu_cfqueues.envelope import receive
 from kombu_cfqueues.errors import MessageTooLarge
-from kombu_cfqueues.transport.transport.message import Message
+from kombu_cfqueues.transport.message import Message
 
 METHODS = compression.encoders()
 MOST_BYTES = 24 << 20

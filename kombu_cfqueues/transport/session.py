@@ -1,0 +1,128 @@
+"""What the channels of one connection share: its options, its account and its inbox.
+
+A transport makes one session and gives it to its channels, so that no channel has to know the
+transport.  What lives longer than a connection is in the account.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from .. import retry
+from ..account import Account
+from ..api.client import Queue
+from ..consume.inbox import Inbox
+from ..errors import ConnectionFailed, QueueNotFound, TransientError
+from ..options import Options
+
+T = TypeVar("T")
+
+
+class Session:
+    """One connection to one account.
+
+    Deadlines are in seconds of `time.monotonic`.
+
+    Args:
+        options: The settings of the connection.
+        has_alternates: Whether Kombu has other URLs to fail over to.
+    """
+
+    def __init__(self, options: Options, *, has_alternates: bool) -> None:
+        self.options = options
+        self.has_alternates = has_alternates
+        self._account: Account | None = None
+        self._inbox: Inbox | None = None
+
+    @property
+    def account(self) -> Account:
+        """What this connection shares with the others of the process to the same account.
+
+        Opened at its first use, and again after `close`.
+        """
+        if self._account is None:
+            self._account = Account.open(self.options)
+        return self._account
+
+    @property
+    def inbox(self) -> Inbox:
+        """The messages that were pulled for the consumers of this connection."""
+        if self._inbox is None:
+            self._inbox = self.account.receiver.open_inbox(self)
+        return self._inbox
+
+    def deadline(self) -> float:
+        """When a call that starts now gives up: after ``publish_timeout``."""
+        return time.monotonic() + self.options.publish_timeout
+
+    def retry(self, deadline: float, call: Callable[[], T]) -> T:
+        """Return what *call* returns; try again until *deadline* while its failures may pass.
+
+        Where Kombu has another URL, a server that cannot be reached is not tried again.
+
+        Raises:
+            CFQueuesError: What the last try raised.
+        """
+        return retry.until(deadline, call, self._is_for_failover)
+
+    def use_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
+        """Look Kombu's queue *name* up, create it if need be, and return what *use* returns.
+
+        If the queue turns out to have been deleted, look it up and use it once more.
+
+        Raises:
+            CFQueuesError: What the look-up or *use* raised.
+        """
+        queue = self._look_up(name, deadline)
+        try:
+            return use(queue)
+        except QueueNotFound:
+            if not self.account.directory.forget(name, queue.id, self.options):
+                raise
+            return use(self._look_up(name, deadline))
+
+    def find_queue(self, name: str, deadline: float) -> Queue | None:
+        """Return Kombu's queue *name*, or None if there is none.  Creates nothing, tries once."""
+        return self.account.directory.find(name, self.options, deadline=deadline)
+
+    def delete_queue(self, name: str, deadline: float) -> None:
+        """Delete Kombu's queue *name* and its messages, if it exists."""
+        found = self.find_queue(name, deadline)
+        if found is not None:
+            self.account.client.delete_queue(found.id, deadline=deadline)
+            self.account.directory.forget(name, found.id, self.options)
+
+    def doubt(self) -> None:
+        """The connection has failed: let the next one to this account ask the server first.
+
+        Kombu before 5.7 fails over to the next URL only where connecting fails.
+        """
+        if self._account is not None and self.has_alternates:
+            self._account.directory.doubt()
+
+    def close(self) -> None:
+        """Leave the account; its last session closes the sockets.  Never raises."""
+        account, self._account = self._account, None
+        if account is not None:
+            account.close()
+
+    def _look_up(self, name: str, deadline: float) -> Queue:
+        return self.retry(
+            deadline, lambda: self.account.directory.queue(name, self.options, deadline=deadline)
+        )
+
+    def _is_for_failover(self, error: TransientError) -> bool:
+        return self.has_alternates and isinstance(error, ConnectionFailed)
+
+
+class Connected(Protocol):
+    """Kombu's transport, as far as its channels know it."""
+
+    @property
+    def session(self) -> Session:
+        """What the channels of the connection share."""
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver one message of any channel; `TimeoutError` if there is none."""
