@@ -169,12 +169,16 @@ class Budget:
         tokens = min(self._allowance.tokens, FIRST_TOKENS)
         self._allowance = self._allowance._replace(tokens=tokens)
 
-    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
+    def acquire(
+        self, deadline: float, *, queue: str | None = None, for_message: bool = False
+    ) -> None:
         """Block until one more request may leave.
 
         Args:
             deadline: Until when this may block, in seconds of the clock.
             queue: Where the request publishes to; None for every other call.
+            for_message: Whether a message waits for the answer.  In one process first come, first
+                served is fair enough, so it makes no difference here.
 
         Raises:
             RateLimited: As soon as it is known that the wait would pass *deadline*.  Nothing is

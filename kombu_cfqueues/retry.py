@@ -61,6 +61,7 @@ class Backoff:
         """Return how long to wait now: a new random number each time."""
         return rng.uniform(0, self.ceiling_seconds)
 
+
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 

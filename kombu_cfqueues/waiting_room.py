@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum, IntEnum, auto
 from math import inf
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from . import limits
@@ -36,6 +37,8 @@ class Kind(IntEnum):
     """Nobody: the message is on this machine's disk, and its publisher has gone on."""
     ADMIN = 3
     """A request that carries no message, for its permit."""
+    LOOKUP = 4
+    """The same, of which a message's publishing depends."""
 
 
 class RoomBusy(CFQueuesError):
@@ -145,6 +148,7 @@ class ClaimTerms(NamedTuple):
         request_seconds: How long a request takes.  Nothing is taken that has less time left, and
             less than half of its whole time.
         sample: Names of queues of which one message is asked alone, any of those that were split.
+        until: When to give up at the latest if the room is busy, in monotonic seconds.
     """
 
     number: int
@@ -154,6 +158,7 @@ class ClaimTerms(NamedTuple):
     latest: float = inf
     request_seconds: float = 0.0
     sample: Collection[str] = ()
+    until: float = inf
 
 
 class ClaimOutcome(NamedTuple):
@@ -169,7 +174,7 @@ class ClaimOutcome(NamedTuple):
             are not asked.  What is spooled waits.  None: all are asked.
     """
 
-    settled: Settled = {}
+    settled: Settled = MappingProxyType({})
     returned: Sequence[Item] = ()
     max_batch: int | None = None
     error: CFQueuesError | None = None
@@ -225,7 +230,7 @@ class WaitingRoom(Protocol):
         claim *number*.
         """
 
-    def outcomes(self) -> Outcomes:
+    def outcomes(self, *, until: float) -> Outcomes:
         """Return what other processes said of this one's messages, each once."""
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:

@@ -99,8 +99,11 @@ class Settled(NamedTuple):
 class Gate(Protocol):
     """The request allowance, as far as a client needs it."""
 
-    def acquire(self, deadline: float) -> None:
-        """Block until one more request may leave; raise if that would pass *deadline*."""
+    def acquire(self, deadline: float, *, for_message: bool = False) -> None:
+        """Block until one more request may leave; raise if that would pass *deadline*.
+
+        A request that is made *for_message* ranks as the message that waits for it.
+        """
 
     def observe(self, ratelimit: str | None) -> None:
         """Heed the ``Ratelimit`` header of an answer."""
@@ -179,7 +182,14 @@ class Client:
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         doing = "listing the queues" if name is None else f"looking up queue {name!r}"
-        envelope = self._admin("GET", f"?{query}", doing=doing, deadline=deadline, whole=True)
+        envelope = self._admin(
+            "GET",
+            f"?{query}",
+            doing=doing,
+            deadline=deadline,
+            whole=True,
+            for_message=name is not None,
+        )
         result = envelope.get("result")
         queues = [queue for entry in _dicts(result) if (queue := self._queue(entry))]
         return QueuePage(queues, _has_more(envelope.get("result_info"), page, len(queues)))
@@ -197,7 +207,7 @@ class Client:
         """
         doing = f"creating queue {name!r}"
         body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
-        result = self._admin("POST", "", body, doing=doing, deadline=deadline)
+        result = self._admin("POST", "", body, doing=doing, deadline=deadline, for_message=True)
         queue = self._queue(result)
         if queue is None:
             raise ServerError(f"{doing} was answered without a queue id")
@@ -370,8 +380,9 @@ class Client:
         doing: str,
         deadline: float,
         whole: bool = False,
+        for_message: bool = False,
     ) -> Any:
-        self._gate.acquire(deadline)
+        self._gate.acquire(deadline, for_message=for_message)
         data = None if body is None else json.dumps(body).encode()
         try:
             with metrics.request("admin"):

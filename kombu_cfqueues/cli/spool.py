@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
+from ..account import open_spool
 from ..errors import CFQueuesError
 from ..options import Options
-from ..spool.file import File
-from ..spool.listing import Listing, QueueState, Refused
-from ..spool.posters import AVAILABLE
+from ..spool import QueueState, Refused, Spool
 from ._broker import takes_broker
 
 
@@ -22,17 +21,17 @@ from ._broker import takes_broker
 @click.pass_context
 def command(context: click.Context, options: Options, as_json: bool) -> None:
     """Show what waits in this machine's spool; retry or drop what was refused."""
-    if not AVAILABLE:
+    if not Spool.available:
         raise click.ClickException("this system cannot have a spool")
-    file = File(options.base_url, options.account_id, None, lambda: "", spool_dir=options.spool_dir)
-    context.obj = file
+    spool = open_spool(options)
+    context.obj = spool
     if context.invoked_subcommand is None:
         try:
-            _show(file, as_json=as_json)
+            _show(spool, as_json=as_json)
         except CFQueuesError as error:
             raise click.ClickException(str(error)) from error
         finally:
-            file.close()
+            spool.close()
 
 
 @command.command()
@@ -40,9 +39,9 @@ def command(context: click.Context, options: Options, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
-def retry(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+def retry(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Let refused MESSAGES, named by their ids, be sent again."""
-    count = _decide(file, messages, everything, Listing.retry)
+    count = _decide(spool, messages, everything, Spool.retry)
     if as_json:
         click.echo(json.dumps({"retried": count}))
         return
@@ -54,42 +53,40 @@ def retry(file: File, messages: tuple[int, ...], everything: bool, as_json: bool
 @click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
-def drop(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+def drop(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Delete refused MESSAGES, named by their ids."""
-    count = _decide(file, messages, everything, Listing.drop)
+    count = _decide(spool, messages, everything, Spool.drop)
     click.echo(json.dumps({"dropped": count}) if as_json else f"{count} deleted.")
 
 
 def _decide(
-    file: File,
+    spool: Spool,
     messages: tuple[int, ...],
     everything: bool,
-    decide: Callable[[Listing, list[int]], int],
+    decide: Callable[[Spool, list[int]], int],
 ) -> int:
     if everything == bool(messages):
         raise click.UsageError("name messages by their ids, or give --all")
     try:
-        listing = Listing(file)
-        chosen = [refused.id for refused in listing.refused()] if everything else list(messages)
-        return decide(listing, chosen)
+        chosen = [refused.id for refused in spool.refused()] if everything else list(messages)
+        return decide(spool, chosen)
     except CFQueuesError as error:
         raise click.ClickException(str(error)) from error
     finally:
-        file.close()
+        spool.close()
 
 
-def _show(file: File, *, as_json: bool) -> None:
-    listing = Listing(file)
-    queues, refused = listing.queues(), listing.refused()
+def _show(spool: Spool, *, as_json: bool) -> None:
+    queues, refused = spool.queues(), spool.refused()
     if as_json:
         shown: dict[str, Any] = {
-            "file": str(file.path),
+            "file": str(spool.path),
             "queues": [queue._asdict() for queue in queues],
             "refused": [message._asdict() for message in refused],
         }
         click.echo(json.dumps(shown, indent=2))
         return
-    click.echo(f"Spool: {file.path}")
+    click.echo(f"Spool: {spool.path}")
     click.echo("Every process that uses this file shares one allowance of requests.\n")
     if not queues:
         click.echo("Nothing waits.")

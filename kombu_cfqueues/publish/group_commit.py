@@ -41,6 +41,9 @@ BULK_IN_FLIGHT: Final = 2
 LEASE_SECONDS: Final = 1.0
 """A leader that is overdue by this much is taken for dead, and replaced."""
 
+ROOM_SECONDS: Final = LEASE_SECONDS / 2
+"""How long a leader tries to use a room that is busy, before it looks at its own time again."""
+
 HURRY_SECONDS: Final = 1.0
 """A caller this close to its deadline posts only messages of its own process: it might have to give
 up on a slow answer, and the others would be sent twice."""
@@ -172,7 +175,9 @@ class GroupCommit:
         judge: Judge | None,
     ) -> list[CFQueuesError | None]:
         now = self._clock.monotonic()
-        caller = _Caller(address, kind, now, deadline, judge, self._clock.lock())
+        caller = _Caller(
+            address, kind, now=now, deadline=deadline, judge=judge, wake=self._clock.lock()
+        )
         items = [
             Item(
                 address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
@@ -258,7 +263,7 @@ class GroupCommit:
         """Look once for news and for a permit; post, or sleep until there can be some."""
         caller.acts_by = now
         try:
-            news = self._room.outcomes()
+            news = self._room.outcomes(until=now + ROOM_SECONDS)
             self._tell(news.settled)
             if not caller.unsettled or self._leader is not caller:
                 return
@@ -292,6 +297,7 @@ class GroupCommit:
             latest=inf if left >= self.sender.post_seconds else caller.deadline + ALIKE_SECONDS,
             request_seconds=self.sender.request_seconds,
             sample=self.sender.suspected(),
+            until=now + ROOM_SECONDS,
         )
 
     def _wait(self, caller: _Caller, wait: Wait) -> None:
@@ -300,7 +306,7 @@ class GroupCommit:
             self._give_up_before(wait.until, wait.why, wait.queue)
         # Once more: another process may have taken ours along, and its answer comes long before
         # the next permit.
-        news = self._room.outcomes()
+        news = self._room.outcomes(until=self._clock.monotonic() + ROOM_SECONDS)
         self._tell(news.settled)
         if not caller.unsettled:
             return
@@ -451,7 +457,7 @@ class GroupCommit:
             self._tell({item: _timeout(why, sent=True) for item in items})
 
     def _leave(self, caller: _Caller) -> None:
-        """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended *caller*."""
+        """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended it."""
         try:
             for number in list(caller.claims):
                 self._room.release(number)
@@ -544,14 +550,28 @@ class _Caller:
     """A thread that waits for its messages.  The lock of its group commit guards it."""
 
     __slots__ = (
-        "acts_by", "address", "claims", "deadline", "half_time", "idle", "is_late", "judge", "kind",
-        "failed", "outcomes", "paused_until", "posts", "unsettled", "wake",
+        "acts_by",
+        "address",
+        "claims",
+        "deadline",
+        "failed",
+        "half_time",
+        "idle",
+        "is_late",
+        "judge",
+        "kind",
+        "outcomes",
+        "paused_until",
+        "posts",
+        "unsettled",
+        "wake",
     )  # fmt: skip
 
     def __init__(
         self,
         address: Address,
         kind: Kind,
+        *,
         now: float,
         deadline: float,
         judge: Judge | None,

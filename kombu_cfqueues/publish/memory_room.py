@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Final, Protocol
 
@@ -105,7 +105,7 @@ class MemoryRoom:
                 self._line_of(item)[item] = None
         return None
 
-    def outcomes(self) -> Outcomes:
+    def outcomes(self, *, until: float) -> Outcomes:
         """See `WaitingRoom.outcomes`; nobody else has a say here."""
         return Outcomes({}, bool(self._singles or self._bulk))
 
@@ -182,7 +182,7 @@ class MemoryRoom:
     def _line_of(self, item: Item) -> _Line:
         return self._bulk if item.kind is Kind.BULK else self._singles
 
-    def _eligible(self, items: Iterable[Item], terms: ClaimTerms, now: float) -> Iterable[Item]:
+    def _eligible(self, items: Iterable[Item], terms: ClaimTerms, now: float) -> Iterator[Item]:
         must_last = now + terms.request_seconds
         return (
             item

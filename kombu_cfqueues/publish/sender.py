@@ -61,7 +61,7 @@ Tell: TypeAlias = Callable[[Settled], None]
 
 
 def verdict_of(error: CFQueuesError) -> Verdict:
-    """Return what *error* says of the messages in a request, for all who have nowhere else to go."""
+    """Return what *error* says of the messages in a request, if they can go nowhere else."""
     if isinstance(error, TransientError):
         return Verdict.NOT_NOW
     if isinstance(error, (InvalidMessage, MessageTooLarge)):
@@ -275,7 +275,7 @@ class Sender:
         while True:
             try:
                 return self._room.settle(claim, outcome, until=give_up_at)
-            except (SpoolFull, SpoolUnavailable, RoomBusy) as error:
+            except (SpoolFull, SpoolUnavailable, RoomBusy) as error:  # noqa: PERF203  it is seldom
                 left = give_up_at - self._clock.monotonic()
                 if left <= 0:
                     logger.error(
@@ -318,8 +318,8 @@ def _told(settled: Settled) -> Settled:
     told: dict[Item, CFQueuesError | None] = {}
     for item, error in settled.items():
         if item.owned_here:
-            if error is not None and item.uncertain and error.delivered != "unknown":
-                error = copy_of(error)
-                error.delivered = "unknown"
             told[item] = error
+            if error is not None and item.uncertain and error.delivered != "unknown":
+                told[item] = copy = copy_of(error)
+                copy.delivered = "unknown"
     return told

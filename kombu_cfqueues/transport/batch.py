@@ -16,7 +16,7 @@ from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
 from ..runtime.fork import renew_in_child
-from ..spool.intake import Spooled
+from ..spool import Place, Spooled
 from .session import Session
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class BatchChannel(Protocol):
     ) -> list[CFQueuesError | None]:
         """Publish messages to one queue; return why each was not accepted, or None."""
 
-    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
+    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
         """Put messages on this machine's disk, all or none."""
 
 

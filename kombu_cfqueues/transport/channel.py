@@ -25,7 +25,7 @@ from ..errors import (
     TransientError,
 )
 from ..publish.reentrancy import no_reentry
-from ..spool.intake import Spooled
+from ..spool import Place, Spooled
 from .batch import PublishBatch
 from .consumer import ConsumingChannel, is_control_name
 
@@ -92,7 +92,7 @@ class Channel(ConsumingChannel):
         confirm_timeout: float | None = None,
         publish_batch: PublishBatch | None = None,
         **_: Any,
-    ) -> list[int]:
+    ) -> list[Place]:
         """Publish to one queue; return what was spooled for it."""
         if is_control_name(queue):
             return []  # remote control and events need fanout: they cost no request, do nothing
@@ -136,18 +136,18 @@ class Channel(ConsumingChannel):
             raise error
         return Spooled(address, packed, envelope.expires(message))
 
-    def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[int]:
+    def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[Place]:
         if publish_batch is None:
             return self._spool_all([spooled])
         publish_batch.add_spooled(spooled)
         return []
 
-    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
+    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
         """Put messages on this machine's disk, all or none; return their rows there."""
         with no_reentry:
             return self._spool_all(messages)
 
-    def _spool_all(self, messages: Sequence[Spooled]) -> list[int]:
+    def _spool_all(self, messages: Sequence[Spooled]) -> list[Place]:
         max_bytes = self.session.options.spool_max_bytes
         return self.session.account.publisher.spool(messages, max_bytes=max_bytes)
 
