@@ -122,7 +122,7 @@ def _warn_of_difference(name: str, now: object, first: object) -> None:
 def open_spool(options: Options) -> Spool:
     """Return the spool of an account on this machine; its file is opened when it is used."""
     rate = options.request_rate
-    return Spool(
+    return Spool.open(
         options.base_url,
         options.account_id,
         None if rate is None else Limit(rate, options.request_burst),

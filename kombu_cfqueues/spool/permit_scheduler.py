@@ -140,6 +140,40 @@ def next_turn(turns: list[Turn], last: Kind | None) -> Turn | None:
     return turns[0] if turns else None
 
 
+def permits_before(
+    connection: sqlite3.Connection, line: list[Turn], message: int, last: Kind | None, now: float
+) -> int:
+    """Return how many permits are others' before *message* may have one.
+
+    Args:
+        connection: The file.
+        line: Who waits: what `waiting` returns.
+        message: A row; of a message, or of an admin request.
+        last: Who had the last permit.
+        now: The monotonic clock.
+    """
+    messages = [turn for turn in line if turn.queue is not None]
+    older = sum(turn.message < message for turn in messages)
+    admin, admin_older, lookups, lookups_older = connection.execute(
+        "SELECT count(*) FILTER (WHERE kind = :admin), "
+        "count(*) FILTER (WHERE kind = :admin AND id < :id), "
+        "count(*) FILTER (WHERE kind = :lookup), "
+        "count(*) FILTER (WHERE kind = :lookup AND id < :id) "
+        "FROM message WHERE state = 0 AND queue IS NULL AND deadline > :now AND id != :id",
+        {"admin": Kind.ADMIN, "lookup": Kind.LOOKUP, "id": message, "now": now},
+    ).fetchone()
+    if _is_admin(connection, message):
+        # One of the others goes before each admin request, as long as there are others.
+        others = lookups + len(messages)
+        return int(admin_older + min(others, admin_older + (last is Kind.ADMIN)))
+    return int(older + lookups_older + (admin > 0 and last is not Kind.ADMIN))
+
+
+def _is_admin(connection: sqlite3.Connection, message: int) -> bool:
+    found = connection.execute("SELECT kind FROM message WHERE id = ?", (message,)).fetchone()
+    return bool(found and found[0] == Kind.ADMIN)
+
+
 def requests_before(connection: sqlite3.Connection, message: int, now: float) -> int:
     """Return how many admin requests wait for longer than *message*."""
     (count,) = connection.execute(

@@ -194,10 +194,10 @@ class Permits:
         line = scheduler.waiting(connection, Eligible(now))
         if place is None:
             return None if not line and bucket.tokens >= 1 else Wait(None)
-        before = scheduler.requests_before(connection, place, now)
-        before += sum(turn.message < place for turn in line if turn.queue is not None)
+        last = last_kind(connection)
+        before = scheduler.permits_before(connection, line, place, last, now)
         if bucket.tokens >= 1:
-            first = scheduler.next_turn(line, last_kind(connection))
+            first = scheduler.next_turn(line, last)
             if (
                 first is None
                 or first.message == place

@@ -8,7 +8,6 @@ from pathlib import Path
 from ..envelope import Address
 from ..errors import CFQueuesError
 from ..rate_limit import Limit
-from ..runtime.clock import Clock
 from .election import Election
 from .file import File
 from .listing import Allowed, Listing, QueueState, Refused
@@ -28,20 +27,24 @@ class Spool:
     `SpoolFull` if the disk is full.
 
     Args:
-        base_url: Where the API is; with *account_id* it chooses the file.
-        account_id: The account.
-        limit: The request allowance; None: none.
-        token: Returns the API token, whose hash chooses the allowance.
-        spool_dir: The option.
-        post_seconds: How long one request takes at most.
-        clock: Time and waiting.
+        file: Where it is.
+        claim_seconds: After this long a claim is anybody's, although its process lives.
     """
 
     available = AVAILABLE
     """Whether this system has the locks that a spool needs; Windows has not."""
 
-    def __init__(
-        self,
+    def __init__(self, file: File, claim_seconds: float) -> None:
+        self._file = file
+        self._messages = MessageTable(file)
+        self._election = Election(file)
+        self._listing = Listing(file)
+        self.room = SpoolRoom(file, claim_seconds)
+        """Where the messages wait for their requests."""
+
+    @classmethod
+    def open(
+        cls,
         base_url: str,
         account_id: str,
         limit: Limit | None,
@@ -49,15 +52,19 @@ class Spool:
         *,
         spool_dir: str | None = None,
         post_seconds: float = 15.0,
-        clock: Clock | None = None,
-    ) -> None:
-        self._file = File(base_url, account_id, limit, token, spool_dir=spool_dir, clock=clock)
-        self._messages = MessageTable(self._file)
-        self._election = Election(self._file)
-        self._listing = Listing(self._file)
-        self._limit = limit
-        self.room = SpoolRoom(self._file, post_seconds + CLAIM_RESERVE_SECONDS)
-        """Where the messages wait for their requests."""
+    ) -> Spool:
+        """Return the spool of an account; its file is opened when it is used.
+
+        Args:
+            base_url: Where the API is; with *account_id* it chooses the file.
+            account_id: The account.
+            limit: The request allowance; None: none.
+            token: Returns the API token, whose hash chooses the allowance.
+            spool_dir: The option.
+            post_seconds: How long one request takes at most.
+        """
+        file = File(base_url, account_id, limit, token, spool_dir=spool_dir)
+        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS)
 
     @property
     def path(self) -> Path:

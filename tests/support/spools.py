@@ -8,11 +8,10 @@ from math import inf
 from kombu_cfqueues.envelope import Address, Packed
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.clock import Clock
-from kombu_cfqueues.spool.election import Election
 from kombu_cfqueues.spool.file import File
-from kombu_cfqueues.spool.message_table import MessageTable, Spooled
-from kombu_cfqueues.spool.room import SpoolRoom
+from kombu_cfqueues.spool.message_table import Spooled
 from kombu_cfqueues.spool.shared_budget import Permits
+from kombu_cfqueues.spool.spool import Spool
 from kombu_cfqueues.waiting_room import Claim, ClaimOutcome, ClaimTerms, Item, Kind, Wait
 
 BASE_URL = "http://127.0.0.1:1/client/v4"
@@ -48,9 +47,8 @@ class Peer:
             clock=clock,
             boot=lambda: boot,
         )
-        self.room = SpoolRoom(self.file, CLAIM_SECONDS)
-        self.messages = MessageTable(self.file)
-        self.election = Election(self.file)
+        self.spool_ = Spool(self.file, CLAIM_SECONDS)
+        self.room = self.spool_.room
         self.permits = Permits(self.file)
         self.numbers = numbers(1)
 
@@ -81,7 +79,7 @@ class Peer:
     def spool(self, text="x", *, queue="jobs", count=1, expires=None, max_bytes=1 << 30, **given):
         """Keep messages; return their rows."""
         messages = [Spooled(Address(queue), packed(text), expires)] * count
-        return self.messages.spool(messages, max_bytes=max_bytes, **given)
+        return self.spool_.keep(messages, max_bytes=max_bytes, **given)
 
     def try_claim(self, **given) -> Claim | Wait:
         """Claim what is to be had now."""
