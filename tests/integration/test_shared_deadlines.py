@@ -1,0 +1,110 @@
+"""Callers who have different time left share requests, and each gets what its own time allows."""
+
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+from kombu import Connection
+from support.processes import eventually
+from support.publishers import Publisher, held
+from support.scripted import Api, ScriptedServer, Step
+
+from kombu_cfqueues import errors
+from kombu_cfqueues.emulator import Emulator
+
+LATENCY = 0.15
+"""Seconds that the healthy server of the first tests takes."""
+
+INTERVAL = 0.5
+"""Seconds between two permits there."""
+
+ROUNDS = 6
+FELLOWS = 9
+"""Callers with plenty of time in each round."""
+
+
+@pytest.fixture
+def server():
+    with Emulator(latency=LATENCY) as emulator:
+        emulator.create_queue("jobs")
+        yield emulator
+
+
+def arrivals(server) -> Counter:
+    return Counter(json.loads(json.loads(m.body)["body"]) for m in server.messages("jobs"))
+
+
+class Callers:
+    """Threads that publish, each a message with a time-out of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._threads: list[threading.Thread] = []
+        self.told: dict[str, str] = {}
+
+    def publish(self, body: str, timeout: float) -> None:
+        thread = threading.Thread(target=self._publish, args=(body, timeout))
+        self._threads.append(thread)
+        thread.start()
+
+    def _publish(self, body: str, timeout: float) -> None:
+        producer = self._connection.clone().Producer()
+        try:
+            producer.publish(body, routing_key="jobs", serializer="json", timeout=timeout)
+        except errors.CFQueuesError as error:
+            self.told[body] = error.delivered
+        else:
+            self.told[body] = "returned"
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("scope", ["process", "host"])
+def test_a_caller_whose_time_runs_out_does_not_cut_the_request_of_nine_others(
+    server, tmp_path, scope
+):
+    """A healthy server and nobody impatient but one: nothing arrives twice, nothing is unclear.
+
+    The impatient caller is the first who waits, and the permit comes 20 to 100 ms before its
+    deadline, where an answer takes 150.
+    """
+    seed = 14
+    chance = random.Random(seed)
+    options = {
+        "request_rate": 1 / INTERVAL,
+        "request_burst": 1,
+        "budget_scope": scope,
+        "spool_dir": str(tmp_path / "spool"),
+        "queues": {"jobs": server.queue_id("jobs")},
+    }
+    with Connection(server.broker_url, transport_options=options) as connection:
+        callers = Callers(connection)
+        producer = connection.Producer()
+        for number in range(ROUNDS):
+            producer.publish(f"first {number}", routing_key="jobs", serializer="json", timeout=15)
+            # Its request took the permit a moment before it came to the server.
+            next_permit = server.requests.of("push", "batch")[-1].time + INTERVAL
+            left = next_permit - time.time()
+            callers.publish(f"impatient {number}", max(0.01, left + chance.uniform(0.02, 0.1)))
+            time.sleep(0.03)  # so that it is the first
+            for fellow in range(FELLOWS):
+                callers.publish(f"patient {number}-{fellow}", 15)
+            callers.join()
+    found, told = arrivals(server), callers.told
+    twice = [body for body, count in found.items() if count > 1]
+    unclear = [body for body, answer in told.items() if answer == "unknown"]
+    sums = (
+        f"seed {seed}: of {len(told)} messages {len(twice)} arrived twice, and {len(unclear)} "
+        f"ended as unknown, of which {len({*unclear} & {*found})} arrived"
+    )
+    assert not twice, sums
+    assert not unclear, sums
+    late = [body for body, answer in told.items() if answer != "returned" and "patient " in body]
+    assert {body for body in late if body.startswith("patient")} == set()
+    assert not {body for body, answer in told.items() if answer == "no"} & {*found}
