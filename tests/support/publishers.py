@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any, NamedTuple
 
 from support.processes import ROOT, Script
@@ -230,6 +230,6 @@ def held(url: str, spool_dir: str) -> dict[str, int]:
     return counts
 
 
-def texts(messages: Iterator[str | bytes]) -> list[str]:
-    """The bodies in Kombu's envelopes."""
-    return [json.loads(json.loads(message)["body"]) for message in messages]
+def arrivals(server: Any, queue: str = "jobs") -> Counter[str]:
+    """The messages in a queue of the emulator, and how often each one is there."""
+    return Counter(json.loads(json.loads(m.body)["body"]) for m in server.messages(queue))
