@@ -71,6 +71,16 @@ COMMANDS = """
                              for body, p in promises.items()}, "", 0)
             continue
         connection = connection_for(order["mode"])
+        if order["do"] == "fork":
+            child = os.fork()
+            if not child:
+                for body in order["bodies"]:
+                    connection.Producer().publish(
+                        body, routing_key=order["queue"], serializer="json")
+                os.kill(os.getpid(), 9)
+            os.waitpid(child, 0)
+            say("forked", "", "", 0)
+            continue
         if order["do"] == "batch":
             work = [(publish_batch, order["bodies"])]
         else:
@@ -166,6 +176,13 @@ class Publisher:
             do="batch", bodies=bodies, queue=queue, mode=mode or self._mode, one_thread=False,
             given={},
         )  # fmt: skip
+
+    def fork_and_spool(self, *bodies: str, queue: str = "jobs") -> None:
+        """Let a child publish these and kill itself; return once it is dead."""
+        self._order(do="fork", bodies=bodies, queue=queue, mode=self._mode)
+        said = self._lines.get(timeout=60)
+        assert said is not None
+        assert said[0] == "forked", said
 
     def outcomes(self, count: int, seconds: float = 60.0) -> dict[str, Outcome]:
         """Wait for so many outcomes, by body; fewer, if they do not come within *seconds*."""
