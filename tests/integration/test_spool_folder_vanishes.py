@@ -104,11 +104,16 @@ def test_publishing_goes_on_whichever_piece_of_the_folder_vanishes(server, optio
         pieces = sorted(piece.name for piece in folder.iterdir())
         assert pieces
         for piece in pieces:
+            time.sleep(0.6)  # what is looked at twice a second is looked at again
             remove(folder / piece)
             publish(piece)
+        time.sleep(0.6)
         empty(folder)
         publish("everything")
         remove(folder)
+        publisher.publish("perhaps refused")  # as long as it is by an error of this package
+        refused = publisher.outcomes(1)["perhaps refused"]
+        assert refused.told != "bug", refused.text
         publish("the folder itself")
     assert wrong == {}
 
@@ -147,6 +152,9 @@ def test_pieces_that_vanish_all_the_time_end_no_process_s_publishing(server, opt
         foreign = {o.text for outcomes in told for o in outcomes.values() if o.told == "bug"}
         assert not foreign, f"seed {seed}"
         assert [len(outcomes) for outcomes in told] == [60] * 3, f"seed {seed}: some never return"
+        for publisher in publishers:  # the first who finds the folder gone may be refused
+            publisher.publish("perhaps refused")
+            assert publisher.outcomes(1, 10)["perhaps refused"].told != "bug", f"seed {seed}"
         after = [f"after {name}" for name in range(3)]
         for body, publisher in zip(after, publishers, strict=True):
             publisher.publish(body)
