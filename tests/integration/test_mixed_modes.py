@@ -75,9 +75,11 @@ def test_a_confirmed_publish_beside_a_backlog_of_the_same_process_hears_that_it_
 ):
     """Whichever of its threads carries a message, the caller gets the answer, and gets it soon."""
     with busy_publisher(server, mixed) as publisher:
-        in_waves(
-            server, 4, lambda n: publisher.publish(*(f"paid {n}-{m}" for m in range(3)), mode="confirm")
-        )  # fmt: skip
+
+        def publish(wave):
+            publisher.publish(*(f"paid {wave}-{m}" for m in range(3)), mode="confirm")
+
+        in_waves(server, 4, publish)
         outcomes = publisher.outcomes(12, 15)
         arrived = bodies(server)
     assert len(outcomes) == 12
@@ -104,9 +106,9 @@ def test_a_confirmed_batch_beside_a_backlog_of_the_same_process_hears_that_it_ar
 
 def test_a_confirmed_message_that_is_refused_beside_a_backlog_raises_the_refusal(server, mixed):
     """What is wrong with the message is what its caller is told, not that time ran out."""
-    server.faults.refuse_messages(lambda body: "bad" in body)
+    server.faults.refuse_messages(lambda body: "unwanted" in body)
     with busy_publisher(server, mixed) as publisher:
-        in_waves(server, 3, lambda n: publisher.publish(f"bad {n}", mode="confirm"))
+        in_waves(server, 3, lambda n: publisher.publish(f"unwanted {n}", mode="confirm"))
         outcomes = publisher.outcomes(3, 15)
     assert len(outcomes) == 3
     told = {body: outcome.text.partition(":")[0] for body, outcome in outcomes.items()}

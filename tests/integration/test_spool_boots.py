@@ -26,7 +26,7 @@ def server():
 @pytest.fixture
 def options(server, tmp_path):
     return {
-        "request_rate": 0.2,
+        "request_rate": 0.125,
         "request_burst": 5,
         "spool_dir": str(tmp_path / "spool"),
         "queues": {"jobs": server.queue_id("jobs")},
@@ -53,7 +53,7 @@ def test_a_container_that_starts_deletes_nothing_that_another_one_waits_for(serv
         assert eventually(lambda: held(*place)["confirmed"] == 5)
         second.publish("of the second", one_thread=True)
         assert second.outcomes(1)["of the second"].told == "returned"
-        outcomes = first.outcomes(5, 16)
+        outcomes = first.outcomes(5, 18)
         arrived = arrivals(server)
     lost = [body for body in waiting if body not in arrived]
     assert not lost, f"{len(lost)} of 5 waiting publishes were deleted"
@@ -62,7 +62,7 @@ def test_a_container_that_starts_deletes_nothing_that_another_one_waits_for(serv
 
 def test_containers_that_start_all_the_time_delete_nothing_of_each_other(server, options):
     """Three containers publish, and start processes: each message arrives, and its caller hears."""
-    options = options | {"request_rate": 3.0}
+    options = options | {"request_rate": 1.5}
     with contextlib.ExitStack() as stack:
         bodies, publishers = [], []
         for number in range(6):
@@ -71,7 +71,7 @@ def test_containers_that_start_all_the_time_delete_nothing_of_each_other(server,
             publishers.append(publisher)
             mine = [f"{boot} {number}-{n}" for n in range(4)]
             bodies += mine
-            publisher.publish(*mine, timeout=8, one_thread=True)
+            publisher.publish(*mine, timeout=6, one_thread=True)
         told = {}
         for publisher in publishers:
             told |= publisher.outcomes(4, 16)

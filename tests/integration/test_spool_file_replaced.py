@@ -126,16 +126,16 @@ def test_an_admin_request_that_gives_up_deletes_no_message_of_a_newer_file(serve
     with (
         Publisher(server.broker_url, slow) as confirming,  # connecting takes the only permit
         Publisher(server.broker_url, slow | {"publish_mode": "spool"}) as spooling,
+        server.outage(),
     ):
-        with server.outage():
-            confirming.publish("asks for its queue", queue="unknown")
-            time.sleep(1)  # nothing shows from outside that a look-up waits
-            remove(the_file(options))
-            spooling.publish(*kept, one_thread=True)
-            accepted = spooling.outcomes(3)
-            assert {outcome.told for outcome in accepted.values()} == {"returned"}
-            assert len(confirming.outcomes(1, 20)) == 1
-            [found] = [held(server.broker_url, options["spool_dir"])]
+        confirming.publish("asks for its queue", queue="unknown")
+        time.sleep(1)  # nothing shows from outside that a look-up waits
+        remove(the_file(options))
+        spooling.publish(*kept, one_thread=True)
+        accepted = spooling.outcomes(3)
+        assert {outcome.told for outcome in accepted.values()} == {"returned"}
+        assert len(confirming.outcomes(1, 20)) == 1
+        found = held(server.broker_url, options["spool_dir"])
     assert found["waiting"] + found["sending"] == 3, "an accepted message was deleted"
 
 

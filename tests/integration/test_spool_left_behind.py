@@ -57,19 +57,16 @@ def test_what_killed_processes_have_spooled_is_delivered_by_an_idle_one(server, 
     """``kill -9`` of eight in an outage: what they have spooled waits for no further publish."""
     left = [f"left {number}" for number in range(8)]
     with idle_process(server, options):
-        with server.outage(), contextlib.ExitStack() as stack:
+        with server.outage(), Publisher(server.broker_url, options) as server_of_eight:
             for body in left:
-                victim = stack.enter_context(Publisher(server.broker_url, options))
-                spool(victim, body)
-                victim.kill()
+                server_of_eight.fork_and_spool(body)
+            server_of_eight.kill()
         eventually(lambda: {*left} <= {*arrivals(server)}, SECONDS)
         waiting = [body for body in left if body not in arrivals(server)]
     assert not waiting, f"{len(waiting)} of 8 wait, beside a process that lives"
 
 
-def test_what_a_process_was_sending_when_it_was_killed_is_delivered_by_an_idle_one(
-    server, options
-):
+def test_what_a_process_was_sending_when_it_was_killed_is_delivered_by_an_idle_one(server, options):
     """The kernel tells that it is dead; somebody has to ask."""
     with idle_process(server, options):
         fault = server.faults.hang("push", "batch")
@@ -94,14 +91,14 @@ def test_what_is_left_by_a_process_that_ended_in_an_outage_is_delivered_by_an_id
 
 def test_what_the_spool_command_lets_wait_again_is_delivered_by_an_idle_process(server, options):
     """``cfqueues spool retry`` says that the messages are sent again, so they are."""
-    server.faults.refuse_messages(lambda body: "bad" in body)
+    server.faults.refuse_messages(lambda body: "unwanted" in body)
     place = server.broker_url, options["spool_dir"]
     with idle_process(server, options) as publisher:
-        spool(publisher, "bad")
+        spool(publisher, "unwanted")
         assert eventually(lambda: held(*place)["refused"] == 1)
         server.faults.clear()
         assert json.loads(spool_command(*place, "retry", "--all", "--json")) == {"retried": 1}
-        assert eventually(lambda: arrivals(server)["bad"], SECONDS), "it waits"
+        assert eventually(lambda: arrivals(server)["unwanted"], SECONDS), "it waits"
 
 
 def test_what_a_killed_child_has_spooled_is_delivered_by_its_idle_parent(server, options):

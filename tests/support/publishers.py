@@ -171,7 +171,7 @@ class Publisher:
         )
 
     def publish_batch(self, *bodies: str, queue: str = "jobs", mode: str = "") -> None:
-        """Begin to publish these in a ``Producer.batch()``; its outcome has the first one's name."""
+        """Begin to publish these in a ``Producer.batch()``; the outcome is by the first."""
         self._order(
             do="batch", bodies=bodies, queue=queue, mode=mode or self._mode, one_thread=False,
             given={},
