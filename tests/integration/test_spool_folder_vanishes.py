@@ -162,7 +162,7 @@ def test_pieces_that_vanish_all_the_time_end_no_process_s_publishing(server, opt
         for body, publisher in zip(after, publishers, strict=True):
             publisher.publish(body)
             assert publisher.outcomes(1, 10)[body].told == "returned", f"seed {seed}"
-        assert not missing(server, after), f"seed {seed}"
+        assert not missing(server, after, 12), f"seed {seed}"
 
 
 def test_the_relay_goes_on_after_the_folder_was_emptied(server, options):
