@@ -161,7 +161,8 @@ def test_pieces_that_vanish_all_the_time_end_no_process_s_publishing(server, opt
         after = [f"after {name}" for name in range(3)]
         for body, publisher in zip(after, publishers, strict=True):
             publisher.publish(body)
-            assert publisher.outcomes(1, 10)[body].told == "returned", f"seed {seed}"
+            outcome = publisher.outcomes(1, 10)[body]
+            assert outcome.told == "returned", f"seed {seed}: {outcome.text}"
         assert not missing(server, after, 12), f"seed {seed}"
 
 

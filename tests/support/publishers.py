@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from typing import Any, NamedTuple
+from unittest import mock
 
-from support.processes import ROOT, Script
+import pytest
+from support.processes import Script
+
+from kombu_cfqueues.cli import main
 
 COMMANDS = """
     import threading
@@ -222,20 +227,22 @@ class Publisher:
 
 
 def spool_command(url: str, spool_dir: str, *arguments: str) -> str:
-    """What ``cfqueues spool`` prints about this folder."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()"),
-            *("spool", "--spool-dir", spool_dir, *arguments),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What ``cfqueues spool`` prints about this folder.
+
+    In this process: where a test waits for what the spool holds, a new process each time it looks
+    would come too late.
+    """
+    words = ["cfqueues", "spool", "--spool-dir", spool_dir, *arguments]
+    said = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, {"CFQUEUES_BROKER_URL": url}),
+        contextlib.redirect_stdout(said),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert not ended.value.code, said.getvalue()
+    return said.getvalue()
 
 
 def held(url: str, spool_dir: str) -> dict[str, int]:
