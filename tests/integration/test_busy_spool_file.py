@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from kombu import Connection
-from support.processes import Script, eventually
+from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.emulator import Emulator
@@ -162,6 +165,41 @@ def test_the_first_publish_of_a_process_ends_in_time_while_the_file_is_busy(serv
             seconds = script.line()
             script.kill()
     assert seconds < 2 * 1.0 + SLACK
+
+
+def test_a_publish_that_waits_for_a_permit_ends_in_time_when_the_file_becomes_busy(server, limited):
+    """The permit would have come a second before its deadline, and nobody can take it."""
+    slow = limited | {"request_rate": 0.25, "request_burst": 1}
+    with Connection(server.broker_url, transport_options=slow) as connection:
+        connection.connect()  # which takes the one permit
+        producer = connection.Producer()
+        results = []
+        thread = threading.Thread(
+            target=lambda: results.append(attempt(producer, "late", timeout=5.0))
+        )
+        thread.start()
+        assert eventually(lambda: waiting_for_an_answer(server, slow), 20)
+        with Writer(slow):
+            thread.join()
+        [(error, seconds)] = results
+    assert isinstance(error, errors.PublishTimeout)
+    assert seconds < 5.0 + SLACK
+
+
+def waiting_for_an_answer(server, options) -> int:
+    """Messages whose publishers wait, as ``cfqueues spool --json`` says it."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()"),
+            *("spool", "--spool-dir", options["spool_dir"], "--json"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": server.broker_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return sum(queue["confirmed"] for queue in json.loads(done.stdout)["queues"])
 
 
 # -- what becomes of an answer that cannot be noted
