@@ -94,7 +94,7 @@ def test_processes_that_start_together_fail_no_publish(server, limited):
 
 def test_processes_that_start_do_not_push_aside_those_that_publish(server, limited):
     """A process that was there before publishes on, with at least every second permit."""
-    options = limited | {"publish_timeout": 15.0}
+    options = limited | {"publish_timeout": 15.0, "request_rate": 2.0}
     with (
         Connection(server.broker_url, transport_options=options) as connection,
         fleet(server, options, 24) as script,
@@ -104,16 +104,20 @@ def test_processes_that_start_do_not_push_aside_those_that_publish(server, limit
         script.line()
         server.requests.clear()
         script.go()
-        slowest = 0.0
-        for number in range(6):
+        while len(server.requests) < 7:  # what was saved up is spent, and all stand in line
+            time.sleep(0.01)
+        begun, slowest = len(server.requests), 0.0
+        for number in range(4):
             started = time.monotonic()
             producer.publish(number, routing_key="jobs", serializer="json")
             slowest = max(slowest, time.monotonic() - started)
-        asked = list(server.requests)
+        asked = list(server.requests)[begun:]
         script.kill()
-    # The next permit but one is never more than two intervals off; the rest is the machine's.
-    print(f"slowest: {slowest:.2f} s; {sum(map(is_post, asked))} of {len(asked)} were messages")
-    assert slowest < 2.0
+    posts = sum(map(is_post, asked))
+    print(f"slowest: {slowest:.2f} s; {posts} of {len(asked)} requests were messages")
+    # The next permit but one is never more than a second off; the rest is the machine's.
+    assert slowest < 3.0
+    assert 3 * posts >= len(asked)
 
 
 @pytest.fixture
