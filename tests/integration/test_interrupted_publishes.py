@@ -122,7 +122,7 @@ HARNESS = f"""
         \"\"\"End the process if the main thread stands still.\"\"\"
         before = None
         while True:
-            time.sleep(10)
+            time.sleep(PROMPT + 4)
             if now[0] is not None and now[0] is before:
                 say({{"stuck": str(now[0])}})
                 faulthandler.dump_traceback()

@@ -246,7 +246,7 @@ class Outage:
         self._timer.join()
 
 
-QUEUES = [f"queue-{number:02d}" for number in range(24)]
+QUEUES = [f"queue-{number:02d}" for number in range(48)]
 
 
 @pytest.mark.parametrize("seconds", [2.0, 4.0], ids=["2 of 5 s", "4 of 5 s"])
