@@ -165,7 +165,8 @@ def permits_before(
     if _is_admin(connection, message):
         # One of the others goes before each admin request, as long as there are others.
         others = lookups + len(messages)
-        return int(admin_older + min(others, admin_older + (last is Kind.ADMIN)))
+        between = min(others, admin_older + (last is Kind.ADMIN))
+        return int(admin_older + max(between, older + lookups_older))
     return int(older + lookups_older + (admin > 0 and last is not Kind.ADMIN))
 
 
