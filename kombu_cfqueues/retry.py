@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from .errors import CFQueuesError, TransientError
 from .metrics import metrics
@@ -62,23 +62,16 @@ class Backoff:
         return rng.uniform(0, self.ceiling_seconds)
 
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
+BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
+"""Pauses between the tries of a request that carries no message."""
+
+LAST_TRY_SECONDS: Final = 0.5
+"""How long before the last moment for a request a pause ends, so that one more try fits.  At most
+a tenth of a caller's whole time."""
 
 
 def _never(_: TransientError) -> bool:
     return False
-
-
-def pauses() -> Iterator[float]:
-    """Seconds to wait before each further try: exponential, with full jitter.
-
-    Without the jitter, all that failed together would come back together.
-    """
-    ceiling = FIRST_PAUSE
-    while True:
-        yield rng.uniform(0, ceiling)
-        ceiling = min(2 * ceiling, LONGEST_PAUSE)
 
 
 def until(
@@ -98,7 +91,9 @@ def until(
     What is raised has ``delivered="unknown"`` if any try was in doubt, unless *give_up* ended it.
     """
     in_doubt = False
-    for pause in pauses():  # pragma: no branch  (it never ends)
+    backoff, began = BACKOFF, time.monotonic()
+    while True:
+        started = time.monotonic()
         try:
             return call()
         except CFQueuesError as error:
@@ -107,11 +102,26 @@ def until(
             in_doubt = in_doubt or error.delivered == "unknown"
             if in_doubt:
                 error.delivered = "unknown"  # this try did not deliver; an earlier one may have
-            # Never without a pause: a server may well say 0, or a time that has passed.
-            wait = max(pause, error.retry_after or 0.0)
+            backoff = backoff.after_failure()
+            wait = _pause(error, backoff, began, started, deadline)
             # Compared this way round, a deadline that is NaN ends it as well.
             if not isinstance(error, TransientError) or not time.monotonic() + wait < deadline:
                 raise
             metrics.retried(error)
         time.sleep(wait)
-    raise AssertionError("pauses() has no end")
+
+
+def _pause(
+    error: CFQueuesError, backoff: Backoff, began: float, started: float, deadline: float
+) -> float:
+    """Return how long to wait before the next try, which must not be too late for an answer.
+
+    What the server asks for is not cut.
+    """
+    now = time.monotonic()
+    wait = backoff.pause_seconds()
+    margin = max(now - started, min(LAST_TRY_SECONDS, (deadline - began) / 10))
+    if started < deadline - margin:
+        wait = min(wait, max(0.0, deadline - margin - now))
+    # Never without a pause: a server may well say 0, or a time that has passed.
+    return max(wait, error.retry_after or 0.0)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
+from ..retry import LAST_TRY_SECONDS
 from ..runtime.clock import Clock, Lock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -50,10 +51,6 @@ up on a slow answer, and the others would be sent twice."""
 
 ALIKE_SECONDS: Final = 1.0
 """Callers whose deadlines differ by less may share a request, whichever of them posts it."""
-
-LAST_TRY_SECONDS: Final = 0.5
-"""How long before the last moment for a request a pause ends, so that one more try fits.  At most
-a tenth of a caller's whole time."""
 
 JITTER_SECONDS: Final = 0.004
 """Processes that wait for the same permit wake at random within this time."""
@@ -394,10 +391,13 @@ class GroupCommit:
         return max(until, pause.asked_until)
 
     def _is_hopeless(self, caller: _Caller) -> bool:
-        """Whether a pause outlasts all that *caller* can do.  In a shared room others may post."""
-        if caller.is_late or self._room.shared:
+        """Whether a pause outlasts all that *caller* can do."""
+        pause = self.sender.pause
+        if caller.is_late or pause is None:
             return False
-        return self._resumes_at(caller) > self._last_moment(caller)
+        # In a shared room others may post, if only our own caution is in the way.
+        until = pause.asked_until if self._room.shared else self._resumes_at(caller)
+        return until > self._last_moment(caller)
 
     def _is_busy(self, caller: _Caller, now: float) -> bool:
         return caller.address.name in self._busy(caller, now)

@@ -76,7 +76,7 @@ def test_callers_whose_time_is_over_delete_no_message_of_a_newer_file(server, op
             assert {outcome.told for outcome in accepted.values()} == {"returned"}
             given_up = confirming.outcomes(5, 20)
             assert len(given_up) == 5
-        assert eventually(lambda: not held(server.broker_url, options["spool_dir"])["waiting"])
+        wait_until_held(server, options, waiting=0, sending=0)
         arrived = arrivals(server)
     lost = [body for body in kept if body not in arrived]
     assert not lost, f"{len(lost)} of 5 accepted messages were deleted: {lost}"
