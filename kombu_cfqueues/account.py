@@ -68,7 +68,8 @@ class Account:
             read_timeout=options.read_timeout,
             gate=self.budget,
         )
-        self.directory = Directory(self.client)
+        shares = isinstance(self.budget, SharedBudget) and spool is not None
+        self.directory = Directory(self.client, spool.facts if shares and spool else None)
         self.publisher = Publisher(self.client, self.directory, self.budget, options, spool)
         self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 

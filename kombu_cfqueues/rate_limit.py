@@ -10,6 +10,7 @@ for the threads of a process; kept in a file, it serves the processes of a machi
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -170,7 +171,12 @@ class Budget:
         self._allowance = self._allowance._replace(tokens=tokens)
 
     def acquire(
-        self, deadline: float, *, queue: str | None = None, for_message: bool = False
+        self,
+        deadline: float,
+        *,
+        queue: str | None = None,
+        for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
     ) -> None:
         """Block until one more request may leave.
 
@@ -179,6 +185,8 @@ class Budget:
             queue: Where the request publishes to; None for every other call.
             for_message: Whether a message waits for the answer.  In one process first come, first
                 served is fair enough, so it makes no difference here.
+            is_known: Whether another process has found out what the request asks for.  A process
+                alone has no others.
 
         Raises:
             RateLimited: As soon as it is known that the wait would pass *deadline*.  Nothing is

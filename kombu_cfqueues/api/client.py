@@ -14,7 +14,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -99,10 +99,17 @@ class Settled(NamedTuple):
 class Gate(Protocol):
     """The request allowance, as far as a client needs it."""
 
-    def acquire(self, deadline: float, *, for_message: bool = False) -> None:
+    def acquire(
+        self,
+        deadline: float,
+        *,
+        for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
+    ) -> None:
         """Block until one more request may leave; raise if that would pass *deadline*.
 
-        A request that is made *for_message* ranks as the message that waits for it.
+        A request that is made *for_message* ranks as the message that waits for it.  Raises
+        `Unneeded` as soon as what it asks for *is_known* to another process.
         """
 
     def observe(self, ratelimit: str | None) -> None:
@@ -172,13 +179,25 @@ class Client:
 
     # Queues
 
-    def list_queues(self, *, page: int = 1, name: str | None = None, deadline: float) -> QueuePage:
+    def list_queues(
+        self,
+        *,
+        page: int = 1,
+        name: str | None = None,
+        deadline: float,
+        is_known: Callable[[], bool] | None = None,
+    ) -> QueuePage:
         """One page of the account's queues.
 
         Args:
             page: The page, from 1.
             name: Ask for queues of this name only.  The server may ignore it.
             deadline: When to give up.
+            is_known: Whether another process has the answer already, asked while this one waits
+                for its permit.
+
+        Raises:
+            Unneeded: It has.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         doing = "listing the queues" if name is None else f"looking up queue {name!r}"
@@ -189,6 +208,7 @@ class Client:
             deadline=deadline,
             whole=True,
             for_message=name is not None,
+            is_known=is_known,
         )
         result = envelope.get("result")
         queues = [queue for entry in _dicts(result) if (queue := self._queue(entry))]
@@ -381,8 +401,9 @@ class Client:
         deadline: float,
         whole: bool = False,
         for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
     ) -> Any:
-        self._gate.acquire(deadline, for_message=for_message)
+        self._gate.acquire(deadline, for_message=for_message, is_known=is_known)
         data = None if body is None else json.dumps(body).encode()
         try:
             with metrics.request("admin"):

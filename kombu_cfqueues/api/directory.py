@@ -25,11 +25,13 @@ from ..errors import (
     PullNotEnabled,
     QueueNameConflict,
     QueueNotFound,
+    RateLimited,
     TransientError,
     copy_of,
 )
 from ..options import Options
 from ..runtime.fork import renew_in_child
+from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client, Queue
 
 T = TypeVar("T")
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 #: A refusal that took longer to come than the first holds, unasked, for the second.
 SLOW_REFUSAL_SECONDS = 0.1
 REFUSAL_HOLDS_SECONDS = 1.5
+
+#: A question that is overdue by this much is taken for lost, and asked again.
+LATE_SECONDS = 1.0
 
 #: Hex digits that close a shortened name: one chance in 4 billion that two names meet.
 HASH_DIGITS = 8
@@ -95,10 +100,12 @@ class Directory:
 
     Args:
         client: Where to ask.
+        facts: What other processes of the machine know; None: they tell nothing.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, facts: SharedFacts | None = None) -> None:
         self._client = client
+        self._facts = facts
         self._queues: dict[str, Queue] = {}  # by name at Cloudflare
         self._meanings: dict[str, str] = {}  # name at Cloudflare -> the Kombu name that uses it
         self._pull_consumers: dict[str, PullConsumer] = {}  # by queue id
@@ -139,8 +146,18 @@ class Directory:
             raise copy.copy(self._refusal)
         asked = time.monotonic()
         try:
-            page = self._client.list_queues(deadline=deadline)
+            is_known = None if self._facts is None else self._facts.token_works
+            page = self._client.list_queues(deadline=deadline, is_known=is_known)
+        except Unneeded:
+            self._connected = True  # as another process has: that is all that it would learn
+            return True
         except TransientError as error:
+            if isinstance(error, RateLimited) and error.status is None:
+                # Not the server's word: other processes use up the allowance, so it works.
+                logger.debug(
+                    "connecting without a question, for which there was no permit: %s", error
+                )
+                return True
             if time.monotonic() - asked > SLOW_REFUSAL_SECONDS:
                 # Kombu connects again at once, three times and more, and one publish would wait
                 # for as many timeouts in a row.
@@ -149,6 +166,8 @@ class Directory:
             raise
         self._learn(page.queues)
         self._connected = True
+        if self._facts is not None:
+            self._facts.note_token(works=True)
         return True
 
     def doubt(self) -> None:
@@ -269,6 +288,8 @@ class Directory:
             # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
                 del self._queues[address.name]
+        if self._facts is not None:
+            self._facts.forget_queue(address.name)
 
     def enable_pull(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
         """Make sure that the queue can be pulled over HTTP; up to two requests a process.
@@ -352,7 +373,11 @@ class Directory:
     def _ask(self, title: str, deadline: float, *, create: bool) -> Queue | None:
         def ask() -> Queue | None:
             found = self._look_up(title, deadline)
-            return self._create(title, deadline) if found is None and create else found
+            if found is None and create:
+                found = self._create(title, deadline)
+            if found is not None and self._facts is not None:
+                self._facts.note_queue(title, KnownQueue(found.id, found.retention_seconds))
+            return found
 
         return self._once(
             (title, create),
@@ -382,11 +407,14 @@ class Directory:
                 if found is not None:
                     return found
                 other = self._asking.get(key)
+                # A thread that was interrupted at the wrong moment never answers.
+                if other is not None and other.until < time.monotonic():
+                    other = None
                 if other is None:
-                    mine = self._asking[key] = _Asking()
+                    mine = self._asking[key] = _Asking(deadline)
             if other is None:
                 return self._answer(key, mine, ask)
-            if not other.over.wait(max(0.0, deadline - time.monotonic())):
+            if not other.wait(deadline - time.monotonic()):
                 raise ConnectionFailed(f"{doing} took too long")
             if other.refusal is not None:
                 raise copy_of(other.refusal)
@@ -404,14 +432,23 @@ class Directory:
             return answer
         finally:
             with self._lock:
-                del self._asking[key]
-            asking.over.set()
+                if self._asking.get(key) is asking:
+                    del self._asking[key]
+            asking.end()
 
     def _look_up(self, title: str, deadline: float, *, any_case: bool = False) -> Queue | None:
         """Page through the queues until one has that name: the filter may be ignored."""
         seen: set[str] = set()
         for page_number in itertools.count(1):
-            page = self._client.list_queues(page=page_number, name=title, deadline=deadline)
+            try:
+                page = self._client.list_queues(
+                    page=page_number,
+                    name=title,
+                    deadline=deadline,
+                    is_known=None if self._facts is None else lambda: self._is_known(title),
+                )
+            except Unneeded:
+                return self._queues.get(title)
             self._learn(page.queues)
             for queue in page.queues:
                 if queue.name == title or (any_case and queue.name.lower() == title.lower()):
@@ -422,6 +459,16 @@ class Directory:
                 break
             seen |= new
         return None
+
+    def _is_known(self, title: str) -> bool:
+        """Whether another process of the machine has looked *title* up; then learn of it."""
+        known = None if self._facts is None else self._facts.queue(title)
+        if known is None:
+            return False
+        with self._lock:
+            self._queues.setdefault(title, Queue(known.id, title, known.retention_seconds))
+        self._client.remember_name(known.id, title)
+        return True
 
     def _create(self, title: str, deadline: float) -> Queue:
         try:
@@ -446,10 +493,26 @@ class Directory:
 class _Asking:
     """What one thread asks for, and what the others that wait for it may know of it."""
 
-    def __init__(self) -> None:
-        self.over = threading.Event()
+    def __init__(self, until: float) -> None:
+        self.until = until + LATE_SECONDS  # by then it is over, whatever became of the thread
         self.answers: list[Any] = []  # one, if it had one; it may be None
         self.refusal: PermanentError | None = None
+        # Locked until it is over.  Not an Event, whose inner lock would stay locked if a signal
+        # handler raised in the wrong moment.
+        self._asks = threading.Lock()
+        self._asks.acquire()
+
+    def end(self) -> None:
+        """Wake those who wait for the answer."""
+        if self._asks.locked():
+            self._asks.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether it is over, within *seconds*."""
+        over = self._asks.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX))
+        if over:
+            self._asks.release()
+        return over
 
 
 def _pull_consumer(queue: Queue, consumers: Sequence[Mapping[str, Any]]) -> PullConsumer | None:

@@ -140,6 +140,10 @@ class GroupCommit:
             return []
         return self._serve(address, messages, Kind.BULK, deadline, judge)
 
+    def catch_up(self) -> None:
+        """Say what became of earlier requests, if that could not be said at the time."""
+        self.sender.catch_up(self._tell)
+
     def post_backlog(self) -> Wait | None:
         """Post one request of what waits in the room, for nobody in particular.
 
@@ -260,6 +264,7 @@ class GroupCommit:
         """Look once for news and for a permit; post, or sleep until there can be some."""
         caller.acts_by = now
         try:
+            self.sender.catch_up(self._tell)
             news = self._room.outcomes(until=now + ROOM_SECONDS)
             self._tell(news.settled)
             if not caller.unsettled or self._leader is not caller:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from math import inf
 
 from vine import promise
 
@@ -24,6 +25,7 @@ from ..errors import (
     ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
+    PublishTimeout,
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
@@ -131,22 +133,33 @@ class Publisher:
                 self._go_alone(error)
         return self._commit_alone(address).submit_many(address, packed, deadline=deadline)
 
-    def spool(self, messages: Sequence[Spooled], *, max_bytes: int) -> list[Place]:
+    def spool(
+        self, messages: Sequence[Spooled], *, max_bytes: int, deadline: float = inf
+    ) -> list[Place]:
         """Return once the messages are on this machine's disk; they are posted from there.
 
         Args:
             messages: All of them are kept, or none.
             max_bytes: Bytes that may wait on this disk.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             What `promise` takes.
 
         Raises:
+            PublishTimeout: The spool's file was in use until *deadline*.
             SpoolFull: There is no room for them.
             SpoolUnavailable: No place on this machine can hold the spool.
         """
         repeats = self._options.retry_uncertain
-        places = self._spool().keep(messages, max_bytes=max_bytes, repeats=repeats)
+        try:
+            places = self._spool().keep(
+                messages, max_bytes=max_bytes, repeats=repeats, until=deadline
+            )
+        except RoomBusy as error:
+            raise PublishTimeout(
+                f"the message could not be spooled in time, and was not: {error}"
+            ) from error
         self.relay.notify()
         # Nothing here waits for a network, where a greenlet would make room for others.
         time.sleep(0)

@@ -196,6 +196,7 @@ class Relay:
         if not self._took_over:
             self._spool.take_over()
             self._took_over = True
+        self._commit.catch_up()
         self._keep_promises()
         if not self._spool.has_backlog():
             while self._elected and self._spool.shrink():

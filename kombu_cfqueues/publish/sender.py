@@ -6,6 +6,7 @@ Also when to try again, and what this process may be trusted with: both follow f
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -49,6 +50,9 @@ QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 
 FILE_RETRY_SECONDS: Final = 0.2
 """Pause after the waiting room could not be used."""
+
+SETTLE_SECONDS: Final = 1.0
+"""How long a caller whose message was posted tries to say so in a room that cannot be used."""
 
 Post: TypeAlias = Callable[[Address, Sequence[Packed], float], None]
 """Sends messages to a queue by a deadline in monotonic seconds, or raises a `CFQueuesError`."""
@@ -125,6 +129,8 @@ class Sender:
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         self._queue = QUEUE_BACKOFF
+        # What could not be told to the room: claims, their outcomes, and until when they hold.
+        self._unsettled: deque[tuple[Claim, ClaimOutcome, float]] = deque()
         # By queue: how the first single messages of a split batch were refused.
         self._refusals: dict[str, list[tuple[type[CFQueuesError], int | None]]] = {}
 
@@ -270,23 +276,40 @@ class Sender:
     # -- what the room is told ----------------------------------------------------------------
 
     def _settle(self, claim: Claim, outcome: ClaimOutcome, deadline: float) -> Settled:
-        """Say what became of *claim*; if that cannot be, until the claim or the caller ends."""
-        give_up_at = min(deadline, self._clock.monotonic() + self.post_seconds)
+        """Say what became of *claim*; if that cannot be now, whoever comes next says it."""
+        now = self._clock.monotonic()
+        until = min(deadline, now + SETTLE_SECONDS)
         while True:
             try:
-                return self._room.settle(claim, outcome, until=give_up_at)
-            except (SpoolFull, SpoolUnavailable, RoomBusy) as error:  # noqa: PERF203  it is seldom
-                left = give_up_at - self._clock.monotonic()
+                return self._room.settle(claim, outcome, until=until)
+            except (SpoolFull, SpoolUnavailable, RoomBusy):  # noqa: PERF203  it is seldom
+                left = until - self._clock.monotonic()
                 if left <= 0:
-                    logger.error(
-                        "what became of %d messages to queue %r could not be noted, so they may "
-                        "be sent once more: %s",
-                        len(claim.items),
-                        claim.address.name,
-                        error,
-                    )
+                    self._unsettled.append((claim, outcome, now + self.post_seconds))
                     return {}
                 self._clock.sleep(min(FILE_RETRY_SECONDS, left))
+
+    def catch_up(self, tell: Tell) -> None:
+        """Say what became of earlier claims, if that could not be said at the time."""
+        for _ in range(len(self._unsettled)):
+            try:
+                claim, outcome, end = self._unsettled.popleft()
+            except IndexError:  # another thread was faster
+                return
+            now = self._clock.monotonic()
+            try:
+                tell(_told(self._room.settle(claim, outcome, until=now)))
+            except (SpoolFull, SpoolUnavailable, RoomBusy) as error:
+                if now < end:
+                    self._unsettled.append((claim, outcome, end))
+                    return
+                logger.error(
+                    "what became of %d messages to queue %r could not be noted, so they may be "
+                    "sent once more: %s",
+                    len(claim.items),
+                    claim.address.name,
+                    error,
+                )
 
     # -- when to try again --------------------------------------------------------------------
 

@@ -93,6 +93,11 @@ class File:
         return self._me
 
     @property
+    def token_hash(self) -> str:
+        """What stands for this process's token in the file."""
+        return hashlib.sha256(self._token().encode()).hexdigest()[:16]
+
+    @property
     def is_limited(self) -> bool:
         """Whether there is a request allowance at all."""
         return self._limit is not NO_LIMIT
@@ -170,7 +175,7 @@ class File:
 
     def _open(self) -> Database:
         # Asked before any transaction: the token may come from a callable that takes its time.
-        self._bucket_name = hashlib.sha256(self._token().encode()).hexdigest()[:16]
+        self._bucket_name = self.token_hash
         if self._is_open():
             assert self._database is not None  # noqa: S101  it is open
             return self._database

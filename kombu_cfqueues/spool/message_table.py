@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
@@ -50,7 +51,12 @@ class MessageTable:
         self._file = file
 
     def spool(
-        self, messages: Sequence[Spooled], *, max_bytes: int, repeats: bool = True
+        self,
+        messages: Sequence[Spooled],
+        *,
+        max_bytes: int,
+        repeats: bool = True,
+        until: float = inf,
     ) -> list[Place]:
         """Keep messages until they are delivered; return once they are on the disk.
 
@@ -58,11 +64,13 @@ class MessageTable:
             messages: All of them are kept, or none.
             max_bytes: Bytes that may wait here.
             repeats: Whether they may be posted again after an unknown outcome.
+            until: When to give up at the latest, in monotonic seconds.
 
         Returns:
             Where they are.
 
         Raises:
+            RoomBusy: Other processes used the file until then.
             SpoolFull: There is no room for them.
             SpoolUnavailable: No file can be used.
         """
@@ -82,7 +90,7 @@ class MessageTable:
                 (self._file.id, _keep(connection, message, repeats=repeats)) for message in messages
             ]
 
-        return self._file.write(work, durable=True)
+        return self._file.write(work, durable=True, until=until)
 
     def take_over(self) -> None:
         """Keep what an older version of this package has spooled, and would never deliver."""

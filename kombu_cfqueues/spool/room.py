@@ -48,6 +48,10 @@ OUTCOME_SECONDS: Final = 5.0
 """How long after its deadline an outcome is kept for an owner that is late."""
 
 
+NOWHERE: Final = ("", 0)
+"""The place of a message that is not to enter the file any more."""
+
+
 class SpoolRoom:
     """Messages that wait in the file, as one process sees them.
 
@@ -214,8 +218,11 @@ class SpoolRoom:
         for item in known:
             self._own.pop(item.place, None)
         if claimed:
+            # What skipped the line and failed, and could not be written into the file since.
             for item in set(items) - set(entered):
-                known[item] = Withdrawn.PERHAPS_SENT
+                sent = item.uncertain or item.error is None
+                known[item] = Withdrawn.PERHAPS_SENT if sent else Withdrawn.NOT_SENT
+                item.place = NOWHERE
         return known
 
     def _is_here(self, item: Item) -> bool:

@@ -78,7 +78,10 @@ CREATE TABLE queue (
     stopped_until REAL NOT NULL DEFAULT 0,   -- monotonic: a 429 of this queue
     paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: for what is spooled
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
-    trouble TEXT                             -- why what is spooled waits
+    trouble TEXT,                            -- why what is spooled waits
+    known_id TEXT,                           -- what a process has looked up, for the others
+    retention INTEGER,                       -- seconds for which it keeps messages
+    known_at REAL                            -- monotonic
 );
 
 CREATE TABLE bucket (
@@ -89,6 +92,11 @@ CREATE TABLE bucket (
     slow_until REAL NOT NULL,
     stopped_until REAL NOT NULL,
     publishing_stopped_until REAL NOT NULL
+);
+
+CREATE TABLE token (
+    hash TEXT PRIMARY KEY,
+    works_at REAL NOT NULL                   -- monotonic: when the API has last taken it
 );
 
 CREATE TABLE process (
@@ -182,6 +190,8 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     )
     connection.execute("UPDATE machine SET boot = ?, drainer = NULL", (boot,))
     connection.execute("DELETE FROM process")
+    connection.execute("DELETE FROM token")
+    connection.execute("UPDATE queue SET known_id = NULL")
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:

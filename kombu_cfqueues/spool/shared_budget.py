@@ -16,9 +16,11 @@ from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
 from ..rate_limit import Budget, Limit, Scope, parse_ratelimit, scope_of
 from ..runtime.fork import renew_in_child
+from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
 from . import permit_scheduler as scheduler
 from .bucket import last_kind
+from .facts import FileFacts
 from .file import File
 from .permit_scheduler import TURN_SECONDS, Eligible, Patience
 
@@ -49,6 +51,7 @@ class SharedBudget:
 
     def __init__(self, file: File, limit: Limit) -> None:
         self._permits = Permits(file)
+        self._facts = FileFacts(file)
         self._clock = file.clock
         self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
         """What this process may send by itself while the file cannot be used."""
@@ -61,11 +64,16 @@ class SharedBudget:
         self._warned = False
 
     def acquire(
-        self, deadline: float, *, queue: str | None = None, for_message: bool = False
+        self,
+        deadline: float,
+        *,
+        queue: str | None = None,
+        for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
     ) -> None:
         """Block until one more request may leave; what `Budget.acquire` says holds here too."""
         kind = Kind.LOOKUP if for_message else Kind.ADMIN
-        if not self._in_file(lambda: self._acquire(deadline, kind)):
+        if not self._in_file(lambda: self._acquire(deadline, kind, is_known)):
             self.alone.acquire(deadline, queue=queue)
 
     def observe(self, ratelimit: str | None) -> None:
@@ -75,6 +83,8 @@ class SharedBudget:
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop what a 429 stops, for every process; any other *error* stops nothing."""
+        if error.status in (401, 403):
+            self._facts.note_token(works=False)
         if error.status == 429:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
@@ -105,7 +115,7 @@ class SharedBudget:
             return False
         return True
 
-    def _acquire(self, deadline: float, kind: Kind) -> None:
+    def _acquire(self, deadline: float, kind: Kind, is_known: Callable[[], bool] | None) -> None:
         place: int | None = None
         since = self._clock.monotonic()
         try:
@@ -114,6 +124,8 @@ class SharedBudget:
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
                     return
+                if is_known is not None and is_known():
+                    raise Unneeded
                 now = self._clock.monotonic()
                 if wait.why is not None and now + (wait.why.retry_after or 0.0) > deadline:
                     raise wait.why

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 from ..envelope import Address
 from ..errors import CFQueuesError
 from ..rate_limit import Limit
 from .election import Election
+from .facts import FileFacts
 from .file import File
 from .listing import Allowed, Listing, QueueState, Refused
 from .liveness import AVAILABLE
@@ -41,6 +43,8 @@ class Spool:
         self._listing = Listing(file)
         self.room = SpoolRoom(file, claim_seconds)
         """Where the messages wait for their requests."""
+        self.facts = FileFacts(file)
+        """What the processes of the machine tell each other."""
 
     @classmethod
     def open(
@@ -82,10 +86,15 @@ class Spool:
     # -- messages that are spooled
 
     def keep(
-        self, messages: Sequence[Spooled], *, max_bytes: int, repeats: bool = True
+        self,
+        messages: Sequence[Spooled],
+        *,
+        max_bytes: int,
+        repeats: bool = True,
+        until: float = inf,
     ) -> list[Place]:
         """Return once *messages* are on the disk, all or none; see `MessageTable.spool`."""
-        return self._messages.spool(messages, max_bytes=max_bytes, repeats=repeats)
+        return self._messages.spool(messages, max_bytes=max_bytes, repeats=repeats, until=until)
 
     def left(self, places: Sequence[Place]) -> Mapping[Place, CFQueuesError | None]:
         """Return what became of spooled messages that do not wait any more."""

@@ -98,13 +98,12 @@ class Channel(ConsumingChannel):
             return []  # remote control and events need fanout: they cost no request, do nothing
         packed = envelope.pack(message, queue, self.session.options)
         if self.session.options.publish_mode == "spool":
-            return self._spool(self._spooled(queue, packed, message), publish_batch)
+            spooled = self._spooled(queue, packed, message)
+            return self._spool(spooled, publish_batch, self._seconds(timeout, confirm_timeout))
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
-        # In this order, which a timeout of NaN does not survive.
-        given = (self.session.options.publish_timeout, timeout, confirm_timeout)
-        seconds = min(seconds for seconds in given if seconds is not None)
+        seconds = self._seconds(timeout, confirm_timeout)
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
@@ -136,20 +135,31 @@ class Channel(ConsumingChannel):
             raise error
         return Spooled(address, packed, envelope.expires(message))
 
-    def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[Place]:
+    def _seconds(self, *timeouts: float | None) -> float:
+        """Return how long a publish may take."""
+        # In this order, which a timeout of NaN does not survive.
+        given = (self.session.options.publish_timeout, *timeouts)
+        return min(seconds for seconds in given if seconds is not None)
+
+    def _spool(
+        self, spooled: Spooled, publish_batch: PublishBatch | None, seconds: float
+    ) -> list[Place]:
         if publish_batch is None:
-            return self._spool_all([spooled])
+            return self._spool_all([spooled], seconds)
         publish_batch.add_spooled(spooled)
         return []
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
-        """Put messages on this machine's disk, all or none; return their rows there."""
+        """Put messages on this machine's disk, all or none; return where they are."""
         with no_reentry:
-            return self._spool_all(messages)
+            return self._spool_all(messages, self._seconds())
 
-    def _spool_all(self, messages: Sequence[Spooled]) -> list[Place]:
-        max_bytes = self.session.options.spool_max_bytes
-        return self.session.account.publisher.spool(messages, max_bytes=max_bytes)
+    def _spool_all(self, messages: Sequence[Spooled], seconds: float) -> list[Place]:
+        return self.session.account.publisher.spool(
+            messages,
+            max_bytes=self.session.options.spool_max_bytes,
+            deadline=time.monotonic() + seconds,
+        )
 
     def _address(self, queue: str, target: Queue) -> Address:
         address = self.session.account.directory.address(queue, self.session.options)

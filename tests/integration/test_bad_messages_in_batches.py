@@ -21,7 +21,7 @@ from kombu import Connection, Producer
 from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.batch import BatchPublishError
+from kombu_cfqueues.errors import BatchPublishError
 from kombu_cfqueues.emulator import Emulator
 
 NO_BATCHES = pytest.mark.skipif(
