@@ -338,7 +338,7 @@ def _allowance(listing: Listing, limit: Limit, reported: tuple[int, float] | Non
             f"{console.duration(allowed.stopped_seconds)}: wait, and find out what else uses the "
             "token (dashboard, other machines)",
         )
-    left = f"; the API reports {reported[0]:,} for {reported[1]:,.0f} s" if reported else ""
+    left = f"; the API reports {reported[0]:,} left for {reported[1]:,.0f} s" if reported else ""
     return Check(
         "allowance",
         "ok",
@@ -366,5 +366,6 @@ def _spool(file: File) -> Check:
 
 
 def _deadline(session: Session) -> float:
+    """Return when a single try gives up: checks do not retry."""
     options = session.options
     return time.monotonic() + options.connect_timeout + options.read_timeout

@@ -69,8 +69,8 @@ def grid(
     """Return the table for Rich, with as many of the first columns as fit into *width*."""
     drawn = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold")
     shown, left = 0, width
-    for place, title in enumerate(columns):
-        natural = max(len(title), *(len(row[place]) for row in rows), 1)
+    for index, title in enumerate(columns):
+        natural = max(len(title), *(len(row[index]) for row in rows), 1)
         # Text can be wrapped, numbers cannot.
         left -= GAP + (
             natural if title in numbers else min(natural, max(len(title), MIN_TEXT_WIDTH))
@@ -140,6 +140,6 @@ def confirm(question: str) -> None:
     """
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "standard input is not a terminal, so nobody can confirm this: add --yes"
+            "standard input is not a terminal, so it cannot ask for confirmation: add --yes"
         )
     click.confirm(question, abort=True, err=True)

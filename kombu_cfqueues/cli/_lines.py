@@ -56,7 +56,7 @@ class Lines:
 
     def remove(self, number: int) -> None:
         """Remove a line; fast if it is the first one."""
-        for place, (first, last) in enumerate(self._ranges):
+        for index, (first, last) in enumerate(self._ranges):
             assert first is not None  # noqa: S101  only the end of a range may be
             if number < first:
                 return
@@ -67,7 +67,7 @@ class Lines:
                 parts.append([first, number - 1])
             if last is None or number < last:
                 parts.append([number + 1, last])
-            self._ranges[place : place + 1] = parts
+            self._ranges[index : index + 1] = parts
             return
 
     def count(self) -> int | None:

@@ -18,7 +18,7 @@ from ..api.client import Client, Queue
 from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNameConflict, QueueNotFound
 from ..options import Secret
 from . import _console as console
-from ._checks import SETTLE_PREFIX
+from ._checks import SETTLE_PREFIX, UNKNOWN_QUEUE_ID
 from ._commands import in_one_line
 from ._session import Session
 from ._stop import Stop
@@ -27,18 +27,18 @@ ARRIVAL_SECONDS: Final = 10.0
 """Longest wait for a published message to arrive."""
 
 REDELIVERY_SECONDS: Final = 2.0
-"""Longest wait for a redelivery; a message that has not arrived by then is taken for gone."""
+"""Longest wait for a redelivery; a message that has not arrived by then is considered gone."""
 
-PAUSE_SECONDS: Final = 30.0
+PAUSE_EFFECT_SECONDS: Final = 30.0
 """Longest wait for a pause to take effect: the longest time that was observed."""
 
-CONSUMER_SECONDS: Final = 60.0
+CONSUMER_EFFECT_SECONDS: Final = 60.0
 """Longest wait for a new pull consumer to take effect; some seconds were observed."""
 
-PULL_PAUSE_SECONDS: Final = 0.25
+POLL_SECONDS: Final = 0.25
 """Pause between two pulls that wait for a message or for a new consumer."""
 
-PAUSED_PULL_PAUSE_SECONDS: Final = 0.5
+PAUSED_POLL_SECONDS: Final = 0.5
 """Pause between two pulls that wait for a paused queue to refuse them."""
 
 SHORT_LEASE_SECONDS: Final = 1.0
@@ -49,9 +49,6 @@ LONG_LEASE_SECONDS: Final = 60.0
 
 MAX_RETRIES: Final = 2
 """Retries of the temporary queue's consumer: few, so that the last one comes soon."""
-
-UNKNOWN_QUEUE_ID: Final = "0" * 32
-"""A queue id that no queue has."""
 
 
 class Fact(NamedTuple):
@@ -75,7 +72,7 @@ class Stopped(Exception):
 
 
 class Probe:
-    """Finds out the facts for one account; for one use.
+    """Finds out the facts for one account.  Use an instance once.
 
     Args:
         session: The account.
@@ -188,9 +185,9 @@ class Probe:
                 break
             except PullNotEnabled:
                 refusals += 1
-                if time.monotonic() - started > CONSUMER_SECONDS:
+                if time.monotonic() - started > CONSUMER_EFFECT_SECONDS:
                     raise
-            self._wait(PULL_PAUSE_SECONDS)
+            self._wait(POLL_SECONDS)
         seconds = time.monotonic() - started
         answer = f"after {seconds:.1f} s" if refusals else "at once"
         yield Fact(
@@ -220,7 +217,7 @@ class Probe:
 
     def _json_and_attempts(self) -> Iterator[Fact]:
         # Many messages, because the API may encode each in one of two ways at random.
-        sent = [{"body": {"settle": place}, "content_type": "json"} for place in range(20)]
+        sent = [{"body": {"settle": number}, "content_type": "json"} for number in range(20)]
         self._post("/messages/batch", {"messages": sent})
         raws = self._collect(len(sent))
         kinds = {_encoding(raw.get("body")) for raw in raws}
@@ -291,11 +288,11 @@ class Probe:
         question = "what does a pull from a paused queue return?"
         self._session.call(self._client.pause_delivery, self._queue, paused=True)
         try:
-            end, refused = time.monotonic() + PAUSE_SECONDS, None
+            end, refused = time.monotonic() + PAUSE_EFFECT_SECONDS, None
             while refused is None and time.monotonic() < end:
                 refused = self._refusal("/messages/pull", {"batch_size": 1})
                 if refused is None:
-                    self._wait(PAUSED_PULL_PAUSE_SECONDS)
+                    self._wait(PAUSED_POLL_SECONDS)
         finally:
             self._session.call(self._client.pause_delivery, self._queue, paused=False)
         yield Fact("paused_pull", question, _as_knob(refused), _as_evidence(refused))
@@ -483,7 +480,7 @@ class Probe:
         """Pull until *count* messages have arrived, or until *seconds* have passed."""
         end, raws = time.monotonic() + seconds, self._pull(lease_seconds)
         while len(raws) < count and time.monotonic() < end:
-            self._wait(PULL_PAUSE_SECONDS)
+            self._wait(POLL_SECONDS)
             raws += self._pull(lease_seconds)
         return raws
 

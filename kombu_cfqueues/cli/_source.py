@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, NamedTuple
 from ._stop import Stop
 
 MAX_LINE_BYTES: Final = 1 << 20
-"""Bytes of a line that are kept.  The rest is dropped, because so long a line cannot be sent."""
+"""Bytes of a line that are kept.  The rest is dropped: no message is that long."""
 
 QUIET_SECONDS: Final = 0.2
 """Wait for the next line of a pipe, after which the lines read so far are published.

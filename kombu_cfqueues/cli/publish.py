@@ -345,13 +345,13 @@ class Run:
         todo = list(range(len(messages)))
         last_accepted_at, pause = time.monotonic(), FIRST_PAUSE_SECONDS
         while True:
-            sent = self._session.publish(self.queue, [messages[place] for place in todo])
-            for place, error in zip(todo, sent, strict=True):
-                outcomes[place] = error
+            sent = self._session.publish(self.queue, [messages[index] for index in todo])
+            for index, error in zip(todo, sent, strict=True):
+                outcomes[index] = error
             again = [
-                place
-                for place in todo
-                if (error := outcomes[place]) is not None and self._may_be_retried(error)
+                index
+                for index in todo
+                if (error := outcomes[index]) is not None and self._may_be_retried(error)
             ]
             if len(again) < len(todo):
                 last_accepted_at = time.monotonic()

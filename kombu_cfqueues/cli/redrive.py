@@ -168,10 +168,10 @@ class Move:
     def run(self, limit: int) -> None:
         """Move up to *limit* messages; return the others to the source in any case."""
         consumer = self._session.pull_consumer(self.source)
-        return_at = time.monotonic() + HOLD_SECONDS
+        give_back_at = time.monotonic() + HOLD_SECONDS
         empty = 0
         try:
-            while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(return_at):
+            while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(give_back_at):
                 count = min(limits.PULL_MESSAGES, limit - self.moved)
                 raws = self._session.pull(self.source, count, lease_seconds=LEASE_SECONDS)
                 if raws:
@@ -197,12 +197,12 @@ class Move:
             "failure": self.failure or None,
         }
 
-    def _is_over(self, return_at: float) -> bool:
+    def _is_over(self, give_back_at: float) -> bool:
         if not self.failure and len(self._held) >= MAX_HELD:
             self.failure = (
                 f"{MAX_HELD:,} messages were not moved, the limit of one run: run the command again"
             )
-        if not self.failure and self._held and time.monotonic() > return_at:
+        if not self.failure and self._held and time.monotonic() > give_back_at:
             self.failure = "the lease of messages not moved expires soon: run the command again"
         return bool(self.failure) or self._stop.requested
 
