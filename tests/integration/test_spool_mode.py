@@ -526,12 +526,12 @@ def test_the_spool_command_shows_and_decides(server, spooling):
     [refused] = json.loads(command(server, spooling, "--json"))["refused"]
     assert refused["queue"] == "jobs"
     assert server.token not in shown
-    assert "1 wait again" in command(server, spooling, "retry", str(refused["id"]))
-    assert "0 deleted" in command(server, spooling, "drop", "--all")
+    assert "1 message will be sent again" in command(server, spooling, "retry", str(refused["id"]))
+    assert "Deleted 0 messages" in command(server, spooling, "drop", "--all")
     with Connection(server.broker_url, transport_options=spooling) as connection:
         publish(connection, "good")
         assert eventually(lambda: bodies(server) == ["good"])
         found = listing(connection)
         assert eventually(found.refused)
-    assert "1 deleted" in command(server, spooling, "drop", "--all")
-    assert "Nothing waits" in command(server, spooling)
+    assert "Deleted 1 message" in command(server, spooling, "drop", "--all")
+    assert "No messages wait" in command(server, spooling)
