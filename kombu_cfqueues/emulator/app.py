@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import admin, limits, page, subscriptions, traffic
+from . import admin, limits, page, traffic
 from .access import Access
 from .allowance import Allowance
 from .answers import Answer, Refusal
@@ -56,11 +56,6 @@ _HANDLERS: Final[dict[str, Callable[[Call], Answer]]] = {
     "get_consumer": admin.get_consumer,
     "update_consumer": admin.update_consumer,
     "delete_consumer": admin.delete_consumer,
-    "list_subscriptions": subscriptions.list_subscriptions,
-    "create_subscription": subscriptions.create_subscription,
-    "get_subscription": subscriptions.get_subscription,
-    "update_subscription": subscriptions.update_subscription,
-    "delete_subscription": subscriptions.delete_subscription,
     "push": traffic.push,
     "batch": traffic.batch,
     "pull": traffic.pull,

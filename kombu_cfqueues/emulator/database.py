@@ -41,8 +41,6 @@ CREATE TABLE consumers (
     settings TEXT NOT NULL
 ) WITHOUT ROWID;
 
-CREATE TABLE subscriptions (id TEXT PRIMARY KEY, subscription TEXT NOT NULL);
-
 CREATE TABLE messages (
     seq INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,

@@ -15,12 +15,9 @@ Schema = dict[str, Any]
 
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_ACCOUNT: Final = "/client/v4/accounts/{account_id}"
-_QUEUES: Final = f"{_ACCOUNT}/queues"
+_QUEUES: Final = "/client/v4/accounts/{account_id}/queues"
 _QUEUE: Final = _QUEUES + "/{queue_id}"
 _CONSUMER: Final = _QUEUE + "/consumers/{consumer_id}"
-_SUBSCRIPTIONS: Final = f"{_ACCOUNT}/event_subscriptions/subscriptions"
-_SUBSCRIPTION: Final = _SUBSCRIPTIONS + "/{subscription_id}"
 
 # Every route may be refused for its credentials, its size, its path or the request limit.
 _COMMON_STATUSES: Final = (400, 401, 403, 404, 413, 429)
@@ -160,28 +157,6 @@ _VISIBILITY: Final = _number(0, limits.VISIBILITY_TIMEOUT_MS)
 _WARNINGS: Final[Schema] = {
     "anyOf": [{"type": "object", "additionalProperties": _TEXT}, _array(_TEXT), {"type": "null"}]
 }
-_SOURCE: Final = _object(
-    ("type",),
-    type={
-        "enum": [
-            "images",
-            "kv",
-            "r2",
-            "superSlurper",
-            "vectorize",
-            "workersAi.model",
-            "workersBuilds.worker",
-            "workers.script",
-            "workflows.workflow",
-        ]
-    },
-    model_name=_TEXT,
-    worker_name=_TEXT,
-    script_tag=_TEXT,
-    workflow_name=_TEXT,
-)
-_SOURCE["additionalProperties"] = False
-_DESTINATION: Final = _object(("type", "queue_id"), type={"const": "queues.queue"}, queue_id=_TEXT)
 
 _SCHEMAS: Final[Schema] = {
     "Error": _object(
@@ -236,17 +211,6 @@ _SCHEMAS: Final[Schema] = {
         metadata={"type": "object", "additionalProperties": _TEXT},
         lease_id=_TEXT,
         ref=_TEXT,
-    ),
-    "Subscription": _object(
-        ("id", "name", "enabled", "events", "source", "destination", "created_at", "modified_at"),
-        id=_TEXT,
-        name=_TEXT,
-        enabled={"type": "boolean"},
-        events=_array(_TEXT),
-        source=_SOURCE,
-        destination=_DESTINATION,
-        created_at=_TEXT,
-        modified_at=_TEXT,
     ),
     "ResultInfo": _object(
         ("page", "per_page", "count", "total_count", "total_pages"),
@@ -436,47 +400,5 @@ _ROUTES: Final[dict[tuple[str, str], Schema]] = {
             ("refs",),
             refs=_array(_object(("ref",), ref=_TEXT), maxItems=limits.PULL_MESSAGES),
         ),
-    ),
-    ("GET", _SUBSCRIPTIONS): _route(
-        "list_subscriptions",
-        "List event subscriptions",
-        _array(_ref("Subscription")),
-        query={
-            "page": _PAGE,
-            "per_page": _PAGE,
-            "order": {"enum": ["created_at", "name", "enabled", "source"]},
-            "direction": {"enum": ["asc", "desc"]},
-        },
-        listed=True,
-    ),
-    ("POST", _SUBSCRIPTIONS): _route(
-        "create_subscription",
-        "Make an event subscription; no event comes of it here",
-        _ref("Subscription"),
-        body=_object(
-            ("source", "destination", "events"),
-            source=_SOURCE,
-            destination=_DESTINATION,
-            events=_array(_TEXT),
-            name=_TEXT,
-            enabled={"type": "boolean"},
-        ),
-    ),
-    ("GET", _SUBSCRIPTION): _route(
-        "get_subscription", "Show an event subscription", _ref("Subscription")
-    ),
-    ("PATCH", _SUBSCRIPTION): _route(
-        "update_subscription",
-        "Change an event subscription",
-        _ref("Subscription"),
-        body=_object(
-            destination=_DESTINATION,
-            events=_array(_TEXT),
-            name=_TEXT,
-            enabled={"type": "boolean"},
-        ),
-    ),
-    ("DELETE", _SUBSCRIPTION): _route(
-        "delete_subscription", "Delete an event subscription", _ref("Subscription")
     ),
 }

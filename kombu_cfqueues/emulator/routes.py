@@ -30,7 +30,6 @@ class Found:
     account_id: str = ""
     queue_id: str = ""
     consumer_id: str = ""
-    subscription_id: str = ""
 
 
 def _admin(name: str, *, edits: bool = True) -> Route:
@@ -70,35 +69,14 @@ _TABLE: Final[dict[tuple[str, ...], dict[str, Route]]] = {
     ("*", "messages", "purge"): {"POST": _message("purge_refs")},
 }
 
-# What follows /accounts/{account_id}/event_subscriptions/subscriptions.
-_SUBSCRIPTIONS: Final[dict[tuple[str, ...], dict[str, Route]]] = {
-    (): {"GET": _admin("list_subscriptions", edits=False), "POST": _admin("create_subscription")},
-    ("*",): {
-        "GET": _admin("get_subscription", edits=False),
-        "PATCH": _admin("update_subscription"),
-        "DELETE": _admin("delete_subscription"),
-    },
-}
-
-NAMES: Final = tuple(
-    route.name
-    for table in (_TABLE, _SUBSCRIPTIONS)
-    for methods in table.values()
-    for route in methods.values()
-)
+NAMES: Final = tuple(route.name for methods in _TABLE.values() for route in methods.values())
 """The names of all routes."""
 
 
 def find(method: str, path: str) -> Found:
     """Tell what *path*, the part below ``/client/v4``, means."""
     parts = path.split("/")
-    if len(parts) < 4 or parts[0] or parts[1] != "accounts":
-        return Found(None)
-    if parts[3:5] == ["event_subscriptions", "subscriptions"] and len(parts) <= 6:
-        methods = _SUBSCRIPTIONS[("*",) * (len(parts) - 5)]
-        subscription_id = parts[5] if len(parts) == 6 else ""
-        return Found(methods.get(method), tuple(methods), parts[2], subscription_id=subscription_id)
-    if parts[3] != "queues":
+    if len(parts) < 4 or parts[0] or parts[1] != "accounts" or parts[3] != "queues":
         return Found(None)
     tail = parts[4:]
     queue_id = tail[0] if tail else ""
