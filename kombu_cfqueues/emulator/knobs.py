@@ -92,10 +92,6 @@ class Knobs:
     list_page_size: int = 20
     """Queues on one page of a list.  20 in the examples; nothing says more."""
 
-    visibility_alias: bool = False
-    """Take ``visibility_timeout`` of a pull for ``visibility_timeout_ms``, as old examples wrote
-    it.  Otherwise it is ignored, and such a pull leases for 30 s."""
-
     pull_default_size: Literal["consumer", "5"] = "consumer"
     """Messages of a pull that does not say: the consumer's ``batch_size`` if it was set, else 5,
     or always 5."""
