@@ -1,4 +1,4 @@
-"""Which path and method is which route of the API."""
+"""The routes of the API, by path and method."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One thing that the API can be asked to do.
+    """A route of the API.
 
     Attributes:
-        name: What it is called in faults and in the log.
-        kind: Message routes answer with codes 101xx and 102xx, admin routes with 11xxx.
-        edits: It needs the permission *Queues Edit*; reading is enough for the others.
+        name: Its name in faults and in the log.
+        kind: Message routes use error codes 101xx and 102xx, admin routes 11xxx.
+        edits: Requires the permission *Queues Edit*; the other routes require *Queues Read*.
     """
 
     name: str
@@ -23,10 +23,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path means: a route, or why there is none, and the ids on the way."""
+    """The result of looking up a path: the route, or why there is none, and the ids in the path."""
 
     route: Route | None
-    allowed: tuple[str, ...] = ()  # the path's methods, if only the method was wrong
+    allowed: tuple[str, ...] = ()  # the methods of the path
     account_id: str = ""
     queue_id: str = ""
     consumer_id: str = ""
@@ -40,7 +40,7 @@ def _message(name: str) -> Route:
     return Route(name, "message", True)
 
 
-# What follows /accounts/{account_id}/queues, with ids left out as "*".
+# The part of the path after /accounts/{account_id}/queues, with "*" for ids.
 _TABLE: Final[dict[tuple[str, ...], dict[str, Route]]] = {
     (): {"GET": _admin("list", edits=False), "POST": _admin("create")},
     ("*",): {
@@ -74,7 +74,7 @@ NAMES: Final = tuple(route.name for methods in _TABLE.values() for route in meth
 
 
 def find(method: str, path: str) -> Found:
-    """Tell what *path*, the part below ``/client/v4``, means."""
+    """Look up the route of *path*, the part below ``/client/v4``."""
     parts = path.split("/")
     if len(parts) < 4 or parts[0] or parts[1] != "accounts" or parts[3] != "queues":
         return Found(None)
