@@ -258,7 +258,7 @@ def _page(call: Call) -> int:
 
 def _matches(name: str, wanted: set[str], call: Call) -> bool:
     if call.knobs.fold_names:
-        name, wanted = name.lower(), {one.lower() for one in wanted}
+        name, wanted = name.lower(), {each.lower() for each in wanted}
     if call.knobs.list_name_filter == "prefix":
         return name.startswith(tuple(wanted))
     return name in wanted

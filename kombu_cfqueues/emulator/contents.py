@@ -165,9 +165,11 @@ def _call(args: Any, kwargs: Any) -> str:
     if isinstance(args, str):  # Celery's own repr of the tuple
         parts = [args.strip("()").rstrip(",")]
     else:
-        parts = [json.dumps(one, ensure_ascii=False) for one in args or []]
+        parts = [json.dumps(value, ensure_ascii=False) for value in args or []]
     if isinstance(kwargs, dict):
-        parts += [f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in kwargs.items()]
+        parts += [
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in kwargs.items()
+        ]
     elif isinstance(kwargs, str) and kwargs != "{}":
         parts.append(f"**{kwargs}")
     return ", ".join(part for part in parts if part)

@@ -27,7 +27,7 @@ class LoggedRequest:
         body: The raw body.
         time: Time of arrival in seconds since the epoch, by the machine's own clock.
         route: The route of the path (``push``, ``batch``, ``pull``, …); "" if it has none.
-        status: The status of the response; None until there is one, which is never if a fault
+        status: The status of the response; None until it is sent, and for good if a fault
             suppresses it.
         queue_id: The queue's id in the path, valid or not; "" if the path has none.
         code: The first error code of the response; None if it has none.

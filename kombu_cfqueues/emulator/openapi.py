@@ -58,10 +58,10 @@ _ID: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 
 
 def _object(required: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
-    made: Schema = {"type": "object", "properties": properties}
+    schema: Schema = {"type": "object", "properties": properties}
     if required:
-        made["required"] = list(required)
-    return made
+        schema["required"] = list(required)
+    return schema
 
 
 def _array(items: Schema, **more: Any) -> Schema:
@@ -268,7 +268,7 @@ def _route(
         }
     if query:
         described["parameters"] = [
-            {"name": one, "in": "query", "schema": schema} for one, schema in query.items()
+            {"name": name, "in": "query", "schema": schema} for name, schema in query.items()
         ]
     return described
 

@@ -89,7 +89,7 @@ def pull(call: Call) -> Answer:
         {
             "message_backlog_count": metrics["backlog_count"],
             "metadata": {"metrics": metrics},
-            "messages": [_shown(call, one, "lease_id") for one in deliveries],
+            "messages": [_delivery_as_json(call, delivery, "lease_id") for delivery in deliveries],
         }
     )
 
@@ -99,13 +99,13 @@ def ack(call: Call) -> Answer:
     queue = call.queue()
     _pull_consumer(call, queue)
     sent = fields.parse_object(call.body, _bad_pull)
-    acks = [_lease_id(one) for one in fields.objects(sent, "acks", _bad_pull)]
+    acks = [_lease_id(item) for item in fields.objects(sent, "acks", _bad_pull)]
     retries = [
         (
-            _lease_id(one),
-            fields.number(one, "delay_seconds", 0, limits.DELAY_SECONDS, _bad_pull),
+            _lease_id(item),
+            fields.number(item, "delay_seconds", 0, limits.DELAY_SECONDS, _bad_pull),
         )
-        for one in fields.objects(sent, "retries", _bad_pull)
+        for item in fields.objects(sent, "retries", _bad_pull)
     ]
     _check_leases(call, [*acks, *(lease_id for lease_id, _ in retries)])
     return success(_ack_result(call, call.service.store.settle(queue, acks, retries)))
@@ -118,7 +118,7 @@ def extend(call: Call) -> Answer:
     queue = call.queue()
     consumer = _pull_consumer(call, queue)
     sent = fields.parse_object(call.body, _bad_pull)
-    lease_ids = [_lease_id(one) for one in fields.objects(sent, "extend", _bad_pull)]
+    lease_ids = [_lease_id(item) for item in fields.objects(sent, "extend", _bad_pull)]
     _check_leases(call, lease_ids)
     visibility_ms = _visibility(call, sent)
     if visibility_ms is None:
@@ -134,7 +134,9 @@ def peek(call: Call) -> Answer:
     sent = fields.parse_object(call.body, _bad_pull)
     size = fields.number(sent, "batch_size", 1, limits.PULL_MESSAGES, _bad_pull)
     deliveries = call.service.store.peek(queue, size or limits.PULL_MESSAGES_DEFAULT)
-    return success({"messages": [_shown(call, one, "ref") for one in deliveries]})
+    return success(
+        {"messages": [_delivery_as_json(call, delivery, "ref") for delivery in deliveries]}
+    )
 
 
 def purge_refs(call: Call) -> Answer:
@@ -144,8 +146,8 @@ def purge_refs(call: Call) -> Answer:
     if "refs" not in sent:
         raise _bad_pull("refs is required")
     refs = []
-    for one in fields.objects(sent, "refs", _bad_pull):
-        ref = fields.string(one, "ref", _bad_pull)
+    for item in fields.objects(sent, "refs", _bad_pull):
+        ref = fields.string(item, "ref", _bad_pull)
         if ref is None:
             raise _bad_pull("ref is required")
         refs.append(ref)
@@ -238,7 +240,7 @@ def _visibility(call: Call, sent: Mapping[str, Json]) -> int | None:
     )
 
 
-def _shown(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:
+def _delivery_as_json(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:
     metadata = {"CF-Content-Type": delivery.content_type, "CF-sourceMessageSource": "api"}
     if delivery.delay_seconds:
         metadata["CF-msg-delay-secs"] = str(delivery.delay_seconds)

@@ -85,9 +85,9 @@ export function newQueue(refresh) {
       const settings = { max_retries: Number(retries.value) };
       const sent = { name: name.value.trim(), consumer: null };
       if (consumer.value) sent.consumer = { type: consumer.value, settings, dead_letter_queue: dead.value.trim() };
-      const made = await post("/queues", sent);
-      location.hash = `#/queues/${made.id}`;
-      toast(`Created ${made.name}`);
+      const created = await post("/queues", sent);
+      location.hash = `#/queues/${created.id}`;
+      toast(`Created ${created.name}`);
       await refresh();
     },
   });
