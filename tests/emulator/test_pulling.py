@@ -129,15 +129,6 @@ def test_a_lease_is_as_long_as_the_pull_or_the_consumer_says(make, consumer, pul
     assert stored.visible_at - api.emulator.clock.now() == pytest.approx(seconds, abs=1)
 
 
-def test_the_old_name_of_the_visibility_timeout_is_a_knob(make):
-    api = make(visibility_alias=True)
-    api.push("x")
-    api.pull(visibility_timeout=90_000)
-
-    stored = api.emulator.messages("jobs")[0]
-    assert stored.visible_at - api.emulator.clock.now() == pytest.approx(90, abs=1)
-
-
 def test_an_acknowledged_message_is_gone(api):
     api.push("x")
     [message] = api.pull()
@@ -310,7 +301,7 @@ def test_a_malformed_pull_is_refused(api, sent):
 def test_the_ack_answer_has_the_shape_that_the_knob_says(make, ack_result, known, unknown):
     api = make(ack_result=ack_result)
     api.push("x")
-    warning = "the lease is unknown, or its message is settled already"
+    warning = "the lease is unknown, or its message is already settled"
 
     assert api.ack(api.pull()[0]["lease_id"]) == known
     assert api.ack("x") == json.loads(json.dumps(unknown).replace('"w"', f'"{warning}"'))
