@@ -77,9 +77,7 @@ class Instruments:
             "kombu_cfqueues.pull.empty", "{request}", "Pulls that returned no message"
         )
         self._settled = meter.create_counter(
-            "kombu_cfqueues.settled.messages",
-            "{message}",
-            "Messages acknowledged or returned to their queue",
+            "kombu_cfqueues.settled.messages", "{message}", "Messages acknowledged or returned"
         )
         self._expired = meter.create_counter(
             "kombu_cfqueues.lease.expired", "{message}", "Leases that expired before use"
