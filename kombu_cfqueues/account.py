@@ -32,7 +32,8 @@ old, and the application's callable is not called for every permit.
 MAX_IDLE_ACCOUNTS: Final = 100
 """Maximum number of accounts that are kept without a connection.
 
-An application may pass a new callable as `api_token` for each connection, and each makes an account.
+An application may pass a new callable as `api_token` for each connection, which makes an account
+each time.
 """
 
 Key = tuple[str, str, Token]
