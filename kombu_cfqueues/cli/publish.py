@@ -287,7 +287,7 @@ class Run:
 
     def _pack(self, line: Line) -> Packed:
         packed = self._composer.pack(line.data.rstrip(b"\r\n"))
-        never = envelope.outlived(packed, self.queue.name, self.queue.retention_seconds)
+        never = envelope.retention_error(packed, self.queue.name, self.queue.retention_seconds)
         if never is not None:
             raise never
         return packed
