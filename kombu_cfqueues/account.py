@@ -142,7 +142,7 @@ def _file(options: Options, limit: Limit | None) -> File:
 class _CurrentToken:
     """Returns the API token, by which the spool finds the allowance of the token.
 
-    A callable `api_token` is called at most every `TOKEN_MAX_AGE_SECONDS`.
+    A callable `api_token` is called at most once per `TOKEN_MAX_AGE_SECONDS`.
     """
 
     def __init__(self, token: Token) -> None:

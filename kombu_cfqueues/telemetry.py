@@ -30,7 +30,7 @@ _DURATION_BUCKETS: Final = (
 )
 """Bucket bounds in seconds for the duration of requests, as the conventions ask for."""
 
-_WAIT_BUCKETS: Final = (*_DURATION_BUCKETS, 30, 60, 300)
+_PERMIT_DURATION_BUCKETS: Final = (*_DURATION_BUCKETS, 30, 60, 300)
 """Bucket bounds in seconds for waits for a permit, which can last minutes."""
 
 _SIZE_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 75, 99, 100)
@@ -59,7 +59,7 @@ class Instruments:
             "kombu_cfqueues.permit.wait.duration",
             "s",
             "Time that requests waited for a permit of the request allowance",
-            explicit_bucket_boundaries_advisory=_WAIT_BUCKETS,
+            explicit_bucket_boundaries_advisory=_PERMIT_DURATION_BUCKETS,
         )
         self._fill = meter.create_histogram(
             "kombu_cfqueues.publish.batch.size",

@@ -4,7 +4,6 @@ from .base_url import is_loopback, shown_place
 from .options import ACCOUNT_OPTIONS, Options
 from .secret import Secret, Token
 from .sources import (
-    ACCOUNT_VARIABLE,
     DEFAULT_REQUEST_BURST,
     DEFAULT_REQUEST_RATE,
     TOKEN_VARIABLE,
@@ -12,7 +11,6 @@ from .sources import (
 
 __all__ = [
     "ACCOUNT_OPTIONS",
-    "ACCOUNT_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "TOKEN_VARIABLE",
