@@ -308,9 +308,9 @@ class Run:
 
     def _pack(self, line: Line) -> Packed:
         packed = self._composer.pack(line.data.rstrip(b"\r\n"))
-        expired = envelope.outlived(packed, self.queue.name, self.queue.retention_seconds)
-        if expired is not None:
-            raise expired
+        error = envelope.retention_error(packed, self.queue.name, self.queue.retention_seconds)
+        if error is not None:
+            raise error
         return packed
 
     def _skip(self, line: Line) -> None:

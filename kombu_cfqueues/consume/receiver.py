@@ -142,7 +142,7 @@ class Receiver:
             subscription.window.queues -= 1
             subscription.inbox.subscriptions.remove(subscription)
             undelivered = subscription.inbox.withdraw(subscription)
-            self._threads.dismiss()
+            self._threads.call_idle()
         for delivery in undelivered:
             self.give_back(delivery)
 

@@ -108,7 +108,7 @@ class Channel(ConsumingChannel):
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
-            error = envelope.outlived(packed, queue, target.retention_seconds)
+            error = envelope.retention_error(packed, queue, target.retention_seconds)
             if error is not None:
                 raise error
             self.session.account.publisher.submit(
@@ -131,10 +131,10 @@ class Channel(ConsumingChannel):
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
         address = self.session.account.directory.address(queue, self.session.options)
         retention = self.session.account.directory.retention_seconds(address)
-        error = envelope.outlived(packed, queue, retention)
+        error = envelope.retention_error(packed, queue, retention)
         if error is not None:
             raise error
-        return Spooled(address, packed, envelope.expires(message))
+        return Spooled(address, packed, envelope.expires_at(message))
 
     def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[int]:
         if publish_batch is None:
@@ -176,7 +176,8 @@ class Channel(ConsumingChannel):
 
         def submit(target: Queue) -> None:
             late = [
-                envelope.outlived(packed, queue, target.retention_seconds) for packed in messages
+                envelope.retention_error(packed, queue, target.retention_seconds)
+                for packed in messages
             ]
             todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
             sent = self.session.account.publisher.submit_many(
