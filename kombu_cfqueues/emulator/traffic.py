@@ -230,14 +230,19 @@ def _default_size(call: Call, consumer: Consumer) -> int:
 
 
 def _visibility(call: Call, sent: Mapping[str, Json]) -> int | None:
-    # Old examples send visibility_timeout, which is ignored: such a pull leases for the default.
-    return fields.number(
-        sent,
-        "visibility_timeout_ms",
-        call.knobs.min_visibility_ms,
-        limits.VISIBILITY_TIMEOUT_MS,
-        _bad_pull,
-    )
+    names = ["visibility_timeout_ms"]
+    if call.knobs.visibility_alias:
+        names.append("visibility_timeout")
+    for name in names:
+        if name in sent:
+            return fields.number(
+                sent,
+                name,
+                call.knobs.min_visibility_ms,
+                limits.VISIBILITY_TIMEOUT_MS,
+                _bad_pull,
+            )
+    return None
 
 
 def _delivery_as_json(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:

@@ -129,6 +129,15 @@ def test_a_lease_is_as_long_as_the_pull_or_the_consumer_says(make, consumer, pul
     assert stored.visible_at - api.emulator.clock.now() == pytest.approx(seconds, abs=1)
 
 
+def test_the_old_name_of_the_visibility_timeout_is_a_knob(make):
+    api = make(visibility_alias=True)
+    api.push("x")
+    api.pull(visibility_timeout=90_000)
+
+    stored = api.emulator.messages("jobs")[0]
+    assert stored.visible_at - api.emulator.clock.now() == pytest.approx(90, abs=1)
+
+
 def test_an_acknowledged_message_is_gone(api):
     api.push("x")
     [message] = api.pull()
