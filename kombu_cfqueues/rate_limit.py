@@ -159,8 +159,8 @@ class Budget:
         """Block until one more request may leave.
 
         Args:
-            deadline: The latest time until which this may block, in seconds of the clock.
-            queue: The queue to which the request publishes; None for every other request.
+            deadline: Until when this may block, in seconds of the clock.
+            queue: Where the request publishes to; None for every other call.
 
         Raises:
             RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token

@@ -204,7 +204,7 @@ class Acknowledger:
                 outbox.returning += 1
             # Else a thread waits for this queue already, or is about to look.
             due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
-            if due or self._threads.is_empty:
+            if due or self._threads.absent:
                 self._threads.call()
 
     def _next_job(self) -> Job:

@@ -81,8 +81,8 @@ class ThreadPool:
                     logger.warning("no thread %s could be started: %s", self._name, error)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the pool has no thread that will look for work.  The caller holds the lock."""
+    def absent(self) -> bool:
+        """Whether no thread of the pool exists to look for work.  The caller holds the lock."""
         return not self._threads
 
     def call_idle(self) -> None:
