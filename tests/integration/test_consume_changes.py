@@ -191,7 +191,7 @@ def test_a_message_for_a_consumer_that_another_thread_cancels_is_given_back(
     got = Collector()
     consumer = consume(connection, got, prefetch_count=1)
     consumer.consume()
-    inbox = consumer.channel.connection.inbox
+    inbox = consumer.channel.session.inbox
     take = inbox.take
 
     def take_and_cancel(deadline):
