@@ -113,27 +113,28 @@ class Channel(ConsumingChannel):
 
     def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
         """Publish to one queue; block for *seconds* at most."""
-        session = self.session
+        # `self.session` each time: once another thread has closed the connection, it raises
+        # `ConnectionFailed`, after which Kombu publishes again over a new one.
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
             error = envelope.outlived(packed, queue, target.retention_seconds)
             if error is not None:
                 raise error
-            session.account.publisher.submit(
+            self.session.account.publisher.submit(
                 self._address(queue, target),
                 packed,
                 deadline=deadline,
-                switches=session.has_alternates,
+                switches=self.session.has_alternates,
             )
 
         try:
-            session.use_queue(queue, deadline, submit)
+            self.session.use_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
             # If this raises, Kombu publishes to its next URL.  An earlier try may have arrived, but
             # that is not worse than another try here.
-            may_repeat = error.delivered == "no" or session.options.retry_uncertain
-            if session.has_alternates and isinstance(error, ConnectionFailed) and may_repeat:
+            may_repeat = error.delivered == "no" or self.session.options.retry_uncertain
+            if self.session.has_alternates and isinstance(error, ConnectionFailed) and may_repeat:
                 raise
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
