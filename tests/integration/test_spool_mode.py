@@ -145,7 +145,9 @@ def test_a_batch_is_on_the_disk_as_a_whole_or_not_at_all(server, spooling):
             collected.__enter__()
             for number in range(900):
                 producer.publish(["x" * 100, number], routing_key="jobs")
-            with pytest.raises(BatchPublishError, match="0 were accepted, 900 surely") as refused:
+            with pytest.raises(
+                BatchPublishError, match="0 were accepted, 900 certainly"
+            ) as refused:
                 collected.__exit__(None, None, None)
             assert isinstance(refused.value.__cause__, errors.SpoolFull)
             with pytest.raises(errors.SpoolFull):
