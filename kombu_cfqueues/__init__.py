@@ -8,7 +8,7 @@ Importing this package makes ``cfqueues://`` URLs known to Kombu::
     with Connection("cfqueues://ACCOUNT_ID:API_TOKEN@/") as connection:
         connection.Producer().publish({"hello": "world"}, routing_key="greetings")
 
-Celery needs no import where it is told ``broker_transport = "kombu_cfqueues:Transport"``.
+Celery needs no import if it is configured with ``broker_transport = "kombu_cfqueues:Transport"``.
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ _MODULES = {"Transport": ".transport.transport", "stats": ".metrics", "errors": 
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is asked for: importing the package alone stays cheap."""
+    """Load a public name on first use, so that importing the package alone is cheap."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_MODULES[name], __name__)

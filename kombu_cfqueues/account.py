@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import time
+from typing import Final
 
 from .api.client import Client
 from .api.directory import Directory
@@ -19,30 +20,37 @@ from .spool import SharedBudget, Spool
 
 logger = logging.getLogger(__name__)
 
-#: How old the token may be by which a permit is counted.
-TOKEN_SECONDS = 10.0
+TOKEN_MAX_AGE_SECONDS: Final = 10.0
+"""How long the spool uses one result of a callable `api_token`.
 
-#: Accounts that are remembered while nothing is connected to them.  An application may give each
-#: of its connections a new callable as `api_token`, and so make an account each time.
-MOST_IDLE = 100
+The spool needs the token only to find the allowance to which a permit counts, so it may be a little
+old, and the application's callable is not called for every permit.
+"""
+
+MAX_IDLE_ACCOUNTS: Final = 100
+"""Maximum number of accounts that are kept without a connection.
+
+An application may pass a new callable as `api_token` for each connection, which makes an account
+each time.
+"""
 
 Key = tuple[str, str, Token]
 
 
 class Account:
-    """One HTTP session, one directory and one publisher for a (base URL, account, token).
+    """What the connections of this process with one (base URL, account id, token) share.
 
-    Connections come and go, with every reconnect and every fail-over; what must outlive them is
-    here.  With the last connection only the sockets are closed: what was learned stays.
+    Every reconnect and every fail-over replaces connections; an account outlives them.  Closing the
+    last connection closes only the sockets.  The account keeps what it knows of queues.
 
-    Use `Account.open`, which finds the one of this process.
+    Use `Account.open`, which returns the account of this process.
 
     Attributes:
         budget: The request allowance.
         client: The HTTP API.
-        directory: Queue name -> queue id.
-        publisher: Publishing.
-        receiver: Pulling and settling.
+        directory: Finds the id of a queue by its name.
+        publisher: Publishes messages.
+        receiver: Pulls messages, acknowledges them and returns them.
     """
 
     def __init__(self, options: Options) -> None:
@@ -58,7 +66,7 @@ class Account:
             else:  # pragma: no cover  Windows
                 logger.warning(
                     "this system cannot share the request allowance between processes: each one "
-                    "paces its own requests, so divide request_rate by their number"
+                    "uses all of request_rate, so divide request_rate by the number of processes"
                 )
         self.client = Client(
             options.base_url,
@@ -68,16 +76,16 @@ class Account:
             read_timeout=options.read_timeout,
             gate=self.budget,
         )
-        shares = isinstance(self.budget, SharedBudget) and spool is not None
-        self.directory = Directory(self.client, spool.facts if shares and spool else None)
+        shares = isinstance(self.budget, SharedBudget)
+        self.directory = Directory(self.client, spool.facts if spool and shares else None)
         self.publisher = Publisher(self.client, self.directory, self.budget, options, spool)
         self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 
     @classmethod
     def open(cls, options: Options) -> Account:
-        """The account of *options*, made if it is the first connection's.
+        """Return the account of *options*, and create it for the first connection.
 
-        Each call is to be followed by one of `close`.
+        Call `close` once for each call of this.
         """
         key = (options.base_url, options.account_id, options.api_token)
         with _registry.lock:
@@ -87,11 +95,11 @@ class Account:
                 account = cls(options)
             account._connections += 1
             _registry.accounts[key] = account
-        account._tell_of_differences(options)
+        account._warn_of_differences(options)
         return account
 
     def close(self) -> None:
-        """One connection less; the last one closes the sockets.  Never raises."""
+        """Give up one connection; the last one closes the sockets.  Never raises."""
         with _registry.lock:
             self._connections -= 1
             last = self._connections <= 0
@@ -101,21 +109,21 @@ class Account:
     def _publish_copy(self, queue_id: str, packed: Packed, *, deadline: float) -> None:
         self.publisher.submit(Address.of_id(queue_id), packed, deadline=deadline)
 
-    def _tell_of_differences(self, options: Options) -> None:
-        # Kombu and Celery bring different connect timeouts, which nobody has chosen.
+    def _warn_of_differences(self, options: Options) -> None:
+        # Kombu and Celery pass different connect timeouts, which no user has chosen.
         for name in set(ACCOUNT_OPTIONS) - {"connect_timeout"}:
-            first, now = getattr(self._options, name), getattr(options, name)
-            if first != now:
-                _warn_of_difference(name, now, first)
+            first, given = getattr(self._options, name), getattr(options, name)
+            if first != given:
+                _warn_of_difference(name, given, first)
 
 
-@functools.lru_cache(maxsize=256)  # said once, not by each connection
-def _warn_of_difference(name: str, now: object, first: object) -> None:
+@functools.lru_cache(maxsize=256)  # log it once, not for each connection
+def _warn_of_difference(name: str, given: object, first: object) -> None:
     logger.warning(
         "%s=%s has no effect: all connections of a process to one account share it, and the first "
-        "one set it to %s",
+        "connection has set it to %s",
         name,
-        now,
+        given,
         first,
     )
 
@@ -134,33 +142,33 @@ def open_spool(options: Options) -> Spool:
 
 
 class _CurrentToken:
-    """The API token, by which the spool finds its bucket.
+    """Returns the API token, by which the spool finds the allowance of the token.
 
-    A callable is asked for every request as it is; here it need not be as new.
+    A callable `api_token` is called at most once per `TOKEN_MAX_AGE_SECONDS`.
     """
 
     def __init__(self, token: Token) -> None:
         self._token = token
-        self._known = Secret()
-        self._good_until = 0.0
+        self._last = Secret()
+        self._valid_until = 0.0
 
     def __call__(self) -> str:
         if not callable(self._token):
             return self._token
         now = time.monotonic()
-        if now >= self._good_until:
-            self._good_until = now + TOKEN_SECONDS
+        if now >= self._valid_until:
+            self._valid_until = now + TOKEN_MAX_AGE_SECONDS
             try:
-                self._known = Secret(self._token())
-            # The application's, which may raise anything.  The request that follows asks again,
-            # and whoever waits for it is told.
+                self._last = Secret(self._token())
+            # The application's code may raise anything.  The client calls it again for the next
+            # request, and reports the failure to the caller of that request.
             except Exception:
                 logger.debug("the callable api_token failed", exc_info=True)
-        return self._known
+        return self._last
 
 
 class _Registry:
-    """The accounts of this process, the last opened last."""
+    """The accounts of this process, in the order in which they were last opened."""
 
     def __init__(self) -> None:
         self.accounts: dict[Key, Account] = {}
@@ -168,13 +176,13 @@ class _Registry:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Keep the accounts; a thread of the parent may have held the lock."""
-        self.lock = threading.Lock()  # guards accounts, and each account's count of connections
+        """Keep the accounts, but replace the lock: a thread of the parent may have held it."""
+        self.lock = threading.Lock()  # guards accounts and each account's _connections
 
     def forget_idle(self) -> None:
-        """Forget the accounts that were opened longest ago; the caller holds the lock."""
+        """Forget the idle accounts that were opened longest ago.  The caller holds the lock."""
         idle = [key for key, account in self.accounts.items() if not account._connections]
-        for key in idle[: max(0, len(idle) - MOST_IDLE)]:
+        for key in idle[: max(0, len(idle) - MAX_IDLE_ACCOUNTS)]:
             del self.accounts[key]
 
 

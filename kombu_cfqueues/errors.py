@@ -1,27 +1,29 @@
-"""Everything that can go wrong, as types to catch.
+"""All errors of this package.
 
 ::
 
     CFQueuesError
-      TransientError              another try may succeed; Kombu reconnects
+      TransientError              a retry may succeed; Kombu reconnects
         ConnectionFailed            no answer: DNS, TCP, TLS, a proxy, a lost response, a timeout
-        ServerError                 the server failed: 5xx, an HTML error page, broken JSON
-        RateLimited                 429: the token's allowance, or the queue's, is used up
+        ServerError                 the server failed: 5xx, an HTML error page, invalid JSON
+        RateLimited                 429: the allowance of the token or of the queue is used up
         QueueFull                   the queue's backlog has reached its limit
-        QueueDisabled               the queue takes no messages until it is enabled again
+        QueueDisabled               the queue accepts no messages until it is enabled again
       PublishTimeout              ``publish_timeout`` passed; also kombu's OperationalError
-      PermanentError              another try would fail as well
+      PermanentError              a retry would fail as well
         AuthenticationFailed        the API token is malformed, unknown or revoked
         PermissionDenied            the API token lacks a permission
-        QueueNotFound               no such queue, and it was not to be created
-        MessageTooLarge             the message is over 128 KB
+        QueueNotFound               the queue does not exist, and may not be created
+        MessageTooLarge             the message is larger than 128 KB
         InvalidMessage              the message cannot be sent as it is
-        PlanLimitReached            the account's plan allows no more today
+        PlanLimitReached            the account's plan allows no more operations today
         PullNotEnabled              the queue has no consumer that may pull over HTTP
-        QueueNameConflict           two names of this process meet on one queue
+        QueueNameConflict           two queue names translate to one name at Cloudflare
         SpoolFull                   the spool has reached ``spool_max_bytes``, or its disk is full
-        SpoolUnavailable            no place on this machine can hold the spool
+        SpoolUnavailable            no folder of this machine can hold the spool
         ConfigurationError          an option, the URL or the environment is wrong
+    BatchPublishError             some messages of a batch were not accepted; kombu's KombuError,
+                                  and its BatchPublishError from Kombu 5.7 on
 
 Kombu sees the two families as ``Transport.connection_errors`` (transient) and
 ``Transport.channel_errors`` (permanent).
@@ -38,22 +40,24 @@ Delivered = Literal["no", "unknown"]
 
 
 class CFQueuesError(Exception):
-    """Cloudflare Queues, or the way to it, refused.  The text never holds the token.
+    """A call of Cloudflare Queues failed, or was refused before it left this process.
+
+    The text never contains the API token.
 
     Args:
         message: What happened, to which queue, and what to do about it.
 
     Attributes:
-        status: HTTP status of the answer; None if there was none.
+        status: HTTP status of the answer; None if there was no answer.
         code: Cloudflare's error code; None if the answer had none.
-        ray_id: The request's id at Cloudflare, which its support asks for; None if unknown.
-        retry_after: Seconds until another try can succeed; None if unknown.
-        delivered: ``"no"``: surely no message got through.  ``"unknown"``: the request left and
-            its answer was lost, so the message may or may not be in the queue.
+        ray_id: Cloudflare's id of the request, which its support asks for; None if unknown.
+        retry_after: Seconds until a retry can succeed; None if unknown.
+        delivered: ``"no"`` if certainly no message arrived.  ``"unknown"`` if the request left and
+            its answer was lost, so that the message may or may not be in the queue.
     """
 
-    # One positional argument: pickle calls the class with `args` and then sets the attributes
-    # from `__dict__`; Celery carries errors between processes that way.
+    # Only one positional argument, because Celery pickles errors: pickle calls the class with
+    # `args`, and then sets the attributes from `__dict__`.
     def __init__(
         self,
         message: str,
@@ -73,39 +77,39 @@ class CFQueuesError(Exception):
 
 
 class TransientError(CFQueuesError):
-    """Another try may succeed."""
+    """A retry may succeed."""
 
 
 class ConnectionFailed(TransientError):
-    """No answer came: DNS, TCP, TLS, a proxy, a lost response or a timeout."""
+    """No answer came, because of DNS, TCP, TLS, a proxy, a lost response or a timeout."""
 
 
 class ServerError(TransientError):
-    """The server failed to answer as the API does: a 5xx, an HTML page, broken JSON."""
+    """The answer was not one of the API: a 5xx, an HTML page, or invalid JSON."""
 
 
 class RateLimited(TransientError):
-    """No request may leave now: HTTP 429, or our own allowance has none before the deadline."""
+    """No request may leave now: HTTP 429, or our own allowance is used up until the deadline."""
 
 
 class QueueFull(TransientError):
-    """The queue's backlog has reached Cloudflare's limit; nothing more fits until some is read."""
+    """The queue's backlog has reached Cloudflare's limit.  Consume messages to make room."""
 
 
 class QueueDisabled(TransientError):
-    """The queue takes no messages until somebody enables it again."""
+    """The queue accepts no messages until somebody enables it again."""
 
 
 class PublishTimeout(CFQueuesError, exceptions.OperationalError):
-    """The message could not be handed over within ``publish_timeout``.
+    """Cloudflare did not accept the message within ``publish_timeout``.
 
-    The last failure is this error's ``__cause__``; ``delivered`` says whether the message may
-    have arrived all the same.
+    The last failure is this error's ``__cause__``.  ``delivered`` says whether the message may
+    have arrived nevertheless.
     """
 
 
 class PermanentError(CFQueuesError):
-    """Another try would fail as well."""
+    """A retry would fail as well."""
 
 
 class AuthenticationFailed(PermanentError):
@@ -113,19 +117,19 @@ class AuthenticationFailed(PermanentError):
 
 
 class PermissionDenied(PermanentError):
-    """The API token is valid, and lacks a permission."""
+    """The API token is valid, but lacks a permission."""
 
 
 class QueueNotFound(PermanentError):
-    """There is no such queue, and it was not to be created."""
+    """The queue does not exist, and may not be created."""
 
 
 class MessageTooLarge(PermanentError):
-    """The message is over the limit of one message."""
+    """The message is larger than Cloudflare's limit for one message."""
 
 
 class InvalidMessage(PermanentError):
-    """The message cannot be sent as it is: its content, its delay, or nowhere to go."""
+    """The message cannot be sent: its content, its delay, or no queue is bound to its route."""
 
 
 class PlanLimitReached(PermanentError):
@@ -137,7 +141,7 @@ class PullNotEnabled(PermanentError):
 
 
 class QueueNameConflict(PermanentError):
-    """Two queue names of this process are translated to one name at Cloudflare."""
+    """Two queue names of this process translate to one name at Cloudflare."""
 
 
 class SpoolFull(PermanentError):
@@ -145,24 +149,24 @@ class SpoolFull(PermanentError):
 
 
 class SpoolUnavailable(PermanentError):
-    """No place on this machine can hold the spool."""
+    """No folder of this machine can hold the spool."""
 
 
 class ConfigurationError(PermanentError):
     """An option, the URL or the environment is wrong or missing."""
 
 
-# Kombu before 5.7 has no batches, and so no such error.
+# Kombu before 5.7 has no batches, and so no error for them.
 _KombuBatchError: type[Exception] = getattr(exceptions, "BatchPublishError", exceptions.KombuError)
 
 
 class Outcome(NamedTuple):
-    """What became of one message of a batch.
+    """The result of one message of a batch.
 
     Attributes:
         queue: Kombu's name of the queue.
-        message: What was to be sent: Kombu's dictionary, or a bare body (``body_format="plain"``).
-        error: Why it is not known to be accepted; None: it is.
+        message: The message: Kombu's dictionary, or only its body with ``body_format="plain"``.
+        error: Why the message was refused, or may not have arrived; None if it was accepted.
     """
 
     queue: str
@@ -171,14 +175,15 @@ class Outcome(NamedTuple):
 
 
 class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
-    """Some messages of a batch were not accepted.  None of it is still on its way.
+    """Some messages of a batch were not accepted.  No request of the batch is still running.
 
-    Messages of earlier flushes, which succeeded, are not listed.
+    It does not list messages of earlier flushes, which succeeded.
 
     Attributes:
-        accepted: Messages that are in their queue.
-        refused: Messages that surely are not.
-        uncertain: Messages whose answer was lost: publishing them again may duplicate them.
+        accepted: An `Outcome` for each message that is in its queue.
+        refused: An `Outcome` for each message that is certainly not in its queue.
+        uncertain: An `Outcome` for each message whose answer was lost.  Publishing such a message
+            again may duplicate it.
     """
 
     def __init__(self, text: str, outcomes: tuple[Outcome, ...] = ()) -> None:
@@ -192,7 +197,7 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
 
 
 def copy_of(error: CFQueuesError) -> CFQueuesError:
-    """Return *error* for one of several callers: each adds to its traceback by raising it."""
+    """Return a copy of *error*: if several callers raised the same one, its traceback would mix."""
     copy: CFQueuesError = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
@@ -201,17 +206,17 @@ def copy_of(error: CFQueuesError) -> CFQueuesError:
 
 
 def as_text(error: CFQueuesError) -> str:
-    """Return *error* in a form from which another process can make it again."""
-    kept = ("status", "code", "ray_id", "retry_after", "delivered")
-    values = {name: getattr(error, name) for name in kept}
+    """Return *error* as JSON, from which another process can recreate it with `from_text`."""
+    attributes = ("status", "code", "ray_id", "retry_after", "delivered")
+    values = {name: getattr(error, name) for name in attributes}
     return json.dumps({"type": type(error).__name__, "text": str(error)} | values)
 
 
 def from_text(text: str) -> CFQueuesError:
-    """Return the error of which `as_text` made *text*.
+    """Return the error that `as_text` wrote as *text*.
 
-    By the name of its class, and only one of ours: a pickle from a file that others write would
-    run what they like.
+    The class is found by its name, and must be one of ours.  A pickle would run any code that
+    another program wrote into the file.
     """
     values: dict[str, Any] = json.loads(text)
     kind = globals().get(values.pop("type"))

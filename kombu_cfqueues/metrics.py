@@ -1,8 +1,8 @@
 """What this process has done, in numbers: for `stats`, and through `telemetry` for OpenTelemetry.
 
-Nearly all is counted once a request, by its client, so it costs next to nothing a message.  Each
-process counts what it does itself: requests that carried what others wait for are counted where
-they were made, and a forked child begins at 0.
+The client counts most of it once per request, so that a message costs almost nothing.  Each process
+counts the requests that it made itself, also if they carried messages of other processes.  A forked
+child starts at 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import CFQueuesError
 from .runtime.fork import renew_in_child
 from .telemetry import Operation, instruments
 
-OF_A_QUEUE: Final = (
+QUEUE_COUNTS: Final = (
     "published",
     "publish_failed",
     "publish_requests",
@@ -34,21 +34,22 @@ OF_A_QUEUE: Final = (
     "failed_requests",
     "limited_requests",
 )
-"""What is counted for each queue.  docs/observability.md says what each one means."""
+"""Names of the counts of each queue.  docs/observability.md explains each of them."""
 
-OF_THE_PROCESS: Final = (
+PROCESS_COUNTS: Final = (
     "admin_requests",
     "admin_seconds",
     "permits",
     "permit_wait_seconds",
     "retries",
 )
-"""What is counted for the process alone."""
+"""Names of the counts that only the process has."""
 
-MOST_QUEUES: Final = 1000
-"""Queues that are told apart: the names of reply queues come to no end."""
+MAX_QUEUES: Final = 1000
+"""Maximum number of queues with counts of their own, because every reply queue has a new name."""
 
 OTHER_QUEUES: Final = "(others)"
+"""The name under which all further queues are counted."""
 
 
 class Metrics:
@@ -59,21 +60,22 @@ class Metrics:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Begin at 0: what the parent did, the parent tells."""
-        # Reentrant, because a signal's handler or a finalizer that runs while its thread counts
-        # may make requests too.  Guards all that follows; held over arithmetic alone.
+        """Start at 0: the parent reports its own counts."""
+        # Guards all fields below; held only during arithmetic.  Reentrant, because a signal
+        # handler or a finalizer that interrupts a thread here may make requests too.
         self._lock = threading.RLock()
         self._since = time.time()
         self._queues: set[str] = set()
-        self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and what
+        self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and name
 
     def request(self, operation: Operation, queue: str = "", *, messages: int = 0) -> Request:
-        """A context in which one request is made.
+        """Return a context manager that counts one request.
 
         Args:
-            operation: What it does.
-            queue: Of which queue; ``""`` if of none.
-            messages: How many it publishes; of a pull, set in the context.
+            operation: What the request does.
+            queue: The queue's name at Cloudflare; ``""`` if the request is not about one queue.
+            messages: Number of messages that the request publishes.  For a pull, set `messages` of
+                the context to the number that it returned.
         """
         return Request(self, operation, queue, messages)
 
@@ -85,9 +87,9 @@ class Metrics:
         messages: int,
         error: BaseException | None,
     ) -> None:
-        """A request has ended, with *error* if it failed."""
+        """Count a request that has ended; *error* is its failure."""
         with self._lock:
-            queue = self._known(queue)
+            queue = self._counted_as(queue)
             counts = self._counts
             counts[queue, operation + "_requests"] += 1
             counts[queue, operation + "_seconds"] += seconds
@@ -103,33 +105,33 @@ class Metrics:
             telemetry.requested(operation, queue, seconds, messages, error)
 
     def settled(self, queue: str, acks: int, retries: int) -> None:
-        """The server has taken so many acknowledgements, and messages that are to come again."""
+        """Count messages that the server accepted as acknowledged, or as to be redelivered."""
         with self._lock:
-            queue = self._known(queue)
+            queue = self._counted_as(queue)
             self._counts[queue, "acked"] += acks
             self._counts[queue, "given_back"] += retries
         if telemetry := instruments():
             telemetry.settled(queue, acks, retries)
 
     def expired(self, queue: str, leases: int = 1) -> None:
-        """The leases of so many messages ended before they were delivered or settled."""
+        """Count messages whose lease expired before they were delivered or settled."""
         if not leases:
             return
         with self._lock:
-            queue = self._known(queue)
+            queue = self._counted_as(queue)
             self._counts[queue, "leases_expired"] += leases
         if telemetry := instruments():
             telemetry.expired(queue, leases)
 
     def retried(self, error: CFQueuesError) -> None:
-        """A request failed with *error*, and is to be made again."""
+        """Count a retry after *error*."""
         with self._lock:
             self._counts["", "retries"] += 1
         if telemetry := instruments():
             telemetry.retried(error)
 
     def waited(self, seconds: float) -> None:
-        """A request has its permit, after so long."""
+        """Count a permit for which a request waited *seconds*."""
         with self._lock:
             self._counts["", "permits"] += 1
             self._counts["", "permit_wait_seconds"] += seconds
@@ -137,29 +139,33 @@ class Metrics:
             telemetry.waited(seconds)
 
     def snapshot(self) -> dict[str, Any]:
-        """What `stats` returns."""
+        """Return what `stats` returns."""
         with self._lock:
             counts = dict(self._counts)
             names = sorted(self._queues)
         queues = {
-            name: {what: counts.get((name, what), 0) for what in OF_A_QUEUE} for name in names
+            name: {count: counts.get((name, count), 0) for count in QUEUE_COUNTS} for name in names
         }
-        total: dict[str, Any] = dict.fromkeys((*OF_A_QUEUE, *OF_THE_PROCESS), 0)
-        for (_, what), value in counts.items():
-            total[what] += value
+        total: dict[str, Any] = dict.fromkeys((*QUEUE_COUNTS, *PROCESS_COUNTS), 0)
+        for (_, count), value in counts.items():
+            total[count] += value
         return {"pid": os.getpid(), "since": self._since, **total, "queues": queues}
 
-    def _known(self, queue: str) -> str:
-        """The name to count under.  The caller holds the lock."""
+    def _counted_as(self, queue: str) -> str:
+        """Return the name under which *queue* is counted.  The caller holds the lock."""
         if queue and queue not in self._queues:
-            if len(self._queues) >= MOST_QUEUES:
+            if len(self._queues) >= MAX_QUEUES:
                 queue = OTHER_QUEUES
             self._queues.add(queue)
         return queue
 
 
 class Request:
-    """A request that is counted when its context ends."""
+    """A context manager that counts one request when it exits.
+
+    Attributes:
+        messages: Number of messages that the request carried.
+    """
 
     __slots__ = ("_metrics", "_operation", "_queue", "_started", "messages")
 
@@ -179,15 +185,16 @@ class Request:
 
 
 metrics: Final = Metrics()
-"""Of this process."""
+"""The counts of this process."""
 
 
 def stats() -> dict[str, Any]:
-    """What this process has done so far: counts, and sums of seconds.
+    """Return what this process has done so far.  Makes no request.
 
     Returns:
-        A new dictionary that JSON can hold: ``pid``; ``since`` (seconds since the epoch, when
-        counting began); each count for all queues together; and ``queues``, the same by the name
-        that the queue has at Cloudflare.  docs/observability.md explains each of them.
+        A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
+        since the epoch; each count summed over all queues; and ``queues``, which has the counts of
+        each queue by its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
+        docs/observability.md explains each of them.
     """
     return metrics.snapshot()

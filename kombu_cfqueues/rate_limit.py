@@ -1,10 +1,11 @@
-"""The request allowance: how many requests may leave, and what a 429 stops.
+"""The request allowance of an API token: how many requests may leave, and what a 429 stops.
 
-Cloudflare counts the requests of a token, and passing the limit blocks *every* call of that token
-for 5 minutes (``limits.REQUESTS_PER_WINDOW``), so waiting here is always the cheaper way.
+Cloudflare counts requests per token.  Exceeding the limit blocks *every* call of the token for 5
+minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
 
-`Allowance` is arithmetic: a few numbers, each change of which makes a new one.  `Budget` keeps one
-for the threads of a process; kept in a file, it serves the processes of a machine.
+`Allowance` is arithmetic: an immutable value of a few numbers, whose methods return a changed copy.
+`Budget` keeps one for the threads of a process.  The spool keeps one in its file, for the processes
+of a machine.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import Final, NamedTuple
 from . import limits
 from .errors import CFQueuesError, RateLimited
 from .metrics import metrics
+from .options import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
 from .runtime.clock import Clock
 from .runtime.fork import renew_in_child
 
-FIRST_TOKENS: Final = 5
-"""Tokens of a new bucket: nobody knows what was spent before this process came."""
+INITIAL_TOKENS: Final = 5
+"""Tokens of a new bucket: requests that left before this process started are unknown."""
 
 _ROUNDING: Final = 1e-9
-"""Part of a token that a sum of floats may lack."""
+"""The fraction of a token that a sum of floats may miss."""
 
 
 LATE_SECONDS: Final = 1.0
@@ -47,31 +49,31 @@ class Place:
 
 
 class Limit(NamedTuple):
-    """How many requests may leave: in any ``s`` seconds at most ``rate * s + burst``."""
+    """A rate limit: in any ``s`` seconds at most ``rate * s + burst`` requests leave."""
 
     rate: float
-    """Requests a second, once the burst is spent."""
+    """Requests per second, after the burst is spent."""
     burst: int
     """Requests that may leave at once after a quiet time."""
 
 
-CLOUDFLARE_LIMIT: Final = Limit(rate=3.7, burst=60)
-"""Stays 30 below ``limits.REQUESTS_PER_WINDOW``: the dashboard and other tools share it."""
+CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
+"""The default limit of requests to Cloudflare."""
 
 
 class Scope(Enum):
     """What a 429 stops."""
 
     QUEUE = auto()
-    """Publishing to one queue: overloaded, full or disabled."""
+    """Publishing to one queue, which is overloaded, full or disabled."""
     PUBLISHING = auto()
-    """Publishing to any queue of the account: its plan allows no more today."""
+    """Publishing to any queue of the account, whose plan allows no more operations today."""
     EVERYTHING = auto()
     """Every call of the token."""
 
 
 def scope_of(code: int | None) -> Scope:
-    """Return what a 429 with Cloudflare's error *code* stops; everything, if that is not known."""
+    """Return what a 429 with Cloudflare's error *code* stops; `EVERYTHING` for unknown codes."""
     if code in (10250, 10251, 10252):
         return Scope.QUEUE
     if code == 10253:
@@ -80,27 +82,27 @@ def scope_of(code: int | None) -> Scope:
 
 
 class Allowance(NamedTuple):
-    """What a token may still send, as numbers alone.  Times are seconds of one monotonic clock."""
+    """What a token may still send, as plain numbers.  Times are seconds of one monotonic clock."""
 
     tokens: float
-    """Requests that may leave at once, at ``counted_at``."""
+    """Requests that may leave at once, as counted at ``counted_at``."""
     counted_at: float
     slow_rate: float = 0.0
-    """Requests a second until ``slow_until``, because the server said how few are left."""
+    """Requests per second until ``slow_until``, if the server has said that few are left."""
     slow_until: float = 0.0
     stopped_until: float = 0.0
-    """No call may leave before this."""
+    """No request may leave before this time."""
     publishing_stopped_until: float = 0.0
-    """No message may be published before this."""
+    """No publishing request may leave before this time."""
 
     @classmethod
     def new(cls, limit: Limit, now: float) -> Allowance:
-        """Return a bucket of which no history is known."""
-        return cls(tokens=min(limit.burst, FIRST_TOKENS), counted_at=now)
+        """Return the allowance of a bucket without a known history."""
+        return cls(tokens=min(limit.burst, INITIAL_TOKENS), counted_at=now)
 
     def counted(self, limit: Limit, now: float) -> Allowance:
-        """Return the same with what was earned until *now*."""
-        if now < self.counted_at:  # the clock began anew: earn nothing, and carry over little
+        """Return a copy with the tokens that were earned until *now*."""
+        if now < self.counted_at:  # the clock restarted: earn nothing, and keep little
             return self._replace(tokens=min(self.tokens, 1.0), counted_at=now)
         slow = max(0.0, min(now, self.slow_until) - self.counted_at)
         full = now - self.counted_at - slow
@@ -108,7 +110,7 @@ class Allowance(NamedTuple):
         return self._replace(tokens=tokens, counted_at=now)
 
     def ready_at(self, limit: Limit, tokens: int = 1) -> float:
-        """Return when so many *tokens* will be there: ``counted_at`` if they are now."""
+        """Return when *tokens* tokens will be available: ``counted_at`` if they already are."""
         missing = tokens - self.tokens
         if missing <= _ROUNDING:
             return self.counted_at
@@ -118,14 +120,15 @@ class Allowance(NamedTuple):
         return self.counted_at + slow + (missing - slow * self.slow_rate) / limit.rate
 
     def spent(self) -> Allowance:
-        """Return the same with one request less."""
+        """Return a copy with one token less."""
         return self._replace(tokens=self.tokens - 1)
 
     def guarded(self, limit: Limit, left: int, reset_seconds: float) -> Allowance:
-        """Return the same after the server said what is *left*.  The newest answer wins.
+        """Return a copy after the server said that *left* requests are left until its reset.
 
-        It matters only if the bucket would spend more than that until the server's reset; then
-        what is left is spread over that time.
+        Changes the rate only if the bucket could spend more than that before the reset.  Then the
+        requests that are left are spread over the time until the reset.  The newest answer
+        replaces the one before it.
         """
         if left >= self.tokens + limit.rate * reset_seconds:
             return self._replace(slow_until=self.counted_at)
@@ -136,17 +139,19 @@ class Allowance(NamedTuple):
         )
 
     def stopped(self, scope: Scope, until: float) -> Allowance:
-        """Return the same after a 429, other than that of a single queue."""
+        """Return a copy after a 429 of *scope*, which is not `Scope.QUEUE`."""
         if scope is Scope.EVERYTHING:
             return self._replace(stopped_until=max(self.stopped_until, until))
         return self._replace(publishing_stopped_until=max(self.publishing_stopped_until, until))
 
 
 class Budget:
-    """The allowance of one API token, shared by the threads of a process, first come first served.
+    """The allowance of one API token, shared by the threads of a process.
+
+    Threads get permits in the order in which they asked.
 
     Args:
-        limit: None if requests are not limited; then only a 429 makes anybody wait.
+        limit: The limit; None if requests are not limited, so that only a 429 makes callers wait.
         clock: Time and waiting.
     """
 
@@ -155,7 +160,7 @@ class Budget:
     ) -> None:
         self._limit = limit
         self._clock = clock or Clock()
-        self._lock = self._clock.lock()  # guards all that follows; never held over a sleep
+        self._lock = self._clock.lock()  # guards all fields below; never held during a sleep
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
         self._queue_stopped_until: dict[str, float] = {}
@@ -164,10 +169,10 @@ class Budget:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Begin without the parent's threads, and without its savings: it spends those itself."""
+        """Start without the parent's threads, and without the tokens that the parent will spend."""
         self._lock = self._clock.lock()
         self._line = []
-        tokens = min(self._allowance.tokens, FIRST_TOKENS)
+        tokens = min(self._allowance.tokens, INITIAL_TOKENS)
         self._allowance = self._allowance._replace(tokens=tokens)
 
     def acquire(
@@ -189,8 +194,8 @@ class Budget:
                 alone has no others.
 
         Raises:
-            RateLimited: As soon as it is known that the wait would pass *deadline*.  Nothing is
-                spent.
+            RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token
+                is spent.
         """
         if self._free:
             return
@@ -223,7 +228,7 @@ class Budget:
                 self._leave(place)
 
     def observe(self, ratelimit: str | None) -> None:
-        """Heed the ``Ratelimit`` header of any answer; None if it had none."""
+        """Adapt to the ``Ratelimit`` header of an answer; None if it had none."""
         if ratelimit is None or self._limit is None:
             return
         grant = parse_ratelimit(ratelimit)
@@ -234,10 +239,10 @@ class Budget:
             self._allowance = counted.guarded(self._limit, *grant)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for as long as it says; any other *error* stops nothing.
+        """Stop what a 429 stops, for its ``retry_after``.  Any other *error* stops nothing.
 
-        If it does not say how long, a single queue is not stopped (whoever repeats the request
-        backs off), and everything else is for the length of Cloudflare's window.
+        A 429 without ``retry_after`` does not stop a single queue, because the caller that retries
+        backs off.  It stops everything else for the length of Cloudflare's window.
         """
         if error.status != 429:
             return
@@ -287,8 +292,8 @@ class Budget:
         self._line = [other for other in self._line if now < other.ready_at + LATE_SECONDS]
         if place not in self._line:
             self._line.append(place)
-        # Whoever waits may go once there are tokens for all before it too: so nobody has to wake
-        # anybody, and one that is late or gives up holds nobody off.
+        # A caller may go when there are tokens for all callers before it as well.  So no caller has
+        # to wake another, and a caller that is late or gives up delays nobody.
         tokens = 1 + self._line.index(place)
         return self._allowance.ready_at(self._limit, tokens), "the request allowance is used up"
 
@@ -297,21 +302,21 @@ class Budget:
             self._line.remove(place)
 
 
-_LEFT: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
-_RESET: Final = re.compile(r";\s*t=(\d{1,9})(?!\d)")
+_LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
+_RESET_PATTERN: Final = re.compile(r";\s*t=(\d{1,9})(?!\d)")
 
 
 def parse_ratelimit(header: str) -> tuple[int, int] | None:
-    """Return requests left and seconds until the reset; of several policies, the tightest.
+    """Return the requests left and the seconds until the reset, of the strictest policy.
 
     >>> parse_ratelimit('"default";r=50;t=30')
     (50, 30)
 
-    None if *header* holds nothing of the kind: it is a hint, and no request fails for it.
+    Returns None if *header* has no such policy: the header is a hint, and must not fail a request.
     """
     grants = []
     for policy in header.split(","):
-        left, reset = _LEFT.search(policy), _RESET.search(policy)
+        left, reset = _LEFT_PATTERN.search(policy), _RESET_PATTERN.search(policy)
         if left and reset and int(reset[1]) > 0:
             grants.append((int(left[1]), int(reset[1])))
     return min(grants, key=lambda grant: grant[0] / grant[1], default=None)

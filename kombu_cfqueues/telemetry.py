@@ -1,9 +1,9 @@
-"""What `metrics` counts, as OpenTelemetry instruments, where its API is installed.
+"""What `metrics` counts, as OpenTelemetry instruments, if OpenTelemetry's API is installed.
 
-Names and attributes are those of OpenTelemetry's semantic conventions for messaging clients
-(opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics, status: development) where these
-have one, and begin with ``kombu_cfqueues.`` where not.  No attribute holds a token or anything of
-a message.
+Names and attributes follow OpenTelemetry's semantic conventions for messaging clients
+(opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics, status: development).  Names that
+the conventions lack start with ``kombu_cfqueues.``.  No attribute contains a token or any part of a
+message.
 """
 
 from __future__ import annotations
@@ -17,25 +17,32 @@ from .errors import CFQueuesError
 logger = logging.getLogger(__name__)
 
 Operation: TypeAlias = Literal["publish", "pull", "ack", "admin"]
-"""What a request does: each route of messages is one, and all other routes together."""
+"""What a request does.  ``admin`` stands for every route that does not carry messages."""
 
 _Attributes: TypeAlias = dict[str, str | int]
 
-#: The conventions' kinds of operation.  They have none for the administration of queues.
 _TYPES: Final = {"publish": "send", "pull": "receive", "ack": "settle"}
+"""The conventions' operation types.  They have none for the administration of queues."""
 
-#: Bounds of histograms: of seconds those that the conventions ask for, and more for long waits.
-_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-_LONG_SECONDS: Final = (*_SECONDS, 30, 60, 300)
-_MESSAGES: Final = (1, 2, 5, 10, 25, 50, 75, 99, 100)
+_DURATION_BUCKETS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1),
+    *(0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
+"""Bucket bounds in seconds for the duration of requests, as the conventions ask for."""
+
+_PERMIT_DURATION_BUCKETS: Final = (*_DURATION_BUCKETS, 30, 60, 300)
+"""Bucket bounds in seconds for waits for a permit, which can last minutes."""
+
+_SIZE_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 75, 99, 100)
+"""Bucket bounds in messages for the size of a publishing request."""
 
 
 class Instruments:
-    """OpenTelemetry's instruments of this package.
+    """The OpenTelemetry instruments of this package.
 
     Raises:
         ImportError: ``opentelemetry-api`` is not installed.
-        TypeError: It is older than 1.30, in which histograms have no bounds.
+        TypeError: ``opentelemetry-api`` is older than 1.30, where histograms take no bounds.
     """
 
     def __init__(self) -> None:
@@ -46,37 +53,37 @@ class Instruments:
             "messaging.client.operation.duration",
             "s",
             "Duration of requests to the API",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=_DURATION_BUCKETS,
         )
         self._permit = meter.create_histogram(
             "kombu_cfqueues.permit.wait.duration",
             "s",
-            "How long requests waited for the allowance",
-            explicit_bucket_boundaries_advisory=_LONG_SECONDS,
+            "Time that requests waited for a permit of the request allowance",
+            explicit_bucket_boundaries_advisory=_PERMIT_DURATION_BUCKETS,
         )
         self._fill = meter.create_histogram(
             "kombu_cfqueues.publish.batch.size",
             "{message}",
-            "Messages of a request that published",
-            explicit_bucket_boundaries_advisory=_MESSAGES,
+            "Messages in each publishing request",
+            explicit_bucket_boundaries_advisory=_SIZE_BUCKETS,
         )
         self._sent = meter.create_counter(
-            "messaging.client.sent.messages", "{message}", "Messages that requests carried"
+            "messaging.client.sent.messages", "{message}", "Messages in publishing requests"
         )
         self._consumed = meter.create_counter(
             "messaging.client.consumed.messages", "{message}", "Messages that were pulled"
         )
         self._empty = meter.create_counter(
-            "kombu_cfqueues.pull.empty", "{request}", "Pulls that brought no message"
+            "kombu_cfqueues.pull.empty", "{request}", "Pulls that returned no message"
         )
         self._settled = meter.create_counter(
-            "kombu_cfqueues.settled.messages", "{message}", "Messages acknowledged or given back"
+            "kombu_cfqueues.settled.messages", "{message}", "Messages acknowledged or returned"
         )
         self._expired = meter.create_counter(
-            "kombu_cfqueues.lease.expired", "{message}", "Leases that ended before they were used"
+            "kombu_cfqueues.lease.expired", "{message}", "Leases that expired before use"
         )
         self._retries = meter.create_counter(
-            "kombu_cfqueues.retries", "{request}", "Failures after which another try was due"
+            "kombu_cfqueues.retries", "{request}", "Failures that were followed by a retry"
         )
 
     def requested(
@@ -87,7 +94,7 @@ class Instruments:
         messages: int,
         error: BaseException | None,
     ) -> None:
-        """A request has ended, with *error* if it failed."""
+        """Record a request that has ended; *error* is its failure."""
         kind = None if error is None else type(error).__name__
         status = error.status if isinstance(error, CFQueuesError) else None
         attributes = _attributes(operation, queue, kind, status)
@@ -103,22 +110,22 @@ class Instruments:
                 self._empty.add(1, attributes)
 
     def settled(self, queue: str, acks: int, retries: int) -> None:
-        """Leases were settled."""
+        """Record messages that were acknowledged, or returned for redelivery."""
         for outcome, messages in (("ack", acks), ("retry", retries)):
             if messages:
                 attributes = _attributes("ack", queue) | {"kombu_cfqueues.outcome": outcome}
                 self._settled.add(messages, attributes)
 
     def expired(self, queue: str, leases: int) -> None:
-        """Leases ended before they were used."""
+        """Record leases that expired before their message was delivered or settled."""
         self._expired.add(leases, _attributes("ack", queue))
 
     def retried(self, error: CFQueuesError) -> None:
-        """Another try is due, because of *error*."""
+        """Record a retry after *error*."""
         self._retries.add(1, _of_error(type(error).__name__))
 
     def waited(self, seconds: float) -> None:
-        """A request got its permit."""
+        """Record a permit for which a request waited *seconds*."""
         self._permit.record(seconds, _SYSTEM)
 
 
@@ -148,12 +155,17 @@ def _of_error(kind: str) -> _Attributes:
 
 @functools.cache
 def instruments() -> Instruments | None:
-    """OpenTelemetry's instruments; None where its API is not installed, or cannot be used."""
+    """Return the instruments; None if OpenTelemetry's API is not installed or cannot be used."""
     try:
         return Instruments()
     except ImportError:
         return None
-    # A version before 1.30, or a provider of the application: whatever is wrong costs no message.
+    # A version before 1.30 or a provider of the application may raise anything.  That must not
+    # fail a publish.
     except Exception:
-        logger.warning("OpenTelemetry gets no metrics of kombu_cfqueues", exc_info=True)
+        logger.warning(
+            "kombu_cfqueues sends no metrics to OpenTelemetry, because creating its instruments "
+            "failed",
+            exc_info=True,
+        )
         return None

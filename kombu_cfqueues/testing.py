@@ -4,8 +4,8 @@ In a ``conftest.py``::
 
     pytest_plugins = ["kombu_cfqueues.testing"]
 
-Then a test that asks for ``cfqueues_emulator`` has Cloudflare's Queues API to itself, on this
-machine, and ``cfqueues_url`` is its broker URL::
+A test that uses ``cfqueues_emulator`` gets an emulator of Cloudflare's Queues API of its own, on
+this machine; ``cfqueues_url`` is its broker URL::
 
     def test_signing_up_sends_a_mail(cfqueues_emulator, cfqueues_celery):
         cfqueues_celery(app)
@@ -40,9 +40,9 @@ __all__ = [
 
 @pytest.fixture
 def cfqueues_emulator_options() -> dict[str, Any]:
-    """Return the arguments of ``Emulator``; override it to turn knobs or keep to a request limit.
+    """Return the arguments of the ``Emulator``.
 
-    ::
+    Override this fixture to set knobs or a request limit::
 
         @pytest.fixture
         def cfqueues_emulator_options():
@@ -53,13 +53,13 @@ def cfqueues_emulator_options() -> dict[str, Any]:
 
 @pytest.fixture
 def cfqueues_emulator(cfqueues_emulator_options: dict[str, Any]) -> Iterator[Emulator]:
-    """Return an emulator of one's own: empty, on a free port, stopped when the test is over.
+    """Start an empty emulator on a free port, and stop it at the end of the test.
 
-    It runs in a thread, which no fork and no gevent survives; for a worker that forks, start
-    ``cfqueues emulator`` as a process.
+    It runs in a thread, which does not survive a fork and does not work under gevent.  For a worker
+    that forks, start ``cfqueues emulator`` as a process instead.
     """
-    # An account of its own too: what a client remembers of queues from another test's emulator,
-    # which may have had the same port, then belongs to another account.
+    # Each emulator has its own account id.  A client remembers queues by account and URL, and
+    # another test's emulator may have had the same port.
     options = {"account_id": secrets.token_hex(16), **cfqueues_emulator_options}
     with Emulator(**options) as emulator:
         yield emulator
@@ -75,16 +75,17 @@ def cfqueues_url(cfqueues_emulator: Emulator) -> str:
 def cfqueues_celery(
     cfqueues_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., None]]:
-    """Return a function that has a Celery application publish here until the test is over.
+    """Return a function that makes a Celery application publish to the emulator during the test.
 
-    ``cfqueues_celery(app, publish_timeout=5)``: the names are ``broker_transport_options``, beside
-    the application's own.
+    Keyword arguments become ``broker_transport_options``, in addition to the application's own::
 
-    Celery keeps its connections, so giving it another ``broker_url`` is not enough once it has
-    published; this closes them, before and after.
+        cfqueues_celery(app, publish_timeout=5)
+
+    Celery keeps its connections.  So a new ``broker_url`` is not enough once the application has
+    published; this fixture also closes the connections, before and after the test.
     """
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
-        monkeypatch.delenv(name, raising=False)  # Celery prefers them to what is configured
+        monkeypatch.delenv(name, raising=False)  # Celery prefers these to its settings
     with ExitStack() as applications:
 
         def publish_here(app: Celery, **transport_options: Any) -> None:

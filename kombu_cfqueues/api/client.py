@@ -38,9 +38,11 @@ from ..options import Secret, Token
 from ..runtime.fork import renew_in_child
 from ..telemetry import Operation
 from .connections import Pool, read_body
-from .responses import Answer, Meaning, envelope_of
+from .responses import STATUS_PAGE, Answer, Meaning, envelope_of
 
 logger = logging.getLogger(__name__)
+
+CHECK_ROUTE = "check the host of the broker URL, the network, a firewall, and HTTPS_PROXY"
 
 #: What these statuses mean on the route that pulls.
 _PULL: dict[int, Meaning] = {
@@ -230,7 +232,7 @@ class Client:
         result = self._admin("POST", "", body, doing=doing, deadline=deadline, for_message=True)
         queue = self._queue(result)
         if queue is None:
-            raise ServerError(f"{doing} was answered without a queue id")
+            raise ServerError(f"{doing} was answered without a queue id. {STATUS_PAGE}")
         return queue
 
     def delete_queue(self, queue_id: str, *, deadline: float) -> None:
@@ -461,7 +463,9 @@ class Client:
     ) -> Answer:
         left = deadline - time.monotonic()
         if not left > 0:  # this way round, NaN is none as well
-            raise ConnectionFailed(f"{doing}: no time was left to ask {self._host}")
+            raise ConnectionFailed(
+                f"{doing} failed: no time was left to ask {self._host}; try again"
+            )
         timeout = urllib3.Timeout(
             total=left,
             connect=min(left, self._connect_timeout),
@@ -503,7 +507,8 @@ class Client:
         # is ours.  The cause may pass, as that of a secret store that is down for a moment.
         except Exception as error:
             raise ConnectionFailed(
-                f"{doing} failed: the callable api_token raised {type(error).__name__}"
+                f"{doing} failed: the callable api_token raised {type(error).__name__}, which is "
+                "chained to this error: check the callable"
             ) from error
         token = Secret(given) if isinstance(given, str) else Secret()
         del given  # some reporters of errors print local variables
@@ -562,7 +567,11 @@ def _meaning(links: Sequence[BaseException]) -> tuple[type[CFQueuesError], Deliv
     for foreign, ours, delivered, words in _MEANINGS:
         if any(isinstance(link, foreign) for link in links):
             return ours, delivered, words
-    return ConnectionFailed, "unknown", "the connection to {host} broke before its answer came"
+    return (
+        ConnectionFailed,
+        "unknown",
+        "the connection to {host} broke before the response arrived: " + CHECK_ROUTE,
+    )
 
 
 #: What requests may raise, its own and what it lets through.
@@ -615,16 +624,13 @@ _MEANINGS: tuple[
         ),
         ConnectionFailed,
         "no",
-        (
-            "{host} cannot be reached: check the host of the broker URL, the network, a firewall, "
-            "and HTTPS_PROXY"
-        ),
+        "{host} cannot be reached: " + CHECK_ROUTE,
     ),
     (
         (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),
         ConnectionFailed,
         "unknown",
-        "{host} did not answer in time",
+        "{host} did not answer in time: " + CHECK_ROUTE,
     ),
 )
 

@@ -415,7 +415,7 @@ class Directory:
             if other is None:
                 return self._answer(key, mine, ask)
             if not other.wait(deadline - time.monotonic()):
-                raise ConnectionFailed(f"{doing} took too long")
+                raise ConnectionFailed(f"{doing} took too long; try again")
             if other.refusal is not None:
                 raise copy_of(other.refusal)
             if other.answers:

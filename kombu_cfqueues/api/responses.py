@@ -52,6 +52,8 @@ class Failure(NamedTuple):
     text: str
 
 
+STATUS_PAGE = "If trying again does not help, see https://www.cloudflarestatus.com."
+
 Meaning = tuple[type[CFQueuesError], str]
 """An error's class, and what its reader should do."""
 
@@ -64,7 +66,7 @@ CODES: dict[int, Meaning] = {
     10106: (PermissionDenied, PERMISSION),
     10405: (PermissionDenied, PERMISSION),
     10107: (ConfigurationError, "A queue id is 32 hex digits: check the option 'queues'."),
-    10201: (ServerError, ""),
+    10201: (ServerError, STATUS_PAGE),
     10202: (InvalidMessage, "A delay is 0 to 86,400 seconds."),
     10203: (InvalidMessage, "A delay is 0 to 86,400 seconds, a content type text or json."),
     10204: (MessageTooLarge, "A message may have 128 KB: store the data and send a reference."),
@@ -93,7 +95,7 @@ CODES: dict[int, Meaning] = {
     7003: (ConfigurationError, "Check account_id and base_url."),
     971: (RateLimited, "Every call of this token is blocked for up to five minutes."),
     6100: (RateLimited, "Every call of this token is blocked for up to five minutes."),
-    15000: (ServerError, ""),
+    15000: (ServerError, STATUS_PAGE),
 }
 
 
@@ -181,7 +183,7 @@ def _meaning(
     if "cf-mitigated" in answer.headers:
         return (
             ServerError,
-            "Cloudflare's edge challenged the request: is this machine's IP blocked?",
+            "Cloudflare's edge challenged the request: check whether this machine's IP is blocked.",
         )
     if failure.code in CODES:
         return CODES[failure.code]
@@ -200,7 +202,7 @@ def _meaning_of_status(status: int, *, has_json: bool) -> Meaning:
         403: (PermissionDenied, f"A proxy may have answered in the API's place. {PERMISSION}"),
         404: (QueueNotFound, "Check account_id and base_url."),
         405: (ConfigurationError, "Check base_url."),
-        408: (ServerError, ""),
+        408: (ServerError, STATUS_PAGE),
         409: (QueueNameConflict, "It exists already."),
         413: (MessageTooLarge, "A message may have 128 KB, a request 256 KB."),
         429: (RateLimited, "Every call of this token may be blocked for up to five minutes."),
@@ -209,7 +211,7 @@ def _meaning_of_status(status: int, *, has_json: bool) -> Meaning:
         return known[status]
     if 400 <= status < 500:
         return InvalidMessage, ""
-    return ServerError, "Cloudflare's status is at https://www.cloudflarestatus.com."
+    return ServerError, STATUS_PAGE
 
 
 def _what_came(answer: Answer, envelope: dict[str, Any] | None, secret: str) -> str:

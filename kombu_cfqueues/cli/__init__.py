@@ -1,7 +1,8 @@
 """The ``cfqueues`` command.
 
-Each module beside this one is a subcommand: it defines ``command``, a Click command, and is
-imported only when it is asked for, so that one that needs more than Click disturbs no other.
+Each module of this package without a leading underscore is a subcommand and defines ``command``, a
+Click command.  A module is imported only when its subcommand runs, so that a subcommand whose
+dependencies are not installed does not break the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _MISSING = "The cfqueues command needs Click: pip install 'kombu-cfqueues[cli]'\
 
 
 def main() -> None:
-    """Run the command; without Click, say how to get it and exit with status 1."""
+    """Run the command.  If Click is not installed, print how to install it and exit with 1."""
     if importlib.util.find_spec("click") is None:
         sys.stderr.write(_MISSING)
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""How commands are told which account, which options, and which spool."""
+"""The command-line options that name the account, its transport options and the spool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kombu.utils.url import parse_url
 from ..errors import ConfigurationError
 from ..options import TOKEN_VARIABLE, Options, Secret
 
-BROKER_VARIABLE = "CFQUEUES_BROKER_URL"
+BROKER_VARIABLE: Final = "CFQUEUES_BROKER_URL"
 
 _OPTIONS = (
     click.option(
@@ -25,37 +25,58 @@ _OPTIONS = (
         envvar=BROKER_VARIABLE,
         default="cfqueues://",
         show_default=True,
-        help=f"Broker URL of the application; better in {BROKER_VARIABLE}, which ps does not show. "
-        "What it lacks is in CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN.",
+        help="Use this broker URL, the same as in the application. "
+        f"Prefer the variable {BROKER_VARIABLE}: other users can see a command line with ps. "
+        "CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN supply what the URL lacks.",
     ),
-    click.option("--spool-dir", metavar="DIR", help="As in the application's options."),
-    click.option("--base-url", metavar="URL", help="As in the application's options."),
+    click.option(
+        "--spool-dir",
+        metavar="DIR",
+        help="Set the transport option spool_dir: the folder of the spool.  "
+        "[default: the user's state folder]",
+    ),
+    click.option(
+        "--base-url",
+        metavar="URL",
+        help="Set the transport option base_url: where the API is served.  "
+        "[default: the host of the broker URL]",
+    ),
     click.option(
         "--option",
         "-o",
-        "others",
+        "pairs",
         metavar="NAME=VALUE",
         multiple=True,
-        help="Any other of the application's transport options: -o queue_name_prefix=shop-",
+        help="Set any other transport option, such as -o queue_name_prefix=shop-; repeatable.",
     ),
 )
 
 _ALLOWANCE = (
-    click.option("--request-rate", type=float, help="As in the application's options."),
-    click.option("--request-burst", type=int, help="As in the application's options."),
+    click.option(
+        "--request-rate",
+        type=float,
+        help="Set the transport option request_rate: requests per second.  "
+        "[default: 3.7 for Cloudflare's API, else no limit]",
+    ),
+    click.option(
+        "--request-burst",
+        type=int,
+        help="Set the transport option request_burst: requests that may be sent at once.  "
+        f"[default: {Options.request_burst}]",
+    ),
 )
 
-#: On a command line it would be shown by ps and kept by the shell.
 _SECRET: Final = "api_token"  # noqa: S105  the option's name
+"""The option that is refused: ps would show its value, and the shell would keep it."""
 
 
-class Given(NamedTuple):
-    """What the command line and the environment say, unread.
+class RawOptions(NamedTuple):
+    """The settings from the command line, not yet checked.
 
     Attributes:
-        broker: The broker URL; of a fail-over list, the first is meant.
+        broker: The broker URL, or a fail-over list of which the first URL is used.
         options: Transport options.
-        token: Whether the API token is needed.
+        token: Whether the command needs the API token.
     """
 
     broker: str
@@ -63,10 +84,10 @@ class Given(NamedTuple):
     token: bool
 
     def read(self) -> Options:
-        """The settings that it means.
+        """Check the settings, and fill in what the environment supplies.
 
         Raises:
-            ConfigurationError: They are wrong; the text says why.
+            ConfigurationError: A setting is wrong or missing; the text says which and why.
         """
         environ = dict(os.environ)
         if not self.token:
@@ -74,10 +95,15 @@ class Given(NamedTuple):
         try:
             url = parse_url(self.broker.split(";")[0])
         except ValueError as error:
-            # Not its text, which may hold the URL, and so the token.
-            raise ConfigurationError("the broker URL cannot be read") from error
+            # Do not quote the error: its text may hold the URL, and so the token.
+            raise ConfigurationError(
+                "the broker URL cannot be read: write it as cfqueues://ACCOUNT_ID:API_TOKEN@/"
+            ) from error
         if url["transport"] != "cfqueues":
-            raise ConfigurationError("the broker URL does not begin with cfqueues://")
+            raise ConfigurationError(
+                "the broker URL does not begin with cfqueues://: check --broker and "
+                f"{BROKER_VARIABLE}"
+            )
         return Options.read(
             host=url["hostname"],
             port=url["port"],
@@ -90,14 +116,14 @@ class Given(NamedTuple):
 
 
 def takes_broker(
-    *, allowance: bool = False, token: bool = True, unread: bool = False
+    *, allowance: bool = False, token: bool = True, raw: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command's function *options*, made from the options of the command line.
+    """Add the options above to a command, and pass its function ``options``, an `Options`.
 
     Args:
-        allowance: Whether the command makes requests, and so has to know how many may leave.
-        token: Whether it needs the API token.
-        unread: Give it *given* instead, which it reads itself.
+        allowance: Whether the command makes requests, and so takes the options that limit them.
+        token: Whether the command needs the API token.
+        raw: Whether to pass ``raw_options``, a `RawOptions` that the function reads itself.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -106,7 +132,7 @@ def takes_broker(
             broker: str,
             spool_dir: str | None,
             base_url: str | None,
-            others: tuple[str, ...],
+            pairs: tuple[str, ...],
             **rest: Any,
         ) -> None:
             named: dict[str, Any] = {"spool_dir": spool_dir, "base_url": base_url}
@@ -114,11 +140,11 @@ def takes_broker(
                 for name in ("request_rate", "request_burst"):
                     named[name] = rest.pop(name)
             named = {name: value for name, value in named.items() if value is not None}
-            given = Given(broker, _read_pairs(others) | named, token)
-            if unread:
-                function(given=given, **rest)
+            raw_options = RawOptions(broker, _read_pairs(pairs) | named, token)
+            if raw:
+                function(raw_options=raw_options, **rest)
             else:
-                function(options=given.read(), **rest)
+                function(options=raw_options.read(), **rest)
 
         for option in reversed((*_OPTIONS, *(_ALLOWANCE if allowance else ()))):
             command = option(command)
@@ -129,25 +155,27 @@ def takes_broker(
 
 def _read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
     known = sorted({field.name for field in fields(Options)} - {_SECRET})
-    given = {}
+    options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if name == _SECRET:
-            # Not quoted: it holds the token.
-            raise click.UsageError("put the API token into CLOUDFLARE_API_TOKEN, which ps hides")
+            # Do not quote the pair: it holds the token.
+            raise click.UsageError(
+                f"--option does not take the API token, which ps would show: set {TOKEN_VARIABLE}"
+            )
         if not equals or name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            meant = f"is {close[0]!r} meant?" if close else f"names: {', '.join(known)}"
-            raise click.UsageError(f"--option is NAME=VALUE, not {pair!r}; {meant}")
-        given[name] = _value(value)
-    return given
+            hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(known)}"
+            raise click.UsageError(f"--option must be NAME=VALUE, not {pair!r}; {hint}")
+        options[name] = _value(value)
+    return options
 
 
 def _value(text: str) -> Any:
-    """A dictionary or null, which text cannot say; all else is read from text by its option."""
+    """Read a dictionary or null; `Options` reads any other value from its text."""
     if text.startswith("{") or text == "null":
         try:
             return json.loads(text)
         except ValueError:
-            pass  # the option says what it has to be
+            pass  # `Options` refuses the text, and its error says what the option must be
     return text

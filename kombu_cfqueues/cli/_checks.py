@@ -1,7 +1,7 @@
-"""What ``cfqueues doctor`` looks at, one check after the other.
+"""The checks of ``cfqueues doctor``, one after the other.
 
-Each check is a plain verdict; one that is not well says what to do.  Together they make half a
-dozen requests, and change nothing.
+A check whose verdict is not "ok" says what to do.  Together the checks make about six requests, and
+change nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
     ConfigurationError,
-    ConnectionFailed,
     InvalidMessage,
     PermissionDenied,
     QueueNotFound,
-    ServerError,
     SpoolFull,
     SpoolUnavailable,
 )
@@ -35,32 +33,33 @@ from ..options import Options, is_loopback
 from ..rate_limit import Limit
 from ..spool import Spool
 from . import _console as console
-from ._broker import Given
-from ._commands import in_words
+from ._broker import RawOptions
+from ._commands import in_one_line
 from ._session import Session
-from .queues import consumer_words
+from .queues import consumer_summary
 
 Verdict = Literal["ok", "warning", "problem", "unknown"]
 
 SETTLE_PREFIX: Final = "cfqueues-settle-"
-"""What the queues of ``doctor --settle`` are called."""
+"""How the names of the queues of ``doctor --settle`` begin."""
 
-SKEW_SECONDS: Final = 30.0
-"""By so much a clock may be wrong; the header has whole seconds, and came through a network."""
+MAX_SKEW_SECONDS: Final = 30.0
+"""Largest difference to the API's clock that passes.  The ``Date`` header has whole seconds, and is
+delayed by the network."""
 
-FEW_RETRIES: Final = 10
-"""A consumer that allows fewer loses messages when workers are restarted now and then."""
+MIN_RETRIES: Final = 10
+"""Smallest ``max_retries`` that passes.  With fewer, restarts of workers lose messages."""
 
-_NOBODY: Final = "0" * 32
+UNKNOWN_QUEUE_ID: Final = "0" * 32
 """A queue id that no queue has."""
 
 
 class Check(NamedTuple):
-    """A thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: In a word or two.
-        verdict: Whether it is well; ``unknown``: it cannot be told.
+        name: What was checked, in one or two words.
+        verdict: The result; ``unknown`` if the check could not be made.
         text: What was found, and what to do about it.
     """
 
@@ -69,17 +68,17 @@ class Check(NamedTuple):
     text: str
 
 
-def examine(given: Given, names: tuple[str, ...]) -> Iterator[Check]:
-    """Check everything, each thing as soon as it is known.
+def examine(raw_options: RawOptions, names: tuple[str, ...]) -> Iterator[Check]:
+    """Make all checks, and yield each result as soon as it is known.
 
     Args:
-        given: What the user said.
-        names: Kombu's names of the queues to look at.
+        raw_options: The settings from the command line.
+        names: Kombu's names of the queues to check.
     """
     try:
-        options = given.read()
+        options = raw_options.read()
     except ConfigurationError as error:
-        yield Check("settings", "problem", in_words(error))
+        yield Check("settings", "problem", in_one_line(error))
         return
     yield Check("settings", "ok", _settings(options))
     yield _proxies(options)
@@ -95,19 +94,19 @@ def examine(given: Given, names: tuple[str, ...]) -> Iterator[Check]:
 
 
 def _service(session: Session, names: tuple[str, ...]) -> Iterator[Check]:
-    began = time.monotonic()
+    started = time.monotonic()
     try:
-        page = session.client.list_queues(deadline=_soon(session))
+        page = session.client.list_queues(deadline=_deadline(session))
     except CFQueuesError as error:
-        yield from _refusal(error)
+        yield from _refusal(error, session.options.host)
         return
-    took = time.monotonic() - began
-    # Its permit may have had to be waited for, which says nothing of the API.
+    took = time.monotonic() - started
+    # The wait for a permit is part of the time, and says nothing about the API.
     limited = session.options.request_rate is not None
-    of_what = ", the wait for the request allowance included" if limited else ""
-    answered = f"{session.options.host} answers, in {1000 * took:,.0f} ms{of_what}"
-    yield Check("API", "ok", answered)
-    yield Check("token", "ok", "it is taken, and may read this account's queues")
+    included = ", including the wait for the request allowance" if limited else ""
+    text = f"{session.options.host} answered in {1000 * took:,.0f} ms{included}"
+    yield Check("API", "ok", text)
+    yield Check("token", "ok", "valid; it can read this account's queues")
     yield _clock(session)
     found = [(name, _find(session, name)) for name in names]
     known = [queue for _, queue in found if isinstance(queue, Queue)]
@@ -140,8 +139,8 @@ def _proxies(options: Options) -> Check:
 def _tls(options: Options) -> Check:
     if urlsplit(options.base_url).scheme == "http":
         if is_loopback(options.host):
-            return Check("TLS", "ok", "none needed: plain http that stays on this machine")
-        return Check("TLS", "warning", "none: the API token travels unencrypted; use https")
+            return Check("TLS", "ok", "not needed: plain http stays on this machine")
+        return Check("TLS", "warning", "not used, so the API token travels unencrypted: use https")
     bundle, name = DEFAULT_CA_BUNDLE_PATH, "certifi"
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if os.environ.get(variable):
@@ -150,77 +149,73 @@ def _tls(options: Options) -> Check:
     try:
         if not Path(bundle).is_dir():
             ssl.create_default_context(cafile=bundle)
-    except OSError as error:  # an SSLError is one
+    except OSError as error:  # an SSLError is a subclass
         why = error.strerror or str(error)
         return Check(
             "TLS",
             "problem",
-            f"{name} names {bundle}, from which no certificates can be read ({why}): correct it",
+            f"{name} names {bundle}, from which no certificate can be read ({why}): set "
+            "REQUESTS_CA_BUNDLE to a file of CA certificates",
         )
     return Check("TLS", "ok", f"certificates are checked against {bundle} ({name})")
 
 
-def _refusal(error: CFQueuesError) -> Iterator[Check]:
-    """Whose fault it is that the first request was refused."""
-    text = in_words(error)
+def _refusal(error: CFQueuesError, host: str) -> Iterator[Check]:
+    """Report a failure of the first request under the check that it belongs to."""
+    text = in_one_line(error)
     if isinstance(error, (AuthenticationFailed, PermissionDenied)):
         if error.status is not None:
-            yield Check("API", "ok", f"it answers (HTTP {error.status})")
+            yield Check("API", "ok", f"{host} answered with HTTP {error.status}")
         yield Check("token", "problem", text)
     elif isinstance(error, (ConfigurationError, QueueNotFound)):
         yield Check("account", "problem", text)
     else:
-        yield Check("API", "problem", text + _remedy(error))
-
-
-def _remedy(error: CFQueuesError) -> str:
-    """What to do, where the error's own words do not say."""
-    says = ("set REQUESTS_CA_BUNDLE", "check the host", "check HTTPS_PROXY")
-    if isinstance(error, ConnectionFailed) and not any(one in str(error) for one in says):
-        return "; check the host of the broker URL, the network, a firewall, and HTTPS_PROXY"
-    if isinstance(error, ServerError) and "cloudflarestatus" not in str(error):
-        return " Try again; if it stays, see https://www.cloudflarestatus.com."
-    return ""
+        yield Check("API", "problem", text)
 
 
 def _clock(session: Session) -> Check:
     try:
-        there = parsedate_to_datetime(session.client.heard["Date"]).timestamp()
+        api_time = parsedate_to_datetime(session.client.heard["Date"]).timestamp()
     except (KeyError, ValueError):
-        return Check("clock", "unknown", "the API does not say what time it is")
-    skew = time.time() - there
-    if abs(skew) <= SKEW_SECONDS:
-        return Check("clock", "ok", "it agrees with the API's")
+        return Check("clock", "unknown", "the API's response has no valid Date header")
+    skew = time.time() - api_time
+    if abs(skew) <= MAX_SKEW_SECONDS:
+        return Check("clock", "ok", "matches the API's clock")
     way = "ahead of" if skew > 0 else "behind"
     return Check(
         "clock",
         "problem",
-        f"this machine is {console.span(abs(skew))} {way} the API, so each eta and expiry is "
-        "wrong by that: set the clock (timedatectl set-ntp true)",
+        f"this machine is {console.duration(abs(skew))} {way} the API, so every eta and expiry "
+        "is wrong by as much: set the clock (timedatectl set-ntp true)",
     )
 
 
 def _permission(session: Session, queue: Queue | None) -> Check:
-    """Whether the token may publish: a batch of no messages is refused for what it is, or not."""
-    path = f"/{queue.id if queue else _NOBODY}/messages/batch"
+    """Check whether the token can publish, by publishing a batch without messages.
+
+    The API refuses the batch as invalid if it can, and for the permission if it cannot.
+    """
+    path = f"/{queue.id if queue else UNKNOWN_QUEUE_ID}/messages/batch"
     try:
-        session.client.ask("POST", path, {"messages": []}, deadline=_soon(session))
+        session.client.ask("POST", path, {"messages": []}, deadline=_deadline(session))
     except (InvalidMessage, QueueNotFound):
-        pass  # it was refused for what it is, so it may publish
+        pass  # the batch or the id was refused, not the token
     except (AuthenticationFailed, PermissionDenied) as error:
         return Check(
-            "permission", "problem", f"the token may read queues and not publish: {in_words(error)}"
+            "permission",
+            "problem",
+            f"the token can read queues but cannot publish: {in_one_line(error)}",
         )
     except CFQueuesError as error:
-        return Check("permission", "unknown", in_words(error))
-    return Check("permission", "ok", "the token may publish, consume and change queues")
+        return Check("permission", "unknown", in_one_line(error))
+    return Check("permission", "ok", "the token can publish, consume and change queues")
 
 
 def _find(session: Session, name: str) -> Queue | Check:
     options = session.options
     try:
-        session.title(name)  # refuses a second name for one queue, also where that is missing
-        queue = session.directory.find(name, options, deadline=_soon(session))
+        session.cloudflare_name(name)  # raises if two names meet on one queue, even a missing one
+        queue = session.directory.find(name, options, deadline=_deadline(session))
     except CFQueuesError as error:
         return _failed(name, error)
     if queue is not None:
@@ -232,50 +227,50 @@ def _find(session: Session, name: str) -> Queue | Check:
     return Check(
         _label(name),
         "problem",
-        "it does not exist, and create_missing_queues is off: 'cfqueues queues create "
-        f"{name}' creates it",
+        "it does not exist, and create_missing_queues is off: create it with 'cfqueues queues "
+        f"create {name}'",
     )
 
 
 def _queue(session: Session, name: str, queue: Queue) -> Check:
     try:
-        consumers = tuple(session.client.list_consumers(queue.id, deadline=_soon(session)))
+        consumers = tuple(session.client.list_consumers(queue.id, deadline=_deadline(session)))
     except CFQueuesError as error:
         failed = _failed(name, error)
         if isinstance(error, QueueNotFound) and name in session.options.queues:
             return failed._replace(text=f"{failed.text} Correct its id in the option 'queues'.")
         return failed
-    parts = [f"consumer: {consumer_words(consumers)}"]
+    parts = [f"consumer: {consumer_summary(consumers)}"]
     if not any(consumer.get("type") == "worker" for consumer in consumers):
-        parts.append(_held(session, queue))
+        parts.append(_message_count(session, queue))
     few = [
         retries
         for consumer in consumers
         if consumer.get("type") == "http_pull"
         and isinstance(settings := consumer.get("settings"), dict)
         and isinstance(retries := settings.get("max_retries"), int)
-        and retries < min(FEW_RETRIES, session.options.consumer_max_retries)
+        and retries < min(MIN_RETRIES, session.options.consumer_max_retries)
     ]
     if queue.paused:
-        parts.append(f"delivery is paused: 'cfqueues queues resume {name}'")
+        parts.append(f"delivery is paused: resume it with 'cfqueues queues resume {name}'")
     if few:
         parts.append(
-            f"a message is deleted, or dead, after {few[0]} deliveries, and each worker that ends "
-            "with it uses one up: set max_retries to 100 in the dashboard"
+            f"a message is deleted or dead-lettered after {few[0]} deliveries, and a worker that "
+            "stops while it holds the message uses one up: set max_retries to 100 in the dashboard"
         )
     return Check(_label(name), "warning" if few or queue.paused else "ok", "; ".join(parts))
 
 
-def _held(session: Session, queue: Queue) -> str:
+def _message_count(session: Session, queue: Queue) -> str:
     try:
-        count = session.client.backlog(queue.id, deadline=_soon(session)).messages
+        count = session.client.backlog(queue.id, deadline=_deadline(session)).messages
     except CFQueuesError:
-        return "how many messages it holds cannot be read"
-    return f"holds about {console.amount(count)} messages"
+        return "the number of its messages cannot be read"
+    return f"holds about {console.number(count)} messages"
 
 
 def _failed(name: str, error: CFQueuesError) -> Check:
-    return Check(_label(name), "problem", in_words(error) + _remedy(error))
+    return Check(_label(name), "problem", in_one_line(error))
 
 
 def _label(name: str) -> str:
@@ -286,75 +281,82 @@ def _others(page: QueuePage, names: tuple[str, ...]) -> Iterator[Check]:
     if not names:
         more = " and more" if page.has_more else ""
         count = console.plural(len(page.queues), "queue")
-        yield Check("queues", "ok", f"{count}{more}; 'cfqueues doctor QUEUE' looks at one")
+        yield Check("queues", "ok", f"{count}{more}; check one with 'cfqueues doctor QUEUE'")
     for queue in page.queues:
         if queue.name.lower().startswith(SETTLE_PREFIX):
-            text = f"left by 'doctor --settle': 'cfqueues queues delete {queue.name}'"
+            text = f"left by 'doctor --settle': run 'cfqueues queues delete {queue.name}'"
             yield Check(_label(queue.name), "warning", text)
 
 
 def _machine(session: Session) -> Iterator[Check]:
-    """The allowance, and who shares it."""
+    """Check the request allowance, and the spool by which processes share it."""
     options = session.options
-    rate, heard = options.request_rate, session.left()
+    rate, reported = options.request_rate, session.requests_left()
     if rate is None:
         yield Check("allowance", "ok", f"requests to {options.host} are not limited")
         if options.publish_mode != "spool":
-            yield Check("spool", "ok", "not used: nothing has to wait")
+            yield Check("spool", "ok", "not used, because requests are not limited")
             return
     elif options.budget_scope == "process":
-        text = f"{rate:g} requests a second for each process (budget_scope is 'process')"
+        text = f"{rate:g} requests per second for each process (budget_scope is 'process')"
         yield Check("allowance", "ok", text)
         return
     if not Spool.available:
-        text = "this system cannot share requests: divide request_rate by the processes"
+        text = (
+            "this system has no file locks, so processes cannot share the allowance: divide "
+            "request_rate by the number of processes"
+        )
         yield Check("spool", "warning", text)
         return
     limit = None if rate is None else Limit(rate, options.request_burst)
     spool = open_spool(options)
     try:
         if limit is not None:
-            yield _allowance(spool, limit, heard)
+            yield _allowance(spool, limit, reported)
         yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
-        yield Check("spool", "problem", in_words(error))
+        yield Check("spool", "problem", in_one_line(error))
     finally:
         spool.close()
 
 
-def _allowance(spool: Spool, limit: Limit, heard: tuple[int, float] | None) -> Check:
+def _allowance(spool: Spool, limit: Limit, reported: tuple[int, float] | None) -> Check:
     allowed = spool.allowed()
     if allowed.stopped_seconds:
         return Check(
             "allowance",
             "problem",
-            f"the API refuses every call of the token for {console.span(allowed.stopped_seconds)}: "
-            "wait, and see who else uses the token (dashboard, other machines)",
+            "the API blocks every call of this token for "
+            f"{console.duration(allowed.stopped_seconds)}: wait, and find out what else uses the "
+            "token (dashboard, other machines)",
         )
-    told = f"; the API says {heard[0]:,} for {heard[1]:,.0f} s" if heard else ""
+    left = f"; the API reports {reported[0]:,} left for {reported[1]:,.0f} s" if reported else ""
     return Check(
         "allowance",
         "ok",
-        f"{allowed.requests} of {limit.burst} requests may leave at once, {limit.rate:g} a second "
-        f"after that{told}",
+        f"{allowed.requests} of {limit.burst} requests may be sent at once, then {limit.rate:g} "
+        f"per second{left}",
     )
 
 
 def _spool(spool: Spool) -> Check:
     folder = spool.path.parent
-    whose = "this user's group" if folder.stat().st_mode & 0o020 else "this user alone"
+    users = "this user's group" if folder.stat().st_mode & 0o020 else "this user only"
     pids = spool.sharers()
-    others = f"with process {', '.join(map(str, pids))}" if pids else "no other process uses it now"
-    text = f"{spool.path}, for {whose}; {others}"
-    refused, waiting = len(spool.refused()), sum(one.waiting for one in spool.queues())
+    sharers = f"shared with process {', '.join(map(str, pids))}" if pids else "not shared now"
+    text = f"{spool.path}, for {users}; {sharers}"
+    refused, waiting = len(spool.refused()), sum(queue.waiting for queue in spool.queues())
     if waiting:
         text += f"; {console.plural(waiting, 'message')} waiting"
     if refused:
         count = console.plural(refused, "message")
-        return Check("spool", "warning", f"{text}; {count} refused: see 'cfqueues spool'")
+        return Check(
+            "spool", "warning", f"{text}; {count} refused: retry or drop them with 'cfqueues spool'"
+        )
     return Check("spool", "ok", text)
 
 
-def _soon(session: Session) -> float:
+def _deadline(session: Session) -> float:
+    """Return when a single try gives up: checks do not retry."""
     options = session.options
     return time.monotonic() + options.connect_timeout + options.read_timeout

@@ -1,4 +1,4 @@
-"""The group of all subcommands, found by looking into the folder."""
+"""The ``cfqueues`` command group, which finds its subcommands by listing this folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _EXTRAS: Final = {
     "starlette": "emulator",
     "uvicorn": "emulator",
 }
+"""Optional packages, and the extra of this package that installs each."""
 
 
 class _Commands(click.Group):
-    """Imports a subcommand's module when it is named, and says its failures in a line."""
+    """Imports a subcommand's module on demand, and prints its failure as one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except CFQueuesError as error:
-            raise click.ClickException(in_words(error)) from error
+            raise click.ClickException(in_one_line(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         folder = Path(__file__).parent
@@ -47,12 +48,12 @@ class _Commands(click.Group):
             return _missing(cmd_name, missing, extra)
         command = module.command
         if not isinstance(command, click.Command):
-            raise TypeError(f"{module.__name__}.command is no Click command")
+            raise TypeError(f"{module.__name__}.command is not a Click command")
         return command
 
 
 def _missing(name: str, package: str, extra: str) -> click.Command:
-    """What stands for a command that lacks a package, so that --help still lists the others."""
+    """Return a placeholder for a command that lacks a package, so that --help still works."""
     remedy = f"pip install 'kombu-cfqueues[{extra}]'"
 
     @click.command(
@@ -67,8 +68,8 @@ def _missing(name: str, package: str, extra: str) -> click.Command:
     return missing
 
 
-def in_words(error: CFQueuesError) -> str:
-    """A failure in one line; it says what to do, and when."""
+def in_one_line(error: CFQueuesError) -> str:
+    """Return the text of a failure on one line, with the time to wait before a retry."""
     text = " ".join(str(error).split())
     if not error.retry_after:
         return text
@@ -78,7 +79,7 @@ def in_words(error: CFQueuesError) -> str:
 @click.command(cls=_Commands)
 @click.version_option(__version__)
 def commands() -> None:
-    """Cloudflare Queues for Kombu and Celery: look into it, mend it, try it out.
+    """Inspect, operate and try out Cloudflare Queues for Kombu and Celery.
 
-    Exit status: 0 all is well, 1 something is not, 2 the command makes no sense as it is written.
+    Exit status: 0 success, 1 failure or problem found, 2 usage error.
     """

@@ -1,4 +1,4 @@
-"""A line of input -> a message as Kombu, or Celery, would publish it."""
+"""Makes a message from a line of input, in the form in which Kombu or Celery publishes it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Composer:
     Attributes:
         queue: Kombu's name of the queue.
         options: How messages are packed.
-        text: Whether a line is a text, rather than JSON.
-        task: Name of a Celery task, of which a line has the arguments.
-        delay: Seconds until each message may be delivered; None: as the queue says.
-        headers: Of each message.
+        text: Whether a line is plain text; if not, it is JSON.
+        task: Name of a Celery task; a line then holds its arguments.
+        delay: Seconds until each message may be delivered; None for the delay of the queue.
+        headers: Headers of each message.
     """
 
     queue: str
@@ -37,16 +37,16 @@ class Composer:
     headers: Mapping[str, str] | None = None
 
     def pack(self, line: bytes) -> Packed:
-        """The message that the line means.
+        """Make the message of one line.
 
         Raises:
-            InvalidMessage: It is no JSON, or no arguments of a task.
-            MessageTooLarge: It is over Cloudflare's limit.
+            InvalidMessage: The line is not valid JSON, or does not hold arguments of a task.
+            MessageTooLarge: The message is over Cloudflare's limit.
         """
         try:
             body = line.decode()
         except UnicodeDecodeError as error:
-            raise InvalidMessage("it is no UTF-8") from error
+            raise InvalidMessage("it is not valid UTF-8") from error
         headers: dict[str, Any] = dict(self.headers or {})
         properties: dict[str, Any] = {
             "delivery_mode": 2,
@@ -62,7 +62,7 @@ class Composer:
             headers |= more
             properties["correlation_id"] = more["id"]
         elif not self.text:
-            _json(body)  # what is sent is the line as it stands
+            _json(body)  # only checked: the line is sent as it is
         return envelope.pack(
             {
                 "body": body,
@@ -80,7 +80,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Made once: making a decoder takes longer than reading a line.
+# Made once, because making a decoder takes longer than decoding a line.
 _decode: Callable[[str], Any] = json.JSONDecoder(parse_constant=_refuse).decode
 
 
@@ -88,15 +88,19 @@ def _json(text: str) -> Any:
     try:
         return _decode(text)
     except (ValueError, RecursionError) as error:
-        why = "too deep" if isinstance(error, RecursionError) else str(error)
-        raise InvalidMessage(f"it is no JSON ({why}); --text publishes lines as they are") from None
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InvalidMessage(
+            f"it is not valid JSON ({why}); use --text to publish plain text"
+        ) from None
 
 
 def _task(name: str, arguments: Any) -> tuple[str, dict[str, Any]]:
-    """Body and headers of a task, in Celery's second protocol (docs.celeryq.dev, Protocol)."""
+    """Return body and headers of a task in Celery's protocol 2 (docs.celeryq.dev, Protocol)."""
     args, kwargs = ([], arguments) if isinstance(arguments, dict) else (arguments, {})
     if not isinstance(args, list):
-        raise InvalidMessage("a task takes an array of arguments, or an object of named ones")
+        raise InvalidMessage(
+            "the arguments of a task must be a JSON array, or an object of keyword arguments"
+        )
     task_id = str(uuid.uuid4())
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return json.dumps([args, kwargs, embedded], ensure_ascii=False), {

@@ -1,6 +1,6 @@
-"""What commands print: tables and lines for people, JSON for programs.
+"""The output of commands: tables and lines for people, JSON for programs.
 
-Where the output is no terminal it is plain lines, never wrapped, so that they can be searched.
+If the output is not a terminal, it is plain lines that are never wrapped, so that grep works on it.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from rich.table import Table
 from rich.text import Text
 
 GAP: Final = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 
-FOLDED: Final = 10
-"""A column of words is not folded to less."""
+MIN_TEXT_WIDTH: Final = 10
+"""Characters to which a column of text may be narrowed on a small terminal."""
 
-takes_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+takes_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 def terminal(*, err: bool = False) -> Console:
-    """The terminal, with colours if it has them and NO_COLOR is not set."""
-    # Nothing is found in the text and coloured by itself: it comes out of queues.
+    """Return the terminal, in colour if it supports colours and NO_COLOR is not set."""
+    # Rich must not colour or interpret the text by itself: it comes from messages.
     return Console(file=sys.stderr if err else sys.stdout, highlight=False, markup=False)
 
 
 def emit(value: Any, *, lines: bool = False) -> None:
-    """Print JSON: indented, or one *lines* of a stream."""
+    """Print JSON: indented, or with *lines* on one line, as an element of a stream."""
     click.echo(json.dumps(value, indent=None if lines else 2, ensure_ascii=False, default=str))
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
 ) -> None:
-    """Print a table; on a terminal it fits, elsewhere a row is a line.
+    """Print a table, fitted to the width of a terminal; if there is none, one line per row.
 
     Args:
-        columns: Their titles.
-        rows: Their cells.
-        numbers: Titles of the columns that are right-aligned.
+        columns: Titles of the columns.
+        rows: The cells of each row.
+        numbers: Titles of the columns to align right.
     """
     rows = [[clean(cell) for cell in row] for row in rows]
     console = terminal()
@@ -66,13 +66,15 @@ def grid(
     numbers: Sequence[str] = (),
     width: int,
 ) -> Table:
-    """The same as a thing that Rich can draw: the first of its columns that fit into *width*."""
+    """Return the table for Rich, with as many of the first columns as fit into *width*."""
     drawn = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold")
     shown, left = 0, width
-    for place, title in enumerate(columns):
-        natural = max(len(title), *(len(row[place]) for row in rows), 1)
-        # Words can be folded, numbers cannot.
-        left -= GAP + (natural if title in numbers else min(natural, max(len(title), FOLDED)))
+    for index, title in enumerate(columns):
+        natural = max(len(title), *(len(row[index]) for row in rows), 1)
+        # Text can be wrapped, numbers cannot.
+        left -= GAP + (
+            natural if title in numbers else min(natural, max(len(title), MIN_TEXT_WIDTH))
+        )
         if left < -GAP and shown >= 2:
             break
         drawn.add_column(
@@ -88,36 +90,36 @@ def grid(
 
 
 def clean(text: str) -> str:
-    """*text* without what a terminal would obey: it comes from whoever may publish."""
+    """Escape control characters, because the text comes from anyone who may publish."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
-def amount(count: int | None) -> str:
-    """A number with separators; a question mark for one that is not known."""
+def number(count: int | None) -> str:
+    """Format a count with separators; an unknown one is a question mark."""
     return "?" if count is None else f"{count:,}"
 
 
 def plural(count: int, thing: str) -> str:
-    """``1 message``, ``2 messages``."""
+    """Format a count and its noun: ``1 message``, ``2 messages``."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def size(count: int | None) -> str:
-    """Bytes in the unit that fits."""
+    """Format a size in bytes with the unit that suits it."""
     if count is None:
         return "?"
-    amount, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB"):  # noqa: B007  the last one is kept
-        if amount < 1000:
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):  # noqa: B007  used after the loop
+        if value < 1000:
             break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def span(seconds: float | None) -> str:
-    """A time in its two largest units."""
+def duration(seconds: float | None) -> str:
+    """Format a duration in its two largest units: ``4 min 5 s``."""
     if seconds is None:
         return "?"
     left = max(0, round(seconds))
@@ -129,15 +131,15 @@ def span(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone, unless *yes* was said already.
+def confirm(question: str) -> None:
+    """Ask the user to confirm what cannot be undone.
 
     Raises:
-        click.UsageError: Nobody can be asked.
-        click.Abort: The answer is no.
+        click.UsageError: Standard input is not a terminal.
+        click.Abort: The user declined.
     """
-    if yes:
-        return
     if not sys.stdin.isatty():
-        raise click.UsageError("nobody can be asked here: say --yes")
+        raise click.UsageError(
+            "standard input is not a terminal, so it cannot ask for confirmation: add --yes"
+        )
     click.confirm(question, abort=True, err=True)

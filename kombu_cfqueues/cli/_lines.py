@@ -1,4 +1,4 @@
-"""Which lines of a source are still to be done, as people write it: ``1-9,41201-``."""
+"""Sets of line numbers in the form that people write: ``1-9,41201-``."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ _RANGE: Final = re.compile(r"(\d+)(-(\d+)?)?")
 
 
 class Lines:
-    """Line numbers, from 1; the last range may have no end.
+    """A set of line numbers, counted from 1.  The last range may have no end.
 
-    As many ranges as there are gaps are kept, so that it stays small whatever the source is.
+    The set holds one range per gap, so that it stays small however long the source is.
 
     Args:
-        text: ``5``, ``1-9,41201-``; ``""``: none.
+        text: ``5`` or ``1-9,41201-``; ``""`` for no line.
 
     Raises:
-        ValueError: The text is none of these.
+        ValueError: The text is not a list of ranges in ascending order.
     """
 
     def __init__(self, text: str = "1-") -> None:
-        self._ranges: list[list[int | None]] = []  # [first, last], in order; last None: no end
-        before: int | None = 0
+        self._ranges: list[list[int | None]] = []  # [first, last]; None: no end
+        previous_last: int | None = 0
         for part in text.split(",") if text else []:
             match = _RANGE.fullmatch(part.strip())
             if match is None:
-                raise ValueError(f"{part!r} is no line and no range of lines")
+                raise ValueError(f"{part!r} is neither a line number nor a range of lines")
             first = int(match[1])
             last = first if match[2] is None else int(match[3]) if match[3] else None
-            if before is None or first <= before or (last is not None and last < first):
-                raise ValueError(f"{part!r} is out of order; lines are counted from 1")
+            if (
+                previous_last is None
+                or first <= previous_last
+                or (last is not None and last < first)
+            ):
+                raise ValueError(
+                    f"{part!r} is out of order: list line ranges in ascending order, from 1"
+                )
             self._ranges.append([first, last])
-            before = last
+            previous_last = last
 
     def __str__(self) -> str:
         return ",".join(
@@ -49,9 +55,9 @@ class Lines:
         return False
 
     def remove(self, number: int) -> None:
-        """Take out a line; quick if it is the first one."""
-        for place, (first, last) in enumerate(self._ranges):
-            assert first is not None  # noqa: S101  only a last one may be
+        """Remove a line; fast if it is the first one."""
+        for index, (first, last) in enumerate(self._ranges):
+            assert first is not None  # noqa: S101  only the end of a range may be
             if number < first:
                 return
             if last is not None and number > last:
@@ -61,19 +67,19 @@ class Lines:
                 parts.append([first, number - 1])
             if last is None or number < last:
                 parts.append([number + 1, last])
-            self._ranges[place : place + 1] = parts
+            self._ranges[index : index + 1] = parts
             return
 
     def count(self) -> int | None:
-        """How many there are; None: no end."""
+        """Return the number of lines; None if the last range has no end."""
         return (
             None
             if self._ranges and self._ranges[-1][1] is None
             else sum(last - first + 1 for first, last in self._ranges if first and last)
         )
 
-    def is_over(self, number: int) -> bool:
-        """Whether no line from *number* on is among them."""
+    def ends_before(self, number: int) -> bool:
+        """Return whether the set has no line from *number* on."""
         if not self._ranges:
             return True
         last = self._ranges[-1][1]

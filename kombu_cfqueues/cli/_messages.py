@@ -1,6 +1,6 @@
-"""Messages for people: what a Celery task, a Kombu message or a Worker's JSON says.
+"""Decodes a Celery task, a Kombu message or a Worker's JSON, to show it to people.
 
-Nothing is ever unpickled: a body that is no JSON and no text is shown as so many bytes.
+Nothing is ever unpickled: of a body that is neither JSON nor text, only the size is shown.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from . import _console as console
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A message of a queue, decoded.
+class DecodedMessage:
+    """A decoded message of a queue.
 
     Attributes:
         id: Cloudflare's id of the message.
-        attempts: Deliveries so far; None if the answer did not say.
+        attempts: Deliveries so far; None if unknown.
         timestamp_ms: When it was published, in milliseconds since the epoch; None if unknown.
-        task: Name of the Celery task; None if it is none.
-        task_id: The task's id.
-        args: The task's positional arguments; a text where they cannot be decoded.
-        kwargs: The task's keyword arguments; a text where they cannot be decoded.
-        content: What a message that is no task holds: a JSON value or a text; None of bytes.
-        headers: As Kombu has them.
-        content_type: What the body says that it is.
+        task: Name of the Celery task; None if the message is not a task.
+        task_id: Id of the task.
+        args: Positional arguments of the task; a string if they cannot be decoded.
+        kwargs: Keyword arguments of the task; a string if they cannot be decoded.
+        content: The JSON value or text of a message that is not a task; None if it is binary.
+        headers: The headers, as in Kombu.
+        content_type: The content type that the message states.
         bytes: Size of the decoded body.
     """
 
@@ -50,11 +50,11 @@ class Shown:
 
     @property
     def age_seconds(self) -> float | None:
-        """Since it was published, by this machine's clock."""
+        """Seconds since the message was published, by this machine's clock."""
         return None if self.timestamp_ms is None else time.time() - self.timestamp_ms / 1000
 
-    def words(self) -> str:
-        """What it says, in one line."""
+    def summary(self) -> str:
+        """Return the message on one line, for people."""
         if self.task is None:
             if self.content is None:
                 return f"{self.bytes:,} bytes ({self.content_type or 'unknown'})"
@@ -69,8 +69,8 @@ class Shown:
             text += f" retries={retries}"
         return text
 
-    def value(self) -> dict[str, Any]:
-        """The same for programs."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the message as a JSON object, for programs."""
         task = {
             "task": self.task,
             "task_id": self.task_id,
@@ -100,8 +100,8 @@ class Shown:
         return ", ".join(parts)
 
 
-def show(raw: Mapping[str, Any], queue: str) -> Shown:
-    """Decode what a pull or a peek brought; whatever it is, this does not fail."""
+def decode(raw: Mapping[str, Any], queue: str) -> DecodedMessage:
+    """Decode a message of a pull or a peek.  Never raises, whatever the message holds."""
     message = envelope.receive(raw, queue)
     headers = message["headers"]
     data = _data(message)
@@ -110,15 +110,15 @@ def show(raw: Mapping[str, Any], queue: str) -> Shown:
     if task is not None:
         if isinstance(content, list) and len(content) >= 2:
             args, kwargs = content[0], content[1]
-        else:  # not JSON: what the publisher said of it
+        else:  # not JSON, so show the description that the publisher sent
             args, kwargs = headers.get("argsrepr", "?"), headers.get("kwargsrepr", "?")
     elif isinstance(content, dict) and isinstance(content.get("task"), str):
-        # Celery's first protocol has all of it in the body.
+        # Celery's protocol 1 has everything in the body.
         task, task_id = content["task"], content.get("id")
         args, kwargs = content.get("args"), content.get("kwargs")
         headers = {name: content.get(name) for name in ("eta", "retries", "expires")} | headers
     attempts, timestamp = raw.get("attempts"), raw.get("timestamp_ms")
-    return Shown(
+    return DecodedMessage(
         id=str(raw.get("id") or "?"),
         attempts=attempts if isinstance(attempts, int) else None,
         timestamp_ms=timestamp if isinstance(timestamp, int) else None,
@@ -133,25 +133,25 @@ def show(raw: Mapping[str, Any], queue: str) -> Shown:
     )
 
 
-MOST_SHOWN: Final = 1000
-"""So many characters of a message are shown to people."""
+MAX_SUMMARY_CHARACTERS: Final = 1000
+"""Longest summary of a message in a table; ``--json`` prints all of it."""
 
 
 def by_age(raws: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The oldest first: a queue has no order."""
+    """Sort messages, the oldest first, because a queue has no order."""
     return sorted(raws, key=lambda raw: raw.get("timestamp_ms") or 0)
 
 
 COLUMNS = ["AGE", "TRIES", "MESSAGE"]
 
 
-def row(shown: Shown) -> list[str]:
-    """The cells of a message in a table."""
-    tries = "?" if shown.attempts is None else str(shown.attempts)
-    words = shown.words()
-    if len(words) > MOST_SHOWN:
-        words = f"{words[:MOST_SHOWN]}... ({shown.bytes:,} bytes; --json has all)"
-    return [console.span(shown.age_seconds), tries, words]
+def row(message: DecodedMessage) -> list[str]:
+    """Return the table cells of a message."""
+    tries = "?" if message.attempts is None else str(message.attempts)
+    text = message.summary()
+    if len(text) > MAX_SUMMARY_CHARACTERS:
+        text = f"{text[:MAX_SUMMARY_CHARACTERS]}... ({message.bytes:,} bytes; --json has all)"
+    return [console.duration(message.age_seconds), tries, text]
 
 
 def _data(message: Mapping[str, Any]) -> bytes:
@@ -169,14 +169,14 @@ def _data(message: Mapping[str, Any]) -> bytes:
 def _decompressed(data: bytes, compression: str) -> bytes:
     try:
         return bytes(decompress(data, compression))
-    # Each method of compression, and there may be more than Kombu's own, raises what it likes; the
-    # body is then shown as it came.
+    # Compression methods, which applications can add to Kombu, may raise anything.  The body is
+    # then shown as it came.
     except Exception:  # noqa: BLE001
         return data
 
 
 def _content(data: bytes) -> Any:
-    """A JSON value, else a text, else None."""
+    """Return the JSON value, else the text, else None."""
     try:
         text = data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of a long command: a bar on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ..runtime.clock import Clock
 from . import _console as console
 
 WINDOW_SECONDS: Final = 15.0
-"""The rate is that of the last so many seconds: what was long ago says little of what is left."""
+"""Period over which the rate is measured; the recent rate predicts the remaining time best."""
 
 SAMPLE_SECONDS: Final = 0.5
+"""Interval between two measurements of the rate, each of which redraws the bar."""
 
-PLAIN_SECONDS: Final = 5.0
-"""Between two lines where no bar can be drawn."""
+PLAIN_LINE_SECONDS: Final = 5.0
+"""Interval between two progress lines if stderr is not a terminal."""
 
 
 class Meter:
-    """Shows on stderr what is done, how fast, and how long the rest will take.
+    """Shows on stderr how much is done, the current rate and the remaining time.
 
     Args:
         what: Plural of the things that are counted: ``messages``.
-        total: Of the work, in any unit; None: nobody knows.
+        total: The whole work, in any unit; None if unknown.
         quiet: Show nothing.
-        clock: The time.
+        clock: Source of the time; tests set their own.
     """
 
     def __init__(
@@ -46,18 +47,18 @@ class Meter:
         self._work = 0.0
         self._samples: deque[tuple[float, int, float]] = deque()
         self._console = console.terminal(err=True)
-        self._said_at = self._clock.monotonic()
+        self._last_line_at = self._clock.monotonic()
         self._quiet = quiet
         self._progress: Progress | None = None
         self._task = TaskID(0)
         if not quiet and self._console.is_terminal:
             self._progress = Progress(
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[words]}", markup=False),
+                TextColumn("{task.fields[summary]}", markup=False),
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=total, words="")
+            self._task = self._progress.add_task("", total=total, summary="")
 
     def __enter__(self) -> Meter:  # noqa: PYI034  typing has Self from 3.11 on
         if self._progress is not None:
@@ -74,12 +75,12 @@ class Meter:
             self._progress.stop()
 
     def skip(self, work: float) -> None:
-        """So much of the work was done before; it says nothing of how fast it goes."""
+        """Add work that this run did not have to do, and that must not count towards the rate."""
         self._work += work
         self._samples = deque((when, count, done + work) for when, count, done in self._samples)
 
     def advance(self, count: int, work: float) -> None:
-        """*count* things are done, which were *work* of the total."""
+        """Add *count* things that are done, which are *work* of the total."""
         self._count += count
         self._work += work
         now = self._clock.monotonic()
@@ -89,8 +90,8 @@ class Meter:
                 self._samples.popleft()
             self._show(now)
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._quiet:
             return
         if self._progress is not None:
@@ -98,21 +99,21 @@ class Meter:
         else:
             click.echo(text, err=True)
 
-    def words(self) -> str:
-        """What the bar says in words."""
+    def summary(self) -> str:
+        """Return the progress as text: percentage, count, rate and remaining time."""
         parts = [f"{self._count:,} {self._what}"]
         if self._total:
-            # Rounded down: it is not all done before it is.
+            # Rounded down, so that 100 % means that everything is done.
             parts.insert(0, f"{int(100 * min(1.0, self._work / self._total))} %")
         rate, speed = self._rates()
         if rate is not None:
             parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:,.1f}/s")
         if speed and self._total:
-            parts.append(f"{console.span(max(0.0, self._total - self._work) / speed)} left")
+            parts.append(f"{console.duration(max(0.0, self._total - self._work) / speed)} left")
         return ", ".join(parts)
 
     def _rates(self) -> tuple[float | None, float | None]:
-        """Things and work a second."""
+        """Things per second, and work per second; None if not yet known."""
         if len(self._samples) < 2:
             return None, None
         (since, first, begun), (until, last, done) = self._samples[0], self._samples[-1]
@@ -123,7 +124,7 @@ class Meter:
 
     def _show(self, now: float) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=self._work, words=self.words())
-        elif not self._quiet and now - self._said_at >= PLAIN_SECONDS:
-            self._said_at = now
-            click.echo(self.words(), err=True)
+            self._progress.update(self._task, completed=self._work, summary=self.summary())
+        elif not self._quiet and now - self._last_line_at >= PLAIN_LINE_SECONDS:
+            self._last_line_at = now
+            click.echo(self.summary(), err=True)

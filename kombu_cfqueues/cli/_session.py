@@ -1,4 +1,4 @@
-"""An account as commands use it: queues by name, failures that pass tried again."""
+"""An account as commands use it: queues by name, and retries of transient failures."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ from ..rate_limit import parse_ratelimit
 T = TypeVar("T")
 
 NEW_CONSUMER_SECONDS: Final = 20.0
-"""A pull consumer that was just made may take so long to be in force; until then pulls are 405."""
+"""Longest time for which a pull retries an HTTP 405, because a new pull consumer takes some
+seconds to take effect."""
 
-NEW_CONSUMER_PAUSE: Final = 0.5
+NEW_CONSUMER_PAUSE_SECONDS: Final = 0.5
+"""Pause between two of these pulls."""
+
+ACK_LEASES: Final = 100
+"""Most leases in one acknowledgement request.  No limit is documented; a pull returns no more."""
 
 
 class Session:
-    """What a command does with an account.
+    """The operations of commands on one account.
 
-    Every call blocks for at most the option ``publish_timeout`` and raises a `CFQueuesError`.
+    Every request, with its retries, takes at most the option ``publish_timeout``.  Each method may
+    raise a `CFQueuesError`.
 
     Args:
-        options: What the user said.
+        options: The settings of the command.
     """
 
     def __init__(self, options: Options) -> None:
@@ -43,11 +49,14 @@ class Session:
 
     @property
     def gate(self) -> Gate:
-        """The request allowance."""
+        """The request allowance that the command shares with other processes."""
         return self._account.budget
 
-    def left(self) -> tuple[int, int] | None:
-        """Requests left, and seconds until the API counts anew, as its latest answer had it."""
+    def requests_left(self) -> tuple[int, int] | None:
+        """Return the requests left, and the seconds until the count resets; None if unknown.
+
+        Both come from the latest response of the API.
+        """
         return parse_ratelimit(self.client.heard.get("Ratelimit") or "")
 
     def close(self) -> None:
@@ -55,16 +64,16 @@ class Session:
         self._account.close()
 
     def deadline(self) -> float:
-        """When a call that begins now has to end."""
+        """Return the monotonic time at which a call that starts now gives up."""
         return time.monotonic() + self.options.publish_timeout
 
     def call(self, method: Callable[..., T], *args: Any, **named: Any) -> T:
-        """Call with a deadline; again after each failure that may pass.
+        """Call a method with a deadline, and retry it after each transient failure.
 
         Args:
-            method: Of ``client`` or ``directory``; it is given a *deadline*.
-            *args: As the method wants them.
-            **named: As the method wants them.
+            method: A method of ``client`` or ``directory`` that takes a *deadline*.
+            *args: Positional arguments of the method.
+            **named: Keyword arguments of the method.
         """
         deadline = self.deadline()
         return retry.until(deadline, lambda: method(*args, **named, deadline=deadline))
@@ -72,22 +81,22 @@ class Session:
     # Queues
 
     def queues(self) -> list[Queue]:
-        """Every queue of the account, one request a page."""
+        """Return every queue of the account, sorted by name, with one request per page."""
         found: dict[str, Queue] = {}
         page, more = 1, True
         while more:
             answer = self.call(self.client.list_queues, page=page)
             new = {queue.id: queue for queue in answer.queues if queue.id not in found}
             found |= new
-            # A server that ignores `page` would repeat the first one for ever.
+            # A server that ignores `page` returns the first page for ever.
             more, page = answer.has_more and bool(new), page + 1
         return sorted(found.values(), key=lambda queue: queue.name)
 
     def queue(self, name: str) -> Queue:
-        """The queue of that name; nothing is created, because a name may have been mistyped.
+        """Return the queue of that name.  Never creates one: the name may be mistyped.
 
         Raises:
-            QueueNotFound: There is none.
+            QueueNotFound: The queue does not exist.
         """
         found = self.find(name)
         if found is None:
@@ -98,22 +107,23 @@ class Session:
         return found
 
     def find(self, name: str) -> Queue | None:
-        """The queue of that name, if there is one."""
+        """Return the queue of that name, or None."""
         found = self.call(self.directory.find, name, self.options)
         if found is not None:
             self.client.remember_name(found.id, name)
         return found
 
-    def title(self, name: str) -> str:
-        """The name at Cloudflare of queue *name*, prefix included."""
+    def cloudflare_name(self, name: str) -> str:
+        """Return the name at Cloudflare of queue *name*, with its prefix."""
         return self.directory.address(name, self.options).name
 
     def pull_consumer(self, queue: Queue, *, dead_letter_queue: str | None = None) -> PullConsumer:
-        """The consumer by which the queue is pulled; made if it has none.
+        """Return the queue's pull consumer, and create one if it has none.
 
         Args:
             queue: The queue.
-            dead_letter_queue: Of a consumer that is made, instead of the option's.
+            dead_letter_queue: Dead-letter queue of a new consumer, instead of the option of the
+                same name.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
@@ -126,7 +136,7 @@ class Session:
     # Messages
 
     def publish(self, queue: Queue, messages: Sequence[Packed]) -> list[CFQueuesError | None]:
-        """Block until each message is settled; for each, why it was not accepted."""
+        """Publish messages, and return for each its error, or None if it is accepted."""
         try:
             return self._account.publisher.submit_many(
                 Address.of_id(queue.id), messages, deadline=self.deadline()
@@ -134,57 +144,59 @@ class Session:
         except CFQueuesError as error:
             return [error] * len(messages)
 
-    def pull(self, queue: Queue, most: int, *, lease_seconds: float) -> list[dict[str, Any]]:
-        """Lease up to *most* messages of a queue that has a pull consumer."""
-        in_force = time.monotonic() + NEW_CONSUMER_SECONDS
+    def pull(self, queue: Queue, limit: int, *, lease_seconds: float) -> list[dict[str, Any]]:
+        """Lease up to *limit* messages of a queue that has a pull consumer."""
+        give_up_at = time.monotonic() + NEW_CONSUMER_SECONDS
         while True:
             try:
                 return self.call(
                     self.client.pull,
                     queue.id,
-                    batch_size=most,
+                    batch_size=limit,
                     visibility_timeout_ms=int(lease_seconds * 1000),
                 )
             except PullNotEnabled:
-                if time.monotonic() > in_force:
+                if time.monotonic() > give_up_at:
                     raise
-            time.sleep(NEW_CONSUMER_PAUSE)
+            time.sleep(NEW_CONSUMER_PAUSE_SECONDS)
 
     def ack(self, queue: Queue, raws: Sequence[Mapping[str, Any]]) -> None:
-        """Be done with pulled messages."""
-        self._settle(queue, acks=[raw["lease_id"] for raw in raws])
+        """Acknowledge pulled messages."""
+        self._settle_leases(queue, acks=[raw["lease_id"] for raw in raws])
 
     def give_back(
         self, queue: Queue, consumer: PullConsumer, raws: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Let pulled messages be delivered again at once.
+        """Return pulled messages to their queue, for redelivery at once.
 
-        Cloudflare deletes a message that is given back too often.  One that could be gets a copy
-        in its place, and only then is done with.
+        Cloudflare deletes a message after its last retry.  A message that may be at its last retry
+        is therefore published again, and acknowledged once the copy is accepted.
         """
-        last = [raw for raw in raws if not may_be_retried(raw, consumer)]
-        copies = [envelope.repack(raw) for raw in last]
+        last_tries = [raw for raw in raws if not may_be_retried(raw, consumer)]
+        copies = [envelope.repack(raw) for raw in last_tries]
         outcomes = self.publish(queue, copies) if copies else []
-        copied = [raw for raw, error in zip(last, outcomes, strict=True) if error is None]
-        back = [raw["lease_id"] for raw in raws if may_be_retried(raw, consumer)]
-        # Those that could not be copied stay until their lease is over.
-        self._settle(queue, acks=[raw["lease_id"] for raw in copied], retries=back)
+        copied = [raw for raw, error in zip(last_tries, outcomes, strict=True) if error is None]
+        retries = [raw["lease_id"] for raw in raws if may_be_retried(raw, consumer)]
+        # A message whose copy was refused is redelivered when its lease expires.
+        self._settle_leases(queue, acks=[raw["lease_id"] for raw in copied], retries=retries)
 
-    def _settle(self, queue: Queue, *, acks: Sequence[str], retries: Sequence[str] = ()) -> None:
+    def _settle_leases(
+        self, queue: Queue, *, acks: Sequence[str], retries: Sequence[str] = ()
+    ) -> None:
         leases = [(lease, True) for lease in acks] + [(lease, False) for lease in retries]
-        for start in range(0, len(leases), 100):
-            some = leases[start : start + 100]
+        for start in range(0, len(leases), ACK_LEASES):
+            part = leases[start : start + ACK_LEASES]
             self.call(
                 self.client.ack,
                 queue.id,
-                acks=[lease for lease, done in some if done],
-                retries={lease: 0 for lease, done in some if not done},
+                acks=[lease for lease, done in part if done],
+                retries={lease: 0 for lease, done in part if not done},
             )
 
 
 @contextmanager
-def opened(options: Options) -> Iterator[Session]:
-    """A session until the end of the block."""
+def open_session(options: Options) -> Iterator[Session]:
+    """Open a session, and close it at the end of the block."""
     session = Session(options)
     try:
         yield session

@@ -1,8 +1,8 @@
-"""What is disputed about the API, asked of an account itself.
+"""Finds out how the API behaves for an account, where sources disagree: ``doctor --settle``.
 
-Sources disagree about how the service behaves in many small things.  A queue made for it, some
-thirty requests and a few seconds show what holds here.  The library takes every answer; who writes
-another client, or reports a defect, wants to know which one it is.
+Sources disagree about many details of the service.  A temporary queue, about 40 requests and a few
+seconds show how it behaves.  The library accepts every behaviour; the author of another client, or
+of a defect report, needs to know which one applies.
 """
 
 from __future__ import annotations
@@ -18,39 +18,47 @@ from ..api.client import Client, Queue
 from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNameConflict, QueueNotFound
 from ..options import Secret
 from . import _console as console
-from ._checks import SETTLE_PREFIX
-from ._commands import in_words
+from ._checks import SETTLE_PREFIX, UNKNOWN_QUEUE_ID
+from ._commands import in_one_line
 from ._session import Session
 from ._stop import Stop
 
 ARRIVAL_SECONDS: Final = 10.0
-"""So long is waited for a message that was published."""
+"""Longest wait for a published message to arrive."""
 
-QUIET_SECONDS: Final = 2.0
-"""What has not come again by then does not come."""
+REDELIVERY_SECONDS: Final = 2.0
+"""Longest wait for a redelivery; a message that has not arrived by then is considered gone."""
 
-PAUSE_SECONDS: Final = 30.0
-"""Longest that a pause was seen to take until it is in force."""
+PAUSE_EFFECT_SECONDS: Final = 30.0
+"""Longest wait for a pause to take effect: the longest time that was observed."""
 
-CONSUMER_SECONDS: Final = 60.0
-"""Longest that a new pull consumer is waited for; some seconds were seen."""
+CONSUMER_EFFECT_SECONDS: Final = 60.0
+"""Longest wait for a new pull consumer to take effect; some seconds were observed."""
 
-LEASE_MS: Final = 1000
-LONG_LEASE_MS: Final = 60_000
+POLL_SECONDS: Final = 0.25
+"""Pause between two pulls that wait for a message or for a new consumer."""
+
+PAUSED_POLL_SECONDS: Final = 0.5
+"""Pause between two pulls that wait for a paused queue to refuse them."""
+
+SHORT_LEASE_SECONDS: Final = 1.0
+"""Lease that expires on purpose, so that an acknowledgement can be late."""
+
+LONG_LEASE_SECONDS: Final = 60.0
+"""Lease that does not expire before the message is acknowledged."""
 
 MAX_RETRIES: Final = 2
-
-_NOBODY: Final = "0" * 32
+"""Retries of the temporary queue's consumer: few, so that the last one comes soon."""
 
 
 class Fact(NamedTuple):
-    """A thing that was in dispute.
+    """How the API behaves in one detail.
 
     Attributes:
-        name: Of the emulator's knob for it, where it has one.
-        question: In words.
-        answer: How it is here: the knob's position, or what was seen.
-        evidence: What the API said.
+        name: Name of the emulator's knob for it, if it has one.
+        question: The detail, as a question.
+        answer: The position of the knob, or what was observed.
+        evidence: The API's response.
     """
 
     name: str
@@ -60,18 +68,18 @@ class Fact(NamedTuple):
 
 
 class Stopped(Exception):
-    """Somebody wants it to end."""
+    """A signal asked the command to stop."""
 
 
-class Settle:
-    """Asks one account; use it once.
+class Probe:
+    """Finds out the facts for one account.  Use an instance once.
 
     Args:
         session: The account.
-        stop: Says when to end.
+        stop: Whether to stop.
 
     Attributes:
-        name: Of the queue that is made, and deleted by `clean`.
+        name: Name of the temporary queue, which `clean` deletes.
     """
 
     def __init__(self, session: Session, stop: Stop) -> None:
@@ -80,14 +88,14 @@ class Settle:
         self._client = session.client
         self._stop = stop
         self._queue = Queue("", self.name, None)
-        self._made: dict[str, str | None] = {}  # name -> id; None while it is not known
+        self._created: dict[str, str | None] = {}  # name -> id; None while unknown
 
     def facts(self) -> Iterator[Fact]:
-        """Each fact, as soon as it is known.
+        """Yield each fact as soon as it is known.
 
         Raises:
-            Stopped: Somebody wants it to end.
-            CFQueuesError: A request failed on which the rest depends.
+            Stopped: A signal asked the command to stop.
+            CFQueuesError: A request failed on which the remaining facts depend.
         """
         self._queue = self._create(self.name)
         yield self._headers()
@@ -109,110 +117,115 @@ class Settle:
             self._rare_routes,
             self._counted,
         ):
-            self._heed()
+            self._raise_if_stopped()
             yield from find()
 
     def clean(self) -> list[str]:
-        """Delete what was made.
+        """Delete the queues that were created.
 
         Returns:
-            Names of queues that could not be deleted, each with the reason.
+            The names of queues that could not be deleted, each with the reason.
         """
-        return [text for name in list(self._made) if (text := self._delete(name))]
+        return [text for name in list(self._created) if (text := self._delete(name))]
 
     def _create(self, name: str) -> Queue:
-        self._made[name] = None  # its answer may be lost
+        self._created[name] = None  # the response may be lost
         try:
             queue = self._session.call(self._client.create_queue, name)
         except QueueNameConflict:
-            found = self._called(name)
+            found = self._find(name)
             if not found:
-                del self._made[name]
+                del self._created[name]
                 raise
-            queue = found[0]  # nobody else has that name: an earlier try was not answered
+            queue = found[0]  # ours: the name is random, so an earlier try created it
         except PermanentError:
-            del self._made[name]
+            del self._created[name]
             raise
-        self._made[name] = queue.id
+        self._created[name] = queue.id
         return queue
 
     def _delete(self, name: str) -> str:
-        """Delete a queue; return why it could not be, or an empty text."""
-        queue_id = self._made[name]
+        """Delete a queue.  Return its name and the reason on failure, else an empty text."""
+        queue_id = self._created[name]
         try:
-            ids = [queue_id] if queue_id else [queue.id for queue in self._called(name)]
-            for one in ids:
-                self._session.call(self._client.delete_queue, one)
+            ids = [queue_id] if queue_id else [queue.id for queue in self._find(name)]
+            for found_id in ids:
+                self._session.call(self._client.delete_queue, found_id)
         except QueueNotFound:
-            pass  # as it should be
+            pass  # it does not exist, which is what is wanted
         except CFQueuesError as error:
-            return f"{name}: {in_words(error)}"
+            return f"{name}: {in_one_line(error)}"
         return ""
 
-    def _called(self, name: str) -> list[Queue]:
+    def _find(self, name: str) -> list[Queue]:
         return [queue for queue in self._session.queues() if queue.name == name]
 
-    # One fact or two each
+    # Each method below finds out one or two facts
 
     def _headers(self) -> Fact:
         wanted = ("Ratelimit", "Ratelimit-Policy", "CF-Ray", "Date")
         seen = [name for name in wanted if name in self._client.heard]
-        said = [f"{name}: {self._client.heard[name]}" for name in seen if name.startswith("Rate")]
+        reported = [
+            f"{name}: {self._client.heard[name]}" for name in seen if name.startswith("Rate")
+        ]
         return Fact(
-            "headers", "which headers has an answer?", ", ".join(seen) or "none", "; ".join(said)
+            "headers",
+            "which headers does a response have?",
+            ", ".join(seen) or "none",
+            "; ".join(reported),
         )
 
     def _pull_consumer(self) -> Iterator[Fact]:
         consumer = {"type": "http_pull", "settings": {"max_retries": MAX_RETRIES}}
         self._post("/consumers", consumer)
-        began, refusals = time.monotonic(), 0
+        started, refusals = time.monotonic(), 0
         while True:
             try:
-                self._pull(LONG_LEASE_MS)
+                self._pull(LONG_LEASE_SECONDS)
                 break
             except PullNotEnabled:
                 refusals += 1
-                if time.monotonic() - began > CONSUMER_SECONDS:
+                if time.monotonic() - started > CONSUMER_EFFECT_SECONDS:
                     raise
-            self._wait(0.25)
-        seconds = time.monotonic() - began
+            self._wait(POLL_SECONDS)
+        seconds = time.monotonic() - started
         answer = f"after {seconds:.1f} s" if refusals else "at once"
         yield Fact(
             "pull_enable_delay",
-            "when is a new pull consumer in force?",
+            "when does a new pull consumer take effect?",
             answer,
-            f"{refusals} pulls were HTTP 405 before" if refusals else "the first pull was HTTP 200",
+            f"{refusals} pulls before got HTTP 405" if refusals else "the first pull got HTTP 200",
         )
 
     def _push_result(self) -> Iterator[Fact]:
         envelope = self._post("/messages", {"body": "settle", "content_type": "text"})
         result = envelope.get("result")
         answer = "metrics" if result else "null" if "result" in envelope else "absent"
-        yield Fact("push_result", "what does a publish answer?", answer, _short(result))
+        yield Fact("push_result", "what does a publish return?", answer, _shortened(result))
         self._drain()
 
     def _string_as_json(self) -> Iterator[Fact]:
         refused = self._refusal("/messages", {"body": "settle", "content_type": "json"})
         yield Fact(
             "strict_json_body",
-            "is a bare string refused as JSON, published alone?",
+            "does a single publish refuse a bare string as JSON?",
             "true" if refused else "false",
-            _said(refused),
+            _as_evidence(refused),
         )
         if not refused:
             self._drain()
 
     def _json_and_attempts(self) -> Iterator[Fact]:
-        # So many, because where each comes back in one of two ways, few may happen to be alike.
-        sent = [{"body": {"settle": place}, "content_type": "json"} for place in range(20)]
+        # Many messages, because the API may encode each in one of two ways at random.
+        sent = [{"body": {"settle": number}, "content_type": "json"} for number in range(20)]
         self._post("/messages/batch", {"messages": sent})
         raws = self._collect(len(sent))
         kinds = {_encoding(raw.get("body")) for raw in raws}
         yield Fact(
             "json_pull_encoding",
-            "how does a JSON body come back?",
+            "how is a JSON body encoded in a pull?",
             kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "unknown",
-            _short(raws[0].get("body")) if raws else "none came",
+            _shortened(raws[0].get("body")) if raws else "no message arrived",
         )
         attempts = sorted({str(raw.get("attempts")) for raw in raws})
         yield Fact(
@@ -222,42 +235,42 @@ class Settle:
             f"of {len(raws)} messages",
         )
         result = self._ack(raws)
-        yield Fact("ack_result", "what does an ack answer?", _ack_shape(result), _short(result))
+        yield Fact("ack_result", "what does an ack return?", _ack_shape(result), _shortened(result))
 
     def _unknown_lease(self) -> Iterator[Fact]:
         body = {"acks": [{"lease_id": "no-such-lease"}]}
         refused = self._refusal("/messages/ack", body)
         yield Fact(
             "unknown_lease",
-            "what becomes of an ack of a lease that never was?",
+            "what happens to an ack of an unknown lease?",
             "reject" if refused else "warn",
-            _said(refused),
+            _as_evidence(refused),
         )
 
     def _late_ack(self) -> Iterator[Fact]:
-        question = "does an ack count after its lease has ended?"
+        question = "does an ack count after its lease has expired?"
         self._post("/messages", {"body": "late", "content_type": "text"})
         try:
-            raws = self._collect(1, lease_ms=LEASE_MS)
+            raws = self._collect(1, lease_seconds=SHORT_LEASE_SECONDS)
         except CFQueuesError as error:
-            yield Fact("late_ack", question, "unknown", in_words(error))
-            yield Fact("min_visibility_ms", "is a lease of 1 s possible?", "no", in_words(error))
+            yield Fact("late_ack", question, "unknown", in_one_line(error))
+            yield Fact("min_visibility_ms", "is a lease of 1 s possible?", "no", in_one_line(error))
             self._drain()
             return
         yield Fact("min_visibility_ms", "is a lease of 1 s possible?", "yes", "")
-        self._wait(LEASE_MS / 1000 + 1)
+        self._wait(SHORT_LEASE_SECONDS + 1)
         result = self._ack(raws)
-        again = self._collect(1, seconds=QUIET_SECONDS)
+        again = self._collect(1, seconds=REDELIVERY_SECONDS)
         answer = "unknown" if not raws else "warn" if again else "accept"
-        came = "it came again" if again else "it did not come again"
-        yield Fact("late_ack", question, answer, f"{came}; {_short(result)}")
+        seen = "it was redelivered" if again else "it was not redelivered"
+        yield Fact("late_ack", question, answer, f"{seen}; {_shortened(result)}")
         self._ack(again)
 
     def _deliveries(self) -> Iterator[Fact]:
         self._post("/messages", {"body": "deliveries", "content_type": "text"})
         count = 0
         while count <= 2 * MAX_RETRIES:
-            raws = self._collect(1, seconds=QUIET_SECONDS if count else ARRIVAL_SECONDS)
+            raws = self._collect(1, seconds=REDELIVERY_SECONDS if count else ARRIVAL_SECONDS)
             if not raws:
                 break
             count += 1
@@ -266,41 +279,41 @@ class Settle:
         answers = {MAX_RETRIES: "max_retries", MAX_RETRIES + 1: "one_more"}
         yield Fact(
             "deliveries",
-            "how often is a message delivered before it is dead?",
+            "how often is a message delivered before it is dead-lettered?",
             answers.get(count, "unknown"),
             f"{count} times with max_retries {MAX_RETRIES}",
         )
 
     def _paused_pull(self) -> Iterator[Fact]:
-        question = "what is a pull from a paused queue?"
+        question = "what does a pull from a paused queue return?"
         self._session.call(self._client.pause_delivery, self._queue, paused=True)
         try:
-            end, refused = time.monotonic() + PAUSE_SECONDS, None
+            end, refused = time.monotonic() + PAUSE_EFFECT_SECONDS, None
             while refused is None and time.monotonic() < end:
                 refused = self._refusal("/messages/pull", {"batch_size": 1})
                 if refused is None:
-                    self._wait(0.5)
+                    self._wait(PAUSED_POLL_SECONDS)
         finally:
             self._session.call(self._client.pause_delivery, self._queue, paused=False)
-        yield Fact("paused_pull", question, _numbers(refused), _said(refused))
+        yield Fact("paused_pull", question, _as_knob(refused), _as_evidence(refused))
 
     def _missing_queue(self) -> Iterator[Fact]:
-        admin = self._attempt("GET", f"/{_NOBODY}")
+        admin = self._attempt("GET", f"/{UNKNOWN_QUEUE_ID}")
         message = self._attempt(
-            "POST", f"/{_NOBODY}/messages", {"body": "", "content_type": "text"}
+            "POST", f"/{UNKNOWN_QUEUE_ID}/messages", {"body": "", "content_type": "text"}
         )
         codes = [error.code if error else None for error in (message, admin)]
         answer = "by_route" if codes[0] != codes[1] else str(codes[0])
         yield Fact(
             "missing_queue_code",
-            "which code has a queue that does not exist?",
+            "which code does a missing queue return?",
             answer,
-            f"{_numbers(message)} where messages are, {_numbers(admin)} elsewhere",
+            f"{_as_knob(message)} on message routes, {_as_knob(admin)} on others",
         )
 
     def _bad_token(self) -> Iterator[Fact]:
         options = self._session.options
-        stranger = Client(
+        client = Client(
             options.base_url,
             options.account_id,
             Secret(secrets.token_urlsafe(30)),
@@ -309,54 +322,64 @@ class Settle:
             gate=self._session.gate,
         )
         try:
-            stranger.list_queues(deadline=self._session.deadline())
+            client.list_queues(deadline=self._session.deadline())
             refused = None
         except CFQueuesError as error:
             refused = error
         finally:
-            stranger.close()
-        yield Fact("bad_token", "what is a token nobody knows?", _numbers(refused), _said(refused))
+            client.close()
+        yield Fact(
+            "bad_token",
+            "what does an unknown token return?",
+            _as_knob(refused),
+            _as_evidence(refused),
+        )
 
     def _empty_batch(self) -> Iterator[Fact]:
         refused = self._refusal("/messages/batch", {"messages": []})
         code = str(refused.code) if refused else "accepted"
-        yield Fact("empty_batch_code", "what is a batch of no messages?", code, _said(refused))
+        yield Fact(
+            "empty_batch_code",
+            "what does a batch without messages return?",
+            code,
+            _as_evidence(refused),
+        )
 
     def _sizes(self) -> Iterator[Fact]:
         refused = self._refusal("/messages", {"body": "x" * 128_001, "content_type": "text"})
         yield Fact(
             "too_large_status",
-            "what is a message over 128,000 bytes?",
-            _numbers(refused, code=False),
-            _said(refused),
+            "what does a message over 128,000 bytes return?",
+            _as_knob(refused, code=False),
+            _as_evidence(refused),
         )
         nearly = self._refusal("/messages", {"body": "x" * 127_950, "content_type": "text"})
         yield Fact(
             "metadata_bytes",
             "does metadata count towards the 128,000 bytes?",
             "yes" if nearly else "no",
-            f"a body of 127,950 bytes: {_said(nearly)}",
+            f"a body of 127,950 bytes: {_as_evidence(nearly)}",
         )
         if not (refused and nearly):
             self._drain()
 
     def _lists(self) -> Iterator[Fact]:
-        def names(wanted: str) -> list[str]:
-            page = self._session.call(self._client.list_queues, name=wanted)
+        def names(filter_by: str) -> list[str]:
+            page = self._session.call(self._client.list_queues, name=filter_by)
             return [queue.name for queue in page.queues]
 
-        nobody, part = names(f"no-{self.name}"), names(self.name[:-1])
-        answer = "ignored" if nobody else "prefix" if self.name in part else "exact"
+        unknown, part = names(f"no-{self.name}"), names(self.name[:-1])
+        answer = "ignored" if unknown else "prefix" if self.name in part else "exact"
         yield Fact(
             "list_name_filter",
             "what does ?name= do to a list of queues?",
             answer,
-            f"{len(nobody)} for a name that no queue has, {len(part)} for a part of one",
+            f"{len(unknown)} queues for an unknown name, {len(part)} for part of a name",
         )
         envelope = self._session.call(self._client.ask, "GET", "?page=1")
         info = envelope.get("result_info")
         size = info.get("per_page") if isinstance(info, Mapping) else None
-        yield Fact("list_page_size", "how many queues has a page?", str(size), _short(info))
+        yield Fact("list_page_size", "how many queues are on a page?", str(size), _shortened(info))
 
     def _names(self) -> Iterator[Fact]:
         refused: CFQueuesError | None = None
@@ -366,9 +389,9 @@ class Settle:
             refused = error
         yield Fact(
             "fold_names",
-            "are upper and lower case of a name the same queue?",
+            "is a name in upper and lower case the same queue?",
             "true" if refused else "false",
-            _said(refused),
+            _as_evidence(refused),
         )
 
     def _rare_routes(self) -> Iterator[Fact]:
@@ -376,38 +399,41 @@ class Settle:
             refused = self._refusal(f"/messages/{name}", body)
             missing = refused is not None and refused.status in (404, 405)
             yield Fact(
-                name, f"is there messages/{name}?", "false" if missing else "true", _said(refused)
+                name,
+                f"does messages/{name} exist?",
+                "false" if missing else "true",
+                _as_evidence(refused),
             )
 
     def _counted(self) -> Iterator[Fact]:
-        """Which requests the allowance counts; only where the API says what is left."""
-        left = [self._left()]
+        """Which requests the rate limit counts; unknown if the API does not report what is left."""
+        left = [self._requests_left()]
         self._attempt("POST", self._path("/messages/pull"), {"batch_size": 1})
-        left.append(self._left())
+        left.append(self._requests_left())
         self._post("/messages", {"body": "counted", "content_type": "text"})
-        left.append(self._left())
+        left.append(self._requests_left())
         if None in left:
             yield Fact(
                 "rate_limited_routes",
-                "which requests does the allowance count?",
+                "which requests does the rate limit count?",
                 "unknown",
-                "the API does not say what is left",
+                "the API does not report the requests left",
             )
             return
         first, pulled, pushed = (value or 0 for value in left)
-        # Asking what is left is one itself.
+        # Each measurement of what is left is a request itself, so it counts as one.
         answer = "all" if first - pulled > 1 else "all_but_pull" if pulled - pushed > 1 else "admin"
         yield Fact(
             "rate_limited_routes",
-            "which requests does the allowance count?",
+            "which requests does the rate limit count?",
             answer,
-            f"left: {first:,}, after a pull {pulled:,}, after a publish {pushed:,}",
+            f"requests left: {first:,}, after a pull {pulled:,}, after a publish {pushed:,}",
         )
 
-    # Below here: requests
+    # Requests
 
-    def _heed(self) -> None:
-        if self._stop.wanted:
+    def _raise_if_stopped(self) -> None:
+        if self._stop.requested:
             raise Stopped
 
     def _wait(self, seconds: float) -> None:
@@ -418,17 +444,17 @@ class Settle:
         return f"/{self._queue.id}{route}"
 
     def _post(self, route: str, body: Any) -> dict[str, Any]:
-        """A request that has to succeed."""
+        """Make a request that must succeed, with retries; return the response's envelope."""
         return self._session.call(self._client.ask, "POST", self._path(route), body)
 
     def _refusal(self, route: str, body: Any) -> CFQueuesError | None:
         return self._attempt("POST", self._path(route), body)
 
     def _attempt(self, method: str, path: str, body: Any = None) -> CFQueuesError | None:
-        """What the API has against a request, which is made once; None: nothing.
+        """Make one request without retries; return the API's refusal, or None if it succeeds.
 
         Raises:
-            CFQueuesError: It was no answer of the API.
+            CFQueuesError: No response came, or the server failed (5xx).
         """
         try:
             self._client.ask(method, path, body, deadline=self._session.deadline())
@@ -438,20 +464,24 @@ class Settle:
             return error
         return None
 
-    def _pull(self, lease_ms: int) -> list[dict[str, Any]]:
-        body = {"batch_size": 100, "visibility_timeout_ms": lease_ms}
+    def _pull(self, lease_seconds: float) -> list[dict[str, Any]]:
+        body = {"batch_size": 100, "visibility_timeout_ms": int(1000 * lease_seconds)}
         result = self._post("/messages/pull", body).get("result")
         messages = result.get("messages") if isinstance(result, Mapping) else None
         return messages if isinstance(messages, list) else []
 
     def _collect(
-        self, count: int, *, lease_ms: int = LONG_LEASE_MS, seconds: float = ARRIVAL_SECONDS
+        self,
+        count: int,
+        *,
+        lease_seconds: float = LONG_LEASE_SECONDS,
+        seconds: float = ARRIVAL_SECONDS,
     ) -> list[dict[str, Any]]:
-        """Pull until so many messages have come, or until *seconds* have passed."""
-        end, raws = time.monotonic() + seconds, self._pull(lease_ms)
+        """Pull until *count* messages have arrived, or until *seconds* have passed."""
+        end, raws = time.monotonic() + seconds, self._pull(lease_seconds)
         while len(raws) < count and time.monotonic() < end:
-            self._wait(0.25)
-            raws += self._pull(lease_ms)
+            self._wait(POLL_SECONDS)
+            raws += self._pull(lease_seconds)
         return raws
 
     def _ack(self, raws: list[dict[str, Any]]) -> Any:
@@ -459,29 +489,30 @@ class Settle:
         return self._post("/messages/ack", {"acks": acks}).get("result") if acks else None
 
     def _drain(self) -> None:
-        """Remove what a question has left in the queue."""
+        """Remove the message that a check has left in the queue."""
         self._ack(self._collect(1))
 
-    def _left(self) -> int | None:
+    def _requests_left(self) -> int | None:
         self._attempt("GET", self._path(""))
-        heard = self._session.left()
-        return heard[0] if heard else None
+        reported = self._session.requests_left()
+        return reported[0] if reported else None
 
 
 def _encoding(body: Any) -> str:
+    """Return the name of the encoding of a pulled JSON object."""
     if not isinstance(body, str):
         return "a JSON value"
-    for name, read in _READ.items():
+    for name, decode in _DECODERS.items():
         try:
-            value = json.loads(read(body))
-        except ValueError:  # binascii.Error is one
+            value = json.loads(decode(body))
+        except ValueError:  # binascii.Error is a subclass
             continue
         if isinstance(value, dict):
             return name
     return "unknown"
 
 
-_READ: Final[dict[str, Callable[[str], str | bytes]]] = {
+_DECODERS: Final[dict[str, Callable[[str], str | bytes]]] = {
     "plain": str,
     "base64": lambda text: base64.b64decode(text, validate=True),
 }
@@ -498,16 +529,17 @@ def _ack_shape(result: Any) -> str:
     return "warnings_null" if warnings is None else "counts"
 
 
-def _numbers(error: CFQueuesError | None, *, code: bool = True) -> str:
+def _as_knob(error: CFQueuesError | None, *, code: bool = True) -> str:
+    """Write a refusal as the emulator's knobs do: ``403/10000``."""
     if error is None:
         return "accepted"
     return f"{error.status}/{error.code}" if code and error.code else str(error.status)
 
 
-def _said(error: CFQueuesError | None) -> str:
+def _as_evidence(error: CFQueuesError | None) -> str:
     return "accepted" if error is None else f"HTTP {error.status}, code {error.code}"
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return console.clean(text if len(text) <= 120 else text[:119] + "…")

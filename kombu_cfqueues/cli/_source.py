@@ -1,4 +1,4 @@
-"""The lines that ``cfqueues publish`` reads: of a file, a pipe, or the command line."""
+"""The lines that ``cfqueues publish`` reads from a file, a pipe or the command line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import BinaryIO, Final, NamedTuple
 
 from ._stop import Stop
 
-MOST_LINE_BYTES: Final = 1 << 20
-"""What follows in a longer line is not kept: it can be no message."""
+MAX_LINE_BYTES: Final = 1 << 20
+"""Bytes of a line that are kept.  The rest is dropped: no message is that long."""
 
 QUIET_SECONDS: Final = 0.2
-"""After so long without a line from a pipe, what was read leaves without waiting for more."""
+"""Wait for the next line of a pipe, after which the lines read so far are published.
+
+Short enough to follow a log, and long enough for a busy writer to fill a request.
+"""
 
 
 class Line(NamedTuple):
-    """A line: its number, its bytes, and how much of the source it is."""
+    """A line: its number, its bytes, and its share of the source's ``total``."""
 
     number: int
     data: bytes
@@ -26,14 +29,14 @@ class Line(NamedTuple):
 
 
 class Source:
-    """Lines, one at a time in memory; a None among them says that there is none just now.
+    """Iterates over lines, one in memory at a time.  Yields None while a pipe has no line.
 
     Args:
-        stream: Where they come from; or the lines themselves.
-        stop: Ends waiting for a pipe.
+        stream: A stream of lines, or the lines themselves.
+        stop: Ends the wait for a pipe.
 
     Attributes:
-        total: The sum of all lines' ``work``; None if nobody knows.
+        total: The sum of ``work`` over all lines; None if unknown.
     """
 
     def __init__(self, stream: BinaryIO | Sequence[str], stop: Stop) -> None:
@@ -70,30 +73,32 @@ def _has_descriptor(stream: BinaryIO) -> bool:
 
 def _lines_of_file(stream: BinaryIO) -> Iterator[Line]:
     number = 0
-    while data := stream.readline(MOST_LINE_BYTES):
+    while data := stream.readline(MAX_LINE_BYTES):
         number += 1
         work, part = len(data), data
-        while len(part) == MOST_LINE_BYTES and not part.endswith(b"\n"):
-            part = stream.readline(MOST_LINE_BYTES)
+        while len(part) == MAX_LINE_BYTES and not part.endswith(b"\n"):
+            part = stream.readline(MAX_LINE_BYTES)
             work += len(part)
         yield Line(number, data, work)
 
 
 def _lines_of_pipe(descriptor: int, stop: Stop) -> Iterator[Line | None]:
-    number, begun, work = 0, b"", 0
-    while not stop.wanted:
+    number, partial, work = 0, b"", 0
+    while not stop.requested:
         if not select.select([descriptor], [], [], QUIET_SECONDS)[0]:
             yield None
             continue
         data = os.read(descriptor, 1 << 16)
         if not data:
-            if begun:
-                yield Line(number + 1, begun, work)
+            if partial:
+                yield Line(number + 1, partial, work)
             return
-        *ended, rest = data.split(b"\n")
-        for part in ended:
+        *complete, rest = data.split(b"\n")
+        for part in complete:
             number += 1
-            yield Line(number, begun + part[: MOST_LINE_BYTES - len(begun)], work + len(part) + 1)
-            begun, work = b"", 0
-        begun += rest[: MOST_LINE_BYTES - len(begun)]
+            yield Line(
+                number, partial + part[: MAX_LINE_BYTES - len(partial)], work + len(part) + 1
+            )
+            partial, work = b"", 0
+        partial += rest[: MAX_LINE_BYTES - len(partial)]
         work += len(rest)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to end well; the second one ends at once."""
+"""Turns Ctrl-C and SIGTERM into a request to stop cleanly; a second signal stops at once."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from types import FrameType
 
 
 class Stop:
-    """Whether somebody wants the command to end.
-
-    Use `listening`, which hears the signals.
-    """
+    """Whether the command has been asked to stop; `stop_on_signals` makes one."""
 
     def __init__(self) -> None:
-        self._wanted = threading.Event()
+        self._requested = threading.Event()
 
     @property
-    def wanted(self) -> bool:
-        """Whether it was said."""
-        return self._wanted.is_set()
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._requested.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for it; returns whether it was said."""
-        return self._wanted.wait(seconds)
+        """Wait up to *seconds* for a signal, and return whether one has arrived."""
+        return self._requested.wait(seconds)
 
-    def hear(self, _signal: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
-        second = self._wanted.is_set()
-        self._wanted.set()
+    def handle_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Record a signal.
+
+        Raises:
+            KeyboardInterrupt: It is the second one.
+        """
+        second = self._requested.is_set()
+        self._requested.set()
         if second:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
-    """Until the end of the block, the first signal is a wish."""
+def stop_on_signals() -> Iterator[Stop]:
+    """Handle the signals until the end of the block."""
     stop = Stop()
-    before = [(number, signal.signal(number, stop.hear)) for number in _SIGNALS]
+    before = [(number, signal.signal(number, stop.handle_signal)) for number in _SIGNALS]
     try:
         yield stop
     finally:

@@ -1,9 +1,10 @@
-"""``cfqueues demo``: publishing and consuming, on this machine and without an account."""
+"""``cfqueues demo``: publishes to and consumes from an emulator on this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -14,94 +15,108 @@ from kombu.message import Message
 from ..emulator import Emulator
 from ..options import Options
 from . import _console as console
-from ._broker import Given
+from ._broker import RawOptions
 from ._compose import Composer
-from ._messages import COLUMNS, by_age, row, show
-from ._session import Session, opened
+from ._messages import COLUMNS, by_age, decode, row
+from ._session import Session, open_session
 
 QUEUE: Final = "demo"
 
-PATIENCE: Final = 20.0
-"""Seconds after which what has not arrived is given up."""
+ARRIVAL_SECONDS: Final = 20.0
+"""Longest wait for the three messages to arrive."""
+
+DRAIN_SECONDS: Final = 0.5
+"""Longest that one call of ``drain_events`` waits for a message."""
+
+POLLING_SECONDS: Final = 0.2
+"""The consumer's ``polling_interval``: short, so that the demo is."""
+
+MESSAGES: Final = 3
+"""Messages that the demo publishes."""
 
 
-@click.command(short_help="See it work, without an account.")
-@click.option("--port", default=0, help="Port of the emulator.  [default: a free one]")
-@click.option("--stay", is_flag=True, help="Keep the emulator, and its page, until Ctrl-C.")
+@click.command(short_help="Publish and consume on an emulator, without an account.")
+@click.option("--port", default=0, help="Set the port of the emulator.  [default: a free port]")
+@click.option("--stay", is_flag=True, help="Keep the emulator and its page running until Ctrl-C.")
 @console.takes_json
 def command(port: int, stay: bool, as_json: bool) -> None:
-    """Publish and consume on an emulated Cloudflare: two minutes, no account.
+    """Publish and consume on an emulated Cloudflare, without an account.
 
-    Exit status 0 says that each message arrived as it was sent.
+    The exit status is 0 if every message arrived.
     """
     try:
         emulator = Emulator(port=port)
         emulator.start()
     except OSError as error:
-        raise click.ClickException(f"cannot listen on port {port}: {error.strerror}") from error
+        raise click.ClickException(
+            f"cannot listen on port {port} ({error.strerror}): choose another --port"
+        ) from error
     with emulator:
-        options = Given(emulator.broker_url, {}, token=True).read()
-        with opened(options) as session:
+        options = RawOptions(emulator.broker_url, {}, token=True).read()
+        with open_session(options) as session:
             arrived = _play(session, options, emulator, as_json=as_json)
         if as_json:
-            console.emit({"published": 3, "arrived": arrived})
+            console.emit({"published": MESSAGES, "arrived": arrived})
         else:
-            click.echo(f"\n{arrived} of 3 messages arrived.")
+            click.echo(f"\n{arrived} of {MESSAGES} messages arrived.")
             if stay:
-                click.echo(f"The emulator stays until Ctrl-C: {emulator.page_url}")
-                _stay()
-    if arrived != 3:
-        raise click.ClickException("not every message arrived")
+                click.echo(f"The emulator runs until Ctrl-C: {emulator.page_url}")
+                _wait_for_ctrl_c()
+    if arrived != MESSAGES:
+        raise click.ClickException(
+            f"not every message arrived within {ARRIVAL_SECONDS:g} s: run the demo again with "
+            "--stay, and look at the page of the emulator"
+        )
 
 
 def _play(session: Session, options: Options, emulator: Emulator, *, as_json: bool) -> int:
-    def say(text: str = "") -> None:
+    def say(text: str) -> None:
         if not as_json:
             click.echo(text)
 
-    say(f"Cloudflare Queues, emulated at {emulator.page_url} (look, while this runs)")
+    say(f"Emulating Cloudflare Queues; page while this runs: {emulator.page_url}")
     queue = session.call(session.client.create_queue, QUEUE)
-    say(f"\n1. A queue {QUEUE!r}, and three messages: JSON, a Celery task, and one for later.")
+    say(f"\n1. Publish three messages to queue {QUEUE!r}: JSON, a Celery task, and a delayed one.")
     plain = Composer(QUEUE, options)
     task = Composer(QUEUE, options, task="shop.tasks.send_mail")
-    later = Composer(QUEUE, options, delay=1)
+    delayed = Composer(QUEUE, options, delay=1)
     session.publish(
         queue,
         [
             plain.pack(b'{"hello": "world"}'),
             task.pack(b'["ada@example.com"]'),
-            later.pack(b'{"due": "in a second"}'),
+            delayed.pack(b'{"due": "in a second"}'),
         ],
     )
-    say("\n2. What 'cfqueues peek' shows: the first two, as nobody may have the third yet.\n")
+    say("\n2. What 'cfqueues peek' shows: the first two, because the third is still delayed.\n")
     raws = by_age(session.call(session.client.peek, queue.id, batch_size=10))
     if not as_json:
-        console.table(COLUMNS, [row(show(raw, QUEUE)) for raw in raws], numbers=COLUMNS[:2])
-    say("\n3. A Kombu consumer takes and acknowledges them.\n")
+        console.table(COLUMNS, [row(decode(raw, QUEUE)) for raw in raws], numbers=COLUMNS[:2])
+    say("\n3. Consume and acknowledge them with Kombu.\n")
     return _consume(emulator.broker_url, say)
 
 
-def _consume(url: str, say: Any) -> int:
+def _consume(url: str, say: Callable[[str], None]) -> int:
     arrived: list[Any] = []
-    began = time.monotonic()
+    started = time.monotonic()
 
-    def take(body: Any, message: Message) -> None:
+    def receive(body: Any, message: Message) -> None:
         arrived.append(body)
         name = message.headers.get("task")
-        words = f"{name} with {body[0]}" if name else body
-        say(f"after {time.monotonic() - began:.1f} s: {words}")
+        content = f"{name} with {body[0]}" if name else body
+        say(f"after {time.monotonic() - started:.1f} s: {content}")
         message.ack()
 
-    with Connection(url, transport_options={"polling_interval": 0.2}) as connection:
-        consumer = connection.Consumer([Queue(QUEUE)], callbacks=[take], accept=["json"])
+    with Connection(url, transport_options={"polling_interval": POLLING_SECONDS}) as connection:
+        consumer = connection.Consumer([Queue(QUEUE)], callbacks=[receive], accept=["json"])
         with consumer:
-            while len(arrived) < 3 and time.monotonic() - began < PATIENCE:
+            while len(arrived) < MESSAGES and time.monotonic() - started < ARRIVAL_SECONDS:
                 with contextlib.suppress(TimeoutError):
-                    connection.drain_events(timeout=0.5)
+                    connection.drain_events(timeout=DRAIN_SECONDS)
     return len(arrived)
 
 
-def _stay() -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # as it said
+def _wait_for_ctrl_c() -> None:
+    with contextlib.suppress(KeyboardInterrupt):  # the expected end
         while True:
             time.sleep(3600)

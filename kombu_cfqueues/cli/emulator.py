@@ -1,4 +1,4 @@
-"""``cfqueues emulator``: Cloudflare's Queues API on this machine."""
+"""``cfqueues emulator``: serves Cloudflare's Queues API on this machine."""
 
 from __future__ import annotations
 
@@ -14,48 +14,57 @@ import click
 
 from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
 from ..emulator.fault_orders import seconds_of
-from ..emulator.knobs import positions
+from ..emulator.knobs import positions as knob_positions
 
 
 @click.command(short_help="Serve Cloudflare's Queues API on this machine.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8787, show_default=True, help="Port; 0 takes a free one.")
-@click.option("--account", default=ACCOUNT_ID, show_default=True, help="Id of the account.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
-    "--token", default=TOKEN, show_default=True, help="API token; your own beyond loopback."
+    "--port", default=8787, show_default=True, help="Listen on this port; 0 picks a free port."
+)
+@click.option("--account", default=ACCOUNT_ID, show_default=True, help="Set the id of the account.")
+@click.option(
+    "--token",
+    default=TOKEN,
+    show_default=True,
+    help="Set the API token; required if --host is not a loopback address.",
 )
 @click.option(
     "--db",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File that keeps the queues; without it they end with the command.",
+    help="Keep the queues in this file.  [default: in memory, until the command ends]",
 )
 @click.option(
     "--rate-limit",
     type=click.IntRange(min=0),
-    help="Requests a token may make in 5 minutes; Cloudflare allows 1200.  [default: no limit]",
+    help="Limit the requests of a token in 5 minutes; Cloudflare's limit is 1200.  "
+    "[default: no limit]",
 )
 @click.option(
     "--latency",
     default="0",
     show_default=True,
-    help="Seconds each request takes, or a range: 0.1-2.",
+    help="Delay each request by this many seconds, or by a range such as 0.1-2.",
 )
 @click.option(
     "--knob",
     "knobs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="How it behaves where nobody knows how Cloudflare does: json_pull_encoding=plain.",
+    help="Choose a behaviour where that of Cloudflare is unknown, such as "
+    "json_pull_encoding=plain; repeatable.",
 )
 @click.option(
     "--fault",
     "orders",
     multiple=True,
     metavar="FAULT",
-    help='What is to go wrong: "error push status=503 times=3".',
+    help='Inject a fault, such as "error push status=503 times=3"; repeatable.',
 )
-@click.option("--json", "as_json", is_flag=True, help="Say where it is as JSON, in a line.")
-def command(  # noqa: PLR0917 - one argument an option; Click passes them by name
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print URLs, account and token as one line of JSON."
+)
+def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
     host: str,
     port: int,
     account: str,
@@ -73,12 +82,12 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
     def stop(_signal: int, _frame: FrameType | None) -> None:
         stopped.set()
 
-    # Before the emulator starts, so that no signal finds it half-way.
+    # Installed before the emulator starts, so that no signal interrupts its start.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    turned = _knobs(knobs)
+    positions = _read_knobs(knobs)
     if rate_limit is not None:
-        turned["rate_limit"] = rate_limit
+        positions["rate_limit"] = rate_limit
     try:
         emulator = Emulator(
             host,
@@ -86,11 +95,20 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
             account_id=account,
             token=token,
             db=db,
-            latency=_seconds(latency),
-            **turned,
+            latency=_read_latency(latency),
+            **positions,
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    _start(emulator, orders, address=f"{host}:{port}")
+    with emulator:
+        click.echo(json.dumps(_location(emulator)) if as_json else _welcome(emulator))
+        stopped.wait()
+    if not as_json:
+        click.echo("Stopped.")
+
+
+def _start(emulator: Emulator, orders: tuple[str, ...], *, address: str) -> None:
     try:
         for order in orders:
             emulator.order_fault(order)
@@ -100,31 +118,32 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
         raise click.ClickException(f"--fault: {error}") from error
     except OSError as error:
         emulator.stop()
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    with emulator:
-        click.echo(json.dumps(_place(emulator)) if as_json else _welcome(emulator))
-        stopped.wait()
-    if not as_json:
-        click.echo("Stopped.")
+        raise click.ClickException(
+            f"cannot listen on {address} ({error.strerror}): choose another --host or --port"
+        ) from error
 
 
-def _seconds(text: str) -> float | tuple[float, float]:
+def _read_latency(text: str) -> float | tuple[float, float]:
     try:
         return seconds_of(text)
     except ValueError as error:
-        raise click.ClickException(f"--latency is a time or a range, not {text!r}") from error
+        raise click.ClickException(
+            f"--latency must be seconds or a range such as 0.1-2, not {text!r}"
+        ) from error
 
 
-def _knobs(given: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``name=value`` pairs; what is neither a number nor a boolean is text."""
+def _read_knobs(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``name=value`` pairs; a value that is neither a number nor a boolean is text."""
     known = {knob.name for knob in fields(Knobs)}
     knobs: dict[str, Any] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
         if not equals or name not in known:
-            raise click.ClickException(f"--knob is NAME=VALUE; names: {', '.join(sorted(known))}")
-        texts = [position for position in positions(name) if isinstance(position, str)]
-        if value in texts:  # "5" and "409" are texts
+            raise click.ClickException(
+                f"--knob must be NAME=VALUE, not {pair!r}; names: {', '.join(sorted(known))}"
+            )
+        texts = [position for position in knob_positions(name) if isinstance(position, str)]
+        if value in texts:  # such as "5" and "409", which look like numbers
             knobs[name] = value
             continue
         try:
@@ -134,7 +153,7 @@ def _knobs(given: tuple[str, ...]) -> dict[str, Any]:
     return knobs
 
 
-def _place(emulator: Emulator) -> dict[str, Any]:
+def _location(emulator: Emulator) -> dict[str, Any]:
     return {
         "broker_url": emulator.broker_url,
         "base_url": emulator.base_url,
@@ -149,15 +168,15 @@ def _welcome(emulator: Emulator) -> str:
     queues = f"{emulator.base_url}/accounts/{emulator.account_id}/queues"
     bearer = f'-H "Authorization: Bearer {emulator.token}"'
     return f"""\
-Cloudflare Queues emulator, until Ctrl-C.
+Cloudflare Queues emulator. Ctrl-C stops it.
 
-Queues, messages and requests, live:
+Page with live queues, messages and requests:
   {emulator.page_url}
 
 Broker URL for Kombu and Celery:
   {emulator.broker_url}
 
-Make a queue, and publish to it by its queue_id:
+Create a queue, and publish to it by its queue_id:
   curl -XPOST {bearer} "{queues}" --data '{{ "queue_name": "jobs" }}'
   curl -XPOST {bearer} "{queues}/<queue_id>/messages" \\
     --data '{{ "body": {{ "greeting": "hello" }} }}'

@@ -1,4 +1,4 @@
-"""``cfqueues publish``: messages from arguments, a file or a pipe, in full requests."""
+"""``cfqueues publish``: publishes messages from arguments, a file or a pipe, in full requests."""
 
 from __future__ import annotations
 
@@ -22,36 +22,39 @@ from ..options import Options
 from ..publish.group_commit import BULK_IN_FLIGHT
 from . import _console as console
 from ._broker import takes_broker
-from ._commands import in_words
+from ._commands import in_one_line
 from ._compose import Composer
 from ._journal import Journal
 from ._lines import Lines
 from ._meter import Meter
-from ._session import Session, opened
+from ._session import Session, open_session
 from ._source import Line, Source
-from ._stop import Stop, listening
+from ._stop import Stop, stop_on_signals
 
-LONGEST_PAUSE: Final = 5.0
-"""Seconds between two looks whether what failed, and may pass, has passed."""
+FIRST_PAUSE_SECONDS: Final = 0.5
+"""Pause before the first retry of a batch that a transient failure refused.  It then doubles."""
+
+MAX_PAUSE_SECONDS: Final = 5.0
+"""Longest pause between two retries, and so the longest time to notice the end of an outage."""
 
 
 @dataclass
-class Request:
-    """Lines that leave together."""
+class Batch:
+    """Lines that are published in one request."""
 
     lines: list[Line] = field(default_factory=list)
     messages: list[Packed] = field(default_factory=list)
     size: int = 0
 
     def has_room_for(self, packed: Packed) -> bool:
-        """Whether one more fits into a request."""
+        """Return whether the message fits into the same request."""
         return (
             len(self.messages) < limits.BATCH_MESSAGES
             and self.size + packed.size <= limits.BATCH_BYTES
         )
 
     def add(self, line: Line, packed: Packed) -> None:
-        """Take one more."""
+        """Add a line and its message."""
         self.lines.append(line)
         self.messages.append(packed)
         self.size += packed.size
@@ -65,35 +68,52 @@ class Request:
     "--file",
     "source",
     type=click.File("rb"),
-    help="Publish the lines of this file; - is standard input, which is read too if there are "
-    "no MESSAGES.",
+    help="Publish the lines of this file; - is standard input.  [default: standard input, if there "
+    "are no MESSAGES]",
 )
-@click.option("--text", is_flag=True, help="A message is text as it stands, rather than JSON.")
+@click.option("--text", is_flag=True, help="Publish messages as plain text instead of JSON.")
 @click.option(
     "--task",
     metavar="NAME",
-    help="Start a Celery task: a message is its arguments, an array or an object.",
+    help="Start a Celery task; each message is an array of arguments, or an object of keyword "
+    "arguments.",
 )
-@click.option("--delay", type=click.FloatRange(min=0), help="Seconds until they are delivered.")
-@click.option("--header", "headers", metavar="NAME=VALUE", multiple=True, help="Of each message.")
-@click.option("--lines", metavar="RANGES", help="Only these lines: 1-9,41201-")
+@click.option(
+    "--delay",
+    type=click.FloatRange(min=0),
+    help="Delay the delivery by this many seconds.  [default: the delay of the queue]",
+)
+@click.option(
+    "--header",
+    "headers",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Add a header to each message; repeatable.",
+)
+@click.option(
+    "--lines",
+    metavar="RANGES",
+    help="Publish only these lines, such as 1-9,41201-.  [default: all lines]",
+)
 @click.option(
     "--state",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep in this file which lines were accepted, and go on from there if it exists.",
+    help="Record in this file which lines are accepted; if it exists, publish only the rest.",
 )
 @click.option(
-    "--skip-invalid", is_flag=True, help="Go on past lines that can be no message; name them."
+    "--skip-invalid",
+    is_flag=True,
+    help="Skip lines that cannot be published, and print why, instead of stopping.",
 )
 @click.option(
     "--patience",
     type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
-    help="Seconds to go on trying while nothing is accepted, for a reason that may pass.",
+    help="Give up after this many seconds of transient failures in which no message is accepted.",
 )
 @console.takes_json
-def command(  # noqa: PLR0917 - one argument an option; Click passes them by name
+def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
     options: Options,
     queue: str,
     messages: tuple[str, ...],
@@ -110,25 +130,25 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
 ) -> None:
     """Publish MESSAGES, or the lines of a file or of standard input, to QUEUE.
 
-    A message is JSON; an empty line is none. It is published as Kombu does it, so Kombu and Celery
-    consumers can read it; -o body_format=plain sends the JSON alone.
+    Each message is JSON; empty lines are skipped. Messages have Kombu's format, which Kombu and
+    Celery consumers read; -o body_format=plain sends the JSON alone.
 
-    Ctrl-C ends it well: what has left is waited for, and the output says which lines are accepted
-    and how to go on. Nothing is lost and nothing doubled then. Only where an answer is lost, or the
-    command is killed, up to a few hundred lines may be published twice.
+    Ctrl-C waits for the requests in flight, then prints which lines are accepted and how to resume.
+    Nothing is lost or duplicated. Only if a response is lost, or the command is killed, may up to a
+    few hundred lines be published twice.
     """
     if messages and source is not None:
         raise click.UsageError("give MESSAGES or --file, not both")
     if task is not None and text:
-        raise click.UsageError("the arguments of a --task are JSON: leave --text out")
+        raise click.UsageError("the arguments of a --task must be JSON: leave out --text")
     composer = Composer(queue, options, text, task, delay, _read_headers(headers))
     journal = Journal(state, _read_lines(lines))
-    with opened(options) as session, listening() as stop:
+    with open_session(options) as session, stop_on_signals() as stop:
         found = session.queue(queue)
-        given = Source(messages or source or _standard_input(), stop)
-        # Where the last line is known, the source's size says nothing of how far it is.
-        most = journal.left.count()
-        total = given.total if most is None else most
+        lines_in = Source(messages or source or _standard_input(), stop)
+        # If the last line is known, progress is counted in lines instead of parts of the source.
+        count = journal.left.count()
+        total = lines_in.total if count is None else count
         with Meter("messages", total, quiet=as_json) as meter:
             run = Run(
                 session,
@@ -139,37 +159,38 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
                 stop=stop,
                 patience=patience,
             )
-            run.publish(given, skip_invalid=skip_invalid)
+            run.publish(lines_in, skip_invalid=skip_invalid)
     if as_json:
-        console.emit(run.value())
+        console.emit(run.as_json())
     else:
-        _tell(run, state, from_lines=not messages)
+        _print_result(run, state, from_lines=not messages)
     sys.stdout.flush()
-    if run.cut_off:
-        # Python would wait for the threads that post; whoever asked twice does not want to.
+    if run.interrupted:
+        # The second Ctrl-C stops at once, but Python would wait for the threads that post.
         os._exit(1)
     if not run.is_complete:
         sys.exit(1)
 
 
 class Run:
-    """Publishes lines, two requests and more at a time, and knows what became of each.
+    """Publishes lines, with at least two requests in flight, and records the result of each line.
 
     Args:
         session: The account.
-        queue: Where to.
-        composer: Makes messages of lines.
-        journal: Which lines are left.
-        meter: Shows how far it is.
-        stop: Says when to end.
-        patience: Seconds to go on while nothing is accepted.
+        queue: The target.
+        composer: Makes the message of a line.
+        journal: The lines that are left.
+        meter: Shows the progress.
+        stop: Whether to stop.
+        patience: Seconds for which transient failures are retried while no message is accepted.
 
     Attributes:
-        accepted: Messages that are in the queue.
-        skipped: Lines that can be no message.
-        failure: Why it ended before the last line; "" if it did not.
-        uncertain: Lines of which nobody knows.
-        cut_off: Whether it was ended before all answers had come.
+        accepted: Number of messages that are in the queue.
+        skipped: Numbers of the lines that cannot be published.
+        failure: Why the run ended before the last line; "" if it did not.
+        uncertain: Numbers of the lines that may or may not be in the queue.
+        interrupted: Whether the run ended with requests in flight.
+        seconds: Duration of the run.
     """
 
     def __init__(
@@ -189,47 +210,47 @@ class Run:
         self.skipped: list[int] = []
         self.failure = ""
         self.uncertain: list[int] = []
-        self.cut_off = False
+        self.interrupted = False
         self.seconds = 0.0
         self._session = session
         self._composer = composer
         self._meter = meter
         self.stop = stop
         self._patience = patience
-        self._most = max(session.options.max_in_flight, BULK_IN_FLIGHT)
-        self._leaving: deque[tuple[Request, Future[list[CFQueuesError | None]]]] = deque()
+        self._max_in_flight = max(session.options.max_in_flight, BULK_IN_FLIGHT)
+        self._in_flight: deque[tuple[Batch, Future[list[CFQueuesError | None]]]] = deque()
         self._by_line = journal.left.count() is not None
-        self._told = ""
+        self._last_wait = ""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every line is in the queue."""
-        return not (self.failure or self.skipped or self.stop.wanted)
+        """Whether every line of the source is in the queue."""
+        return not (self.failure or self.skipped or self.stop.requested)
 
     def publish(self, source: Iterable[Line | None], *, skip_invalid: bool) -> None:
-        """Publish the lines that are left, until the source ends, or one fails."""
-        began = time.monotonic()
-        senders = ThreadPoolExecutor(self._most, "cfqueues-publish")
+        """Publish the lines that are left, until the source ends, one fails or a signal comes."""
+        started = time.monotonic()
+        senders = ThreadPoolExecutor(self._max_in_flight, "cfqueues-publish")
         try:
-            for request in self._requests(source, skip_invalid=skip_invalid):
-                self._leaving.append((request, senders.submit(self._post, request.messages)))
-                # One more than can be on its way, so that the next is ready when a sender is.
-                while len(self._leaving) > self._most + 1:
-                    self._settle()
-                if self.stop.wanted or self.failure:
+            for batch in self._batches(source, skip_invalid=skip_invalid):
+                self._in_flight.append((batch, senders.submit(self._post, batch.messages)))
+                # One batch more than there are threads, so that a free thread never waits for one.
+                while len(self._in_flight) > self._max_in_flight + 1:
+                    self._record_oldest()
+                if self.stop.requested or self.failure:
                     break
-            while self._leaving:
-                self._settle()
-        except KeyboardInterrupt:  # the second one
-            self.cut_off = True
-            self.failure = "it was ended before all answers had come"
-            self.uncertain += [line.number for one, _ in self._leaving for line in one.lines]
+            while self._in_flight:
+                self._record_oldest()
+        except KeyboardInterrupt:  # the second signal
+            self.interrupted = True
+            self.failure = "interrupted before every response had arrived"
+            self.uncertain += [line.number for batch, _ in self._in_flight for line in batch.lines]
         finally:
             senders.shutdown(wait=False, cancel_futures=True)
-            self.seconds = time.monotonic() - began
+            self.seconds = time.monotonic() - started
 
-    def value(self) -> dict[str, Any]:
-        """What became of it, for programs."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as a JSON object, for programs."""
         return {
             "queue": self.queue.name,
             "accepted": self.accepted,
@@ -242,26 +263,26 @@ class Run:
             "seconds": round(self.seconds, 3),
         }
 
-    def _requests(self, source: Iterable[Line | None], *, skip_invalid: bool) -> Iterator[Request]:
-        """Full ones; others where the source has no more, or none just now."""
-        request = Request()
+    def _batches(self, source: Iterable[Line | None], *, skip_invalid: bool) -> Iterator[Batch]:
+        """Yield full batches; smaller ones only if the source pauses or ends."""
+        batch = Batch()
         for pair in self._messages(source, skip_invalid=skip_invalid):
-            if self.stop.wanted:
+            if self.stop.requested:
                 return
-            if request.lines and not (pair and request.has_room_for(pair[1])):
-                yield request
-                request = Request()
+            if batch.lines and not (pair and batch.has_room_for(pair[1])):
+                yield batch
+                batch = Batch()
             if pair:
-                request.add(*pair)
-            while self._leaving and self._leaving[0][1].done():
-                self._settle()
-        if request.lines and not self.stop.wanted:
-            yield request
+                batch.add(*pair)
+            while self._in_flight and self._in_flight[0][1].done():
+                self._record_oldest()
+        if batch.lines and not self.stop.requested:
+            yield batch
 
     def _messages(
         self, source: Iterable[Line | None], *, skip_invalid: bool
     ) -> Iterator[tuple[Line, Packed] | None]:
-        """The lines that are left, with what is sent for each; None: the source pauses."""
+        """Yield each line that is left and its message; None if the source pauses."""
         for line in source:
             if line is None:
                 yield None
@@ -269,42 +290,42 @@ class Run:
                 self.journal.check(line.number, line.data)
                 if not self._by_line:
                     self._meter.skip(line.work)
-                if self.journal.left.is_over(line.number):
+                if self.journal.left.ends_before(line.number):
                     return
             elif not line.data.strip():
-                self._pass_over(line)
+                self._skip(line)
             else:
                 try:
                     yield line, self._pack(line)
                 except (InvalidMessage, MessageTooLarge) as error:
-                    why = f"line {line.number:,} can be no message: {in_words(error)}"
+                    why = f"line {line.number:,} cannot be published: {in_one_line(error)}"
                     if not skip_invalid:
                         self.failure = why
                         return
-                    self._meter.say(why)
+                    self._meter.note(why)
                     self.skipped.append(line.number)
-                    self._pass_over(line)
+                    self._skip(line)
 
     def _pack(self, line: Line) -> Packed:
         packed = self._composer.pack(line.data.rstrip(b"\r\n"))
-        never = envelope.outlived(packed, self.queue.name, self.queue.retention_seconds)
-        if never is not None:
-            raise never
+        error = envelope.retention_error(packed, self.queue.name, self.queue.retention_seconds)
+        if error is not None:
+            raise error
         return packed
 
-    def _pass_over(self, line: Line) -> None:
+    def _skip(self, line: Line) -> None:
         self.journal.left.remove(line.number)
         self._meter.skip(self._work(line))
 
     def _work(self, line: Line) -> int:
         return 1 if self._by_line else line.work
 
-    def _settle(self) -> None:
-        """Wait for the oldest request, and keep what became of it."""
-        request, sent = self._leaving[0]
-        outcomes = sent.result()
-        self._leaving.popleft()
-        pairs = list(zip(request.lines, outcomes, strict=True))
+    def _record_oldest(self) -> None:
+        """Wait for the oldest batch in flight, and record the result of each of its lines."""
+        batch, future = self._in_flight[0]
+        outcomes = future.result()
+        self._in_flight.popleft()
+        pairs = list(zip(batch.lines, outcomes, strict=True))
         done = [line for line, error in pairs if error is None]
         if done:
             self.accepted += len(done)
@@ -315,44 +336,45 @@ class Run:
                 continue
             if error.delivered == "unknown":
                 self.uncertain.append(line.number)
-            if not self.failure and not (self.stop.wanted and _may_pass(error)):
-                self.failure = f"line {line.number:,} was not accepted: {in_words(error)}"
+            if not self.failure and not (self.stop.requested and _is_transient(error)):
+                self.failure = f"line {line.number:,} was not accepted: {in_one_line(error)}"
 
     def _post(self, messages: list[Packed]) -> list[CFQueuesError | None]:
-        """Post a request, in a sender's thread, until nothing in it can be helped by waiting."""
+        """Publish a batch from a thread of the pool, and retry its transient failures."""
         outcomes: list[CFQueuesError | None] = [None] * len(messages)
         todo = list(range(len(messages)))
-        since, pause = time.monotonic(), 0.5
+        last_accepted_at, pause = time.monotonic(), FIRST_PAUSE_SECONDS
         while True:
-            sent = self._session.publish(self.queue, [messages[place] for place in todo])
-            for place, error in zip(todo, sent, strict=True):
-                outcomes[place] = error
+            sent = self._session.publish(self.queue, [messages[index] for index in todo])
+            for index, error in zip(todo, sent, strict=True):
+                outcomes[index] = error
             again = [
-                place
-                for place in todo
-                if (error := outcomes[place]) is not None and self._is_worth_another(error)
+                index
+                for index in todo
+                if (error := outcomes[index]) is not None and self._may_be_retried(error)
             ]
             if len(again) < len(todo):
-                since = time.monotonic()
-            if not again or self.stop.wanted or time.monotonic() - since >= self._patience:
+                last_accepted_at = time.monotonic()
+            out_of_patience = time.monotonic() - last_accepted_at >= self._patience
+            if not again or self.stop.requested or out_of_patience:
                 return outcomes
             todo = again
-            self._tell_of_wait(outcomes[todo[0]])
+            self._report_wait(outcomes[todo[0]])
             self.stop.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    def _is_worth_another(self, error: CFQueuesError) -> bool:
+    def _may_be_retried(self, error: CFQueuesError) -> bool:
         certain = error.delivered == "no" or self._session.options.retry_uncertain
-        return certain and _may_pass(error)
+        return certain and _is_transient(error)
 
-    def _tell_of_wait(self, error: CFQueuesError | None) -> None:
+    def _report_wait(self, error: CFQueuesError | None) -> None:
         text = "" if error is None else str(error)
-        if text != self._told:
-            self._told = text
-            self._meter.say(f"Waiting: {in_words(error) if error else text}")
+        if text != self._last_wait:
+            self._last_wait = text
+            self._meter.note(f"Retrying: {in_one_line(error) if error else text}")
 
 
-def _may_pass(error: CFQueuesError) -> bool:
+def _is_transient(error: CFQueuesError) -> bool:
     return isinstance(error, (TransientError, PublishTimeout))
 
 
@@ -361,7 +383,7 @@ def _read_headers(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"--header is NAME=VALUE, not {pair!r}")
+            raise click.UsageError(f"--header must be NAME=VALUE, not {pair!r}")
         headers[name] = value
     return headers
 
@@ -370,31 +392,31 @@ def _read_lines(text: str | None) -> Lines | None:
     try:
         return None if text is None else Lines(text)
     except ValueError as error:
-        raise click.UsageError(f"--lines is like 1-9,41201-: {error}") from error
+        raise click.UsageError(f"--lines must be ranges such as 1-9,41201-: {error}") from error
 
 
 def _standard_input() -> BinaryIO:
     if sys.stdin.isatty():
-        raise click.UsageError("give MESSAGES or --file, or pipe lines into the command")
+        raise click.UsageError("give MESSAGES or --file, or pipe lines into this command")
     return sys.stdin.buffer
 
 
-def _tell(run: Run, state: Path | None, *, from_lines: bool) -> None:
+def _print_result(run: Run, state: Path | None, *, from_lines: bool) -> None:
     rate = run.accepted / run.seconds if run.seconds else 0.0
-    took = f" in {console.span(run.seconds)}, {rate:,.0f}/s" if run.seconds >= 1 else ""
+    took = f" in {console.duration(run.seconds)}, {rate:,.0f}/s" if run.seconds >= 1 else ""
     click.echo(f"Published {console.plural(run.accepted, 'message')} to {run.queue.name!r}{took}.")
     if run.skipped:
-        click.echo(f"Skipped {console.plural(len(run.skipped), 'line')} that can be no message.")
+        click.echo(f"Skipped {console.plural(len(run.skipped), 'line')} that cannot be published.")
     if run.failure:
         click.echo(f"Error: {run.failure}", err=True)
-    elif run.stop.wanted:
+    elif run.stop.requested:
         click.echo("Stopped.")
     if run.uncertain:
         click.echo(
-            f"Of {console.plural(len(run.uncertain), 'line')} it is not known whether they "
-            f"arrived: {run.uncertain[0]:,} to {run.uncertain[-1]:,}."
+            f"{console.plural(len(run.uncertain), 'line')} may or may not have been published: "
+            f"{run.uncertain[0]:,} to {run.uncertain[-1]:,}."
         )
-    if from_lines and (run.failure or run.stop.wanted):
+    if from_lines and (run.failure or run.stop.requested):
         click.echo(f"The last accepted line is {run.journal.last:,}.")
-        how = "the same command" if state else f"--lines {run.journal.left}"
-        click.echo(f"To go on with the rest: {how}.")
+        how = "run the same command again" if state else f"add --lines {run.journal.left}"
+        click.echo(f"To publish the rest, {how}.")

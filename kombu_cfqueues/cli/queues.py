@@ -1,4 +1,4 @@
-"""``cfqueues queues``: list, create, delete, pause, resume and purge queues; their metrics."""
+"""``cfqueues queues``: lists, creates, deletes, pauses, resumes, purges and measures queues."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._session import Session, opened
+from ._session import Session, open_session
 
 
 @click.group(short_help="List, create, pause, purge and delete queues.")
 def command() -> None:
-    """Make, look at and look after queues."""
+    """List, create, measure, pause, resume, purge and delete queues."""
 
 
 @command.command("list")
 @takes_broker(allowance=True)
-@click.option("--metrics", is_flag=True, help="With what is in each; one request a queue.")
+@click.option(
+    "--metrics",
+    is_flag=True,
+    help="Show the metrics of each queue too, with one request per queue.",
+)
 @console.takes_json
 def list_queues(options: Options, metrics: bool, as_json: bool) -> None:
-    """List the account's queues, by their names at Cloudflare."""
-    with opened(options) as session:
+    """List the queues of the account, under their names at Cloudflare."""
+    with open_session(options) as session:
         queues = session.queues()
-        measured = {queue.id: _metrics(session, queue) for queue in queues} if metrics else {}
+        measured = {queue.id: read_backlog(session, queue) for queue in queues} if metrics else {}
     if as_json:
         console.emit([describe(queue, measured.get(queue.id)) for queue in queues])
     elif not queues:
-        click.echo("No queues yet: 'cfqueues queues create NAME' makes one.")
+        click.echo("No queues yet. Create one with 'cfqueues queues create NAME'.")
     else:
         titles = ["QUEUE", "CONSUMER", "DELIVERY", "KEPT FOR"]
         rows = [_row(queue) for queue in queues]
@@ -52,13 +56,16 @@ def list_queues(options: Options, metrics: bool, as_json: bool) -> None:
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def metrics(options: Options, names: tuple[str, ...], as_json: bool) -> None:
-    """Say what is in each QUEUE, about, as Cloudflare counts it."""
-    with opened(options) as session:
-        found = [(queue := session.queue(name), _metrics(session, queue)) for name in names]
+    """Show number, size and age of the messages in each QUEUE.
+
+    The numbers come from Cloudflare and are approximate.
+    """
+    with open_session(options) as session:
+        found = [(queue := session.queue(name), read_backlog(session, queue)) for name in names]
     if as_json:
-        console.emit([{"queue": queue.name, **_measured(measure)} for queue, measure in found])
+        console.emit([{"queue": queue.name, **_metrics_json(backlog)} for queue, backlog in found])
     else:
-        rows = [[queue.name, *metrics_row(measure)] for queue, measure in found]
+        rows = [[queue.name, *metrics_row(backlog)] for queue, backlog in found]
         console.table(["QUEUE", *METRICS], rows, numbers=METRICS)
 
 
@@ -68,17 +75,20 @@ def metrics(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--delay",
     type=click.IntRange(0, limits.DELAY_SECONDS),
-    help="Seconds by which each message is delayed that does not say otherwise.",
+    help="Delay messages that state no delay by this many seconds.  [default: 0]",
 )
 @click.option(
     "--keep",
     type=click.IntRange(60, 1_209_600),
-    help="Seconds for which messages are kept.  [Cloudflare: 4 days; free plan 1 day]",
+    help="Delete messages after this many seconds.  [default: 345600, which is 4 days; on the free "
+    "plan 1 day]",
 )
-@click.option("--pull", is_flag=True, help="Let it be pulled over HTTP, as Celery workers do.")
-@click.option("--dead-letter-queue", metavar="QUEUE", help="Where dead messages go; needs --pull.")
+@click.option("--pull", is_flag=True, help="Add an HTTP pull consumer, which Celery workers need.")
+@click.option(
+    "--dead-letter-queue", metavar="QUEUE", help="Move dead letters to QUEUE; requires --pull."
+)
 @console.takes_json
-def create(  # noqa: PLR0917 - one argument an option; Click passes them by name
+def create(  # noqa: PLR0917  one parameter per option; Click passes them by name
     options: Options,
     names: tuple[str, ...],
     delay: int | None,
@@ -89,38 +99,42 @@ def create(  # noqa: PLR0917 - one argument an option; Click passes them by name
 ) -> None:
     """Create each QUEUE that does not exist."""
     if dead_letter_queue and not pull:
-        raise click.UsageError("--dead-letter-queue belongs to the pull consumer: say --pull too")
-    given = {"delivery_delay": delay, "message_retention_period": keep}
-    settings = {name: value for name, value in given.items() if value is not None}
-    made: list[dict[str, Any]] = []
-    with opened(options) as session:
+        raise click.UsageError("--dead-letter-queue is a setting of the pull consumer: add --pull")
+    given_settings = {"delivery_delay": delay, "message_retention_period": keep}
+    settings = {name: value for name, value in given_settings.items() if value is not None}
+    results: list[dict[str, Any]] = []
+    with open_session(options) as session:
         for name in names:
             queue, new = _create(session, name, settings)
             if pull:
                 session.pull_consumer(queue, dead_letter_queue=dead_letter_queue)
-            made.append({"queue": queue.name, "id": queue.id, "created": new, "pull": pull})
+            results.append({"queue": queue.name, "id": queue.id, "created": new, "pull": pull})
             if not as_json:
-                done = "Created" if new else "There is already a"
-                also = "; it can be pulled over HTTP" if pull else ""
-                click.echo(f"{done} queue {queue.name!r} ({queue.id}){also}.")
+                _print_created(queue, new=new, pull=pull)
                 if settings and not new:
-                    click.echo("  Its settings are left as they were.")
+                    click.echo("  Its settings are unchanged.")
     if as_json:
-        console.emit(made)
+        console.emit(results)
+
+
+def _print_created(queue: Queue, *, new: bool, pull: bool) -> None:
+    name = f"queue {queue.name!r} ({queue.id})"
+    with_pull = ", with HTTP pull enabled" if pull else ""
+    click.echo(f"{'Created' if new else 'There is already a'} {name}{with_pull}.")
 
 
 @command.command()
 @takes_broker(allowance=True)
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @console.takes_json
 def delete(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete each QUEUE and all that is in it."""
-    with opened(options) as session:
+    """Delete each QUEUE and all its messages."""
+    with open_session(options) as session:
         queues = [session.queue(name) for name in names]
         for queue in queues:
             if not yes:
-                console.confirm(f"Delete queue {_full(session, queue)}?", yes=False)
+                console.confirm(f"Delete queue {_name_and_count(session, queue)}?")
             session.call(session.client.delete_queue, queue.id)
             if not as_json:
                 click.echo(f"Deleted queue {queue.name!r}.")
@@ -133,7 +147,10 @@ def delete(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def pause(options: Options, names: tuple[str, ...], as_json: bool) -> None:
-    """Stop delivery of each QUEUE; publishing goes on, and messages expire all the same."""
+    """Pause delivery from each QUEUE.
+
+    Messages can still be published, and still expire.
+    """
     _pause(options, names, paused=True, as_json=as_json)
 
 
@@ -142,29 +159,29 @@ def pause(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def resume(options: Options, names: tuple[str, ...], as_json: bool) -> None:
-    """Deliver from each QUEUE again."""
+    """Resume delivery from each QUEUE."""
     _pause(options, names, paused=False, as_json=as_json)
 
 
 @command.command()
 @takes_broker(allowance=True)
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @console.takes_json
 def purge(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete all messages of each QUEUE, delayed ones too; the queue stays.
+    """Delete all messages of each QUEUE, and keep the queue.
 
-    It ends some time after the command: what is published meanwhile may survive, what is being
-    worked on may still be done.
+    Delayed messages are deleted too. The purge ends some time after the command. Messages that are
+    published meanwhile may survive, and messages that are leased may still be processed.
     """
-    with opened(options) as session:
+    with open_session(options) as session:
         queues = [session.queue(name) for name in names]
         for queue in queues:
             if not yes:
-                console.confirm(f"Delete all messages of queue {_full(session, queue)}?", yes=False)
+                console.confirm(f"Delete all messages of queue {_name_and_count(session, queue)}?")
             session.call(session.client.purge, queue.id)
             if not as_json:
-                click.echo(f"Purging queue {queue.name!r}.")
+                click.echo(f"Started to purge queue {queue.name!r}.")
     if as_json:
         console.emit([{"queue": queue.name, "id": queue.id, "purging": True} for queue in queues])
 
@@ -172,57 +189,57 @@ def purge(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) ->
 METRICS = ["MESSAGES", "SIZE", "OLDEST"]
 
 
-def metrics_row(measure: Backlog | None) -> list[str]:
-    """The cells of what is in a queue."""
-    if measure is None:
+def metrics_row(backlog: Backlog | None) -> list[str]:
+    """Return the table cells of a queue's metrics."""
+    if backlog is None:
         return ["?", "?", "?"]
-    age = "-" if not measure.messages else console.span(oldest_seconds(measure))
-    return [console.amount(measure.messages), console.size(measure.bytes), age]
+    age = "-" if not backlog.messages else console.duration(oldest_seconds(backlog))
+    return [console.number(backlog.messages), console.size(backlog.bytes), age]
 
 
-def oldest_seconds(measure: Backlog) -> float | None:
-    """Age of the oldest message, by this machine's clock."""
-    return None if measure.oldest_ms is None else max(0.0, time.time() - measure.oldest_ms / 1000)
+def oldest_seconds(backlog: Backlog) -> float | None:
+    """Return the age of the oldest message, by this machine's clock; None if unknown."""
+    return None if backlog.oldest_ms is None else max(0.0, time.time() - backlog.oldest_ms / 1000)
 
 
-def consumer_words(consumers: tuple[Mapping[str, Any], ...]) -> str:
-    """Who consumes a queue, in a few words."""
-    words = []
+def consumer_summary(consumers: tuple[Mapping[str, Any], ...]) -> str:
+    """Return what consumes a queue, in a few words."""
+    parts = []
     for consumer in consumers:
         kind, settings = consumer.get("type"), consumer.get("settings")
         if kind == "worker":
             script = consumer.get("script_name") or consumer.get("script") or "?"
-            words.append(f"Worker {script}")
+            parts.append(f"Worker {script}")
         elif kind == "http_pull":
             retries = settings.get("max_retries") if isinstance(settings, Mapping) else None
-            words.append("pull" if retries is None else f"pull, {retries} retries")
+            parts.append("pull" if retries is None else f"pull, {retries} retries")
         else:
-            words.append(str(kind))
-        dead = consumer.get("dead_letter_queue")
-        if dead:
-            words[-1] += f", dead letters to {dead}"
-    return "; ".join(words) or "none"
+            parts.append(str(kind))
+        dead_letter_queue = consumer.get("dead_letter_queue")
+        if dead_letter_queue:
+            parts[-1] += f", dead letters to {dead_letter_queue}"
+    return "; ".join(parts) or "none"
 
 
-def describe(queue: Queue, measure: Backlog | None = None) -> dict[str, Any]:
-    """A queue for programs."""
+def describe(queue: Queue, backlog: Backlog | None = None) -> dict[str, Any]:
+    """Return a queue, and its metrics if there are any, as a JSON object."""
     return {
         "queue": queue.name,
         "id": queue.id,
         "paused": queue.paused,
         "retention_seconds": queue.retention_seconds,
         "consumers": [dict(consumer) for consumer in queue.consumers],
-        **({} if measure is None else _measured(measure)),
+        **({} if backlog is None else _metrics_json(backlog)),
     }
 
 
-def _measured(measure: Backlog | None) -> dict[str, Any]:
-    if measure is None:
-        measure = Backlog(None, None, None)
+def _metrics_json(backlog: Backlog | None) -> dict[str, Any]:
+    if backlog is None:
+        backlog = Backlog(None, None, None)
     return {
-        "messages": measure.messages,
-        "bytes": measure.bytes,
-        "oldest_seconds": oldest_seconds(measure),
+        "messages": backlog.messages,
+        "bytes": backlog.bytes,
+        "oldest_seconds": oldest_seconds(backlog),
     }
 
 
@@ -230,35 +247,36 @@ def _row(queue: Queue) -> list[str]:
     delivery = {None: "?", True: "paused", False: "on"}[queue.paused]
     return [
         queue.name,
-        consumer_words(queue.consumers),
+        consumer_summary(queue.consumers),
         delivery,
-        console.span(queue.retention_seconds),
+        console.duration(queue.retention_seconds),
     ]
 
 
-def _metrics(session: Session, queue: Queue) -> Backlog | None:
-    """What is in the queue; None if this token may not know."""
+def read_backlog(session: Session, queue: Queue) -> Backlog | None:
+    """Return the queue's metrics; None if the queue is gone or the token lacks the permission."""
     try:
         return session.call(session.client.backlog, queue.id)
     except PermanentError:
         return None
 
 
-def _full(session: Session, queue: Queue) -> str:
-    measure = _metrics(session, queue)
-    count = measure.messages if measure else None
-    return f"{queue.name!r}, which holds about {console.amount(count)} messages"
+def _name_and_count(session: Session, queue: Queue) -> str:
+    backlog = read_backlog(session, queue)
+    count = backlog.messages if backlog else None
+    return f"{queue.name!r}, which holds about {console.number(count)} messages"
 
 
 def _create(session: Session, name: str, settings: Mapping[str, int]) -> tuple[Queue, bool]:
     found = session.find(name)
     if found is not None:
         return found, False
-    return session.call(session.client.create_queue, session.title(name), settings=settings), True
+    title = session.cloudflare_name(name)
+    return session.call(session.client.create_queue, title, settings=settings), True
 
 
 def _pause(options: Options, names: tuple[str, ...], *, paused: bool, as_json: bool) -> None:
-    with opened(options) as session:
+    with open_session(options) as session:
         queues = [session.queue(name) for name in names]
         for queue in queues:
             session.call(session.client.pause_delivery, queue, paused=paused)

@@ -1,4 +1,4 @@
-"""``cfqueues redrive``: dead letters back to the queue in which they died."""
+"""``cfqueues redrive``: moves dead letters back to the queue that they come from."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ from ..errors import CFQueuesError, MessageTooLarge, QueueNotFound
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._commands import in_words
-from ._messages import COLUMNS, Shown, by_age, row, show
+from ._commands import in_one_line
+from ._messages import COLUMNS, DecodedMessage, by_age, decode, row
 from ._meter import Meter
-from ._session import Session, opened
-from ._stop import Stop, listening
-from .peek import look
+from ._session import Session, open_session
+from ._stop import Stop, stop_on_signals
+from .peek import peek_messages
 
 LEASE_SECONDS: Final = 1800.0
-"""Lease of what is pulled: what stays behind must not come again before the end."""
+"""Lease of pulled messages.  Those that are not moved must not be redelivered during the run."""
 
-MOST_HELD: Final = 10_000
-"""So many messages that stay behind are kept from coming again; then the command ends."""
+HOLD_SECONDS: Final = LEASE_SECONDS / 2
+"""Longest run while messages are held: the other half of their lease is for returning them."""
+
+MAX_HELD: Final = 10_000
+"""Messages that are held until the end of a run because they are not moved; more end the run."""
 
 EMPTY_PULLS: Final = 3
-"""A pull may bring nothing although there is something; so many in a row are believed."""
+"""Empty pulls in a row that end the run.  A single pull may be empty although messages wait."""
 
-EMPTY_PAUSE: Final = 0.25
+EMPTY_PULL_PAUSE_SECONDS: Final = 0.25
+"""Pause after an empty pull."""
 
 Raw = Mapping[str, Any]
 
 
 class Filter:
-    """Which messages are meant.
+    """Selects messages.
 
     Args:
-        task: Pattern of the Celery task's name, as of a file's; None: any message.
-        match: Regular expression that is found in what 'peek' shows; None: any message.
+        task: Shell-style pattern for the name of the Celery task; None selects any message.
+        match: Regular expression to find in the line that 'peek' shows; None selects any message.
     """
 
     def __init__(self, task: str | None, match: str | None) -> None:
@@ -52,13 +56,13 @@ class Filter:
         try:
             self._match = re.compile(match) if match is not None else None
         except re.error as error:
-            raise click.UsageError(f"--match is a regular expression: {error}") from error
+            raise click.UsageError(f"--match is not a valid regular expression: {error}") from error
 
-    def takes(self, shown: Shown) -> bool:
-        """Whether the message is meant."""
-        if self._task is not None and not fnmatch.fnmatchcase(shown.task or "", self._task):
+    def selects(self, message: DecodedMessage) -> bool:
+        """Return whether the message is selected."""
+        if self._task is not None and not fnmatch.fnmatchcase(message.task or "", self._task):
             return False
-        return self._match is None or bool(self._match.search(shown.words()))
+        return self._match is None or bool(self._match.search(message.summary()))
 
 
 @click.command(short_help="Move dead letters back to their queue.")
@@ -67,14 +71,26 @@ class Filter:
 @click.option(
     "--to",
     metavar="QUEUE",
-    help="Where they go.  [default: the queue whose dead letters go to DEAD]",
+    help="Move the messages to QUEUE.  [default: the queue whose dead letters go to DEAD]",
 )
-@click.option("--task", metavar="PATTERN", help="Only Celery tasks of such a name: shop.mail.*")
-@click.option("--match", metavar="REGEX", help="Only messages in whose 'peek' line this is found.")
-@click.option("--limit", type=click.IntRange(min=1), help="Most messages.")
-@click.option("--dry-run", is_flag=True, help="Show which of up to 100 would go; nothing changes.")
+@click.option(
+    "--task",
+    metavar="PATTERN",
+    help="Move only Celery tasks whose name matches, such as shop.mail.*",
+)
+@click.option("--match", metavar="REGEX", help="Move only messages whose 'peek' line matches.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Maximum number of messages to move.  [default: no limit]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show which of up to 100 messages would move, and change nothing.",
+)
 @console.takes_json
-def command(  # noqa: PLR0917 - one argument an option; Click passes them by name
+def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
     options: Options,
     dead: str,
     to: str | None,
@@ -84,33 +100,36 @@ def command(  # noqa: PLR0917 - one argument an option; Click passes them by nam
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Move messages from dead-letter queue DEAD back to the queue in which they died.
+    """Move messages from dead-letter queue DEAD back to the queue that they come from.
 
-    Each is published where it goes, and only then acknowledged in DEAD. So nothing is lost whenever
-    this ends; if it is killed, up to 100 messages may be in both queues. What stays behind (it does
-    not match, or is refused) is given back when this ends, and has one delivery more.
+    Each message is published to its target first, and acknowledged in DEAD afterwards. So no
+    message is lost, however the command ends; after a kill, up to 100 messages may be in both
+    queues. Messages that do not match or are refused return to DEAD at the end, and count one more
+    delivery.
     """
-    wanted = Filter(task, match)
-    with opened(options) as session, listening() as stop:
+    selection = Filter(task, match)
+    with open_session(options) as session, stop_on_signals() as stop:
         source = session.queue(dead)
         target = session.queue(to) if to is not None else _origin(session, source)
         if target.id == source.id:
-            raise click.UsageError(f"the messages are in {target.name!r} already")
+            raise click.UsageError(
+                f"the messages are already in {target.name!r}: name another queue with --to"
+            )
         if dry_run:
-            _show(session, source, target, wanted, as_json=as_json)
+            _print_dry_run(session, source, target, selection, as_json=as_json)
             return
         if not source.consumers and not as_json:
-            click.echo(f"Queue {dead!r} gets a pull consumer, by which it can be read.")
+            click.echo(f"Adding a pull consumer to queue {dead!r}, to read it.")
         total = session.call(session.client.backlog, source.id).messages
-        most = min(total or 0, limit or sys.maxsize)
-        with Meter("messages", most or None, quiet=as_json) as meter:
-            move = Move(session, source, target, wanted, meter=meter, stop=stop)
+        expected = min(total or 0, limit or sys.maxsize)
+        with Meter("messages", expected or None, quiet=as_json) as meter:
+            move = Move(session, source, target, selection, meter=meter, stop=stop)
             move.run(limit or sys.maxsize)
     if as_json:
-        console.emit(move.value())
+        console.emit(move.as_json())
     else:
-        _tell(move)
-    if move.failure or stop.wanted:
+        _print_result(move)
+    if move.failure or stop.requested:
         sys.exit(1)
 
 
@@ -118,10 +137,10 @@ class Move:
     """Moves messages from *source* to *target*.
 
     Attributes:
-        moved: Messages that are in the target, and acknowledged.
-        doubled: Messages that are in the target and could not be acknowledged.
+        moved: Messages that are in the target and acknowledged.
+        in_both: Messages that are in the target but could not be acknowledged.
         kept: Messages that stay in the source.
-        failure: Why it ended too early; "" if it did not.
+        failure: Why the move ended early; "" if it did not.
     """
 
     def __init__(
@@ -129,7 +148,7 @@ class Move:
         session: Session,
         source: Queue,
         target: Queue,
-        wanted: Filter,
+        selection: Filter,
         *,
         meter: Meter,
         stop: Stop,
@@ -137,83 +156,85 @@ class Move:
         self.source = source
         self.target = target
         self.moved = 0
-        self.doubled = 0
+        self.in_both = 0
         self.kept = 0
         self.failure = ""
         self._session = session
-        self._wanted = wanted
+        self._selection = selection
         self._meter = meter
         self._stop = stop
         self._held: list[Raw] = []
 
     def run(self, limit: int) -> None:
-        """Move up to *limit* messages; what was pulled and stays is given back in any case."""
+        """Move up to *limit* messages; return the others to the source in any case."""
         consumer = self._session.pull_consumer(self.source)
-        until = time.monotonic() + LEASE_SECONDS / 2
+        give_back_at = time.monotonic() + HOLD_SECONDS
         empty = 0
         try:
-            while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(until):
-                most = min(limits.PULL_MESSAGES, limit - self.moved)
-                raws = self._session.pull(self.source, most, lease_seconds=LEASE_SECONDS)
+            while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(give_back_at):
+                count = min(limits.PULL_MESSAGES, limit - self.moved)
+                raws = self._session.pull(self.source, count, lease_seconds=LEASE_SECONDS)
                 if raws:
                     empty = 0
-                    self._take(raws)
+                    self._move(raws)
                 else:
                     empty += 1
-                    self._stop.wait(EMPTY_PAUSE)
+                    self._stop.wait(EMPTY_PULL_PAUSE_SECONDS)
         except CFQueuesError as error:
-            self.failure = in_words(error)
+            self.failure = in_one_line(error)
         finally:
             self.kept = len(self._held)
             self._give_back(consumer)
 
-    def value(self) -> dict[str, Any]:
-        """What became of it, for programs."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as a JSON object, for programs."""
         return {
             "from": self.source.name,
             "to": self.target.name,
             "moved": self.moved,
-            "in_both": self.doubled,
+            "in_both": self.in_both,
             "kept": self.kept,
             "failure": self.failure or None,
         }
 
-    def _is_over(self, until: float) -> bool:
-        if not self.failure and len(self._held) >= MOST_HELD:
-            self.failure = f"{MOST_HELD:,} messages that stay behind are enough for one run"
-        if not self.failure and self._held and time.monotonic() > until:
-            self.failure = "what stays behind would soon come again: run it once more"
-        return bool(self.failure) or self._stop.wanted
+    def _is_over(self, give_back_at: float) -> bool:
+        if not self.failure and len(self._held) >= MAX_HELD:
+            self.failure = (
+                f"{MAX_HELD:,} messages were not moved, the limit of one run: run the command again"
+            )
+        if not self.failure and self._held and time.monotonic() > give_back_at:
+            self.failure = "the lease of messages not moved expires soon: run the command again"
+        return bool(self.failure) or self._stop.requested
 
-    def _take(self, raws: Sequence[Raw]) -> None:
-        """Publish what is wanted, then acknowledge it; hold the rest until the end."""
-        # Held from the first, so that whatever happens on the way gives them back.
+    def _move(self, raws: Sequence[Raw]) -> None:
+        """Publish the selected messages, then acknowledge them; hold the rest until the end."""
+        # Hold all of them first, so that they are returned whatever fails below.
         self._held += raws
         packed = []
         for raw in raws:
-            if self._wanted.takes(show(raw, self.source.name)):
+            if self._selection.selects(decode(raw, self.source.name)):
                 try:
                     packed.append((raw, envelope.repack(raw)))
                 except MessageTooLarge as error:
-                    self._meter.say(f"Message {raw.get('id')} stays: {in_words(error)}")
+                    self._meter.note(f"Message {raw.get('id')} is not moved: {in_one_line(error)}")
         if not packed:
             return
-        outcomes = self._session.publish(self.target, [one for _, one in packed])
+        outcomes = self._session.publish(self.target, [message for _, message in packed])
         done = [raw for (raw, _), error in zip(packed, outcomes, strict=True) if error is None]
         failures = [error for error in outcomes if error is not None]
         if failures:
-            self.failure = in_words(failures[0])
-        self._let_go(done)
+            self.failure = in_one_line(failures[0])
+        self._release(done)
         try:
             self._session.ack(self.source, done)
         except CFQueuesError:
-            self.doubled += len(done)
+            self.in_both += len(done)
             raise
         self.moved += len(done)
         self._meter.advance(len(done), len(done))
 
-    def _let_go(self, done: Sequence[Raw]) -> None:
-        """What is in the target must not be given back as if it were not."""
+    def _release(self, done: Sequence[Raw]) -> None:
+        """Stop holding messages that are in the target: returning them would duplicate them."""
         leases = {raw["lease_id"] for raw in done}
         self._held = [raw for raw in self._held if raw["lease_id"] not in leases]
 
@@ -224,13 +245,14 @@ class Move:
             self._session.give_back(self.source, consumer, self._held)
         except CFQueuesError as error:
             self.failure = self.failure or (
-                f"{console.plural(self.kept, 'message')} could not be given back, and will come "
-                f"when the lease of {console.span(LEASE_SECONDS)} is over: {in_words(error)}"
+                f"{console.plural(self.kept, 'message')} could not be returned to "
+                f"{self.source.name!r}, and will be redelivered when the lease of "
+                f"{console.duration(LEASE_SECONDS)} expires: {in_one_line(error)}"
             )
 
 
 def _origin(session: Session, dead: Queue) -> Queue:
-    """The queue whose dead letters go to *dead*."""
+    """Return the queue whose dead letters go to *dead*."""
     found = [
         queue
         for queue in session.queues()
@@ -239,39 +261,42 @@ def _origin(session: Session, dead: Queue) -> Queue:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise QueueNotFound(f"no queue has {dead.name!r} for its dead letters: say --to QUEUE")
+        raise QueueNotFound(f"no queue sends its dead letters to {dead.name!r}: add --to QUEUE")
     names = ", ".join(queue.name for queue in found)
-    raise click.UsageError(f"{names} have {dead.name!r} for their dead letters: say --to QUEUE")
+    raise click.UsageError(f"{names} send their dead letters to {dead.name!r}: add --to QUEUE")
 
 
-def _show(session: Session, source: Queue, target: Queue, wanted: Filter, *, as_json: bool) -> None:
-    seen = [show(raw, source.name) for raw in by_age(look(session, source, limits.PULL_MESSAGES))]
-    chosen = [one for one in seen if wanted.takes(one)]
+def _print_dry_run(
+    session: Session, source: Queue, target: Queue, selection: Filter, *, as_json: bool
+) -> None:
+    raws = by_age(peek_messages(session, source, limits.PULL_MESSAGES))
+    visible = [decode(raw, source.name) for raw in raws]
+    selected = [message for message in visible if selection.selects(message)]
     if as_json:
-        for one in chosen:
-            console.emit(one.value(), lines=True)
+        for message in selected:
+            console.emit(message.as_json(), lines=True)
         return
-    if chosen:
-        console.table(COLUMNS, [row(one) for one in chosen], numbers=COLUMNS[:2])
+    if selected:
+        console.table(COLUMNS, [row(message) for message in selected], numbers=COLUMNS[:2])
         click.echo()
     total = session.call(session.client.backlog, source.id).messages
     click.echo(
-        f"{len(chosen):,} of {console.plural(len(seen), 'message')} that can be seen would go "
-        f"from {source.name!r} to {target.name!r}; the queue holds about {console.amount(total)}."
+        f"{len(selected):,} of {console.plural(len(visible), 'visible message')} would move from "
+        f"{source.name!r} to {target.name!r}; the queue holds about {console.number(total)}."
     )
 
 
-def _tell(move: Move) -> None:
+def _print_result(move: Move) -> None:
     click.echo(
         f"Moved {console.plural(move.moved, 'message')} from {move.source.name!r} to "
         f"{move.target.name!r}."
     )
     if move.kept:
         click.echo(f"{console.plural(move.kept, 'message')} stayed in {move.source.name!r}.")
-    if move.doubled:
+    if move.in_both:
         click.echo(
-            f"{console.plural(move.doubled, 'message')} may be in both: published, and their "
-            "acknowledgement failed."
+            f"{console.plural(move.in_both, 'message')} may be in both queues: published, but not "
+            "acknowledged."
         )
     if move.failure:
         click.echo(f"Error: {move.failure}", err=True)

@@ -1,4 +1,4 @@
-"""``cfqueues relay``: empties the spool in the foreground."""
+"""``cfqueues relay``: delivers the spooled messages of this machine, in the foreground."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..options import Options
 from ._broker import takes_broker
 
 
-@click.command(short_help="Deliver what is spooled on this machine.")
+@click.command(short_help="Deliver the messages that are spooled on this machine.")
 @takes_broker(allowance=True)
 @click.option(
     "--interval",
     type=click.FloatRange(0.01, 60),
     default=0.5,
     show_default=True,
-    help="Seconds between two looks into an empty spool.",
+    help="Wait this many seconds between two checks of an empty spool.",
 )
 def command(options: Options, interval: float) -> None:
-    """Deliver what is spooled on this machine, until SIGTERM or Ctrl-C.
+    """Deliver the messages that are spooled on this machine, until SIGTERM or Ctrl-C.
 
-    Any process that spools does so by itself.  This one is for machines where none may live long
-    enough, or where threads cannot run.
+    Every process that spools also delivers. Run a relay on a machine where no such process lives
+    long enough, or where threads cannot run.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""``cfqueues spool``: what waits on this machine, since when, and why."""
+"""``cfqueues spool``: shows which messages wait on this machine, for how long, and why."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from ..account import open_spool
 from ..errors import CFQueuesError
 from ..options import Options
 from ..spool import QueueState, Refused, Spool
+from . import _console as console
 from ._broker import takes_broker
 
 
-@click.group(invoke_without_command=True, short_help="Show what waits on this machine, and why.")
+@click.group(
+    invoke_without_command=True, short_help="Show the messages that wait on this machine, and why."
+)
 @takes_broker(token=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@console.takes_json
 @click.pass_context
 def command(context: click.Context, options: Options, as_json: bool) -> None:
-    """Show what waits in this machine's spool; retry or drop what was refused."""
+    """Show the messages in this machine's spool; retry or drop those that were refused."""
     if not Spool.available:
-        raise click.ClickException("this system cannot have a spool")
+        raise click.ClickException("this system has no file locks, so it cannot have a spool")
     spool = open_spool(options)
     context.obj = spool
     if context.invoked_subcommand is None:
@@ -36,40 +39,42 @@ def command(context: click.Context, options: Options, as_json: bool) -> None:
 
 @command.command()
 @click.argument("messages", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--all", "everything", is_flag=True, help="Retry every refused message.")
+@console.takes_json
 @click.pass_obj
 def retry(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
-    """Let refused MESSAGES, named by their ids, be sent again."""
-    count = _decide(spool, messages, everything, Spool.retry)
+    """Send the refused messages with the ids MESSAGES again."""
+    count = _apply(spool, messages, everything, Spool.retry)
     if as_json:
         click.echo(json.dumps({"retried": count}))
         return
-    click.echo(f"{count} wait again; they are sent by the next process that publishes, or relays.")
+    waiting = console.plural(count, "message")
+    click.echo(f"{waiting} will be sent again by the next process that publishes or relays.")
 
 
 @command.command()
 @click.argument("messages", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every message that was refused.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--all", "everything", is_flag=True, help="Drop every refused message.")
+@console.takes_json
 @click.pass_obj
 def drop(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
-    """Delete refused MESSAGES, named by their ids."""
-    count = _decide(spool, messages, everything, Spool.drop)
-    click.echo(json.dumps({"dropped": count}) if as_json else f"{count} deleted.")
+    """Delete the refused messages with the ids MESSAGES."""
+    count = _apply(spool, messages, everything, Spool.drop)
+    deleted = f"Deleted {console.plural(count, 'message')}."
+    click.echo(json.dumps({"dropped": count}) if as_json else deleted)
 
 
-def _decide(
+def _apply(
     spool: Spool,
     messages: tuple[int, ...],
     everything: bool,
-    decide: Callable[[Spool, list[int]], int],
+    change: Callable[[Spool, list[int]], int],
 ) -> int:
     if everything == bool(messages):
-        raise click.UsageError("name messages by their ids, or give --all")
+        raise click.UsageError("give the ids of messages, or --all")
     try:
         chosen = [refused.id for refused in spool.refused()] if everything else list(messages)
-        return decide(spool, chosen)
+        return change(spool, chosen)
     except CFQueuesError as error:
         raise click.ClickException(str(error)) from error
     finally:
@@ -87,26 +92,28 @@ def _show(spool: Spool, *, as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2))
         return
     click.echo(f"Spool: {spool.path}")
-    click.echo("Every process that uses this file shares one allowance of requests.\n")
+    click.echo("All processes that use this file share one request allowance.\n")
     if not queues:
-        click.echo("Nothing waits.")
+        click.echo("No messages wait.")
         return
     for queue in queues:
-        click.echo(_line(queue))
+        click.echo(_queue_line(queue))
     for message in refused:
-        click.echo(_refusal(message))
+        click.echo(_refused_line(message))
     if refused:
-        click.echo("\n'cfqueues spool retry ID ...' sends them again, 'drop ID ...' deletes them.")
+        click.echo(
+            "\nSend them with 'cfqueues spool retry ID ...', or delete them with 'drop ID ...'."
+        )
 
 
-def _line(queue: QueueState) -> str:
+def _queue_line(queue: QueueState) -> str:
     counts = {
         "waiting": queue.waiting,
-        "waiting for their answer": queue.confirmed,
-        "on their way": queue.sending,
+        "waiting for confirmation": queue.confirmed,
+        "being sent": queue.sending,
         "refused": queue.refused,
     }
-    parts = [f"{count:,} {words}" for words, count in counts.items() if count]
+    parts = [f"{count:,} {state}" for state, count in counts.items() if count]
     parts.append(f"{queue.bytes:,} bytes")
     if queue.oldest_seconds is not None:
         parts.append(f"the oldest for {queue.oldest_seconds:,.0f} s")
@@ -116,7 +123,7 @@ def _line(queue: QueueState) -> str:
     return f"{queue.queue}: {', '.join(parts)}{why}"
 
 
-def _refusal(message: Refused) -> str:
+def _refused_line(message: Refused) -> str:
     return (
         f"  refused {message.id} ({message.queue}, {message.bytes:,} bytes, "
         f"{message.age_seconds:,.0f} s ago): {message.reason}"

@@ -1,4 +1,4 @@
-"""``cfqueues tail``: shows messages of a queue as they come."""
+"""``cfqueues tail``: shows messages of a queue as they arrive."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .. import limits
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._messages import by_age, row, show
-from ._session import opened
-from .peek import look
+from ._messages import DecodedMessage, by_age, decode, row
+from ._session import open_session
+from .peek import peek_messages
 
-MOST_KNOWN: Final = 100_000
-"""So many ids are remembered, lest a message be shown twice."""
+MAX_REMEMBERED_IDS: Final = 100_000
+"""Ids of shown messages that are remembered, so that no message is shown twice."""
 
 
-@click.command(short_help="Show messages as they come.")
+@click.command(short_help="Show messages as they arrive.")
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.option(
@@ -28,39 +28,43 @@ MOST_KNOWN: Final = 100_000
     type=click.FloatRange(min=0.1),
     default=2.0,
     show_default=True,
-    help="Seconds between two looks. Each is a request of the shared allowance.",
+    help="Wait this many seconds between two requests. Each request takes part of the shared "
+    "allowance.",
 )
-@click.option("--new", is_flag=True, help="Not those that are there already.")
+@click.option("--new", is_flag=True, help="Show only messages that arrive from now on.")
 @console.takes_json
 def command(options: Options, queue: str, interval: float, new: bool, as_json: bool) -> None:
-    """Show messages of QUEUE as they come, until Ctrl-C.
+    """Show messages of QUEUE as they arrive, until Ctrl-C.
 
-    Nothing is consumed, as with 'cfqueues peek'. So a message is missed that is published and
-    consumed between two looks, and where more than 100 wait, a look sees 100 of them.
+    Messages are not consumed, as with 'cfqueues peek'. A message that is published and consumed
+    between two requests is not shown, and a request returns at most 100 of the messages that wait.
     """
-    known: OrderedDict[str, None] = OrderedDict()
+    seen: OrderedDict[str, None] = OrderedDict()
     first = True
-    with opened(options) as session:
+    with open_session(options) as session:
         found = session.queue(queue)
         if not as_json:
-            click.echo(f"Looking at queue {queue!r} every {interval:g} s until Ctrl-C.", err=True)
+            click.echo(f"Watching queue {queue!r} every {interval:g} s until Ctrl-C.", err=True)
         try:
             while True:
-                for raw in by_age(look(session, found, limits.PULL_MESSAGES)):
-                    shown = show(raw, queue)
-                    if shown.id in known:
+                for raw in by_age(peek_messages(session, found, limits.PULL_MESSAGES)):
+                    message = decode(raw, queue)
+                    if message.id in seen:
                         continue
-                    known[shown.id] = None
-                    if len(known) > MOST_KNOWN:
-                        known.popitem(last=False)
-                    if first and new:
-                        continue
-                    if as_json:
-                        console.emit(shown.value(), lines=True)
-                    else:
-                        age, tries, words = row(shown)
-                        click.echo(console.clean(f"{age:>8}  {tries:>3}  {words}"))
+                    seen[message.id] = None
+                    if len(seen) > MAX_REMEMBERED_IDS:
+                        seen.popitem(last=False)
+                    if not (first and new):
+                        _print(message, as_json=as_json)
                 first = False
                 time.sleep(interval)
         except KeyboardInterrupt:
-            pass  # as the help says
+            pass  # the expected end
+
+
+def _print(message: DecodedMessage, *, as_json: bool) -> None:
+    if as_json:
+        console.emit(message.as_json(), lines=True)
+        return
+    age, tries, text = row(message)
+    click.echo(console.clean(f"{age:>8}  {tries:>3}  {text}"))

@@ -1,4 +1,4 @@
-"""``cfqueues top``: the queues of an account, live."""
+"""``cfqueues top``: shows the queues of an account, live."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ from rich.live import Live
 from rich.text import Text
 
 from ..api.client import Backlog, Queue
-from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
-from ._session import Session, opened
-from .queues import METRICS, consumer_words, describe, metrics_row
+from ._session import Session, open_session
+from .queues import METRICS, consumer_summary, describe, metrics_row, read_backlog
 
-SHARE: Final = 0.25
-"""Of the request allowance, the part that looking may take: publishing needs the rest."""
+ALLOWANCE_SHARE: Final = 0.25
+"""Largest share of the request rate that this command takes; publishing needs the rest."""
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """The queues at one moment.
 
     Attributes:
-        at: Seconds of the monotonic clock.
-        queues: With what is in each; None where the token may not know.
+        taken_at: Seconds of the monotonic clock.
+        queues: Each queue and its metrics, None if unknown.
     """
 
-    at: float
+    taken_at: float
     queues: list[tuple[Queue, Backlog | None]]
 
-    def rates(self, before: Look | None) -> dict[str, float]:
-        """By how many messages a second each queue grew, by id, where it is known."""
-        if before is None or self.at <= before.at:
+    def rates(self, previous: Snapshot | None) -> dict[str, float]:
+        """Return, by queue id, the messages per second by which each queue grew, if known."""
+        if previous is None or self.taken_at <= previous.taken_at:
             return {}
-        earlier = {queue.id: measure for queue, measure in before.queues}
+        earlier = {queue.id: backlog for queue, backlog in previous.queues}
         return {
-            queue.id: (now.messages - then.messages) / (self.at - before.at)
+            queue.id: (now.messages - then.messages) / (self.taken_at - previous.taken_at)
             for queue, now in self.queues
             if now is not None
             and now.messages is not None
@@ -59,39 +58,45 @@ class Look:
     type=click.FloatRange(min=0.2),
     default=5.0,
     show_default=True,
-    help="Seconds between two looks, at least: a look is a request for each queue, and takes no "
-    "more than a quarter of the request allowance.",
+    help="Wait at least this many seconds between two updates. An update makes one request per "
+    "queue; updates take at most a quarter of the request rate.",
 )
-@click.option("--number", "-n", type=click.IntRange(min=1), help="End after so many looks.")
+@click.option(
+    "--number",
+    "-n",
+    type=click.IntRange(min=1),
+    help="Stop after this many updates.  [default: no limit on a terminal or with --json, else 1]",
+)
 @console.takes_json
 def command(
     options: Options, names: tuple[str, ...], interval: float, number: int | None, as_json: bool
 ) -> None:
-    """Show each QUEUE, or all, with what is in it, live until Ctrl-C.
+    """Show the metrics of each QUEUE, or of all queues, live until Ctrl-C.
 
-    Where the output is no terminal, it is shown once.
+    If the output is not a terminal, the queues are shown once.
     """
     terminal = console.terminal()
     live = terminal.is_terminal and not as_json
-    most = number or (None if live or as_json else 1)
-    before: Look | None = None
+    updates_left = number or (None if live or as_json else 1)
+    previous: Snapshot | None = None
     try:
         screen = Live(console=terminal, auto_refresh=False) if live else None
-        with opened(options) as session, screen or contextlib.nullcontext():
-            while most is None or most > 0:
-                look = _look(session, names)
+        with open_session(options) as session, screen or contextlib.nullcontext():
+            while updates_left is None or updates_left > 0:
+                snapshot = _take_snapshot(session, names)
                 if as_json:
-                    console.emit(_value(look, before), lines=True)
+                    console.emit(_as_json(snapshot, previous), lines=True)
                 elif screen is not None:
-                    screen.update(_drawn(look, before, options, terminal.width), refresh=True)
+                    drawn = _drawn(snapshot, previous, options, terminal.width)
+                    screen.update(drawn, refresh=True)
                 else:
-                    console.table(COLUMNS, _rows(look, before), numbers=NUMBERS)
-                before = look
-                most = None if most is None else most - 1
-                if most != 0:
-                    time.sleep(_pause(options, interval, requests=len(look.queues) + 1))
+                    console.table(COLUMNS, _rows(snapshot, previous), numbers=NUMBERS)
+                previous = snapshot
+                updates_left = None if updates_left is None else updates_left - 1
+                if updates_left != 0:
+                    time.sleep(_pause(options, interval, requests=len(snapshot.queues) + 1))
     except KeyboardInterrupt:
-        pass  # as the help says
+        pass  # the expected end
 
 
 COLUMNS = ["QUEUE", *METRICS, "CHANGE", "CONSUMER", "DELIVERY"]
@@ -99,55 +104,49 @@ NUMBERS = [*METRICS, "CHANGE"]
 
 
 def _pause(options: Options, interval: float, *, requests: int) -> float:
+    """Return the seconds until the next update, which makes *requests* requests."""
     if options.request_rate is None:
         return interval
-    return max(interval, requests / (options.request_rate * SHARE))
+    return max(interval, requests / (options.request_rate * ALLOWANCE_SHARE))
 
 
-def _look(session: Session, names: tuple[str, ...]) -> Look:
+def _take_snapshot(session: Session, names: tuple[str, ...]) -> Snapshot:
     queues = session.queues()
     if names:
         wanted = {session.queue(name).id for name in names}
         queues = [queue for queue in queues if queue.id in wanted]
-    return Look(time.monotonic(), [(queue, _measure(session, queue)) for queue in queues])
+    return Snapshot(time.monotonic(), [(queue, read_backlog(session, queue)) for queue in queues])
 
 
-def _measure(session: Session, queue: Queue) -> Backlog | None:
-    try:
-        return session.call(session.client.backlog, queue.id)
-    except PermanentError:  # deleted since, or this token may not know
-        return None
-
-
-def _rows(look: Look, before: Look | None) -> list[list[str]]:
-    rates = look.rates(before)
+def _rows(snapshot: Snapshot, previous: Snapshot | None) -> list[list[str]]:
+    rates = snapshot.rates(previous)
     return [
         [
             queue.name,
-            *metrics_row(measure),
+            *metrics_row(backlog),
             f"{rates[queue.id]:+,.1f}/s" if queue.id in rates else "",
-            consumer_words(queue.consumers),
+            consumer_summary(queue.consumers),
             {None: "?", True: "paused", False: "on"}[queue.paused],
         ]
-        for queue, measure in look.queues
+        for queue, backlog in snapshot.queues
     ]
 
 
-def _drawn(look: Look, before: Look | None, options: Options, width: int) -> Group:
-    count = console.plural(len(look.queues), "queue")
+def _drawn(snapshot: Snapshot, previous: Snapshot | None, options: Options, width: int) -> Group:
+    count = console.plural(len(snapshot.queues), "queue")
     title = f"{count} at {options.host}, {time.strftime('%H:%M:%S')}"
     return Group(
         Text(title, style="dim"),
-        console.grid(COLUMNS, _rows(look, before), numbers=NUMBERS, width=width),
+        console.grid(COLUMNS, _rows(snapshot, previous), numbers=NUMBERS, width=width),
     )
 
 
-def _value(look: Look, before: Look | None) -> dict[str, Any]:
-    rates = look.rates(before)
+def _as_json(snapshot: Snapshot, previous: Snapshot | None) -> dict[str, Any]:
+    rates = snapshot.rates(previous)
     return {
         "time": time.time(),
         "queues": [
-            {**describe(queue, measure), "messages_per_second": rates.get(queue.id)}
-            for queue, measure in look.queues
+            {**describe(queue, backlog), "messages_per_second": rates.get(queue.id)}
+            for queue, backlog in snapshot.queues
         ],
     }

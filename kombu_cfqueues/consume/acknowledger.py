@@ -1,8 +1,9 @@
-"""Acknowledgements and retries: whoever settles a message does not wait for the request.
+"""Acknowledgements and retries, sent in groups by background threads.
 
-Each queue collects what is settled.  Acknowledgements leave at 100, or 50 ms after the first (and
-then no more often than every 100 ms); retries leave at once, because the message they give back is
-wanted.  What fails is sent again as long as the lease lasts.
+Settling a message never blocks its caller.  The acknowledgements of a queue share a request: it
+leaves once it is full, or `HOLD_SECONDS` after the first one and at least `SPACING_SECONDS` after
+the request before.  A retry leaves at once, because a consumer may be waiting for the message.  A
+request that fails is repeated until the leases end.
 """
 
 from __future__ import annotations
@@ -36,28 +37,35 @@ from .poll_interval import PollInterval
 
 logger = logging.getLogger(__name__)
 
-MOST_LEASES: Final = 100
-"""Leases of one request.  Cloudflare documents no number; a pull has at most so many."""
+MAX_LEASES: Final = 100
+"""Maximum number of leases in one request.  Cloudflare documents no limit; a pull returns at most
+this many."""
 
 HOLD_SECONDS: Final = 0.05
-"""How long the first acknowledgement waits for others."""
+"""How long the first acknowledgement waits for others to share its request."""
 
 SPACING_SECONDS: Final = 0.1
-"""Least time between two requests for acknowledgements of one queue, unless one is full."""
+"""Minimum time between two requests for acknowledgements of one queue, unless one is full: a slow
+stream of acknowledgements takes at most ten requests per second."""
 
 REQUESTS_PER_QUEUE: Final = 2
-"""Requests on their way for one queue: one alone would not keep up with full pulls."""
+"""Requests in flight for one queue.  A single one could not keep up with full pulls."""
 
 SENDERS: Final = 4
-"""Threads that send.  More than one, so that a request that hangs does not hold off the others."""
+"""Maximum number of sending threads.  With several, a request that hangs does not delay the other
+queues."""
 
 REQUEST_SECONDS: Final = 10.0
-"""Longest that one request may take."""
+"""Maximum duration of one request."""
+
+GIVE_UP_SECONDS: Final = REQUEST_SECONDS
+"""After a flush has failed, flushes return at once for this long.  A connection that closes many
+channels then waits for an unreachable server once, and not for each channel."""
 
 EXIT_SECONDS: Final = 3.0
-"""How long the end of the interpreter waits for what was not closed."""
+"""How long the exit of the interpreter waits for connections that were not closed."""
 
-#: These say something of the token or the account, and nothing of a message.
+#: Errors that concern the token or the account, and not the messages of a request.
 _NOT_ABOUT_MESSAGES = (
     AuthenticationFailed,
     ConfigurationError,
@@ -67,12 +75,12 @@ _NOT_ABOUT_MESSAGES = (
 )
 
 
-class _Settlement(NamedTuple):
-    """How one delivery ends.
+class _PendingLease(NamedTuple):
+    """A lease to be settled.
 
     Attributes:
-        delivery: What.
-        delay: Seconds after which it is delivered again; None: never, it is done with.
+        delivery: The leased message.
+        delay: Seconds after which Cloudflare redelivers it; None to acknowledge it.
         fresh: Whether no request has carried it yet.
     """
 
@@ -82,39 +90,37 @@ class _Settlement(NamedTuple):
 
     @property
     def returns(self) -> bool:
-        """Whether a pull has to wait for it, because it would bring it."""
+        """Whether it makes its message available at once, so that a pull should wait for it."""
         return self.fresh and self.delay == 0
 
 
 class _Outbox:
-    """What is to be sent for one queue."""
+    """The leases to be settled of one queue.  Times are seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
-        self.waiting: deque[_Settlement] = deque()
-        self.urgent = 0  # of them, those that a pull waits for
-        self.returning = 0  # the same, with those that a request carries now
-        self.first_at = 0.0  # when the oldest of `waiting` came
-        self.sent_at = 0.0
-        self.in_flight = 0
-        self.poll_interval = PollInterval(
-            0.0, 0.0, 0.0
-        )  # of tries that fail; due at once without any
-        self.trouble: CFQueuesError | None = None  # what the last request failed with
+        self.waiting: deque[_PendingLease] = deque()
+        self.urgent = 0  # how many of `waiting` a pull waits for
+        self.returning = 0  # the same, including those that a request in flight carries
+        self.first_at = 0.0  # when the oldest of `waiting` was added
+        self.sent_at = 0.0  # when the last request left
+        self.in_flight = 0  # requests
+        self.backoff = PollInterval(0.0, 0.0, 0.0)  # of requests that fail
+        self.last_error: CFQueuesError | None = None  # what the last request failed with
 
     def due(self) -> float:
-        """When its next request is to leave, in seconds of `time.monotonic`."""
+        """When the next request should leave."""
         at = 0.0
-        if not self.urgent and len(self.waiting) < MOST_LEASES:
+        if not self.urgent and len(self.waiting) < MAX_LEASES:
             at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
-        return max(at, self.poll_interval.due)
+        return max(at, self.backoff.due)
 
 
 class Acknowledger:
     """Settles the leases of one account, for all threads of a process.
 
     Args:
-        client: Where to.
-        on_returned: Told the id of a queue that messages were given back to, once they are there.
+        client: Sends the requests.
+        on_returned: Called with the id of a queue once messages were given back to it.
     """
 
     def __init__(self, client: Client, on_returned: Callable[[str], None]) -> None:
@@ -122,13 +128,13 @@ class Acknowledger:
         self._on_returned = on_returned
         self.renew_after_fork()
         renew_in_child(self)
-        # A script that ends without closing its connection has acknowledged all the same.
+        # A script that ends without closing its connection still sends its acknowledgements.
         atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
-        """Start empty: what the parent holds is the parent's to settle."""
+        """Start empty: the parent settles the leases that it holds."""
         lock = threading.Lock()
-        # Guards all that follows; never held over a request.
+        # Guards all fields below; never held during a request.
         self._lock = lock
         self._settled = threading.Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
@@ -136,34 +142,37 @@ class Acknowledger:
         self._gave_up_at = float("-inf")
 
     def ack(self, delivery: Delivery) -> None:
-        """The message is done with.  Returns at once."""
-        self._add(_Settlement(delivery, None))
+        """Acknowledge a message, so that it is never redelivered.  Returns at once."""
+        self._add(_PendingLease(delivery, None))
 
     def retry(self, delivery: Delivery, delay: int) -> None:
-        """Give the message back, to be delivered after *delay* seconds.  Returns at once."""
-        self._add(_Settlement(delivery, delay))
+        """Have Cloudflare redeliver a message after *delay* seconds.  Returns at once."""
+        self._add(_PendingLease(delivery, delay))
 
     def returning(self, queue_id: str) -> bool:
-        """Whether messages of the queue are on their way back, so that a pull would miss them.
+        """Whether messages of the queue are being given back, so that a pull now would miss them.
 
-        Those that have to wait because requests fail now are not: a pull does not wait as long.
+        False while requests fail: they may have to wait for longer than a pull should.
         """
         outbox = self._outboxes.get(queue_id)
         if outbox is None or not outbox.returning:
             return False
-        return outbox.poll_interval.due <= time.monotonic()
+        return outbox.backoff.due <= time.monotonic()
 
     def await_returns(self, queue_id: str, deadline: float) -> None:
-        """Block until no message of the queue is on its way back, or until *deadline*."""
+        """Block until no message of the queue is being given back, or until *deadline*.
+
+        The deadline is in seconds of `time.monotonic`.
+        """
         with self._lock:
             while self.returning(queue_id) and time.monotonic() < deadline:
                 self._settled.wait(deadline - time.monotonic())
 
     def flush(self, deadline: float) -> None:
-        """Send all that waits, in this thread; nothing is tried again, or begun after a failure.
+        """Send everything that waits, in this thread, and wait for the requests in flight.
 
-        What is left then is sent later, if the process lives on.  Returns when nothing is on its
-        way any more, or at *deadline* (seconds of `time.monotonic`).  Never raises.
+        Stops at the first failure.  What is left is sent later if the process continues.  Never
+        raises, and blocks until *deadline* (seconds of `time.monotonic`) at most.
         """
         if self.gave_up():
             return
@@ -181,34 +190,34 @@ class Acknowledger:
                 return
 
     def give_up(self) -> None:
-        """The server is gone, or too slow: nobody who closes waits for it in the next 10 s."""
+        """Note that the server is unreachable or too slow for channels that close now."""
         self._gave_up_at = time.monotonic()
 
     def gave_up(self) -> bool:
-        """Whether that was said within the last 10 s."""
-        return time.monotonic() - self._gave_up_at < REQUEST_SECONDS
+        """Whether `give_up` was called within the last 10 seconds."""
+        return time.monotonic() - self._gave_up_at < GIVE_UP_SECONDS
 
     # -- what waits
 
-    def _add(self, settlement: _Settlement) -> None:
+    def _add(self, lease: _PendingLease) -> None:
         with self._lock:
-            queue_id = settlement.delivery.queue.id
+            queue_id = lease.delivery.queue.id
             outbox = self._outboxes.get(queue_id)
             if outbox is None:
                 outbox = self._outboxes[queue_id] = _Outbox()
             if not outbox.waiting:
                 outbox.first_at = time.monotonic()
-            outbox.waiting.append(settlement)
-            if settlement.returns:
+            outbox.waiting.append(lease)
+            if lease.returns:
                 outbox.urgent += 1
                 outbox.returning += 1
-            # Else a thread waits for this queue already, or is about to look.
-            due = settlement.returns or len(outbox.waiting) in (1, MOST_LEASES)
-            if due or self._threads.absent:
+            # Otherwise a thread already waits for this queue, or is about to look at it.
+            changes_due = lease.returns or len(outbox.waiting) in (1, MAX_LEASES)
+            if changes_due or self._threads.absent:
                 self._threads.call()
 
     def _next_job(self) -> Job:
-        """The queue whose time has come.  The caller holds the lock."""
+        """Return the request that is due first.  The caller holds the lock."""
         now = time.monotonic()
         ready = [
             (outbox.due(), queue_id)
@@ -221,91 +230,103 @@ class Acknowledger:
         if due > now:
             return Job(wait=due - now)
         batch = self._take(queue_id)
-        # Somebody else is to wait for the other queues' time: this request may hang.
+        # This request may hang, so another thread should wait for the other queues.
         more = len(ready) > 1 or bool(self._outboxes[queue_id].waiting)
         return Job(lambda: self._post(queue_id, batch), more=more)
 
-    def _take(self, queue_id: str) -> list[_Settlement]:
-        """Take a request's worth of what waits.  The caller holds the lock, and posts it."""
+    def _take(self, queue_id: str) -> list[_PendingLease]:
+        """Remove and return the leases of one request.  The caller holds the lock, and sends it."""
         outbox = self._outboxes[queue_id]
-        batch = [outbox.waiting.popleft() for _ in range(min(len(outbox.waiting), MOST_LEASES))]
+        batch = [outbox.waiting.popleft() for _ in range(min(len(outbox.waiting), MAX_LEASES))]
         outbox.first_at = outbox.sent_at = time.monotonic()
-        outbox.urgent -= sum(one.returns for one in batch)
+        outbox.urgent -= sum(lease.returns for lease in batch)
         outbox.in_flight += 1
         return batch
 
     # -- requests
 
-    def _post(self, queue_id: str, batch: list[_Settlement]) -> None:
+    def _post(self, queue_id: str, batch: list[_PendingLease]) -> None:
         self._send(queue_id, batch, time.monotonic() + REQUEST_SECONDS)
 
-    def _send(self, queue_id: str, batch: list[_Settlement], deadline: float) -> bool:
-        """Send what was taken; return whether the server has settled it, or never will."""
-        failed: list[_Settlement] = batch  # whatever ends this thread, they are not lost
+    def _send(self, queue_id: str, batch: list[_PendingLease], deadline: float) -> bool:
+        """Send a batch; return False if something of it must be sent again."""
+        failed = batch  # if anything else ends this thread, nothing of the batch is lost
         error: CFQueuesError | None = None
         try:
             failed, error = self._settle(queue_id, batch, deadline)
         finally:
             self._conclude(queue_id, batch, failed, error)
-        if any(one.delay == 0 for one in batch) and not failed:
+        if any(lease.delay == 0 for lease in batch) and not failed:
             self._on_returned(queue_id)
         return error is None
 
     def _settle(
-        self, queue_id: str, batch: list[_Settlement], deadline: float
-    ) -> tuple[list[_Settlement], CFQueuesError | None]:
-        """Return what is to be sent again, and why."""
+        self, queue_id: str, batch: list[_PendingLease], deadline: float
+    ) -> tuple[list[_PendingLease], CFQueuesError | None]:
+        """Make the request; return the leases that must be sent again, and why."""
         acks = [one.delivery.lease_id for one in batch if one.delay is None]
         retries = {one.delivery.lease_id: one.delay for one in batch if one.delay is not None}
         name = batch[0].delivery.queue.name
         now = time.monotonic()
-        late = sum(one.delivery.leased_until <= now for one in batch)
+        late = sum(lease.delivery.leased_until <= now for lease in batch)
         try:
             done = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
         except (TransientError, *_NOT_ABOUT_MESSAGES) as error:
             return batch, error
         except QueueNotFound:
             logger.debug(
-                "queue %r is gone, and with it the %d messages to be settled", name, len(batch)
+                "queue %r was deleted, and with it %d messages that were to be settled",
+                name,
+                len(batch),
             )
         except PermanentError as error:
-            # One lease that the server does not like fails the whole call.
+            # One lease that the server refuses fails the whole request.
             if len(batch) > 1:
-                half = len(batch) // 2
-                failed, why = self._settle(queue_id, batch[:half], deadline)
-                if why is not None:
-                    return failed + batch[half:], why
-                return self._settle(queue_id, batch[half:], deadline)
+                return self._settle_halves(queue_id, batch, deadline)
             logger.warning(
-                "a message of queue %r could not be settled, and may come again: %s", name, error
+                "a message of queue %r could not be settled and may be redelivered: %s", name, error
             )
         else:
-            _tell_of_warnings(name, batch, done.warnings)
+            _log_refusals(name, batch, done.warnings)
             metrics.expired(name, late)
         return [], None
+
+    def _settle_halves(
+        self, queue_id: str, batch: list[_PendingLease], deadline: float
+    ) -> tuple[list[_PendingLease], CFQueuesError | None]:
+        half = len(batch) // 2
+        failed, error = self._settle(queue_id, batch[:half], deadline)
+        if error is not None:
+            return failed + batch[half:], error
+        return self._settle(queue_id, batch[half:], deadline)
 
     def _conclude(
         self,
         queue_id: str,
-        batch: Sequence[_Settlement],
-        failed: Sequence[_Settlement],
+        batch: Sequence[_PendingLease],
+        failed: Sequence[_PendingLease],
         error: CFQueuesError | None,
     ) -> None:
+        """Note the end of a request, and put back what must be sent again."""
         name, now = batch[0].delivery.queue.name, time.monotonic()
-        # Once the lease has run out the message comes again, whatever is said of it.
-        again = [one._replace(fresh=False) for one in failed if one.delivery.leased_until > now]
+        # A message whose lease has ended is redelivered, whatever another request says.
+        again = [
+            lease._replace(fresh=False) for lease in failed if lease.delivery.leased_until > now
+        ]
         with self._lock:
             outbox = self._outboxes[queue_id]
             outbox.in_flight -= 1
-            outbox.returning -= sum(one.returns for one in batch)
+            outbox.returning -= sum(lease.returns for lease in batch)
             outbox.waiting.extendleft(reversed(again))
+            before, outbox.last_error = outbox.last_error, error
             if error is None:
-                outbox.poll_interval = PollInterval(0.0, 0.0, 0.0)
+                outbox.backoff.reset(0.0)
             else:
-                outbox.poll_interval.failed(now, error.retry_after)
-            before, outbox.trouble = outbox.trouble, error
-            # One queue tells for all of them.
-            told = any(box.trouble for box in self._outboxes.values() if box is not outbox)
+                outbox.backoff.failed(now, error.retry_after)
+            # An outage is logged for one queue only.
+            others_fail = any(
+                box.last_error for box in self._outboxes.values() if box is not outbox
+            )
             self._settled.notify_all()
             if outbox.waiting:
                 self._threads.call()
@@ -313,51 +334,54 @@ class Acknowledger:
             metrics.retried(error)
         if len(again) < len(failed):
             metrics.expired(name, len(failed) - len(again))
-            logger.warning(
-                "%d messages of queue %r could not be settled within their lease, and come again: "
-                "%s",
-                len(failed) - len(again),
-                name,
-                error,
-            )
-        if not told:
-            _tell_of_trouble(name, before, error)
+            _log_expired(name, len(failed) - len(again), error)
+        if not others_fail:
+            _log_outage(name, before, error)
 
 
-def _tell_of_warnings(
-    queue: str, batch: Sequence[_Settlement], warnings: Mapping[str, str]
-) -> None:
-    """Say so if the server did not do what it was asked for."""
-    # A second try is told of leases that the first, whose answer was lost, has settled.
-    asked = {one.delivery.lease_id for one in batch if one.fresh}
-    told = [text for lease_id, text in warnings.items() if lease_id in asked]
-    if told:
+def _log_expired(queue: str, count: int, error: CFQueuesError | None) -> None:
+    logger.warning(
+        "%d messages of queue %r could not be settled within their lease and will be redelivered: "
+        "%s",
+        count,
+        queue,
+        error,
+    )
+
+
+def _log_refusals(queue: str, batch: Sequence[_PendingLease], warnings: Mapping[str, str]) -> None:
+    """Log a warning if the server did not settle leases of a batch."""
+    # If the response to a first request is lost, the server warns at the second one about leases
+    # that the first one settled.
+    asked = {lease.delivery.lease_id for lease in batch if lease.fresh}
+    refusals = [text for lease_id, text in warnings.items() if lease_id in asked]
+    if refusals:
         logger.warning(
-            "Cloudflare did not settle %d of %d messages of queue %r, which come again if they are "
-            "not deleted: %s (were they held for longer than visibility_timeout?)",
-            len(told),
+            "Cloudflare did not settle %d of %d messages of queue %r, so it redelivers those that "
+            "were not deleted: %s (raise visibility_timeout if tasks take longer than it)",
+            len(refusals),
             len(batch),
             queue,
-            told[0],
+            refusals[0],
         )
 
 
-def _tell_of_trouble(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
-    """Log the begin and the end of a time in which nothing can be settled, once each."""
+def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
+    """Log the begin and the end of an outage, once each."""
     if before is None and isinstance(now, TransientError):
         logger.warning(
-            "messages of queue %r cannot be settled now; it is tried again until they can: %s",
+            "messages of queue %r cannot be settled now; retrying until their leases end: %s",
             queue,
             now,
         )
     elif before is None and now is not None:
-        # A token that is refused: the next pull raises that in the application's own thread.
+        # Such as a token that is refused.  The next pull raises that in the application's thread.
         logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
         logger.info("messages of queue %r are settled again", queue)
 
 
-def _flush_at_exit(acknowledger: weakref.ref[Acknowledger]) -> None:
-    alive = acknowledger()
-    if alive is not None:
-        alive.flush(time.monotonic() + EXIT_SECONDS)
+def _flush_at_exit(reference: weakref.ref[Acknowledger]) -> None:
+    acknowledger = reference()
+    if acknowledger is not None:
+        acknowledger.flush(time.monotonic() + EXIT_SECONDS)

@@ -1,7 +1,8 @@
-"""Messages that leave by a copy: dead letters, and those that have no retries left.
+"""Dead letters, and messages without retries left: both leave their queue by a copy.
 
-The API moves no messages, so one is published where it is to go, and acknowledged where it was.
-If the process ends between the two, it is in both places; it is never in none.
+The API cannot move a message.  So a copy is published to its destination, and the original is
+acknowledged afterwards.  If the process ends between the two, the message is in both queues; it is
+never in neither.
 """
 
 from __future__ import annotations
@@ -24,33 +25,33 @@ from .delivery import Delivery
 logger = logging.getLogger(__name__)
 
 COPY_SECONDS: Final = 30.0
-"""Longest that one copy may take; it waits for the request allowance like any publisher."""
+"""Maximum duration of one copy.  It waits for the request allowance like any publisher, so it gets
+the time that ``publish_timeout`` gives those by default."""
 
-
-PAUSE_SECONDS: Final = 1.0
-"""After a copy that failed, before the next."""
+RETRY_PAUSE_SECONDS: Final = 1.0
+"""Pause after a copy that failed, so that an outage does not become a busy loop."""
 
 
 class Publish(Protocol):
-    """How a copy is published; blocks until it is accepted."""
+    """Publishes a copy; blocks until the queue has accepted it."""
 
     def __call__(self, queue_id: str, packed: Packed, *, deadline: float) -> None: ...  # noqa: D102
 
 
 class _Copy(NamedTuple):
     delivery: Delivery
-    delay: int
-    grave: str  # name at Cloudflare of the dead-letter queue; "": back to where it was
+    delay: int  # seconds
+    dead_letter_queue: str  # its name at Cloudflare; "" to copy to the message's own queue
 
 
 class Forwarder:
-    """Copies messages in a thread of its own, because publishing waits and acknowledging must not.
+    """Copies messages in a background thread, because publishing blocks and settling must not.
 
     Args:
-        publish: Publishes.
-        find: A queue by its name at Cloudflare, made if it is missing.
-        ack: Acknowledges what was copied.
-        on_returned: Told the id of a queue that a copy came to.
+        publish: Publishes a copy.
+        find: Returns the queue with a name at Cloudflare, and creates it if it does not exist.
+        ack: Acknowledges a message that was copied.
+        on_returned: Called with the id of a queue when a copy of its own message is in it.
     """
 
     def __init__(
@@ -68,23 +69,23 @@ class Forwarder:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Start empty: what the parent holds is the parent's to copy."""
+        """Start empty: the parent copies the messages that it holds."""
         lock = threading.Lock()
-        self._lock = lock  # guards all that follows; never held over a request
+        self._lock = lock  # guards all fields below; never held during a request
         self._done = threading.Condition(lock)
         self._waiting: deque[_Copy] = deque()
-        self._busy = 0
+        self._running = 0  # copies that are being made
         self._threads = ThreadPool("cfqueues-copy", 1, lock, self._next_job)
 
     def dead_letter(self, delivery: Delivery) -> None:
-        """Move the message to its queue's dead-letter queue.  Returns at once."""
+        """Move a message to its queue's dead-letter queue.  Returns at once."""
         self._add(_Copy(delivery, 0, delivery.consumer.dead_letter_queue))
 
-    def renew(self, delivery: Delivery, delay: int) -> None:
-        """Put a fresh copy in the message's place, due after *delay* seconds.  Returns at once."""
+    def replace(self, delivery: Delivery, delay: int) -> None:
+        """Replace a message with a copy that is due after *delay* seconds.  Returns at once."""
         logger.warning(
-            "message %s of queue %r was delivered %s times, and one more retry could have "
-            "Cloudflare delete it (max_retries is %d): a copy takes its place",
+            "message %s of queue %r was delivered %s times, and after another retry Cloudflare "
+            "could delete it (max_retries is %d): a copy replaces it",
             delivery.raw.get("id"),
             delivery.queue.name,
             delivery.raw.get("attempts"),
@@ -93,9 +94,9 @@ class Forwarder:
         self._add(_Copy(delivery, delay, ""))
 
     def await_copies(self, deadline: float) -> None:
-        """Block until nothing waits to be copied, or until *deadline* (monotonic seconds)."""
+        """Block until no copy is left to be made, or until *deadline* (monotonic seconds)."""
         with self._lock:
-            while (self._waiting or self._busy) and time.monotonic() < deadline:
+            while (self._waiting or self._running) and time.monotonic() < deadline:
                 self._done.wait(deadline - time.monotonic())
 
     def _add(self, copy: _Copy) -> None:
@@ -107,18 +108,19 @@ class Forwarder:
         if not self._waiting:
             return Job()
         copy = self._waiting.popleft()
-        self._busy += 1
+        self._running += 1
         return Job(lambda: self._copy(copy))
 
     def _copy(self, copy: _Copy) -> None:
         try:
             self._publish_copy(copy)
         except CFQueuesError as error:
-            if isinstance(error, (TransientError, PublishTimeout)) and self._put_back(copy):
+            if isinstance(error, (TransientError, PublishTimeout)) and self._retry_later(copy):
                 return
-            # Not acknowledged: it is still in its queue, and comes when its lease is over.
+            # Not acknowledged, so it is still in its queue.
             logger.error(
-                "message %s of queue %r could not be copied, and stays until its lease is over: %s",
+                "message %s of queue %r could not be copied, so it stays there and is redelivered "
+                "when its lease ends: %s",
                 copy.delivery.raw.get("id"),
                 copy.delivery.queue.name,
                 error,
@@ -127,22 +129,23 @@ class Forwarder:
             self._ack(copy.delivery)
         finally:
             with self._lock:
-                self._busy -= 1
+                self._running -= 1
                 self._done.notify_all()
 
     def _publish_copy(self, copy: _Copy) -> None:
         deadline = time.monotonic() + COPY_SECONDS
-        queue = self._find(copy.grave, deadline) if copy.grave else copy.delivery.queue
+        name = copy.dead_letter_queue
+        queue = self._find(name, deadline) if name else copy.delivery.queue
         packed = envelope.repack(copy.delivery.raw, delay_seconds=copy.delay)
         self._publish(queue.id, packed, deadline=deadline)
-        if not copy.grave:
+        if not name:
             self._on_returned(queue.id)
 
-    def _put_back(self, copy: _Copy) -> bool:
-        """Try it again later, if its lease lasts that long."""
+    def _retry_later(self, copy: _Copy) -> bool:
+        """Pause, and add the copy again; return False if the message's lease has ended."""
         if copy.delivery.leased_until < time.monotonic():
             return False
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(RETRY_PAUSE_SECONDS)
         with self._lock:
             self._waiting.append(copy)
         return True

@@ -10,16 +10,16 @@ from ..api.directory import PullConsumer
 
 
 class Delivery(NamedTuple):
-    """A message that this process holds.
+    """A message that this process has leased.
 
     Attributes:
-        queue: Where it came from.
+        queue: The queue that it was pulled from.
         consumer: That queue's pull consumer.
-        lease_id: What an acknowledgement names; opaque.
-        leased_until: When the lease ends, in seconds of `time.monotonic`; counted from before the
-            pull, so that it is never later than the server's.
-        raw: The message as the API gave it.
-        message: Kombu's dictionary of it.
+        lease_id: Names the lease in an acknowledgement; opaque.
+        leased_until: When the lease ends, in seconds of `time.monotonic`.  Counted from before the
+            pull, so that it is never later than the server's own time.
+        raw: The message as the API returned it.
+        message: Kombu's dictionary of the message.
     """
 
     queue: Queue
@@ -31,16 +31,16 @@ class Delivery(NamedTuple):
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether giving the lease back surely brings the message again."""
+        """Whether Cloudflare certainly redelivers the message after a retry."""
         return may_be_retried(self.raw, self.consumer)
 
 
 def may_be_retried(raw: Mapping[str, Any], consumer: PullConsumer) -> bool:
-    """Whether a pulled message that is given back surely comes again.
+    """Whether Cloudflare certainly redelivers a pulled message after a retry.
 
-    Past the consumer's ``max_retries`` Cloudflare deletes it.  Whether the first attempt is 0 or 1,
-    and whether the last is ``max_retries`` or one more, is not certain, so this is on the safe side
-    of both.
+    Cloudflare deletes a message after ``max_retries`` retries.  It is not certain whether the first
+    attempt counts as 0 or 1, nor whether the last is ``max_retries`` or one more; the answer is
+    safe in each case.
     """
     attempts = raw.get("attempts")
     if not isinstance(attempts, int):

@@ -1,4 +1,7 @@
-"""What one connection consumes, and what was pulled for it and not yet delivered."""
+"""What one connection consumes, and the messages that were pulled for it and not yet delivered.
+
+The receiver's lock guards everything in this module.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import NamedTuple
 
 from ..api.client import Queue
 from ..api.directory import PullConsumer
-from ..errors import CFQueuesError
+from ..errors import CFQueuesError, TransientError
 from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
@@ -20,17 +23,28 @@ from .prefetch_window import PrefetchWindow
 
 
 class Subscription:
-    """One channel's wish for the messages of one queue.
-
-    The receiver's lock guards it, as all that is in this module.
+    """One queue that one channel consumes.
 
     Args:
         name: Kombu's name of the queue.
         queue: The queue at Cloudflare.
-        consumer: Its pull consumer.
-        options: How it is pulled.
+        consumer: The queue's pull consumer.
+        options: The options to pull it with.
         window: The channel's slots.
-        inbox: Where its messages go.
+        inbox: Where pulled messages wait for their delivery.
+
+    Attributes:
+        counts: Whether its messages take slots of the prefetch count; those of consumers with
+            ``no_ack`` do not.
+        cancelled: No further pull starts.
+        in_flight: Pulls that have not ended.
+        last_pull_full: Whether the last pull returned as many messages as it asked for.
+        messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
+        outage: What the last pull failed with, if another try may succeed.
+        outage_since: When the outage began (monotonic seconds).
+        failure: An error that another pull does not repair; to be raised to the application.
+        not_enabled_since: Since when pulls fail with HTTP 405 (monotonic seconds), which means that
+            HTTP pull is not in force; None if they do not.
     """
 
     def __init__(
@@ -49,14 +63,14 @@ class Subscription:
         self.options = options
         self.window = window
         self.inbox = inbox
-        self.counts = True  # against the prefetch count; not what is acknowledged on receipt
+        self.counts = True
         self.cancelled = False
-        self.flowing = False  # the last pull brought all that it asked for
-        self.came_at = 0.0
-        self.trouble: CFQueuesError | None = None  # the last pull failed, and may succeed again
-        self.troubled_at = 0.0
-        self.failure: CFQueuesError | None = None  # pulling again does not mend it; to be raised
-        self.refused_since: float | None = None  # 405: HTTP pull is not in force
+        self.last_pull_full = False
+        self.messages_seen_at = 0.0
+        self.outage: TransientError | None = None
+        self.outage_since = 0.0
+        self.failure: CFQueuesError | None = None
+        self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(
             options.polling_interval, options.max_polling_interval, time.monotonic()
         )
@@ -64,8 +78,8 @@ class Subscription:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Await no answer that the parent gets."""
-        self.in_flight = 0  # pulls on their way
+        """Forget the pulls of the parent, which gets their responses."""
+        self.in_flight = 0
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -82,63 +96,63 @@ class Inbox:
     """The subscriptions of one connection, and the messages that wait for it.
 
     Args:
-        lock: The receiver's, which guards all of it.
-        wanted: Called, with the lock held, when there may be a reason to pull.
+        lock: The receiver's lock.
+        on_pull_wanted: Called, with the lock held, when a pull may have become due.
+
+    Attributes:
+        subscriptions: What the connection consumes.
+        asked: Whether the application has asked for a message in this process.  Nothing is pulled
+            before: a forked child inherits its parent's subscriptions and need not consume.
+        abandoned: The connection was garbage-collected and never closed.
     """
 
-    def __init__(self, lock: threading.Lock, wanted: Callable[[], None]) -> None:
+    def __init__(self, lock: threading.Lock, on_pull_wanted: Callable[[], None]) -> None:
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
-        self._wanted = wanted
+        self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
     def renew(self, lock: threading.Lock) -> None:
-        """Start empty in a forked child: what was pulled is the parent's."""
+        """Start empty in a forked child: the parent delivers what it pulled."""
         self._lock = lock
         self._changed = threading.Condition(lock)
         self._arrivals: deque[Arrival] = deque()
-        # Nothing is pulled before somebody asks: a forked child inherits its parent's
-        # subscriptions, and need not consume.
-        self.drained = False
+        self.asked = False
 
     def take(self, deadline: float | None) -> Arrival | None:
-        """Block until a message may be delivered; None at *deadline* (monotonic seconds).
+        """Block until a message may be delivered, and move its slot from held to unsettled.
 
-        Its slot goes over from held to unsettled.
+        Args:
+            deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
+
+        Returns:
+            The message; None if the deadline has passed.
 
         Raises:
-            CFQueuesError: A pull failed in a way that pulling again does not mend.
+            CFQueuesError: A pull failed, and another pull does not repair it.
         """
         had_to_wait = False
         with self._lock:
             while True:
-                arrival = self._pick()
+                arrival = self._pop_deliverable()
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=had_to_wait)
                     return arrival
                 self._raise_failure()
-                self._miss()
+                self._ask_for_messages()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
                 had_to_wait = True
                 self._changed.wait(left)
 
-    def _raise_failure(self) -> None:
-        """Raise what has failed for good, once."""
-        for subscription in self.subscriptions:
-            failure, subscription.failure = subscription.failure, None
-            if failure is not None:
-                raise failure
+    def take_from(self, subscription: Subscription, deadline: float) -> Arrival | None:
+        """Return a message of *subscription*; wait only for pulls that are in flight.
 
-    def _miss(self) -> None:
-        self.drained = True
-        for subscription in self.subscriptions:
-            subscription.window.missed()
-        self._wanted()
-
-    def take_of(self, subscription: Subscription, deadline: float) -> Arrival | None:
-        """A message of *subscription* that is here or on its way; does not wait for others."""
+        Args:
+            subscription: One of this inbox.
+            deadline: When to stop waiting, in seconds of `time.monotonic`.
+        """
         with self._lock:
             while True:
                 for arrival in self._arrivals:
@@ -151,42 +165,46 @@ class Inbox:
                     return None
                 self._changed.wait(left)
 
+    def abandon(self) -> None:
+        """Note that the connection was garbage-collected and never closed.  Needs no lock."""
+        self.abandoned = True
+
     # For the receiver, which holds the lock
 
     def put(self, arrivals: list[Arrival]) -> None:
-        """Messages were pulled."""
+        """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
         self._changed.notify_all()
 
-    def abandon(self) -> None:
-        """Whoever owned it is gone, and has not closed it.  Needs no lock."""
-        self.abandoned = True
-
-    def wait_for_change(self, deadline: float) -> None:
-        """Block until a pull has ended, or until *deadline* (monotonic seconds)."""
-        self._changed.wait(max(0.0, deadline - time.monotonic()))
-
-    def changed(self) -> None:
-        """Wake whoever waits: a pull has ended, or there is room in a window."""
+    def notify(self) -> None:
+        """Wake the threads that wait: a pull has ended, or a window has room."""
         self._changed.notify_all()
 
+    def wait_for_change(self, deadline: float) -> None:
+        """Block until the next `notify` or `put`, or until *deadline* (monotonic seconds)."""
+        self._changed.wait(max(0.0, deadline - time.monotonic()))
+
     def withdraw(self, subscription: Subscription) -> list[Delivery]:
-        """Take out what waits for *subscription*, and is not to be delivered."""
-        out = [one.delivery for one in self._arrivals if one.subscription is subscription]
+        """Remove and return the messages of *subscription*, and free their slots."""
+        out = [
+            arrival.delivery for arrival in self._arrivals if arrival.subscription is subscription
+        ]
         if out:
             self._arrivals = deque(
-                one for one in self._arrivals if one.subscription is not subscription
+                arrival for arrival in self._arrivals if arrival.subscription is not subscription
             )
             subscription.window.held -= len(out)
         return out
 
-    def _pick(self) -> Arrival | None:
+    # Private; the caller holds the lock
+
+    def _pop_deliverable(self) -> Arrival | None:
         now = time.monotonic()
         for arrival in self._deliverable():
             self._arrivals.remove(arrival)
             if arrival.delivery.leased_until > now:
                 return arrival
-            # Somebody else has it by now.
+            # Cloudflare may have delivered it to another consumer by now.
             arrival.subscription.window.held -= 1
             metrics.expired(arrival.delivery.queue.name)
         return None
@@ -198,7 +216,20 @@ class Inbox:
                 yield arrival
 
     def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
-        subscription = arrival.subscription
-        subscription.window.delivered(time.monotonic(), had_to_wait=had_to_wait)
-        if subscription.window.freed(time.monotonic()):
-            self._wanted()
+        window = arrival.subscription.window
+        window.delivered(time.monotonic(), had_to_wait=had_to_wait)
+        if window.freed(time.monotonic()):
+            self._on_pull_wanted()
+
+    def _raise_failure(self) -> None:
+        """Raise the first failure that was not raised yet, once."""
+        for subscription in self.subscriptions:
+            failure, subscription.failure = subscription.failure, None
+            if failure is not None:
+                raise failure
+
+    def _ask_for_messages(self) -> None:
+        self.asked = True
+        for subscription in self.subscriptions:
+            subscription.window.missed()
+        self._on_pull_wanted()

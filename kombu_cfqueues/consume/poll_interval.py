@@ -1,7 +1,7 @@
 """When a queue is pulled next.
 
-Queues has no long poll, and bills an empty pull, so each queue backs off on its own while it is
-empty, and is pulled without a pause while messages come.
+Queues has no long poll, and bills an empty pull.  So each queue backs off on its own while it is
+empty, and is pulled without a pause while it has messages.
 """
 
 from __future__ import annotations
@@ -11,51 +11,60 @@ from typing import Final
 from .. import limits
 from ..runtime.rng import rng
 
-LEAST_INTERVAL: Final = 0.01
-"""Seconds; ``polling_interval=0`` asks for the tightest polling, and not for a busy loop."""
+MIN_INTERVAL_SECONDS: Final = 0.01
+"""Shortest pause after an empty pull.  ``polling_interval=0`` asks for the fastest polling, which
+must not become a busy loop."""
 
-FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 10.0
-"""Seconds of the first and the longest pause after failures."""
+FIRST_PAUSE_SECONDS: Final = 0.5
+"""Longest pause after a first failure: one lost response delays messages by at most this."""
+
+LONGEST_PAUSE_SECONDS: Final = 10.0
+"""Longest pause after repeated failures.  As long as the default ``max_polling_interval``, so a
+queue that works again is noticed as soon as a message in an empty one."""
 
 
 class PollInterval:
-    """The pace of one queue's pulls.  Times are seconds of `time.monotonic`.
+    """The pause before the next pull of one queue.  Times are seconds of `time.monotonic`.
 
     Args:
         interval: Pause after the first empty pull, in seconds.
-        longest: Longest pause, which it doubles up to.
-        now: The first pull is due at once.
+        longest: The pause doubles after each further empty pull, up to this many seconds.
+        now: The time now, at which the first pull is due.
+
+    Attributes:
+        due: When the next pull is due.
     """
 
     def __init__(self, interval: float, longest: float, now: float) -> None:
-        self._first = max(interval, LEAST_INTERVAL)
-        self._longest = max(longest, LEAST_INTERVAL)
+        self._first = max(interval, MIN_INTERVAL_SECONDS)
+        self._longest = max(longest, MIN_INTERVAL_SECONDS)
         self._interval = self._first
         self._failures = 0
-        self.due = now  # the next pull
+        self.due = now
 
-    def came(self, now: float) -> None:
-        """Messages came, or are known to be there: pull on at once."""
+    def reset(self, now: float) -> None:
+        """Make the next pull due at once: messages arrived, or are known to be there."""
         self._failures = 0
         self._interval = self._first
         self.due = now
 
     def empty(self, now: float) -> None:
-        """Nothing came."""
+        """Back off after a pull that returned no message."""
         self._failures = 0
         self.due = now + self._interval
         self._interval = min(2 * self._interval, self._longest)
 
     def failed(self, now: float, retry_after: float | None = None) -> None:
-        """The pull failed.
+        """Back off exponentially after a failed request.
+
+        The pause has jitter, because requests that failed together would otherwise be repeated
+        together.
 
         Args:
-            now: The time.
-            retry_after: Seconds that the server asks for at least.  Ours grow, with jitter,
-                because all that failed together would come back together.
+            now: The time now.
+            retry_after: The server asks for a pause of at least this many seconds.
         """
-        ceiling = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+        ceiling = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
         self._failures = min(self._failures + 1, 10)
         pause = rng.uniform(ceiling / 2, ceiling)
         self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))

@@ -1,10 +1,10 @@
-"""How many messages one channel may hold: its prefetch count, and what of it is used.
+"""How many messages one channel may have: its prefetch count, and how much of it is in use.
 
-A message is *held* from before it is asked for until it is delivered, and *unsettled* from then
-until the application acknowledges or rejects it.  Both count: a slot is taken before the request
-leaves, so that no answer ever brings more than may be there.
+A message is *held* from the request for it until its delivery, and *unsettled* from then until the
+application acknowledges or rejects it.  Both take a slot.  A slot is taken before the request
+leaves, so a response never brings more messages than the window has room for.
 
-Nothing here locks: whoever owns a window guards it.
+Nothing here locks: the owner of a window guards it.
 """
 
 from __future__ import annotations
@@ -13,76 +13,83 @@ import math
 from typing import Final
 
 PULLS_AHEAD: Final = 2
-"""Full pulls that may wait undelivered: while one is handled, the next is on its way."""
+"""Full pulls that may wait undelivered: the application processes one while the next arrives."""
 
 QUEUES_AHEAD: Final = 8
-"""Queues that may be asked together by an application that states no prefetch count: one after the
-other, the empty ones would hold up the others."""
+"""Maximum number of queues that are pulled at once for an application without a prefetch count.
+Pulled one after the other, empty queues would delay those that have messages."""
 
 GATHER_SECONDS: Final = 0.01
-"""How long little room waits for more: short tasks free their slots one after the other, and a
-pull for each would have most of them wait for the next."""
+"""A pull for few free slots waits this long for more.  Short tasks free their slots one after the
+other; with a pull for each slot, most slots would have to wait for the next pull."""
 
-SOON_SECONDS: Final = 1.0
-"""An application that asks again within this is a loop, which wants more than one at a time."""
+LOOP_SECONDS: Final = 1.0
+"""An application that asks for its next message within this time is considered to loop, so more
+than one message at a time is pulled for it."""
 
 
 class PrefetchWindow:
     """The slots of one channel.
 
     Args:
-        batch: Most messages of one pull.
+        pull_batch_size: Maximum number of messages of one pull.
+
+    Attributes:
+        queue_count: How many queues share the slots.
+        prefetch: Maximum number of messages that the application may have; 0 means no limit.
+        held: Messages that were requested or pulled, and not delivered.
+        unsettled: Messages that were delivered, and neither acknowledged nor rejected.
     """
 
-    def __init__(self, batch: int) -> None:
-        self._most_ahead = PULLS_AHEAD * batch
-        self._target = 1
-        self._wanted = False
-        self._delivered_at = -SOON_SECONDS
+    def __init__(self, pull_batch_size: int) -> None:
+        self._max_held = PULLS_AHEAD * pull_batch_size
+        self._target = 1  # messages to pull ahead for an application without a prefetch count
+        self._asked = False  # the application asked for a message, and none was there
+        self._delivered_at = -LOOP_SECONDS
         self._room_since = 0.0
-        self.queues = 0  # that share it
-        self.prefetch = 0  # messages that the application may hold; 0: it does not say
-        self.held = 0  # asked for or pulled, and not delivered
-        self.unsettled = 0  # delivered, and neither acknowledged nor rejected
+        self.queue_count = 0
+        self.prefetch = 0
+        self.held = 0
+        self.unsettled = 0
 
     @property
     def capacity(self) -> int:
-        """Messages that would be pulled ahead if none were there."""
-        wanted = self.prefetch or max(self._target, min(self.queues, QUEUES_AHEAD))
-        return min(wanted, self._most_ahead)
+        """How many messages would be pulled ahead if none were held."""
+        wanted = self.prefetch or max(self._target, min(self.queue_count, QUEUES_AHEAD))
+        return min(wanted, self._max_held)
 
     @property
     def room(self) -> int:
-        """Messages that may be asked for now."""
+        """How many messages may be requested now."""
         if self.prefetch:
             free = self.prefetch - self.held - self.unsettled
-            return max(0, min(free, self._most_ahead - self.held))
-        # An application that states no prefetch count may want one message, and be gone: what is
-        # pulled ahead for it would be withheld from others until it closes.
-        if self._target == 1 and not self._wanted:
+            return max(0, min(free, self._max_held - self.held))
+        # An application without a prefetch count may want one message and end.  Messages that are
+        # pulled ahead for it would be hidden from other consumers until it closes.
+        if self._target == 1 and not self._asked:
             return 0
         return max(0, self.capacity - self.held)
 
     @property
-    def plenty(self) -> int:
-        """Room for which nobody waits for more."""
+    def enough_room(self) -> int:
+        """With this many free slots, a pull does not wait for more."""
         return (self.capacity + 1) // 2
 
-    def ask_at(self) -> float:
-        """From when on a pull is worth its request, as things stand."""
+    def pull_at(self) -> float:
+        """When a pull is worth its request, in seconds of `time.monotonic`; infinity if unknown."""
         room = self.room
         if not room:
             return math.inf
-        if room >= self.plenty or not self.held:
+        if room >= self.enough_room or not self.held:
             return 0.0
         return self._room_since + GATHER_SECONDS
 
     def freed(self, now: float) -> bool:
-        """A slot has become free; return whether somebody should look at the room."""
+        """Note at *now* that a slot was freed; return whether this may make a pull due."""
         room = self.room
         if room == 1:
             self._room_since = now
-        return room in (1, self.plenty)
+        return room in (1, self.enough_room)
 
     @property
     def may_deliver(self) -> bool:
@@ -90,24 +97,24 @@ class PrefetchWindow:
         return not self.prefetch or self.unsettled < self.prefetch
 
     def missed(self) -> None:
-        """The application asked for a message, and none was there."""
-        self._wanted = True
+        """Note that the application asked for a message, and none was there."""
+        self._asked = True
 
     def delivered(self, now: float, *, had_to_wait: bool) -> None:
-        """A held message goes to the application, and its slot with it.
+        """Move a slot from held to unsettled: its message goes to the application.
 
         Args:
-            now: The time, in seconds of `time.monotonic`.
-            had_to_wait: The application was waiting for it.
+            now: The time now, in seconds of `time.monotonic`.
+            had_to_wait: Whether the application was waiting for the message.
         """
         self.held -= 1
         self.unsettled += 1
-        self._wanted = False
-        if had_to_wait and now - self._delivered_at < SOON_SECONDS:
-            self._target = min(2 * self._target, self._most_ahead)
+        self._asked = False
+        if had_to_wait and now - self._delivered_at < LOOP_SECONDS:
+            self._target = min(2 * self._target, self._max_held)
         self._delivered_at = now
 
-    def ran_dry(self) -> None:
-        """A queue is empty: if nothing else is here either, begin small again."""
+    def queue_was_empty(self) -> None:
+        """Start again with one message at a time, unless other messages are held."""
         if not self.held:
             self._target = 1

@@ -1,8 +1,8 @@
-"""Pulling: for all channels of a process, ahead of what they deliver, in threads of its own.
+"""Pulls messages for all channels of a process, ahead of their delivery, in background threads.
 
-No thread of the application ever waits for a pull, which a server may let hang: it waits for a
-message, for as long as it likes.  A failure that passes is logged once and never raised, because a
-Celery worker that is told of it closes its connection while its tasks run.
+No thread of the application waits for a pull, which a server may leave hanging.  It waits for a
+message, and only for as long as it wants.  A failure that passes is logged once and never raised:
+a Celery worker to which it is raised closes its connection while its tasks still run.
 """
 
 from __future__ import annotations
@@ -14,20 +14,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from .. import envelope, limits
 from ..api.client import Client, Queue
 from ..api.directory import Directory, PullConsumer
-from ..errors import (
-    CFQueuesError,
-    PullNotEnabled,
-    QueueDisabled,
-    QueueNotFound,
-    ServerError,
-    TransientError,
-)
+from ..errors import CFQueuesError, PullNotEnabled, TransientError
 from ..options import Options
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, ThreadPool
@@ -36,195 +28,145 @@ from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
+from .pull_failures import ENABLE_RETRY_SECONDS, note_outcome, repair
+from .settlement import Settlement
 
 logger = logging.getLogger(__name__)
 
-MOST_PULLS: Final = 8
-"""Pulls at once, of all queues together."""
+MAX_PULLS: Final = 8
+"""Maximum number of pulls in flight, of all queues together."""
 
 PULLS_PER_QUEUE: Final = 2
-"""Pulls at once of a queue whose last pull brought all that it asked for."""
+"""Maximum number of pulls in flight for a queue whose last pull was full."""
 
 PULL_SECONDS: Final = 15.0
-"""Longest that one pull may take, with what it may need before."""
+"""Maximum duration of one pull, and of the requests that repair a pull that failed."""
 
-ETA_SECONDS: Final = 60.0
-"""A message that is due later than this is not delivered yet: whoever waits with it in his hands
-may lose it, and its lease runs."""
+MAX_EARLY_SECONDS: Final = 60.0
+"""A message that is due later than this is given back and not delivered: a worker that waits with
+it may be stopped, and its lease may end."""
 
-ENABLING_SECONDS: Final = 30.0
-"""How long HTTP 405 is put up with: a new pull consumer takes seconds to be in force."""
+MAX_WAIT_SECONDS: Final = 10.0
+"""A waiting thread looks at the subscriptions at least this often, to find connections that were
+garbage-collected and never closed."""
 
-ENABLING_QUIETLY: Final = 10.0
-"""For so long of them that is nothing to warn of: several people saw it take some seconds."""
-
-ENABLING_INTERVAL: Final = 1.0
-"""Seconds between two pulls that are refused that way."""
-
-LONGEST_NAP: Final = 10.0
-"""Seconds after which a thread looks around, for connections that were forgotten unclosed."""
-
-RETURNING_INTERVAL: Final = 0.02
-"""How soon to look again at a queue that messages are on their way back to."""
+RETURNING_INTERVAL_SECONDS: Final = 0.02
+"""How often to look at a queue whose pull waits for messages that are being given back."""
 
 
 class Receiver:
-    """Pulls messages for the connections of a process to one account, and settles their leases.
+    """Pulls messages for the connections of a process to one account.
 
     Args:
-        client: Where to pull.
-        directory: Knows the queues.
+        client: Pulls messages and settles leases.
+        directory: Finds queues and creates pull consumers.
         publish: Publishes copies of messages that cannot be moved otherwise.
+
+    Attributes:
+        settlement: Ends deliveries.
     """
 
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
         self._client = client
         self._directory = directory
-        self._acknowledger = Acknowledger(client, self.nudge)
+        self._acknowledger = Acknowledger(client, self.pull_now)
         self._forwarder = Forwarder(
             publish,
             lambda title, deadline: directory.titled(title, deadline=deadline),
             self._acknowledger.ack,
-            self.nudge,
+            self.pull_now,
         )
+        self.settlement = Settlement(self._acknowledger, self._forwarder)
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Pull nothing until somebody in this process asks for messages."""
-        # Guards the windows, inboxes and subscriptions of all connections, and what follows.
-        # Never held over a request.
+        """Pull nothing until the application asks for messages in this process."""
+        # Guards the windows, inboxes and subscriptions of all connections, and the threads.
+        # Never held during a request.
         self._lock = threading.Lock()
-        self._threads = ThreadPool("cfqueues-pull", MOST_PULLS, self._lock, self._next_job)
+        self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
         for inbox in self._inboxes:
             inbox.renew(self._lock)
 
     # -- subscriptions
 
     def open_inbox(self, owner: object) -> Inbox:
-        """An inbox for one connection.  If *owner* is forgotten unclosed, it closes by itself."""
+        """Return a new inbox for the connection *owner*.
+
+        Its subscriptions are cancelled if *owner* is garbage-collected and was never closed.
+        """
         inbox = Inbox(self._lock, self._wake_threads)
         with self._lock:
             self._inboxes.add(inbox)
-        # Nothing but a flag: garbage is collected anywhere, also where this thread has the lock.
+        # This sets a flag and takes no lock: garbage may be collected in a thread that has it.
         weakref.finalize(owner, inbox.abandon).atexit = False
         return inbox
 
     def subscribe(
         self, name: str, queue: Queue, options: Options, window: PrefetchWindow, inbox: Inbox
     ) -> Subscription:
-        """Pull *queue* from the next time on that somebody takes from *inbox*."""
-        consumer = self._directory.enable_pull(
-            queue, options, deadline=time.monotonic() + PULL_SECONDS
-        )
+        """Pull *queue* once a message is asked of *inbox*; blocks for `PULL_SECONDS` at most.
+
+        Raises:
+            PullNotEnabled: A Worker consumes the queue.
+            CFQueuesError: A request failed.
+        """
+        deadline = time.monotonic() + PULL_SECONDS
+        consumer = self._directory.enable_pull(queue, options, deadline=deadline)
         subscription = Subscription(
             name, queue, consumer=consumer, options=options, window=window, inbox=inbox
         )
         with self._lock:
             self._subscriptions.append(subscription)
-            window.queues += 1
+            window.queue_count += 1
             inbox.subscriptions.append(subscription)
-            inbox.changed()
+            inbox.notify()
         return subscription
 
-    def _wake_threads(self) -> None:
-        self._threads.call()
-
     def cancel(self, subscription: Subscription) -> None:
-        """Pull no more, and give back what was not delivered.  Returns at once."""
+        """Start no further pull, and give back what was not delivered.  Returns at once."""
         with self._lock:
             if subscription.cancelled:
                 return
             subscription.cancelled = True
             self._subscriptions.remove(subscription)
-            subscription.window.queues -= 1
+            subscription.window.queue_count -= 1
             subscription.inbox.subscriptions.remove(subscription)
             undelivered = subscription.inbox.withdraw(subscription)
-            self._threads.dismiss()
+            self._threads.call_idle()
         for delivery in undelivered:
-            self.give_back(delivery)
+            self.settlement.give_back(delivery)
 
     def discard(self, subscription: Subscription) -> None:
-        """Forget what was pulled and not delivered: its queue has been purged."""
+        """Acknowledge what was not delivered, because its queue was purged.  Returns at once."""
         with self._lock:
             undelivered = subscription.inbox.withdraw(subscription)
             self._threads.call()
         for delivery in undelivered:
-            self._acknowledger.ack(delivery)
+            self.settlement.ack(delivery)
 
-    def close(self, inbox: Inbox) -> None:
-        """Cancel all subscriptions of a connection.  Returns at once."""
-        for subscription in list(inbox.subscriptions):
-            self.cancel(subscription)
-
-    def set_prefetch(self, window: PrefetchWindow, count: int) -> None:
-        """Let a channel hold up to *count* unsettled messages; 0: any number."""
-        with self._lock:
-            window.prefetch = count
-            self._threads.call()
-            self._wake()
-
-    def settled(self, window: PrefetchWindow, count: int = 1) -> None:
-        """*count* delivered messages are settled, and their slots free; if negative, taken."""
-        with self._lock:
-            was_full = not window.may_deliver
-            window.unsettled = max(0, window.unsettled - count)
-            if window.freed(time.monotonic()) or count > 1:
-                self._threads.call()
-            # Messages are here that the window had no room for: its prefetch count was lowered.
-            if was_full and window.held:
-                self._wake()
-
-    def _wake(self) -> None:
-        """Let whoever waits for a message look again.  The caller holds the lock."""
-        for inbox in self._inboxes:
-            inbox.changed()
-
-    def nudge(self, queue_id: str) -> None:
-        """There surely is a message in the queue: pull it at once."""
+    def pull_now(self, queue_id: str) -> None:
+        """Pull a queue at once, because there certainly is a message in it."""
         with self._lock:
             for subscription in self._subscriptions:
                 if subscription.queue.id == queue_id:
-                    subscription.came_at = time.monotonic()
-                    subscription.poll_interval.came(subscription.came_at)
+                    subscription.messages_seen_at = time.monotonic()
+                    subscription.poll_interval.reset(subscription.messages_seen_at)
                     self._threads.call()
 
-    # -- what becomes of deliveries
-
-    def ack(self, delivery: Delivery) -> None:
-        """The message is done with: it will not come again.  Returns at once."""
-        self._acknowledger.ack(delivery)
-
-    def give_back(self, delivery: Delivery, delay: int = 0) -> None:
-        """The message is to come again, after *delay* seconds.  Returns at once.
-
-        Where one more retry might be one too many, a copy takes its place.
-        """
-        if delivery.may_be_retried:
-            self._acknowledger.retry(delivery, delay)
-        else:
-            self._forwarder.renew(delivery, delay)
-
-    def dead_letter(self, delivery: Delivery) -> None:
-        """The message is not wanted: to the dead-letter queue with it, if its queue has one."""
-        if delivery.consumer.dead_letter_queue:
-            self._forwarder.dead_letter(delivery)
-        else:
-            _warn_of_drop(delivery.queue.name)
-            self._acknowledger.ack(delivery)
-
     def flush(self, subscriptions: Iterable[Subscription], deadline: float) -> None:
-        """Block until all that was said of deliveries is at the server, or until *deadline*.
+        """Block until the server knows how every delivery ended, or until *deadline*.
 
         Args:
-            subscriptions: Those, cancelled before, whose last pulls are waited for: what these
-                bring is given back.
-            deadline: In seconds of `time.monotonic`.
+            subscriptions: Cancelled subscriptions.  Their last pulls are awaited, and the messages
+                of these are given back.
+            deadline: When to stop, in seconds of `time.monotonic`.
         """
         if self._acknowledger.gave_up():
-            return  # another channel of the connection has just found that the server is gone
+            return  # another channel has just found that the server is unreachable
         self._acknowledger.flush(deadline)
         with self._lock:
             for subscription in subscriptions:
@@ -235,41 +177,77 @@ class Receiver:
             self._acknowledger.give_up()
         self._acknowledger.flush(deadline)
 
-    # -- one message at a time
+    def _cancel_all(self, inbox: Inbox) -> None:
+        for subscription in list(inbox.subscriptions):
+            self.cancel(subscription)
+
+    # -- prefetch windows
+
+    def set_prefetch(self, window: PrefetchWindow, count: int) -> None:
+        """Let a channel have at most *count* unsettled messages; 0 means no limit."""
+        with self._lock:
+            window.prefetch = count
+            self._threads.call()
+            self._notify_inboxes()
+
+    def take_slot(self, window: PrefetchWindow) -> None:
+        """Count a message as unsettled that did not come through an inbox."""
+        with self._lock:
+            window.unsettled += 1
+
+    def free_slots(self, window: PrefetchWindow, count: int = 1) -> None:
+        """Free the slots of *count* delivered messages, which are settled."""
+        with self._lock:
+            was_full = not window.may_deliver
+            window.unsettled = max(0, window.unsettled - count)
+            if window.freed(time.monotonic()) or count > 1:
+                self._threads.call()
+            # Messages may wait that the window had no room for: its prefetch count was lowered.
+            if was_full and window.held:
+                self._notify_inboxes()
+
+    def _notify_inboxes(self) -> None:
+        """Let the threads that wait for a message look again.  The caller holds the lock."""
+        for inbox in self._inboxes:
+            inbox.notify()
+
+    # -- pulling
 
     def get(self, name: str, queue: Queue, options: Options, *, deadline: float) -> Delivery | None:
-        """Pull one message in the caller's thread; None if there is none.
+        """Pull one message in the caller's thread; return None if the queue is empty.
+
+        HTTP 405 of a new pull consumer is retried until *deadline* (seconds of `time.monotonic`).
 
         Raises:
-            CFQueuesError: What a request raised.  HTTP 405 of a pull consumer that is new is
-                waited out, until *deadline*.
+            CFQueuesError: A request failed.
         """
         while True:
             consumer = self._directory.enable_pull(queue, options, deadline=deadline)
             self._acknowledger.await_returns(queue.id, deadline)
             try:
-                found = self._lease(name, queue, consumer, options, most=1, deadline=deadline)
+                found = self._lease(name, queue, consumer, options, count=1, deadline=deadline)
             except PullNotEnabled:
                 self._directory.forget_pull(queue.id)
-                if time.monotonic() + ENABLING_INTERVAL > deadline:
+                if time.monotonic() + ENABLE_RETRY_SECONDS > deadline:
                     raise
-                time.sleep(ENABLING_INTERVAL)
+                time.sleep(ENABLE_RETRY_SECONDS)
                 continue
-            wanted = list(self._deliverable(found))
-            if wanted or not found:
-                return wanted[0] if wanted else None
+            deliverable = list(self._deliverable(found))
+            if deliverable or not found:
+                return deliverable[0] if deliverable else None
 
-    # -- pulling
+    def _wake_threads(self) -> None:
+        self._threads.call()
 
     def _next_job(self) -> Job:
-        """The pull that is due first.  The caller holds the lock."""
+        """Return the pull that is due first, and take its slots.  The caller holds the lock."""
         now = time.monotonic()
         chosen: Subscription | None = None
-        ready, wait = 0, LONGEST_NAP
+        ready, wait = 0, MAX_WAIT_SECONDS
         for subscription in self._subscriptions:
             if subscription.inbox.abandoned:
-                return Job(functools.partial(self.close, subscription.inbox))
-            at = self._ask_at(subscription, now)
+                return Job(functools.partial(self._cancel_all, subscription.inbox))
+            at = self._pull_at(subscription, now)
             if at > now:
                 wait = min(wait, at - now)
                 continue
@@ -278,33 +256,33 @@ class Receiver:
                 chosen = subscription
         if chosen is None:
             return Job(wait=wait if self._subscriptions else None)
-        most = self._share(chosen)
-        chosen.window.held += most
+        count = self._batch_size(chosen)
+        chosen.window.held += count
         chosen.in_flight += 1
-        # Somebody else is to wait for the other queues' time: this pull may hang.
-        more = ready > 1 or wait < LONGEST_NAP or self._ask_at(chosen, now) <= now
-        return Job(functools.partial(self._pull, chosen, most), more=more)
+        # This pull may hang, so another thread should wait for the other queues.
+        more = ready > 1 or wait < MAX_WAIT_SECONDS or self._pull_at(chosen, now) <= now
+        return Job(functools.partial(self._pull, chosen, count), more=more)
 
-    def _ask_at(self, subscription: Subscription, now: float) -> float:
-        """When the queue may be pulled next, as things stand; infinity: when something changes."""
-        if not subscription.inbox.drained:
+    def _pull_at(self, subscription: Subscription, now: float) -> float:
+        """When the queue may be pulled next; infinity if not before something changes."""
+        if not subscription.inbox.asked:
             return math.inf
-        if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.flowing else 1):
+        if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.last_pull_full else 1):
             return math.inf
-        at = max(subscription.poll_interval.due, subscription.window.ask_at())
+        at = max(subscription.poll_interval.due, subscription.window.pull_at())
         if at <= now and self._acknowledger.returning(subscription.queue.id):
-            return now + RETURNING_INTERVAL
+            return now + RETURNING_INTERVAL_SECONDS
         return at
 
-    def _share(self, subscription: Subscription) -> int:
-        """How many messages to ask for: with little room, one empty queue must not take it all."""
+    def _batch_size(self, subscription: Subscription) -> int:
+        """How many messages to request: only a share of the room if the queue may be empty."""
         room = subscription.window.room
-        if not subscription.flowing:
-            room = max(1, room // subscription.window.queues)
+        if not subscription.last_pull_full:
+            room = max(1, room // subscription.window.queue_count)
         return min(room, subscription.options.pull_batch_size)
 
-    def _pull(self, subscription: Subscription, most: int) -> None:
-        """Pull up to *most* messages, whose slots are taken already."""
+    def _pull(self, subscription: Subscription, count: int) -> None:
+        """Pull up to *count* messages, whose slots are taken already."""
         found: list[Delivery] = []
         arrivals: list[Arrival] = []
         error: CFQueuesError | None = None
@@ -315,26 +293,27 @@ class Receiver:
                 subscription.queue,
                 subscription.consumer,
                 subscription.options,
-                most=most,
+                count=count,
                 deadline=started + PULL_SECONDS,
             )
             arrivals = [Arrival(subscription, one) for one in self._deliverable(found)]
         except CFQueuesError as failure:
-            error = self._mend(subscription, failure)
+            deadline = time.monotonic() + PULL_SECONDS
+            error = repair(failure, subscription, self._directory, deadline=deadline)
         finally:
-            # Whatever ends this thread, the slots are free again.
+            # Also if anything else ends this thread: the slots must be freed.
             with self._lock:
-                late = self._hand_over(subscription, most, arrivals)
-                self._set_poll_interval(subscription, started, most, len(found), error)
-                story = self._story(subscription, started, error)
+                late = self._hand_over(subscription, count, arrivals)
+                self._schedule(subscription, started, error, found=len(found), asked=count)
+                line = note_outcome(subscription, self._subscriptions, started, error)
             for arrival in late:
-                self.give_back(arrival.delivery)
-            # Not before: whoever flushes looks for nothing more once no pull is in flight.
+                self.settlement.give_back(arrival.delivery)
+            # Last, because `flush` considers a pull that is not in flight as settled.
             with self._lock:
                 subscription.in_flight -= 1
-                subscription.inbox.changed()
-        if story is not None:
-            logger.log(*story)
+                subscription.inbox.notify()
+        if line is not None:
+            logger.log(line.level, line.text, *line.args)
 
     def _lease(
         self,
@@ -343,13 +322,13 @@ class Receiver:
         consumer: PullConsumer,
         options: Options,
         *,
-        most: int,
+        count: int,
         deadline: float,
     ) -> list[Delivery]:
         leased_until = time.monotonic() + options.visibility_timeout
         messages = self._client.pull(
             queue.id,
-            batch_size=most,
+            batch_size=count,
             visibility_timeout_ms=int(options.visibility_timeout * 1000),
             deadline=deadline,
         )
@@ -360,7 +339,7 @@ class Receiver:
         ]
 
     def _deliverable(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
-        """Those that are to be delivered now; expired and early ones are dealt with."""
+        """Yield what may be delivered now; acknowledge expired and give back early messages."""
         now = time.time()
         for delivery in deliveries:
             if envelope.expired(delivery.message, now):
@@ -369,146 +348,50 @@ class Receiver:
                     delivery.raw.get("id"),
                     delivery.queue.name,
                 )
-                self._acknowledger.ack(delivery)
+                self.settlement.ack(delivery)
                 continue
             early = envelope.seconds_until_due(delivery.message, now)
-            if early > ETA_SECONDS:
-                self.give_back(delivery, min(math.ceil(early), limits.DELAY_SECONDS))
+            if early > MAX_EARLY_SECONDS:
+                delay = min(math.ceil(early), limits.DELAY_SECONDS)
+                self.settlement.give_back(delivery, delay)
                 continue
             yield delivery
 
     def _hand_over(
-        self, subscription: Subscription, most: int, arrivals: list[Arrival]
+        self, subscription: Subscription, count: int, arrivals: list[Arrival]
     ) -> list[Arrival]:
-        """Return what came too late to be delivered.  The caller holds the lock."""
+        """Free the slots that were not needed; return what came too late to be delivered.
+
+        The caller holds the lock.
+        """
         late, kept = (arrivals, []) if subscription.cancelled else ([], arrivals)
-        subscription.window.held -= most - len(kept)
+        subscription.window.held -= count - len(kept)
         subscription.inbox.put(kept)
         return late
 
-    def _set_poll_interval(
+    def _schedule(
         self,
         subscription: Subscription,
         started: float,
-        asked: int,
-        found: int,
         error: CFQueuesError | None,
+        *,
+        found: int,
+        asked: int,
     ) -> None:
-        """Say when the queue is pulled next.  The caller holds the lock."""
+        """Set when the queue is pulled next.  The caller holds the lock."""
         now = time.monotonic()
-        subscription.flowing = found == asked
+        subscription.last_pull_full = found == asked
         if error is not None:
             subscription.poll_interval.failed(now, error.retry_after)
             if not isinstance(error, TransientError):
                 subscription.failure = error
-                subscription.inbox.changed()
+                subscription.inbox.notify()
             return
-        subscription.refused_since = subscription.failure = None
+        subscription.not_enabled_since = subscription.failure = None
         if found:
-            subscription.came_at = now
-            subscription.poll_interval.came(now)
-        elif subscription.came_at < started:
-            # Else another pull, or a message that was given back, says that it is not empty.
+            subscription.messages_seen_at = now
+            subscription.poll_interval.reset(now)
+        # Unless another pull has found messages since, or a message was given back.
+        elif subscription.messages_seen_at < started:
             subscription.poll_interval.empty(now)
-            subscription.window.ran_dry()
-
-    def _story(
-        self, subscription: Subscription, started: float, error: CFQueuesError | None
-    ) -> tuple[Any, ...] | None:
-        """What to log: the begin and the end of each trouble, once.  The caller holds the lock."""
-        before = subscription.trouble
-        if error is None:
-            # What was asked before the trouble began says nothing of its end.
-            if before is None or started < subscription.troubled_at:
-                return None
-            subscription.trouble = None
-            over = not any(one.trouble for one in self._subscriptions)
-            told = logging.INFO, "queue %r is pulled again", subscription.queue.name
-            return told if over else None
-        if not isinstance(error, TransientError):
-            return None  # it is raised
-        now = time.monotonic()
-        refused_since = subscription.refused_since
-        if (
-            error.status == HTTPStatus.METHOD_NOT_ALLOWED
-            and refused_since is not None
-            and now - refused_since < ENABLING_QUIETLY
-        ):
-            # No trouble either: one that begins meanwhile is to be told.
-            return logging.DEBUG, "queue %r is not pulled yet: %s", subscription.queue.name, error
-        # A paused queue concerns itself; a server that is down concerns all of them.
-        paused = isinstance(error, QueueDisabled)
-        known = any(
-            one.trouble is not None
-            and isinstance(one.trouble, QueueDisabled) == paused
-            and (not paused or one.queue.id == subscription.queue.id)
-            for one in self._subscriptions
-        )
-        subscription.trouble = error
-        if before is None:
-            subscription.troubled_at = now
-        if known:
-            return None
-        text = "queue %r cannot be pulled now; it is tried again until it can: %s"
-        return logging.WARNING, text, subscription.queue.name, error
-
-    def _mend(self, subscription: Subscription, error: CFQueuesError) -> CFQueuesError | None:
-        """Do about a failed pull what can be done; return what is left of it."""
-        deadline = time.monotonic() + PULL_SECONDS
-        try:
-            if isinstance(error, QueueNotFound):
-                self._find_again(subscription, error, deadline)
-                return None
-            if isinstance(error, PullNotEnabled):
-                return self._enable_again(subscription, error, deadline)
-            if error.status == HTTPStatus.FORBIDDEN and error.code is None:
-                # The API's refusals have a code.  This is a page of a firewall or a proxy, which
-                # must not end a worker that has pulled before and will again.
-                return ServerError(str(error), status=error.status, ray_id=error.ray_id)
-        except CFQueuesError as worse:
-            return worse
-        return error
-
-    def _find_again(
-        self, subscription: Subscription, error: QueueNotFound, deadline: float
-    ) -> None:
-        """The queue was deleted: perhaps somebody has made it again, with another id."""
-        name, options = subscription.name, subscription.options
-        if not self._directory.forget(name, subscription.queue.id, options):
-            raise error
-        found = self._directory.find(name, options, deadline=deadline)
-        if found is None:
-            raise error
-        subscription.consumer = self._directory.enable_pull(found, options, deadline=deadline)
-        subscription.queue = found
-
-    def _enable_again(
-        self, subscription: Subscription, error: PullNotEnabled, deadline: float
-    ) -> CFQueuesError | None:
-        """HTTP pull is not in force: not yet, or not any more."""
-        now = time.monotonic()
-        first = subscription.refused_since is None
-        if subscription.refused_since is None:
-            subscription.refused_since = now
-        late = now - subscription.refused_since > ENABLING_SECONDS
-        if first or late:
-            self._directory.forget_pull(subscription.queue.id)
-            subscription.consumer = self._directory.enable_pull(
-                subscription.queue, subscription.options, deadline=deadline
-            )
-        if late:
-            return error
-        return ServerError(
-            f"{error} A pull consumer that has just been made takes some seconds to be in force.",
-            status=error.status,
-            retry_after=ENABLING_INTERVAL,
-        )
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_of_drop(queue: str) -> None:
-    logger.warning(
-        "a rejected message of queue %r was deleted, as all further ones will be: the queue has no "
-        "dead-letter queue (option dead_letter_queue, or the dashboard)",
-        queue,
-    )
+            subscription.window.queue_was_empty()

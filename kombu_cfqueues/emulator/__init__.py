@@ -1,8 +1,9 @@
 """Cloudflare's Queues API on this machine, to develop and test against without an account.
 
-``with Emulator() as emulator:`` in a test, ``cfqueues emulator`` on the command line.  It behaves
-as the documentation says, refuses what that forbids, with its codes, and leaves to ``Knobs`` what
-is not known.  It uses nothing of the client, whose misunderstandings it is there to find.
+Use ``with Emulator() as emulator:`` in a test, or ``cfqueues emulator`` on the command line.  The
+emulator behaves as the documentation says and refuses what the documentation forbids, with
+Cloudflare's codes.  ``Knobs`` covers the behaviour that is not known.  The emulator shares no code
+with the client, so that it finds the client's misunderstandings instead of repeating them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may do what: API tokens and their permissions."""
+"""API tokens and their permissions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Permission = Literal["edit", "read"]
 """*Queues Edit*, or *Queues Read*."""
 
 TOKEN: Final = "emulator-token"  # noqa: S105 - no secret: it opens a server on loopback
-"""The token that may do everything, unless another is given."""
+"""The default token, which has every permission."""
 
 _BEARER: Final = re.compile(r"Bearer ([\x21-\x7e]+)", re.IGNORECASE)
 
 
 class Access:
-    """The tokens that the emulator knows.
+    """The tokens that the emulator accepts.
 
     Args:
-        tokens: Each with its permission.
+        tokens: The permission of each token.
 
     Raises:
-        ValueError: A token that no header can carry, or a permission that does not exist.
+        ValueError: A header cannot carry a token, or a permission does not exist.
     """
 
     def __init__(self, tokens: Mapping[str, Permission]) -> None:
         for token, permission in tokens.items():
             if not re.fullmatch(r"[\x21-\x7e]+", token):
-                raise ValueError("a token is made of visible ASCII characters, without spaces")
+                raise ValueError("a token consists of visible ASCII characters without spaces")
             if permission not in ("edit", "read"):
                 raise ValueError(f'a token\'s permission is "edit" or "read", not {permission!r}')
         self._tokens = dict(tokens)
@@ -41,18 +41,18 @@ class Access:
         return f"<Access of {len(self._tokens)} tokens>"
 
     def identify(self, headers: Mapping[str, str], bad_token: str) -> str:
-        """Return the token that a request brings.
+        """Return the token of a request.
 
         Args:
-            headers: By lower-case name.
-            bad_token: Status and code for a token that is not known, as the knob of that name.
+            headers: The request's headers, by lower-case name.
+            bad_token: Status and code for an unknown token, as in the knob of that name.
 
         Raises:
-            Refusal: There is none, it is malformed, or nobody knows it.
+            Refusal: The token is missing, malformed or unknown.
         """
         given = _token_of(headers)
-        # All are compared, each in constant time: an emulator that listens on a network should
-        # not help to guess.
+        # Compare with every token, in constant time: an emulator on a network must not help to
+        # guess one.
         known = [t for t in self._tokens if hmac.compare_digest(t.encode(), given.encode())]
         if not known:
             status, code = map(int, bad_token.split("/"))
@@ -60,11 +60,15 @@ class Access:
         return known[0]
 
     def may_edit(self, token: str) -> bool:
-        """Tell whether *token*, a known one, has the permission *Queues Edit*."""
+        """Tell whether *token*, which must be known, has the permission *Queues Edit*."""
         return self._tokens[token] == "edit"
 
     def check(self, token: str, route: Route) -> None:
-        """Refuse *route* unless *token* has the permission for it."""
+        """Check that *token* may use *route*.
+
+        Raises:
+            Refusal: The token lacks the permission (10106 on message routes, 10000 elsewhere).
+        """
         if route.edits and not self.may_edit(token):
             if route.kind == "message":
                 raise Refusal(
@@ -74,7 +78,7 @@ class Access:
 
 
 def _token_of(headers: Mapping[str, str]) -> str:
-    """Return the token, or the key of the older pair of headers."""
+    """Return the bearer token, or the key of the older pair of headers."""
     if "authorization" in headers:
         bearer = _BEARER.fullmatch(headers["authorization"])
         if bearer is None:
@@ -85,7 +89,7 @@ def _token_of(headers: Mapping[str, str]) -> str:
         if "x-auth-email" not in headers or not re.fullmatch(r"[\x21-\x7e]+", key):
             raise _malformed(6103, "Invalid format for X-Auth-Key header")
         return key
-    # Seen by several people on other parts of the API.
+    # Several people report this answer from other parts of the API.
     raise Refusal(400, 9106, "Missing X-Auth-Key, X-Auth-Email or Authorization headers")
 
 

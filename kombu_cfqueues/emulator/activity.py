@@ -1,4 +1,4 @@
-"""What happens to a queue's messages: totals since the start, and the last minute in seconds."""
+"""Counts of what happens to a queue's messages: totals, and one count per recent second."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ KINDS: Final[tuple[Kind, ...]] = (
     "dead",
     "expired",
 )
-"""What is counted.  ``dead`` are the messages that ran out of retries, whether they moved to a
-dead-letter queue or were deleted; ``expired`` those that outlived their queue's retention."""
+"""The events that are counted.
+
+``dead`` counts messages that ran out of retries, whether they moved to a dead-letter queue or were
+deleted.  ``expired`` counts messages that became older than their queue's retention."""
 
 HISTORY_SECONDS: Final = 60
-"""Seconds that are remembered one by one."""
+"""Length of the history: the page draws the last minute, second by second."""
 
 RATE_SECONDS: Final = 5
-"""Seconds over which a rate is the average: long enough to be readable, short enough to be live."""
+"""Period over which a rate is averaged: long enough to be steady, short enough to be live."""
 
 
 class Activity:
     """The counts of one queue.
 
-    By the machine's own clock: a test that advances the emulator's must not empty the picture.
-    Used under the database's lock.
+    They follow the machine's clock, because a test that advances the emulator's clock must not
+    empty the chart.  Callers hold the database's lock.
 
     Args:
-        monotonic: Seconds that never go back; tests bring their own.
+        monotonic: Returns seconds that never go back; tests pass their own.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +47,7 @@ class Activity:
         self._seconds: dict[int, dict[Kind, int]] = {}
 
     def count(self, kind: Kind, number: int = 1) -> None:
-        """Add *number* messages to what has happened in this second."""
+        """Add *number* messages to the counts of the current second."""
         if not number:
             return
         second = int(self._monotonic())
@@ -62,11 +64,11 @@ class Activity:
         return dict(self._totals)
 
     def history(self, kind: Kind) -> list[int]:
-        """Return the counts of each of the last 60 seconds that are over, the oldest first."""
+        """Return the count of each of the last 60 complete seconds, the oldest first."""
         now = int(self._monotonic())
         seconds = range(now - HISTORY_SECONDS, now)
         return [self._seconds.get(second, {}).get(kind, 0) for second in seconds]
 
     def rate(self, kind: Kind) -> float:
-        """Return messages a second, on average over the last 5 seconds that are over."""
+        """Return messages per second, averaged over the last 5 complete seconds."""
         return sum(self.history(kind)[-RATE_SECONDS:]) / RATE_SECONDS

@@ -23,7 +23,7 @@ _JURISDICTIONS: Final = ("eu", "us", "fedramp")
 
 
 def list_queues(call: Call) -> Answer:
-    """``GET /queues``: a page of all queues, or of those named by ``name=``."""
+    """``GET /queues``: list a page of all queues, or of those that ``name=`` selects."""
     names = {value for key, value in call.query if key == "name"}
     queues = list(call.service.queues)
     if names and call.knobs.list_name_filter != "ignored":
@@ -41,7 +41,7 @@ def list_queues(call: Call) -> Answer:
 
 
 def create(call: Call) -> Answer:
-    """``POST /queues``."""
+    """``POST /queues``: create a queue."""
     body = fields.parse_object(call.body, _bad_body)
     name = _name(call, body)
     if name is None:
@@ -52,12 +52,12 @@ def create(call: Call) -> Answer:
 
 
 def get(call: Call) -> Answer:
-    """``GET /queues/{queue_id}``."""
+    """``GET /queues/{queue_id}``: show a queue."""
     return success(call.queue().as_json())
 
 
 def update(call: Call) -> Answer:
-    """``PUT /queues/{queue_id}``: settings that are not sent return to their defaults."""
+    """``PUT /queues/{queue_id}``: reset settings that are not sent to their defaults."""
     defaults = {
         "delivery_delay": 0,
         "delivery_paused": False,
@@ -67,27 +67,27 @@ def update(call: Call) -> Answer:
 
 
 def edit(call: Call) -> Answer:
-    """``PATCH /queues/{queue_id}``: settings that are not sent stay."""
+    """``PATCH /queues/{queue_id}``: keep settings that are not sent."""
     return _change(call, {})
 
 
 def delete(call: Call) -> Answer:
-    """``DELETE /queues/{queue_id}``: with its consumers and messages."""
+    """``DELETE /queues/{queue_id}``: delete a queue with its consumers and messages."""
     call.service.queues.delete(call.queue())
     return success()
 
 
 def metrics(call: Call) -> Answer:
-    """``GET /queues/{queue_id}/metrics``."""
+    """``GET /queues/{queue_id}/metrics``: measure the backlog."""
     return success(asdict(call.service.store.metrics(call.queue())))
 
 
 def purge(call: Call) -> Answer:
-    """``POST /queues/{queue_id}/purge``: deletes all messages, if it is said so."""
+    """``POST /queues/{queue_id}/purge``: delete all messages, if the body confirms it."""
     queue = call.queue()
     body = fields.parse_object(call.body, _bad_body)
     if fields.boolean(body, "delete_messages_permanently", _bad_body) is not True:
-        raise _bad_body("delete_messages_permanently has to be true")
+        raise _bad_body("delete_messages_permanently must be true")
     call.service.store.purge(queue)
     if call.knobs.purge_result == "queue":
         return success(queue.as_json())
@@ -95,21 +95,21 @@ def purge(call: Call) -> Answer:
 
 
 def purge_status(call: Call) -> Answer:
-    """``GET /queues/{queue_id}/purge``: the latest purge."""
+    """``GET /queues/{queue_id}/purge``: show the latest purge."""
     queue = call.queue()
-    call.service.store.counts(queue)  # for a purge that is due by now
+    call.service.store.counts(queue)  # carries out a purge that is due
     if queue.purged_ms is None:
         return success({"started_at": "", "completed": ""})
     return success({"started_at": timestamp(queue.purged_ms), "completed": _purged(queue)})
 
 
 def list_consumers(call: Call) -> Answer:
-    """``GET /queues/{queue_id}/consumers``."""
+    """``GET /queues/{queue_id}/consumers``: list a queue's consumers."""
     return success(call.queue().as_json()["consumers"])
 
 
 def create_consumer(call: Call) -> Answer:
-    """``POST /queues/{queue_id}/consumers``."""
+    """``POST /queues/{queue_id}/consumers``: create a consumer."""
     queue = call.queue()
     sent = fields.parse_object(call.body, _bad_consumer)
     consumer = new_consumer(call.service.clock.now_ms(), sent)
@@ -117,13 +117,13 @@ def create_consumer(call: Call) -> Answer:
 
 
 def get_consumer(call: Call) -> Answer:
-    """``GET /queues/{queue_id}/consumers/{consumer_id}``."""
+    """``GET /queues/{queue_id}/consumers/{consumer_id}``: show a consumer."""
     queue = call.queue()
     return success(queue.consumer_as_json(_consumer(call, queue)))
 
 
 def update_consumer(call: Call) -> Answer:
-    """``PUT /queues/{queue_id}/consumers/{consumer_id}``: replaces it, or makes the first one."""
+    """``PUT /queues/{queue_id}/consumers/{consumer_id}``: replace it, or create the first one."""
     queue = call.queue()
     sent = fields.parse_object(call.body, _bad_consumer)
     consumer = new_consumer(call.service.clock.now_ms(), sent)
@@ -136,20 +136,20 @@ def update_consumer(call: Call) -> Answer:
 
 
 def delete_consumer(call: Call) -> Answer:
-    """``DELETE /queues/{queue_id}/consumers/{consumer_id}``."""
+    """``DELETE /queues/{queue_id}/consumers/{consumer_id}``: delete a consumer."""
     queue = call.queue()
     call.service.queues.delete_consumer(queue, _consumer(call, queue))
     return success(None)
 
 
-# --- reading what was sent
+# --- reading a request
 
 
 def queue_settings(body: Mapping[str, Json]) -> dict[str, Any]:
-    """Check the ``settings`` of a queue; return those that were sent.
+    """Check the ``settings`` of a queue and return those that were sent.
 
     Raises:
-        Refusal: 100128.
+        Refusal: A setting is invalid (100128).
     """
     sent = body.get("settings", {})
     if not isinstance(sent, dict):
@@ -171,20 +171,20 @@ def queue_settings(body: Mapping[str, Json]) -> dict[str, Any]:
 
 
 def new_consumer(now_ms: int, body: Mapping[str, Json]) -> Consumer:
-    """Check what is to become a consumer.
+    """Return the consumer that *body* describes, with a new id.
 
     Raises:
-        Refusal: 10026 for its form, 100127 for its settings.
+        Refusal: The description is invalid (10026), or a setting is (100127).
     """
     kind = fields.string(body, "type", _bad_consumer)
     if kind is None or kind not in _SETTINGS:
         raise _bad_consumer('type is "http_pull" or "worker"')
-    dead = fields.string(body, "dead_letter_queue", _bad_consumer) or ""
-    if dead and not fields.is_name(dead):
-        raise _bad_name("dead_letter_queue is no name of a queue")
+    dead_letter_queue = fields.string(body, "dead_letter_queue", _bad_consumer) or ""
+    if dead_letter_queue and not fields.is_name(dead_letter_queue):
+        raise _bad_name("dead_letter_queue is not a valid queue name")
     script = None
     if kind == "worker":
-        # wrangler calls it script.
+        # wrangler sends it as "script".
         script = fields.string(body, "script_name", _bad_consumer) or fields.string(
             body, "script", _bad_consumer
         )
@@ -194,12 +194,12 @@ def new_consumer(now_ms: int, body: Mapping[str, Json]) -> Consumer:
     if not isinstance(sent, dict):
         raise _bad_consumer_settings(f"settings: Expected object, received {fields.kind_of(sent)}")
     settings = {name: check(sent, name) for name, check in _SETTINGS[kind].items() if name in sent}
-    return Consumer(secrets.token_hex(16), now_ms, kind, script, dead, settings)
+    return Consumer(secrets.token_hex(16), now_ms, kind, script, dead_letter_queue, settings)
 
 
 @contextmanager
 def refusals_as_value_errors() -> Iterator[None]:
-    """Let what the API would refuse be a ``ValueError`` instead."""
+    """Raise a ``ValueError`` wherever the API would refuse."""
     try:
         yield
     except Refusal as refusal:
@@ -207,10 +207,14 @@ def refusals_as_value_errors() -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no queue may have (11003)."""
+    """Check that a queue may have this name.
+
+    Raises:
+        Refusal: It may not (11003).
+    """
     if not fields.is_name(name):
         raise _bad_name(
-            "The queue name has 1 to 63 letters, digits and dashes, and no dash at either end"
+            "A queue name has 1 to 63 letters, digits and dashes, and no dash at either end"
         )
 
 
@@ -222,7 +226,7 @@ def _between(low: int, high: int) -> Callable[[Mapping[str, Json], str], Any]:
 
 
 def _concurrency(sent: Mapping[str, Json], name: str) -> int | None:
-    if sent[name] is None:  # the platform's maximum
+    if sent[name] is None:  # null means the platform's maximum
         return None
     return fields.number(sent, name, 1, limits.WORKER_CONCURRENCY, _bad_consumer_settings)
 
@@ -248,20 +252,20 @@ _SETTINGS: Final[dict[str, dict[str, Callable[[Mapping[str, Json], str], Any]]]]
 def _page(call: Call) -> int:
     text = next((value for key, value in call.query if key == "page"), "1")
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1):
-        raise _bad_body("page is a number from 1")
+        raise _bad_body("page must be a number of at least 1")
     return int(text)
 
 
 def _matches(name: str, wanted: set[str], call: Call) -> bool:
     if call.knobs.fold_names:
-        name, wanted = name.lower(), {one.lower() for one in wanted}
+        name, wanted = name.lower(), {each.lower() for each in wanted}
     if call.knobs.list_name_filter == "prefix":
         return name.startswith(tuple(wanted))
     return name in wanted
 
 
 def _name(call: Call, body: Mapping[str, Json], owner: Queue | None = None) -> str | None:
-    """Return the name that was sent, if it is free or is the owner's already."""
+    """Return the name that was sent, if it is free or already belongs to *owner*."""
     name = fields.string(body, "queue_name", _bad_name)
     if name is None:
         return None
@@ -274,12 +278,12 @@ def _name(call: Call, body: Mapping[str, Json], owner: Queue | None = None) -> s
 def _jurisdiction(body: Mapping[str, Json]) -> str | None:
     jurisdiction = fields.string(body, "jurisdiction", _bad_body)
     if jurisdiction is not None and jurisdiction not in _JURISDICTIONS:
-        raise _bad_body(f"jurisdiction is one of {', '.join(_JURISDICTIONS)}")
+        raise _bad_body(f"jurisdiction must be one of {', '.join(_JURISDICTIONS)}")
     return jurisdiction
 
 
 def _purged(queue: Queue) -> str:
-    # Text, not a boolean: so in the SDK's types.
+    # The SDK's types have a string here, not a boolean.
     return "true" if queue.purge_due_ms is None else "false"
 
 
@@ -291,7 +295,7 @@ def _change(call: Call, defaults: Mapping[str, Any]) -> Answer:
         raise _bad_queue_settings("A queue cannot be renamed")
     jurisdiction = _jurisdiction(body)
     if jurisdiction not in (None, queue.jurisdiction):
-        raise _bad_queue_settings("A queue's jurisdiction is fixed when it is made")
+        raise _bad_queue_settings("A queue's jurisdiction cannot change after its creation")
     settings = {**defaults, **queue_settings(body)}
     queue.name = name or queue.name
     for setting, value in settings.items():
@@ -310,8 +314,8 @@ def _add_consumer(call: Call, queue: Queue, consumer: Consumer) -> Json:
 def _consumer(call: Call, queue: Queue) -> Consumer:
     consumer = queue.consumers.get(call.found.consumer_id)
     if consumer is None:
-        # No source names a code for this one; 7003 is what the API says of an id in a path.
+        # No source names a code for this case; 7003 is the API's code for an invalid id in a path.
         raise Refusal(
-            404, 7003, "No consumer of that id; perhaps your object identifier is invalid?"
+            404, 7003, "No consumer with that id; perhaps your object identifier is invalid?"
         )
     return consumer

@@ -1,10 +1,11 @@
-"""Cloudflare's limit on API requests: so many a window and token, then a block."""
+"""Cloudflare's limit on API requests: a number per window and token, then a block."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from . import limits
 from .answers import Refusal
@@ -12,7 +13,7 @@ from .clock import Clock
 from .knobs import Knobs
 from .routes import Route
 
-_PULLING = ("pull", "ack", "extend")
+_PULL_ROUTES: Final = ("pull", "ack", "extend")
 
 
 @dataclass(slots=True)
@@ -25,20 +26,21 @@ class _Window:
 class Allowance:
     """Counts each token's requests.
 
-    The window is a fixed one that opens with the first request that counts; whether Cloudflare's
-    is that or a bucket is not known.  Used from one thread only.
+    The window has a fixed length and opens with the first counted request.  Whether Cloudflare
+    has such a window or a token bucket is not known.  Use it from one thread only.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._windows: dict[str, _Window] = {}  # by token
-        self._seconds: dict[str, deque[list[int]]] = {}  # by token: a second, and how many in it
+        # By token, the oldest first: [second since the epoch, requests in that second].
+        self._seconds: dict[str, deque[list[int]]] = {}
 
     def spend(self, token: str, route: Route | None, knobs: Knobs) -> dict[str, str]:
-        """Count one request; return the headers that tell the client what is left.
+        """Count one request and return the headers that tell the client what is left.
 
         Raises:
-            Refusal: 429, with the ``Retry-After`` after which the block ends.
+            Refusal: The token is over its limit (429, with ``Retry-After`` until the block ends).
         """
         if not _counts(route, knobs):
             return {}
@@ -62,17 +64,17 @@ class Allowance:
         )
 
     def describe(self, token: str, knobs: Knobs) -> dict[str, float | int | None]:
-        """Tell what *token* has spent and what is left.
+        """Return what *token* has used and what is left.
 
         Returns:
-            ``limit`` requests in ``window`` seconds, of which so many are ``left``; seconds until
-            the window closes (``resets_in``) or the block ends (``blocked_for``); both None without
-            a limit.  Beside it what counts against Cloudflare's own limit, whether it is enforced
-            here or not: ``recent`` requests of the last ``cloudflare_window`` seconds, of
-            ``cloudflare_limit``.
+            The emulator's limit: ``limit`` requests in ``window`` seconds, with ``left`` remaining.
+            ``resets_in`` and ``blocked_for`` are the seconds until the window closes or the block
+            ends, None if there is no window, no block or no limit.
+            Cloudflare's own limit, enforced here or not: ``recent`` requests in the last
+            ``cloudflare_window`` seconds, out of ``cloudflare_limit``.
         """
         now = self._clock.now()
-        told: dict[str, float | int | None] = {
+        description: dict[str, float | int | None] = {
             "limit": knobs.rate_limit,
             "window": knobs.rate_window_seconds,
             "left": knobs.rate_limit,
@@ -84,17 +86,17 @@ class Allowance:
         }
         window = self._windows.get(token)
         if knobs.rate_limit is None or window is None:
-            return told
+            return description
         if now < window.blocked_until:
-            return {**told, "left": 0, "blocked_for": window.blocked_until - now}
+            return {**description, "left": 0, "blocked_for": window.blocked_until - now}
         closes = window.opened + knobs.rate_window_seconds
         if now < closes:
             left = max(0, knobs.rate_limit - window.used)
-            return {**told, "left": left, "resets_in": closes - now}
-        return told
+            return {**description, "left": left, "resets_in": closes - now}
+        return description
 
     def reset(self) -> None:
-        """Forget what was spent, and every block."""
+        """Forget all counts and end all blocks."""
         self._windows.clear()
         self._seconds.clear()
 
@@ -117,7 +119,7 @@ def _counts(route: Route | None, knobs: Knobs) -> bool:
         return True
     if knobs.rate_limited_routes == "admin":
         return route.kind == "admin"
-    return route.name not in _PULLING
+    return route.name not in _PULL_ROUTES
 
 
 def _too_many(seconds: float, knobs: Knobs) -> Refusal:

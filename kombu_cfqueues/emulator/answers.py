@@ -1,4 +1,4 @@
-"""Cloudflare's envelope: how every answer looks, the good ones and the refusals."""
+"""Cloudflare's envelope, which wraps every result and every refusal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 Json = Any
-"""What ``json.loads`` gives."""
+"""A value that ``json.loads`` returns."""
 
 MISSING: Final = object()
-"""Stands for a ``result`` that is left out of the envelope, which is not the same as a null."""
+"""Stands for a ``result`` that the envelope omits, which differs from a null result."""
 
 _JSON: Final = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back to the client: a status, a body, and headers beside those of every answer."""
+    """An HTTP response: a status, a body, and headers in addition to those of every response."""
 
     status: int
     body: bytes
@@ -31,7 +31,7 @@ class Answer:
 
 
 def success(result: Json = MISSING, *, result_info: Json = None) -> Answer:
-    """Wrap *result*; leave it out to answer without one, as publishing is documented to."""
+    """Wrap *result*; without it, the envelope has no ``result``, as documented for publishing."""
     envelope: dict[str, Json] = {"success": True, "errors": [], "messages": []}
     if result is not MISSING:
         envelope["result"] = result
@@ -41,13 +41,14 @@ def success(result: Json = MISSING, *, result_info: Json = None) -> Answer:
 
 
 class Refusal(Exception):
-    """The request is answered with an error.
+    """The API answers the request with an error.
 
     Attributes:
         status: HTTP status.
-        errors: (code, message) pairs; Cloudflare mostly gives one.
-        chain: What stands behind the first error, as authentication has it.
-        headers: To be sent with it, such as ``Retry-After``.
+        errors: (code, message) pairs; Cloudflare mostly sends one.
+        chain: (code, message) pairs for the ``error_chain`` of the first error, as in
+            authentication errors.
+        headers: Headers to send with it, such as ``Retry-After``.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Refusal(Exception):
         self.headers = headers or {}
 
     def answer(self) -> Answer:
-        """Return it in Cloudflare's envelope."""
+        """Return the error in Cloudflare's envelope."""
         errors: list[dict[str, Json]] = [
             {"code": code, "message": message} for code, message in self.errors
         ]
@@ -79,7 +80,7 @@ class Refusal(Exception):
 
 
 def html_page(status: int, title: str) -> Answer:
-    """Return a page as Cloudflare's edge writes it when the API behind it does not answer."""
+    """Return the error page of Cloudflare's edge when the API behind it does not answer."""
     page = (
         f'<!DOCTYPE html>\n<html lang="en-US"><head><title>{title} | api.cloudflare.com</title>'
         f"</head>\n<body><h1>Error {status}</h1><p>{title}</p><p>Performance &amp; security by "

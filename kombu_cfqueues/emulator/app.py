@@ -1,7 +1,7 @@
-"""The API as an ASGI application: what happens to a request, one worry after the other.
+"""The API as an ASGI application: how a request is served, step by step.
 
-It is logged, then the faults that are set have their way with it; it is counted against the request
-limit, its token and its account are checked, and the route that it found answers.
+The application logs the request and applies the faults that are set.  It counts the request against
+the request limit, checks its token and its account, and calls the handler of its route.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import admin, limits, page, subscriptions, traffic
+from . import admin, limits, page, traffic
 from .access import Access
 from .allowance import Allowance
 from .answers import Answer, Refusal
 from .call import Call
 from .console import Console
-from .faults import DROP, RESET, Seconds, Twist
+from .faults import DROP, RESET, EffectChange, Seconds
 from .log import LoggedRequest, RequestLog
 from .routes import Found, Route, find
 from .service import Service
 
 TRANSPORT: Final = "kombu_cfqueues.transport"
-"""The key in an ASGI scope under which the server puts the connection, for faults to cut."""
+"""Key of the connection in an ASGI scope; the server sets it, and faults cut the connection."""
 
 PREFIX: Final = "/client/v4"
 
@@ -56,11 +56,6 @@ _HANDLERS: Final[dict[str, Callable[[Call], Answer]]] = {
     "get_consumer": admin.get_consumer,
     "update_consumer": admin.update_consumer,
     "delete_consumer": admin.delete_consumer,
-    "list_subscriptions": subscriptions.list_subscriptions,
-    "create_subscription": subscriptions.create_subscription,
-    "get_subscription": subscriptions.get_subscription,
-    "update_subscription": subscriptions.update_subscription,
-    "delete_subscription": subscriptions.delete_subscription,
     "push": traffic.push,
     "batch": traffic.batch,
     "pull": traffic.pull,
@@ -75,8 +70,9 @@ class Api:
     """Everything below ``/client/v4``.
 
     Args:
-        latency: Seconds before each request has its effect, or the least and the most of a random
-            time.
+        service: The emulated account.
+        access: The tokens.
+        latency: Seconds before each request takes effect, or the bounds of a random time.
     """
 
     def __init__(self, service: Service, access: Access, latency: Seconds) -> None:
@@ -90,7 +86,7 @@ class Api:
         """Serve one request."""
         body = await _read(receive)
         if body is None:
-            return  # the client went away while it was sending
+            return  # the client disconnected while it was sending
         request, found = _request(scope, body)
         began = time.perf_counter()
         self.requests.append(request)
@@ -104,26 +100,26 @@ class Api:
         await _send(send, answer)
 
     async def _under_faults(self, request: LoggedRequest, found: Found, receive: Receive) -> Answer:
-        strike = self._service.faults.strike(request.route)
-        await _wait((self.latency, *strike.waits) if strike.waits else (self.latency,), receive)
-        fault = strike.fault
-        if fault is None or fault.spoil is None:
-            return self._answer(request, found, strike.twist)
+        applied = self._service.faults.apply(request.route)
+        await _wait((self.latency, *applied.waits) if applied.waits else (self.latency,), receive)
+        fault = applied.fault
+        if fault is None or fault.replace is None:
+            return self._answer(request, found, applied.change)
         request.fault = fault.kind
-        return fault.spoil(
-            self._answer(request, found, strike.twist) if fault.after_effect else None
+        return fault.replace(
+            self._answer(request, found, applied.change) if fault.after_effect else None
         )
 
-    def _answer(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
+    def _answer(self, request: LoggedRequest, found: Found, change: EffectChange) -> Answer:
         try:
-            return self._serve(request, found, twist)
+            return self._serve(request, found, change)
         except Refusal as refusal:
             return refusal.answer()
-        except Exception:  # a bug here must look like a failure of the service
+        except Exception:  # to the client, a bug here is a failure of the service
             _logger.exception("%s %s failed", request.method, request.path)
             return Refusal(500, 15000, "Unknown internal error").answer()
 
-    def _serve(self, request: LoggedRequest, found: Found, twist: Twist) -> Answer:
+    def _serve(self, request: LoggedRequest, found: Found, change: EffectChange) -> Answer:
         service = self._service
         knobs = service.knobs
         if len(request.body) > limits.REQUEST_BYTES:
@@ -134,25 +130,25 @@ class Api:
             route = _existing(request, found, service.account_id)
             self._access.check(token, route)
             query = parse_qsl(request.query, keep_blank_values=True) if request.query else []
-            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body, twist))
+            answer = _HANDLERS[route.name](Call(service, route, found, query, request.body, change))
         except Refusal as refusal:
             answer = refusal.answer()
         return answer.with_headers(allowance) if allowance else answer
 
 
 def application(api: Api, console: Console) -> ASGIApp:
-    """Return what the server serves: the API, the emulator's own endpoints, and the page."""
+    """Return the application that serves the API, the emulator's own endpoints, and the page."""
     own = Starlette(routes=[*page.routes(), Mount("/_emulator", routes=console.routes())])
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        # Not by a Mount, whose pattern ends at a line break, and a path may have one.
+        # No Mount: its pattern ends at a line break, which a path may contain.
         path = scope["path"]
         below = path == PREFIX or path.startswith(f"{PREFIX}/")
         try:
             await (api if below else own)(scope, receive, send)
         except asyncio.CancelledError:
-            # The server is being stopped and has cut the connection, so nobody waits for more;
-            # uvicorn would log it as a failure.
+            # The server stops and has cut the connection, so no client waits for a response.
+            # uvicorn would log the cancellation as a failure.
             return
 
     return serve
@@ -192,18 +188,21 @@ def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
 
 
 def _code(answer: Answer) -> int | None:
-    """Return the first error code of an answer that is a refusal."""
+    """Return the first error code of a refusal; None if there is none."""
     if answer.status < 400 and b'"success": false' not in answer.body:
         return None
     try:
         code = json.loads(answer.body)["errors"][0]["code"]
-    except (ValueError, LookupError, TypeError):  # a page, or cut off: no code
+    except (ValueError, LookupError, TypeError):  # HTML, or truncated JSON
         return None
     return code if isinstance(code, int) else None
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return a request's body: all of it, but no more than is surely too much."""
+    """Return a request's body, or a little more than ``REQUEST_BYTES`` of one that is too large.
+
+    None if the client disconnects first.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -214,15 +213,15 @@ async def _read(receive: Receive) -> bytes | None:
         if size <= limits.REQUEST_BYTES:
             chunks.append(chunk)
             size += len(chunk)
-        # What is beyond is read and dropped: a client that still sends would not see the answer.
+        # Read and drop the rest: a client that is still sending would not see the response.
         if not message.get("more_body", False):
             return b"".join(chunks)
 
 
 async def _wait(waits: Iterable[Seconds], receive: Receive) -> None:
     for wait in waits:
-        least, most = wait if isinstance(wait, tuple) else (wait, wait)
-        seconds = random.uniform(least, most) if least < most else least  # noqa: S311
+        low, high = wait if isinstance(wait, tuple) else (wait, wait)
+        seconds = random.uniform(low, high) if low < high else low  # noqa: S311
         if math.isinf(seconds):
             await _disconnect(receive)
         elif seconds:
@@ -233,14 +232,14 @@ async def _cut(scope: Scope, receive: Receive, *, reset: bool) -> None:
     transport = scope[TRANSPORT]
     if reset:
         connection = transport.get_extra_info("socket")
-        # With no time to linger, closing sends RST instead of FIN.
+        # With a linger time of zero, closing sends RST instead of FIN.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
     await _disconnect(receive)
 
 
 async def _disconnect(receive: Receive) -> None:
-    """Return once the client has gone, or was cut off."""
+    """Wait until the connection is closed, by the client or by a fault."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,4 +1,4 @@
-"""One request that has found its route and is allowed to take it."""
+"""One authorized request, as the handler of its route receives it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import fields
 from .answers import Refusal
-from .faults import NO_TWIST, Twist
+from .faults import NO_CHANGE, EffectChange
 from .knobs import Knobs
 from .queues import Queue
 from .routes import Found, Route
@@ -15,18 +15,27 @@ from .service import Service
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler is given."""
+    """The argument of a handler.
+
+    Attributes:
+        service: The emulated account.
+        route: The route of the request.
+        found: The ids in its path.
+        query: Names and values of its query.
+        body: Its raw body.
+        change: What faults change about its effect.
+    """
 
     service: Service
     route: Route
     found: Found
     query: list[tuple[str, str]]
     body: bytes
-    twist: Twist = NO_TWIST
+    change: EffectChange = NO_CHANGE
 
     @property
     def knobs(self) -> Knobs:
-        """The knobs in force."""
+        """The current knobs."""
         return self.service.knobs
 
     def queue(self) -> Queue:

@@ -1,4 +1,4 @@
-"""The emulator's time: the real one, plus what a test has advanced it by."""
+"""The emulator's clock: real time plus whatever a test has added."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 
 
 class Clock:
-    """Time that tests can move forward; leases, delays, retention and the request limit follow it.
+    """A clock that tests can advance; leases, delays, retention and the request limit follow it.
 
-    It never goes back, whatever the machine's clock does, so that what was once due stays due.
+    It never goes back, whatever the machine's clock does, so that whatever was due stays due.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Clock:
 
     @property
     def ahead(self) -> float:
-        """Seconds by which it was advanced in all."""
+        """Total seconds by which the clock was advanced."""
         with self._lock:
             return self._ahead_ms / 1000
 
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass at once.
+        """Move the clock forward by *seconds*.
 
         Raises:
             ValueError: *seconds* is negative.

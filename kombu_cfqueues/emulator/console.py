@@ -1,7 +1,7 @@
 """The emulator's own endpoints, under ``/_emulator/``: what the page shows and does.
 
-Also for tests in other languages: faults, the clock, knobs and state are all here as JSON.  No
-fault strikes these routes and no request limit counts them.
+Tests in other languages use them too: faults, the clock, knobs and state are available as JSON.
+Faults do not apply to these routes, and the request limit does not count them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,44 @@ from .queues import Queue
 from .service import Service
 from .store import Draft, StoredMessage
 
-_MOST_MESSAGES: Final = 100  # of one answer
-_MOST_REQUESTS: Final = 500  # of one answer
+_MAX_MESSAGES: Final = 100
+"""Maximum number of messages in one response."""
+
+_MAX_REQUESTS: Final = 500
+"""Maximum number of requests in one response."""
+
+_MAX_NUMBERS: Final = 1_000
+"""Maximum number of messages that one request retries or deletes."""
+
 _PREVIEW_CHARACTERS: Final = 2_000
-_MOST_SECONDS: Final = 10 * 365 * 86_400  # ten years: as far as the clock goes in one step
+"""Arguments of a task that are longer than this appear only when the message is shown alone."""
+
+_MAX_ADVANCE_SECONDS: Final = 10 * 365 * 86_400
+"""Maximum step of the clock: ten years."""
+
+_FRESH_SUMMARY_SECONDS: Final = 0.02
+"""Counting that is faster than this is repeated for each request."""
+
+_SUMMARY_REUSE_FACTOR: Final = 20
+"""Slower counts are reused for this many times their own duration.
+
+Counting a million delayed messages takes a while and blocks the thread that serves the API, so
+counting gets at most a twentieth of that thread's time."""
 
 Handler = Callable[[Request], Awaitable[Any]]
 
 
 class Console:
-    """Answers what is asked below ``/_emulator/``.
+    """The handlers below ``/_emulator/``.
 
     Args:
-        service: The account.
-        access: Who may ask, if a token is wanted.
-        requests: What was asked of the API.
-        allowance: What each token has spent.
+        service: The emulated account.
+        access: The tokens that may use the endpoints, if they require one.
+        requests: The log of API requests.
+        allowance: The request count of each token.
         token: The token whose allowance is shown.
-        guarded: A token is wanted.  Not on loopback, where nobody else can come.
+        requires_token: Require a token.  On loopback none is needed, because other machines cannot
+            connect.
     """
 
     def __init__(
@@ -57,19 +77,20 @@ class Console:
         allowance: Allowance,
         token: str,
         *,
-        guarded: bool,
+        requires_token: bool,
     ) -> None:
         self._service = service
         self._access = access
         self._requests = requests
         self._allowance = allowance
         self._token = token
-        self._guarded = guarded
+        self._requires_token = requires_token
         self._started = time.monotonic()
-        self._queues: tuple[float, list[dict[str, Any]]] = (0.0, [])  # until when it is fresh
+        # The queues' summaries, and the ``perf_counter`` time until which they may be reused.
+        self._summaries_cache: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def routes(self) -> list[Route]:
-        """Return its routes."""
+        """Return the routes of these endpoints."""
         table: list[tuple[str, str, Handler]] = [
             ("GET", "/state", self._state),
             ("POST", "/queues", self._create_queue),
@@ -90,7 +111,7 @@ class Console:
             ("GET", "/clock", self._show_clock),
             ("POST", "/clock", self._advance_clock),
             ("GET", "/knobs", self._show_knobs),
-            ("PATCH", "/knobs", self._turn_knobs),
+            ("PATCH", "/knobs", self._change_knobs),
             ("POST", "/allowance/reset", self._reset_allowance),
             ("POST", "/reset", self._reset),
         ]
@@ -100,11 +121,11 @@ class Console:
         ]
 
     def _endpoint(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Wrap *handler*: who may call it, and how its result and its failures look."""
+        """Wrap *handler*: check the caller, and turn its result or its failure into a response."""
 
         async def endpoint(request: Request) -> Response:
             try:
-                self._admit(request)
+                self._check_caller(request)
                 answer = JSONResponse(await handler(request))
             except Refusal as refusal:
                 answer = JSONResponse({"error": str(refusal)}, refusal.status)
@@ -115,35 +136,35 @@ class Console:
 
         return endpoint
 
-    def _admit(self, request: Request) -> None:
-        """Refuse whoever has no token, and pages of other sites that a browser here has open."""
-        if self._guarded:
+    def _check_caller(self, request: Request) -> None:
+        """Refuse callers without a token, and pages of other sites in a browser on this machine."""
+        if self._requires_token:
             try:
                 token = self._access.identify(request.headers, "401/10000")
             except Refusal as refusal:
-                raise Refusal(401, 10000, "a token of this emulator is needed") from refusal
+                raise Refusal(401, 10000, "this emulator requires its token") from refusal
             if request.method != "GET" and not self._access.may_edit(token):
-                raise Refusal(403, 10000, "this token may only read")
+                raise Refusal(403, 10000, "this token has read permission only")
             return
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        # A name that somebody else's DNS points at loopback would have the browser send us what
-        # a page of theirs asks for.
+        # A foreign host name may resolve to loopback (DNS rebinding): the browser would then treat
+        # the emulator as part of the foreign site.
         if not (host == "localhost" or host.endswith(".localhost") or _is_address(host)):
-            raise Refusal(403, 10000, "ask for it by the address or as localhost")
+            raise Refusal(403, 10000, "use an IP address or localhost as the host")
         origin = request.headers.get("origin")
         site = request.headers.get("sec-fetch-site", "none")
         if site not in ("none", "same-origin") or (
             origin is not None and urlsplit(origin).netloc != request.headers.get("host")
         ):
-            raise Refusal(403, 10000, "only this emulator's own page may ask")
+            raise Refusal(403, 10000, "only this emulator's own page may call this from a browser")
 
-    # --- looking
+    # --- reading
 
     async def _state(self, _request: Request) -> dict[str, Any]:
         service = self._service
         return {
             "account_id": service.account_id,
-            # For the examples on the page: only the one that everybody knows.
+            # For the examples on the page: only the default token, which is not a secret.
             "token_hint": self._token if self._token == TOKEN else None,
             "now": service.clock.now(),
             "ahead": service.clock.ahead,
@@ -156,14 +177,14 @@ class Console:
 
     def _summaries(self) -> list[dict[str, Any]]:
         began = time.perf_counter()
-        fresh_until, summaries = self._queues
+        fresh_until, summaries = self._summaries_cache
         if began >= fresh_until:
             with self._service.database.lock:
                 summaries = [self._summary(queue) for queue in self._service.queues]
             took = time.perf_counter() - began
-            # Counting a million delayed messages takes a while, in the thread that serves the
-            # API: it may take a twentieth of it.
-            self._queues = (began + 20 * took if took > 0.02 else 0.0, summaries)
+            slow = took > _FRESH_SUMMARY_SECONDS
+            fresh_until = began + _SUMMARY_REUSE_FACTOR * took if slow else 0.0
+            self._summaries_cache = (fresh_until, summaries)
         return summaries
 
     def _summary(self, queue: Queue) -> dict[str, Any]:
@@ -197,57 +218,58 @@ class Console:
         queue = self._queue(request)
         state = request.query_params.get("state") or None
         if state not in (None, "ready", "delayed", "leased"):
-            raise ValueError("state is ready, delayed or leased")
+            raise ValueError("state must be ready, delayed or leased")
         before = _whole(request.query_params.get("before"), "before")
-        most = min(_whole(request.query_params.get("limit"), "limit") or 50, _MOST_MESSAGES)
-        stored = self._service.store.stored(queue, state=state, before=before, most=most)
-        return {"messages": [_shown(message) for message in stored], "more": len(stored) == most}
+        limit = min(_whole(request.query_params.get("limit"), "limit") or 50, _MAX_MESSAGES)
+        stored = self._service.store.stored(queue, state=state, before=before, limit=limit)
+        messages = [_message_as_json(message) for message in stored]
+        return {"messages": messages, "more": len(stored) == limit}
 
     async def _message(self, request: Request) -> dict[str, Any]:
         number: int = request.path_params["number"]
-        stored = self._service.store.stored(self._queue(request), before=number + 1, most=1)
+        stored = self._service.store.stored(self._queue(request), before=number + 1, limit=1)
         if not stored or stored[0].number != number:
-            raise Refusal(404, 0, "the message is gone")
-        return _shown(stored[0], whole=True)
+            raise Refusal(404, 0, "the message no longer exists")
+        return _message_as_json(stored[0], whole=True)
 
     async def _list_requests(self, request: Request) -> dict[str, Any]:
-        most = min(_whole(request.query_params.get("limit"), "limit") or 100, _MOST_REQUESTS)
+        limit = min(_whole(request.query_params.get("limit"), "limit") or 100, _MAX_REQUESTS)
         names = {queue.id: queue.name for queue in self._service.queues}
-        latest = self._requests[-most:]
+        latest = self._requests[-limit:]
         total = self._requests.total
         return {
             "total": total,
             "requests": [
-                _request_shown(one, total - len(latest) + n + 1, names)
-                for n, one in enumerate(latest)
+                _request_as_json(logged, total - len(latest) + n + 1, names)
+                for n, logged in enumerate(latest)
             ],
         }
 
-    # --- doing
+    # --- changing
 
     async def _create_queue(self, request: Request) -> dict[str, Any]:
         sent = await _object(request)
         name = sent.get("name")
         if not isinstance(name, str):
-            raise ValueError("name is a text")
+            raise ValueError("name must be a string")
         admin.check_name(name)
         if self._service.queues.named(name, fold=self._service.knobs.fold_names) is not None:
-            raise Refusal(409, 11009, f"there is a queue {name!r} already")
+            raise Refusal(409, 11009, f"queue {name!r} already exists")
         consumer = sent.get("consumer")
-        made = None
+        new_consumer = None
         if consumer is not None:
             if not isinstance(consumer, dict):
-                raise ValueError("consumer is an object, or null")
-            made = admin.new_consumer(self._service.clock.now_ms(), consumer)
+                raise ValueError("consumer must be an object or null")
+            new_consumer = admin.new_consumer(self._service.clock.now_ms(), consumer)
         settings = admin.queue_settings({"settings": sent.get("settings", {})})
         queue = self._service.queues.create(name, None, settings)
-        if made is not None:
-            self._service.queues.put_consumer(queue, made)
-        return self._changed({"id": queue.id, "name": queue.name})
+        if new_consumer is not None:
+            self._service.queues.put_consumer(queue, new_consumer)
+        return self._refreshed({"id": queue.id, "name": queue.name})
 
     async def _delete_queue(self, request: Request) -> dict[str, Any]:
         self._service.queues.delete(self._queue(request))
-        return self._changed({})
+        return self._refreshed({})
 
     async def _publish(self, request: Request) -> dict[str, Any]:
         queue = self._queue(request)
@@ -255,37 +277,39 @@ class Console:
         draft = _draft(sent)
         size = len(draft.body) + self._service.knobs.metadata_bytes
         if size > limits.MESSAGE_BYTES:
-            raise Refusal(413, 10204, f"the message has {size} bytes; {limits.MESSAGE_BYTES} fit")
+            raise Refusal(
+                413, 10204, f"the message has {size} bytes; the limit is {limits.MESSAGE_BYTES}"
+            )
         if sent.get("delay_seconds") is None:
             draft = replace(draft, delay_seconds=queue.delivery_delay)
         self._service.store.add(queue, [draft])
-        return self._changed({"published": 1})
+        return self._refreshed({"published": 1})
 
     async def _retry(self, request: Request) -> dict[str, Any]:
         queue = self._queue(request)
         numbers = _numbers(await _object(request), optional=True)
-        return self._changed({"retried": self._service.store.retry_now(queue, numbers)})
+        return self._refreshed({"retried": self._service.store.retry_now(queue, numbers)})
 
     async def _delete_messages(self, request: Request) -> dict[str, Any]:
         queue = self._queue(request)
         numbers = _numbers(await _object(request), optional=False)
-        return self._changed({"deleted": self._service.store.delete(queue, numbers or [])})
+        return self._refreshed({"deleted": self._service.store.delete(queue, numbers or [])})
 
     async def _purge(self, request: Request) -> dict[str, Any]:
         queue = self._queue(request)
         await _object(request)
         count = queue.backlog_count
         self._service.store.purge(queue)
-        return self._changed({"deleted": count - queue.backlog_count})
+        return self._refreshed({"deleted": count - queue.backlog_count})
 
     async def _pause(self, request: Request) -> dict[str, Any]:
         queue = self._queue(request)
         paused = (await _object(request)).get("paused")
         if not isinstance(paused, bool):
-            raise ValueError("paused is true or false")
+            raise ValueError("paused must be true or false")
         queue.delivery_paused = paused
         self._service.queues.save(queue)
-        return self._changed({"paused": paused})
+        return self._refreshed({"paused": paused})
 
     async def _forget_requests(self, _request: Request) -> dict[str, Any]:
         self._requests.clear()
@@ -313,23 +337,23 @@ class Console:
     async def _advance_clock(self, request: Request) -> dict[str, Any]:
         seconds = (await _object(request)).get("advance")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise ValueError("advance is a number of seconds")
-        if not 0 <= seconds <= _MOST_SECONDS:
-            raise ValueError(f"advance is from 0 to {_MOST_SECONDS} seconds")
+            raise ValueError("advance must be a number of seconds")
+        if not 0 <= seconds <= _MAX_ADVANCE_SECONDS:
+            raise ValueError(f"advance must be from 0 to {_MAX_ADVANCE_SECONDS} seconds")
         self._service.clock.advance(seconds)
-        self._changed({})
+        self._refreshed({})
         return await self._show_clock(request)
 
     async def _show_knobs(self, _request: Request) -> dict[str, Any]:
         return asdict(self._service.knobs)
 
-    async def _turn_knobs(self, request: Request) -> dict[str, Any]:
+    async def _change_knobs(self, request: Request) -> dict[str, Any]:
         sent = await _object(request)
         try:
             self._service.knobs = replace(self._service.knobs, **sent)
         except TypeError as error:
             unknown = sorted(set(sent) - set(asdict(Knobs())))
-            raise ValueError(f"no knob is called {', '.join(unknown)}") from error
+            raise ValueError(f"unknown knobs: {', '.join(unknown)}") from error
         return asdict(self._service.knobs)
 
     async def _reset_allowance(self, request: Request) -> dict[str, Any]:
@@ -338,37 +362,37 @@ class Console:
         return self._allowance.describe(self._token, self._service.knobs)
 
     async def _reset(self, request: Request) -> dict[str, Any]:
-        """Forget everything but the knobs and the clock, for the next test."""
+        """Delete everything except the knobs and the clock, for the next test."""
         await _object(request)
         for queue in self._service.queues:
             self._service.queues.delete(queue)
         self._service.faults.clear()
         self._requests.clear()
         self._allowance.reset()
-        return self._changed({})
+        return self._refreshed({})
 
-    # --- parts
+    # --- helpers
 
-    def _changed(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Have the next look at the queues see what was done."""
-        self._queues = (0.0, [])
+    def _refreshed(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return *answer*, and make the next request for the state count the messages anew."""
+        self._summaries_cache = (0.0, [])
         return answer
 
     def _queue(self, request: Request) -> Queue:
         queue = self._service.queues.get(request.path_params["queue_id"])
         if queue is None:
-            raise Refusal(404, 11000, "there is no such queue")
+            raise Refusal(404, 11000, "the queue does not exist")
         return queue
 
     def _fault(self, number: int) -> Fault:
         for fault in self._service.faults.active:
             if fault.number == number:
                 return fault
-        raise Refusal(404, 0, "no fault of that number is set")
+        raise Refusal(404, 0, "no active fault has this number")
 
 
-def _shown(message: StoredMessage, *, whole: bool = False) -> dict[str, Any]:
-    """Return what is said of a message; its body in full only if it is asked for alone."""
+def _message_as_json(message: StoredMessage, *, whole: bool = False) -> dict[str, Any]:
+    """Describe a message; with *whole*, include its body and everything in it."""
     described = contents.describe(message.content_type, message.body)
     if not whole:
         del described["content"]
@@ -392,7 +416,9 @@ def _shown(message: StoredMessage, *, whole: bool = False) -> dict[str, Any]:
     return {**shown, "body": message.body} if whole else shown
 
 
-def _request_shown(request: LoggedRequest, number: int, names: Mapping[str, str]) -> dict[str, Any]:
+def _request_as_json(
+    request: LoggedRequest, number: int, names: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "number": number,
         "time": request.time,
@@ -411,39 +437,39 @@ def _request_shown(request: LoggedRequest, number: int, names: Mapping[str, str]
 
 
 async def _object(request: Request) -> dict[str, Any]:
-    # A page of another site can send a form or plain text here, but JSON only after asking, and
-    # nobody answers that question.
+    # A page of another site can send a form or plain text to this endpoint.  For JSON, the browser
+    # sends a CORS preflight first, which the emulator does not answer.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refusal(415, 0, "send it as application/json")
+        raise Refusal(415, 0, "send the body as application/json")
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > limits.REQUEST_BYTES:
-            raise Refusal(413, 0, "that is too much")
+            raise Refusal(413, 0, f"the body is larger than {limits.REQUEST_BYTES} bytes")
     try:
         sent = json.loads(body.decode() or "{}")
         json.dumps(sent, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError("the body is not JSON") from error
+        raise ValueError("the body is not valid JSON") from error
     if not isinstance(sent, dict):
-        raise ValueError("the body is a JSON object")
+        raise ValueError("the body must be a JSON object")
     return sent
 
 
 def _draft(sent: Mapping[str, Any]) -> Draft:
-    """Return the message that somebody wants to publish: a task, JSON or text."""
+    """Return the message that a request describes: a task, JSON or text."""
     delay = sent.get("delay_seconds") or 0
     if isinstance(delay, bool) or not isinstance(delay, int):
-        raise ValueError("delay_seconds is a whole number")
+        raise ValueError("delay_seconds must be an integer")
     if not 0 <= delay <= limits.DELAY_SECONDS:
-        raise ValueError(f"delay_seconds is from 0 to {limits.DELAY_SECONDS}")
+        raise ValueError(f"delay_seconds must be from 0 to {limits.DELAY_SECONDS}")
     kind = sent.get("kind")
     if kind == "celery":
         task, args, kwargs = sent.get("task"), sent.get("args", []), sent.get("kwargs", {})
         if not isinstance(task, str) or not task:
-            raise ValueError("task is the name of a task")
+            raise ValueError("task must be the name of a task")
         if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise ValueError("args is a list, and kwargs an object")
+            raise ValueError("args must be a list and kwargs an object")
         return Draft(contents.celery_task(task, args, kwargs).encode(), "text", delay)
     if kind == "json":
         if "body" not in sent:
@@ -453,9 +479,9 @@ def _draft(sent: Mapping[str, Any]) -> Draft:
     if kind == "text":
         body = sent.get("body")
         if not isinstance(body, str):
-            raise ValueError("body is a text")
+            raise ValueError("body must be a string")
         return Draft(body.encode(), "text", delay)
-    raise ValueError("kind is celery, json or text")
+    raise ValueError("kind must be celery, json or text")
 
 
 def _numbers(sent: Mapping[str, Any], *, optional: bool) -> list[int] | None:
@@ -464,14 +490,14 @@ def _numbers(sent: Mapping[str, Any], *, optional: bool) -> list[int] | None:
         return None
     if (
         not isinstance(numbers, list)
-        or len(numbers) > 1000
-        or not all(_is_row(number) for number in numbers)
+        or len(numbers) > _MAX_NUMBERS
+        or not all(_is_number(number) for number in numbers)
     ):
-        raise ValueError("numbers is a list of message numbers, at most 1000")
+        raise ValueError(f"numbers must be a list of at most {_MAX_NUMBERS} message numbers")
     return numbers
 
 
-def _is_row(number: Any) -> bool:
+def _is_number(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**63
 
 
@@ -479,10 +505,10 @@ def _whole(text: str | None, name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise ValueError(f"{name} is a whole number")
+        raise ValueError(f"{name} must be an integer of at least 0")
     return int(text)
 
 
 def _is_address(host: str) -> bool:
-    """Tell whether *host* is an IP address, which no DNS can point elsewhere."""
+    """Tell whether *host* is an IP address, which needs no DNS."""
     return ":" in host or host.replace(".", "").isdecimal()

@@ -1,7 +1,7 @@
-"""What a message is, for people who look at it: a Celery task, a Kombu message, JSON, or text.
+"""What a message contains, for people: a Celery task, a Kombu message, JSON, or text.
 
-Celery's and Kombu's forms are read here from their documentation, not with their code: nothing
-that is in a queue is ever unpickled or run.
+This module parses Celery's and Kombu's formats from their documentation and does not use their
+code: the emulator never unpickles or runs the content of a queue.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-_MOST_INFLATED: Final = 1_000_000  # bytes; a message that would unpack to more stays packed
-_MOST_SHOWN: Final = 400  # characters of a summary
+_MAX_INFLATED_BYTES: Final = 1_000_000
+"""A compressed message that would inflate to more than this stays compressed."""
+
+_MAX_SUMMARY_CHARACTERS: Final = 400
+"""Length at which a summary is cut off."""
 
 
 def describe(content_type: str, body: str) -> dict[str, Any]:
-    """Tell what a message is.
+    """Describe a message.
 
     Args:
-        content_type: ``text`` or ``json``, as it was published.
+        content_type: The content type it was published with: ``text`` or ``json``.
         body: The text, or the JSON text.
 
     Returns:
-        ``kind`` (``celery``, ``kombu``, ``json`` or ``text``) and a ``summary`` of one line; of a
-        task also ``task``, ``id``, ``args``, ``kwargs`` (as JSON or as Celery wrote them), ``eta``,
-        ``expires``, ``retries``, ``content`` (its body, decoded) and ``headers``.
+        ``kind`` (``celery``, ``kombu``, ``json`` or ``text``), a one-line ``summary`` and the
+        decoded ``content``.  A Kombu message also has its ``headers``.  A task has ``headers``,
+        ``task``, ``id``, ``args``, ``kwargs`` (as JSON, or in Celery's own ``repr``), ``eta``,
+        ``expires`` and ``retries``.
     """
     value = _json(body)
     if isinstance(value, dict):
@@ -87,7 +91,7 @@ def celery_task(
 
 
 def _envelope(value: dict[str, Any]) -> dict[str, Any] | None:
-    """Read Kombu's envelope; None if it is none."""
+    """Describe a message in Kombu's envelope; None if *value* is not such an envelope."""
     headers, properties = value.get("headers"), value.get("properties")
     if "body" not in value or not isinstance(headers, dict) or not isinstance(properties, dict):
         return None
@@ -105,7 +109,7 @@ def _envelope(value: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _content(value: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> Any:
-    """Return what an envelope carries: decoded if it is JSON or text, else in a few words."""
+    """Return the content of an envelope: decoded JSON, text, or a note about binary content."""
     body = value["body"]
     if not isinstance(body, str):
         return body
@@ -126,7 +130,7 @@ def _content(value: dict[str, Any], headers: dict[str, Any], properties: dict[st
 
 
 def _task(headers: dict[str, Any], content: Any) -> dict[str, Any]:
-    """Describe a task of Celery's protocol 2: what it is stands in the headers."""
+    """Describe a task of Celery's protocol 2, which has the metadata in the headers."""
     args, kwargs = headers.get("argsrepr"), headers.get("kwargsrepr")
     if isinstance(content, list) and len(content) == 3:
         args, kwargs = content[0], content[1]
@@ -134,6 +138,7 @@ def _task(headers: dict[str, Any], content: Any) -> dict[str, Any]:
 
 
 def _old_task(content: dict[str, Any]) -> dict[str, Any]:
+    """Describe a task of Celery's protocol 1, which has the metadata in the body."""
     return _described(content, content.get("args"), content.get("kwargs"), content, {})
 
 
@@ -156,13 +161,15 @@ def _described(
 
 
 def _call(args: Any, kwargs: Any) -> str:
-    """Write arguments as in a call, as far as they are known."""
+    """Format the known arguments as in a function call."""
     if isinstance(args, str):  # Celery's own repr of the tuple
         parts = [args.strip("()").rstrip(",")]
     else:
-        parts = [json.dumps(one, ensure_ascii=False) for one in args or []]
+        parts = [json.dumps(value, ensure_ascii=False) for value in args or []]
     if isinstance(kwargs, dict):
-        parts += [f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in kwargs.items()]
+        parts += [
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in kwargs.items()
+        ]
     elif isinstance(kwargs, str) and kwargs != "{}":
         parts.append(f"**{kwargs}")
     return ", ".join(part for part in parts if part)
@@ -171,17 +178,17 @@ def _call(args: Any, kwargs: Any) -> str:
 def _inflate(raw: bytes) -> bytes:
     try:
         unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib
-        inflated = unpacker.decompress(raw, _MOST_INFLATED)
+        inflated = unpacker.decompress(raw, _MAX_INFLATED_BYTES)
     except zlib.error:
         return raw
     return raw if unpacker.unconsumed_tail else inflated
 
 
 def _json(text: str) -> Any:
-    """Decode JSON; None if it is none, or if it holds what could not be written as JSON again."""
+    """Decode JSON; None if it is invalid, or if its value cannot be encoded as JSON again."""
     try:
         value = json.loads(text)
-        # NaN, 1e999 and lone surrogates are read, and would then spoil the answer they are part of.
+        # json.loads accepts NaN, 1e999 and lone surrogates, which would make our response invalid.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
@@ -189,4 +196,4 @@ def _json(text: str) -> Any:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
+    return text if len(text) <= _MAX_SUMMARY_CHARACTERS else text[:_MAX_SUMMARY_CHARACTERS] + "…"

@@ -1,4 +1,4 @@
-"""The SQLite database behind the emulator: its schema, and one transaction at a time."""
+"""The emulator's SQLite database: its schema and its transactions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Final
 
 _VERSION: Final = 2
 
-# A message is two rows, because what changes with each lease is small and a body may be 128 KB:
-# SQLite writes a changed row anew.  Whether a message is ready, delayed or leased is no column but
-# a question about `visible_at`, so that time alone makes a message ready, without a write.
+# A message has two rows: SQLite rewrites a changed row as a whole, each lease changes only a few
+# numbers, and a body may have 128 KB.  No column says whether a message is ready, delayed or
+# leased.  That follows from `visible_at`, so a message becomes ready as time passes, without a
+# write.
 _SCHEMA: Final = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE queues (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice, as leases carry it
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused, since leases contain it
     id TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL UNIQUE,
     jurisdiction TEXT,
@@ -28,7 +29,7 @@ CREATE TABLE queues (
     delivery_paused INTEGER NOT NULL,
     message_retention_period INTEGER NOT NULL,
     purged_ms INTEGER,
-    purge_due_ms INTEGER                       -- a purge that has started and not yet happened
+    purge_due_ms INTEGER                       -- end of a purge that has started
 );
 
 CREATE TABLE consumers (
@@ -41,27 +42,25 @@ CREATE TABLE consumers (
     settings TEXT NOT NULL
 ) WITHOUT ROWID;
 
-CREATE TABLE subscriptions (id TEXT PRIMARY KEY, subscription TEXT NOT NULL);
-
 CREATE TABLE messages (
     seq INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,
     id BLOB NOT NULL,
     content_type TEXT NOT NULL,
     size INTEGER NOT NULL,                     -- bytes of the body
-    delay_seconds INTEGER NOT NULL,            -- as asked for at publishing
+    delay_seconds INTEGER NOT NULL,            -- as requested by the publisher
     timestamp_ms INTEGER NOT NULL,
-    visible_at INTEGER NOT NULL,               -- ms; the end of a delay or of a lease
+    visible_at INTEGER NOT NULL,               -- ms; end of the delay or the lease
     attempts INTEGER NOT NULL,                 -- deliveries so far
     lease INTEGER NOT NULL,                    -- number of the latest lease
-    leased INTEGER NOT NULL,                   -- 1 until that lease is settled or has run out
-    copied INTEGER NOT NULL DEFAULT 0,         -- 1 once there are two of it
-    died_in INTEGER                            -- the queue that it is a dead letter of
+    leased INTEGER NOT NULL,                   -- 1 until that lease is settled or expires
+    copied INTEGER NOT NULL DEFAULT 0,         -- 1 once a duplicate exists
+    died_in INTEGER                            -- the queue in which it became a dead letter
 );
--- With `leased`, so that counting by state reads the index alone.
+-- Includes `leased`, so that counting by state reads only the index.
 CREATE INDEX messages_by_visibility ON messages (queue, visible_at, leased);
 CREATE INDEX messages_dead ON messages (died_in) WHERE died_in IS NOT NULL;
--- With seq, which every index ends in: a queue's latest messages without sorting them all.
+-- Every index ends in seq, so this one returns the latest messages of a queue without a sort.
 CREATE INDEX messages_by_queue ON messages (queue);
 CREATE INDEX messages_by_age ON messages (queue, timestamp_ms);
 CREATE INDEX messages_leased ON messages (visible_at) WHERE leased = 1;
@@ -76,14 +75,15 @@ CREATE TABLE bodies (
 class Database:
     """A connection that all threads share, one at a time.
 
-    In a file, a commit is in the hands of the operating system before it returns, so killing the
-    process loses nothing that was answered.  (A power cut may: nobody keeps their queues here.)
+    A commit to a file has reached the operating system before it returns, so killing the process
+    loses nothing that was answered.  A power failure may lose commits: the emulator is not meant to
+    keep data.
 
     Args:
-        path: The file, made if missing; None for memory.
+        path: The file, which is created if it is missing; None for memory.
 
     Raises:
-        ValueError: The file is in use by another emulator, or it is none of ours.
+        ValueError: Another emulator uses the file, or the file is not an emulator's database.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -106,7 +106,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Do the block's statements together or not at all.  Blocks inside it join it."""
+        """Run the block in a transaction.  A nested block joins the outer transaction."""
         with self.lock:
             if self._depth == 0:
                 self.connection.execute("BEGIN IMMEDIATE")
@@ -123,20 +123,21 @@ class Database:
                 self.connection.execute("COMMIT")
 
     def setting(self, name: str, default: bytes) -> bytes:
-        """Return what is kept under *name*; keep *default* if nothing is."""
+        """Return the value of the setting *name*; store *default* if it has none."""
         with self.transaction() as sql:
             sql.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (name, default))
             row = sql.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
             return bytes(row[0])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self.lock:
             self.connection.close()
 
     def _prepare(self) -> None:
         sql = self.connection
-        # Exclusive: the queues' tallies live in this process, and a second one would not see them.
+        # Exclusive, because this process counts the messages of each queue in memory, which a
+        # second process would not see.
         sql.execute("PRAGMA locking_mode = EXCLUSIVE")
         sql.execute("PRAGMA journal_mode = WAL")
         sql.execute("PRAGMA synchronous = OFF")
@@ -144,12 +145,12 @@ class Database:
         with self.transaction():
             version = sql.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not sql.execute("SELECT 1 FROM sqlite_schema").fetchone():
-                # Not executescript(), which would commit first.
+                # executescript() would commit first.
                 for statement in _SCHEMA.split(";\n"):
                     sql.execute(statement)
                 sql.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
-                raise sqlite3.DatabaseError("it is not an emulator's database of this version")
+                raise sqlite3.DatabaseError("it is not a database of this version of the emulator")
 
 
 def _unusable(path: Path | str | None, error: sqlite3.Error) -> ValueError:

@@ -1,8 +1,8 @@
-"""Faults by order from outside: as JSON over HTTP, or as words on the command line.
+"""Faults that are set from outside Python: as JSON over HTTP, or as text on the command line.
 
-``{"kind": "error", "routes": ["push"], "status": 503, "times": 3}`` is what Python writes as
-``faults.error("push", status=503, times=3)``, and the command line as
-``--fault "error push status=503 times=3"``.
+``faults.error("push", status=503, times=3)`` in Python is
+``{"kind": "error", "routes": ["push"], "status": 503, "times": 3}`` over HTTP and
+``--fault "error push status=503 times=3"`` on the command line.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ KINDS: Final = (
     "short_batch",
     "late",
 )
-"""The faults that can be ordered: all but ``refuse_messages``, which wants a Python function."""
+"""The faults that can be set from outside: all but ``refuse_messages``, which needs a function."""
 
 
 def order(faults: Faults, sent: Mapping[str, Any]) -> Fault:
     """Set the fault that *sent* describes.
 
     Args:
-        faults: Where to set it.
-        sent: ``kind``, ``routes`` (a list; all, if it is missing), and the fault's own arguments.
+        faults: The faults of an emulator.
+        sent: ``kind``, ``routes`` (a list; all routes, if missing), and the fault's own arguments.
 
     Raises:
-        ValueError: No fault of that kind, an argument that it does not have or that is not of its
-            type, or what the fault itself refuses.
+        ValueError: The kind or an argument is unknown, an argument has the wrong type or is
+            missing, or the fault refuses a value.
     """
     arguments = dict(sent)
     kind = arguments.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}")
     routes = arguments.pop("routes", [])
     if not isinstance(routes, list) or not all(isinstance(route, str) for route in routes):
-        raise ValueError(f"routes is a list of {', '.join(NAMES)}")
+        raise ValueError(f"routes must be a list of {', '.join(NAMES)}")
     method: Callable[..., Fault] = getattr(faults, kind)
     known = inspect.signature(method, eval_str=True).parameters
     takes_routes = any(p.kind is p.VAR_POSITIONAL for p in known.values())
     if routes and not takes_routes:
-        raise ValueError(f"{kind} has its own routes; name none")
+        raise ValueError(f"{kind} applies to fixed routes and takes none")
     for name, value in arguments.items():
         parameter = known.get(name)
         if parameter is None or parameter.kind is not parameter.KEYWORD_ONLY:
             named = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
-            raise ValueError(f"{kind} has no {name!r}; it has {', '.join(named)}")
+            raise ValueError(f"{kind} has no argument {name!r}; it has {', '.join(named)}")
         arguments[name] = _checked(name, value, parameter.annotation)
     missing = [
         p.name
@@ -71,19 +71,20 @@ def order(faults: Faults, sent: Mapping[str, Any]) -> Fault:
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in arguments
     ]
     if missing:
-        raise ValueError(f"{kind} needs {', '.join(missing)}")
+        raise ValueError(f"{kind} requires {', '.join(missing)}")
     return method(*routes, **arguments)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Read an order of the command line: a kind, routes, and ``name=value`` pairs.
+    """Parse a fault of the command line: its kind, routes, and ``name=value`` pairs.
 
-    ``latency pull ack seconds=0.1-2 times=5``; a value is JSON, a range of seconds, or else text.
+    An example is ``latency pull ack seconds=0.1-2 times=5``.  A value is JSON or a range of
+    seconds; anything else is text.
 
     Raises:
-        ValueError: There is no kind.
+        ValueError: The text has no kind.
     """
-    kind, *words = text.split()  # "" has no first word: a ValueError too
+    kind, *words = text.split()  # ValueError if the text is empty
     sent: dict[str, Any] = {"kind": kind, "routes": [word for word in words if "=" not in word]}
     for word in words:
         name, equals, value = word.partition("=")
@@ -93,7 +94,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def as_json(fault: Fault) -> dict[str, Any]:
-    """Return what the admin endpoint says of a fault that is set."""
+    """Describe an active fault for the endpoint ``/_emulator/faults``."""
     return {
         "number": fault.number,
         "kind": fault.kind,
@@ -106,13 +107,13 @@ def as_json(fault: Fault) -> dict[str, Any]:
 
 
 def seconds_of(text: str) -> float | tuple[float, float]:
-    """Read a time, or the least and the most of a random one: ``0.5``, ``0.1-2``.
+    """Parse seconds, or the bounds of a random time: ``0.5`` or ``0.1-2``.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
     """
-    least, dash, most = text.partition("-")
-    return (float(least), float(most)) if dash else float(least)
+    low, dash, high = text.partition("-")
+    return (float(low), float(high)) if dash else float(low)
 
 
 def _value(text: str) -> Any:
@@ -125,12 +126,12 @@ def _value(text: str) -> Any:
 
 
 def _checked(name: str, value: Any, annotation: Any) -> Any:
-    """Return *value* as the fault's method wants it; the annotations say what it may be."""
+    """Return *value* as the fault's method takes it, according to the parameter's annotation."""
     text = str(annotation)
     if "tuple" in text and isinstance(value, list):  # seconds: a pair
         if len(value) == 2 and all(_is_number(one) for one in value):
             return (value[0], value[1])
-        raise ValueError(f"{name} is a time, or the least and the most of it")
+        raise ValueError(f"{name} must be seconds, or the lower and upper bound of a random time")
     if value is None and "None" in text:
         return None
     if annotation is bool or isinstance(value, bool):
@@ -142,7 +143,7 @@ def _checked(name: str, value: Any, annotation: Any) -> Any:
             "str" in text and isinstance(value, str) and value.isprintable()
         )
     if not fits:
-        raise ValueError(f"{name} is no {value!r:.50}")
+        raise ValueError(f"{name} cannot be {value!r:.50}")
     return value
 
 

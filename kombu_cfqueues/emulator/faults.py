@@ -1,9 +1,9 @@
-"""Failures on demand: what can go wrong between a client and Cloudflare, to be switched on.
+"""Failures on demand: what can go wrong between a client and Cloudflare.
 
-Every fault strikes the routes that it names (all, if it names none), the next *times* requests
-(each one, if *times* is None), in the order in which the faults were set.  One that spoils an
-answer strikes either before the request has had its effect or, ``after_effect=True``, afterwards:
-then the message *is* written, and the client cannot know.
+A fault applies to the next *times* requests (every request, if *times* is None) of the routes that
+it names (all routes, if it names none).  Faults apply in the order in which they were set.  A fault
+that replaces the response does so before the request takes effect.  With ``after_effect=True`` the
+request takes effect first: the message *is* written, and the client cannot know.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from . import routes as api
 from .answers import Answer, Refusal, html_page
 
 Seconds = float | tuple[float, float]
-"""A time, or the least and the most of a random one."""
+"""Seconds, or the lower and upper bound of a random time."""
 
 DROP: Final = Answer(0, b"")
-"""Stands for no answer: the connection is closed."""
+"""Stands for no response: the server closes the connection."""
 
 RESET: Final = Answer(0, b"reset")
-"""Stands for no answer: the connection is reset."""
+"""Stands for no response: the server resets the connection."""
 
 
 @dataclass(frozen=True, slots=True)
-class Twist:
-    """What a fault does to the effect of a request, and not to its answer.
+class EffectChange:
+    """What faults change about the effect of a request, as opposed to its response.
 
     Attributes:
-        duplicate: What is pulled can be pulled once more.
-        most: A pull gets no more messages than that.
-        late_seconds: What is published can be pulled only that much later.
+        duplicate: Each pulled message is delivered once more.
+        max_messages: Maximum number of messages that a pull returns; None for no maximum.
+        late_seconds: Extra seconds until a published message can be pulled.
     """
 
     duplicate: bool = False
-    most: int | None = None
+    max_messages: int | None = None
     late_seconds: float = 0
 
-    def __or__(self, other: Twist) -> Twist:
-        """Return both at once."""
-        sizes = [size for size in (self.most, other.most) if size is not None]
-        return Twist(
+    def __or__(self, other: EffectChange) -> EffectChange:
+        """Combine two changes."""
+        sizes = [size for size in (self.max_messages, other.max_messages) if size is not None]
+        return EffectChange(
             self.duplicate or other.duplicate,
             min(sizes, default=None),
             max(self.late_seconds, other.late_seconds),
@@ -59,10 +59,16 @@ class Fault:
 
     Attributes:
         kind: The name of the method that set it.
-        routes: The routes it strikes; all, if empty.
-        left: How often it will still strike; None for always.
-        hits: How often it has struck.
-        detail: What else was said of it, by name.
+        routes: The routes it applies to; empty for all.
+        left: Number of requests it still applies to; None for no limit.
+        hits: Number of requests it has applied to.
+        detail: Its other arguments, by name.
+        number: Identifies it in ``/_emulator/faults``.
+        after_effect: The request takes effect before the fault replaces the response.
+        wait: Seconds before anything happens, or their bounds; infinite for a hang.
+        replace: Makes the response from the one that the request would get, which is None if the
+            request takes no effect; None if the fault keeps the response.
+        change: What it changes about the effect.
     """
 
     kind: str
@@ -72,33 +78,33 @@ class Fault:
     detail: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     after_effect: bool = False
-    wait: Seconds | None = None  # seconds before anything happens; infinite for a hang
-    spoil: Callable[[Answer | None], Answer] | None = field(default=None, repr=False)
-    twist: Twist | None = None
+    wait: Seconds | None = None
+    replace: Callable[[Answer | None], Answer] | None = field(default=None, repr=False)
+    change: EffectChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
-    """What the faults do to one request."""
+class AppliedFaults:
+    """The faults that apply to one request: delays, a replaced response, a changed effect."""
 
     waits: tuple[Seconds, ...] = ()
     fault: Fault | None = None
-    twist: Twist = Twist()
+    change: EffectChange = EffectChange()
 
 
-NO_TWIST: Final = Twist()
-"""What happens to nearly every request."""
+NO_CHANGE: Final = EffectChange()
+"""The effect of a request to which no fault applies."""
 
-_NO_STRIKE: Final = Strike()
+_NO_FAULTS: Final = AppliedFaults()
 
 
 class Faults:
-    """The faults that are set; each method sets one and returns it.
+    """The active faults; each method sets one and returns it.
 
-    Faults may be set and cleared from any thread while requests run.
+    Any thread may set and clear faults while requests run.
 
     Raises:
-        ValueError: (every method) no route of that name, no such status, or times below 1.
+        ValueError: (every method) a route or a status does not exist, or times is below 1.
     """
 
     def __init__(self) -> None:
@@ -107,14 +113,14 @@ class Faults:
         self._refusals: list[_MessageRefusal] = []  # guarded by _lock
         self._numbers = itertools.count(1)
 
-    # --- answers of Cloudflare's
+    # --- responses of Cloudflare's API
 
     def error(
         self,
         *routes: str,
         status: int = 500,
         code: int | None = 15000,
-        message: str = "an error that was ordered",
+        message: str = "injected error",
         retry_after: int | str | None = None,
         after_effect: bool = False,
         times: int | None = 1,
@@ -123,8 +129,8 @@ class Faults:
 
         ``faults.error("push", status=429, code=10250, retry_after=2)``
 
-        With ``code=None`` there is no error in the envelope.  *retry_after*, in seconds or a date,
-        is for the header of that name.
+        With ``code=None`` the envelope has no error.  *retry_after* is the value of the
+        ``Retry-After`` header: seconds or a date.
         """
         errors = [] if code is None else [{"code": code, "message": message}]
         body = {"success": False, "errors": errors, "messages": [], "result": None}
@@ -143,7 +149,7 @@ class Faults:
         self,
         *routes: str,
         code: int = 15000,
-        message: str = "an error that was ordered",
+        message: str = "injected error",
         after_effect: bool = False,
         times: int | None = 1,
     ) -> Fault:
@@ -154,14 +160,14 @@ class Faults:
         return self._set("unsuccessful", routes, times, answer, after_effect=after_effect)
 
     def null_result(self, *routes: str, times: int | None = 1) -> Fault:
-        """Do what was asked and answer with ``"result": null``."""
+        """Perform the request and answer with ``"result": null``."""
         return self._set("null_result", routes, times, _without_result, after_effect=True)
 
     def no_result(self, *routes: str, times: int | None = 1) -> Fault:
-        """Do what was asked and answer without any ``result``."""
+        """Perform the request and answer without any ``result``."""
         return self._set("no_result", routes, times, _bare, after_effect=True)
 
-    # --- answers of whoever stands in front of it
+    # --- responses of the edge in front of the API
 
     def html_page(
         self,
@@ -189,7 +195,7 @@ class Faults:
         after_effect: bool = False,
         times: int | None = 1,
     ) -> Fault:
-        """Answer with a status and nothing else."""
+        """Answer with a status and an empty body."""
         answer = Answer(_status(status), b"")
         return self._set("empty_body", routes, times, answer, after_effect=after_effect)
 
@@ -200,67 +206,76 @@ class Faults:
         after_effect: bool = False,
         times: int | None = 1,
     ) -> Fault:
-        """Answer with JSON that ends in its middle."""
+        """Answer with truncated JSON."""
         answer = Answer(_status(status), b'{"success": true, "errors": [], "resu')
         return self._set("broken_json", routes, times, answer, after_effect=after_effect)
 
     def redirect(
         self, *routes: str, location: str, status: int = 307, times: int | None = 1
     ) -> Fault:
-        """Send the client to *location*."""
+        """Redirect the client to *location*."""
         if status not in (301, 302, 303, 307, 308):
-            raise ValueError(f"a redirect's status is 301, 302, 303, 307 or 308, not {status}")
+            raise ValueError(
+                f"the status of a redirect must be 301, 302, 303, 307 or 308, not {status}"
+            )
         answer = Answer(status, b"", {"Location": location})
         return self._set("redirect", routes, times, answer)
 
-    # --- the way there and back
+    # --- the network
 
     def reset(self, *routes: str, times: int | None = 1) -> Fault:
-        """Reset the connection; the request has no effect."""
+        """Reset the connection; the request takes no effect."""
         return self._set("reset", routes, times, RESET)
 
     def lost_response(self, *routes: str, times: int | None = 1) -> Fault:
-        """Do what was asked, then close the connection without an answer."""
+        """Perform the request, then close the connection without a response."""
         return self._set("lost_response", routes, times, DROP, after_effect=True)
 
     def hang(self, *routes: str, times: int | None = 1) -> Fault:
-        """Take the request and never answer; it has no effect."""
+        """Accept the request and never answer; it takes no effect."""
         return self._set("hang", routes, times, DROP, wait=float("inf"))
 
     def latency(self, *routes: str, seconds: Seconds, times: int | None = None) -> Fault:
-        """Let *seconds* pass before the request has its effect; with a pair, between the two.
+        """Wait *seconds* before the request takes effect; a pair bounds a random time.
 
-        Others may strike the same request after it.
+        Other faults may apply to the same request.
         """
-        least, most = seconds if isinstance(seconds, tuple) else (seconds, seconds)
-        if not 0 <= least <= most < math.inf:
-            raise ValueError(f"seconds is a time, or the least and the most of it, not {seconds}")
+        low, high = seconds if isinstance(seconds, tuple) else (seconds, seconds)
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(
+                f"seconds must be a time or the bounds of a random time, not {seconds}"
+            )
         return self._set("latency", routes, times, None, wait=seconds, detail={"seconds": seconds})
 
     # --- messages
 
     def duplicate(self, *, times: int | None = 1) -> Fault:
-        """Let what is pulled be there once more: acknowledged or not, it is delivered again."""
-        return self._set("duplicate", ("pull",), times, None, twist=Twist(duplicate=True))
+        """Deliver each pulled message once more, even if it is acknowledged."""
+        return self._set("duplicate", ("pull",), times, None, change=EffectChange(duplicate=True))
 
     def short_batch(self, *, most: int = 1, times: int | None = 1) -> Fault:
-        """Give a pull at most *most* messages, even none, whatever there is."""
+        """Return at most *most* messages from a pull; 0 returns none."""
         if most < 0:
-            raise ValueError(f"most is from 0, not {most}")
+            raise ValueError(f"most must be at least 0, not {most}")
         return self._set(
-            "short_batch", ("pull",), times, None, twist=Twist(most=most), detail={"most": most}
+            "short_batch",
+            ("pull",),
+            times,
+            None,
+            change=EffectChange(max_messages=most),
+            detail={"most": most},
         )
 
     def late(self, *, seconds: float, times: int | None = 1) -> Fault:
-        """Accept what is published, and let it be pulled only *seconds* later."""
+        """Accept published messages, which can be pulled only *seconds* later."""
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds is a time from 0, not {seconds}")
+            raise ValueError(f"seconds must be at least 0 and finite, not {seconds}")
         return self._set(
             "late",
             ("push", "batch"),
             times,
             None,
-            twist=Twist(late_seconds=seconds),
+            change=EffectChange(late_seconds=seconds),
             detail={"seconds": seconds},
         )
 
@@ -270,54 +285,55 @@ class Faults:
         *,
         status: int = 400,
         code: int = 10203,
-        message: str = "a message that was ordered to be refused",
+        message: str = "injected refusal of the message",
     ) -> None:
         """Refuse every push or batch with a message whose body fulfils *condition*, until cleared.
 
-        *condition* is given each body as it was sent: a string, or what the JSON says.  It is
-        called in the emulator's thread.
+        The emulator's thread calls *condition* with each body as it was sent: a string, or decoded
+        JSON.
         """
         with self._lock:
             self._refusals.append(_MessageRefusal(condition, _status(status), code, message))
 
-    # --- what is set
+    # --- active faults
 
     @property
     def active(self) -> list[Fault]:
-        """The faults that will still strike."""
+        """The faults that still apply to requests."""
         with self._lock:
             return list(self._faults)
 
     def remove(self, fault: Fault) -> None:
-        """Take back one fault; one that is used up already is no error."""
+        """Remove a fault; do nothing if it is used up already."""
         with self._lock:
             if fault in self._faults:
                 self._faults.remove(fault)
 
     def clear(self) -> None:
-        """Take back all faults and refusals."""
+        """Remove all faults and refusals."""
         with self._lock:
             self._faults.clear()
             self._refusals.clear()
 
     # --- for the emulator
 
-    def strike(self, route: str) -> Strike:
-        """Use up what strikes the next request of *route*.
+    def apply(self, route: str) -> AppliedFaults:
+        """Return the faults that apply to a request of *route*, and count it against them.
 
-        All latencies, one that spoils the answer, and one of each kind that changes the effect.
+        They are all latencies, the first fault that replaces the response, and the first fault of
+        each kind that changes the effect.
         """
-        if not self._faults:  # without the lock, for the sake of load tests
-            return _NO_STRIKE
+        if not self._faults:  # without the lock, which would slow down load tests
+            return _NO_FAULTS
         waits: list[Seconds] = []
-        spoiler: Fault | None = None
-        twist = NO_TWIST
-        twisted: set[str] = set()
+        replacing: Fault | None = None
+        change = NO_CHANGE
+        changing: set[str] = set()
         with self._lock:
             for fault in list(self._faults):
-                if (fault.routes and route not in fault.routes) or (fault.spoil and spoiler):
+                if (fault.routes and route not in fault.routes) or (fault.replace and replacing):
                     continue
-                if fault.kind in twisted:  # two short batches are for two pulls
+                if fault.kind in changing:  # two short batches apply to two pulls
                     continue
                 fault.hits += 1
                 if fault.left is not None:
@@ -326,15 +342,19 @@ class Faults:
                         self._faults.remove(fault)
                 if fault.wait is not None:
                     waits.append(fault.wait)
-                if fault.twist is not None:
-                    twist |= fault.twist
-                    twisted.add(fault.kind)
-                if fault.spoil is not None:
-                    spoiler = fault
-        return Strike(tuple(waits), spoiler, twist)
+                if fault.change is not None:
+                    change |= fault.change
+                    changing.add(fault.kind)
+                if fault.replace is not None:
+                    replacing = fault
+        return AppliedFaults(tuple(waits), replacing, change)
 
     def check_message(self, body: Any) -> None:
-        """Raise the refusal that was ordered for a message with this body."""
+        """Check a message's body against ``refuse_messages``.
+
+        Raises:
+            Refusal: A condition holds.
+        """
         for refusal in self._refusals:
             if refusal.condition(body):
                 raise Refusal(refusal.status, refusal.code, refusal.message)
@@ -344,19 +364,23 @@ class Faults:
         kind: str,
         routes: tuple[str, ...],
         times: int | None,
-        spoil: Answer | Callable[[Answer | None], Answer] | None,
+        replacement: Answer | Callable[[Answer | None], Answer] | None,
         *,
         after_effect: bool = False,
         wait: Seconds | None = None,
-        twist: Twist | None = None,
+        change: EffectChange | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> Fault:
         unknown = sorted(set(routes) - set(api.NAMES))
         if unknown:
-            raise ValueError(f"no route is called {unknown[0]!r}; there are {', '.join(api.NAMES)}")
+            raise ValueError(f"unknown route {unknown[0]!r}; the routes are {', '.join(api.NAMES)}")
         if times is not None and times < 1:
-            raise ValueError(f"times is from 1, or None for always, not {times}")
-        fixed = (lambda _, answer=spoil: answer) if isinstance(spoil, Answer) else spoil
+            raise ValueError(f"times must be at least 1, or None for no limit, not {times}")
+        replace = (
+            (lambda _, answer=replacement: answer)
+            if isinstance(replacement, Answer)
+            else replacement
+        )
         fault = Fault(
             kind,
             routes,
@@ -365,8 +389,8 @@ class Faults:
             number=next(self._numbers),
             after_effect=after_effect,
             wait=wait,
-            spoil=fixed,
-            twist=twist,
+            replace=replace,
+            change=change,
         )
         with self._lock:
             self._faults.append(fault)
@@ -399,5 +423,5 @@ def _edited(answer: Answer | None, result: dict[str, None]) -> Answer:
 
 def _status(status: int) -> int:
     if not 200 <= status <= 599:
-        raise ValueError(f"a status is from 200 to 599, not {status}")
+        raise ValueError(f"a status must be from 200 to 599, not {status}")
     return status

@@ -1,4 +1,4 @@
-"""Reading what a client sent: JSON, and the fields in it."""
+"""Parsing of requests: JSON, and the fields in it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _ID: Final = re.compile(r"[0-9a-f]{32}")
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 Refuse = Callable[[str], Refusal]
-"""Makes the refusal of the route in question from a message."""
+"""Makes a refusal with the route's code from a message."""
 
 
 def with_code(code: int, status: int = 400) -> Refuse:
-    """Return what makes refusals of that code."""
+    """Return a function that makes refusals with *code* and *status*."""
     return lambda message: Refusal(status, code, message)
 
 
 def parse(body: bytes, refuse: Refuse) -> Json:
-    """Decode JSON as strictly as its standard: no NaN, no lone surrogates, nothing after it."""
+    """Decode JSON strictly: no NaN, no lone surrogates, nothing after the value."""
     try:
         value = json.loads(body.decode(), parse_constant=_no_constant)
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate does not encode
     except (ValueError, RecursionError) as error:
-        raise refuse("the body is not JSON") from error
+        raise refuse("the body is not valid JSON") from error
     return value
 
 
 def parse_object(body: bytes, refuse: Refuse) -> dict[str, Json]:
-    """Decode JSON that has to be an object."""
+    """Decode a JSON object."""
     value = parse(body, refuse)
     if not isinstance(value, dict):
         raise refuse(f"Expected object, received {kind_of(value)}")
@@ -43,9 +43,9 @@ def parse_object(body: bytes, refuse: Refuse) -> dict[str, Json]:
 def number(
     fields: Mapping[str, Json], name: str, low: int, high: int, refuse: Refuse
 ) -> int | None:
-    """Return a number between *low* and *high*; None if it was not sent.
+    """Return a number from *low* to *high*; None if it was not sent.
 
-    Fractions are cut: the SDK's types allow them, and miniflare does so.
+    Fractions are truncated: the SDK's types allow them, and miniflare truncates them.
     """
     if name not in fields:
         return None
@@ -53,7 +53,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise refuse(f"{name}: Expected number, received {kind_of(value)}")
     if not low <= value <= high:
-        raise refuse(f"{name} is from {low} to {high}, not {_shorten(value)}")
+        raise refuse(f"{name} must be from {low} to {high}, not {_shorten(value)}")
     return int(value)
 
 
@@ -78,7 +78,7 @@ def string(fields: Mapping[str, Json], name: str, refuse: Refuse) -> str | None:
 
 
 def objects(fields: Mapping[str, Json], name: str, refuse: Refuse) -> list[dict[str, Any]]:
-    """Return a list of objects; an empty one if it was not sent."""
+    """Return a list of objects; an empty list if it was not sent."""
     value = fields.get(name, [])
     if not isinstance(value, list):
         raise refuse(f"{name}: Expected array, received {kind_of(value)}")
@@ -99,7 +99,7 @@ def is_name(text: str) -> bool:
 
 
 def kind_of(value: Json) -> str:
-    """Return what JSON calls the type of *value*."""
+    """Return JSON's name for the type of *value*."""
     if value is None:
         return "null"
     for kind, name in ((bool, "boolean"), (str, "string"), (list, "array"), (dict, "object")):
@@ -117,4 +117,4 @@ def _shorten(value: float) -> str:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")

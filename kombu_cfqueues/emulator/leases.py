@@ -1,4 +1,4 @@
-"""Lease ids and refs: opaque to clients, and readable here without a table of those given out."""
+"""Lease ids and refs: opaque to clients, and readable here without a table of issued ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _PREFIX: Final = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2Q0JDLUhTNTEyIn0.."
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Which message a lease id speaks of, and the how-manieth lease of it."""
+    """A lease of a message.
+
+    Attributes:
+        seq: The message's row.
+        number: Counts the leases of the message.
+        queue: The number of the message's queue.
+        message_id: The message's id, 16 bytes.
+    """
 
     seq: int
     number: int
@@ -28,11 +35,11 @@ class Lease:
 class Leases:
     """Writes and reads lease ids.
 
-    A lease id holds what it stands for, signed, so that one that has long run out can still be
-    told from one that never was.  It has about the length of Cloudflare's and starts like them.
+    A lease id contains its lease and a signature, so that an expired lease id can be told from an
+    invalid one.  It has about the length of Cloudflare's lease ids and starts like them.
 
     Args:
-        key: Signs them; kept with the messages, so that leases outlive a restart.
+        key: Signs the ids.  The database stores it, so that leases survive a restart.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -43,15 +50,15 @@ class Leases:
         return _PREFIX + self._seal(b"L", lease)
 
     def read(self, text: str) -> Lease | None:
-        """Return the lease of an id; None if it is none that was written here."""
+        """Return the lease of an id; None if this emulator did not write the id."""
         return self._open(b"L", text[len(_PREFIX) :]) if text.startswith(_PREFIX) else None
 
     def write_ref(self, message: Lease) -> str:
-        """Return the ref by which a peeked message can be purged."""
+        """Return the ref with which a client can purge a peeked message."""
         return self._seal(b"R", message)
 
     def read_ref(self, text: str) -> Lease | None:
-        """Return the message of a ref; None if it is none that was written here."""
+        """Return the message of a ref; None if this emulator did not write the ref."""
         return self._open(b"R", text)
 
     def _seal(self, kind: bytes, lease: Lease) -> str:
@@ -61,7 +68,7 @@ class Leases:
     def _open(self, kind: bytes, text: str) -> Lease | None:
         try:
             sealed = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), b"-_", validate=True)
-        except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
+        except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
             return None
         data, signature = sealed[: _FORM.size], sealed[_FORM.size :]
         if len(data) < _FORM.size or not hmac.compare_digest(signature, self._sign(data)):

@@ -1,4 +1,4 @@
-"""What was asked of the emulator: the requests so far, for tests and for people who look."""
+"""The log of the API's requests, for tests and for the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, overload
 
-_MOST_REQUESTS: Final = 10_000
-_MOST_BYTES: Final = 32_000_000
+_MAX_REQUESTS: Final = 10_000
+"""Number of requests that the log keeps."""
+
+_MAX_BYTES: Final = 32_000_000
+"""Total size of the request bodies that the log keeps."""
 
 
 @dataclass(slots=True)
@@ -20,16 +23,16 @@ class LoggedRequest:
         method: ``GET``, ``POST``, …
         path: The path, without the query.
         query: The raw query, without the question mark.
-        headers: By lower-case name; of a repeated header the last value.
+        headers: By lower-case name; the last value of a repeated header.
         body: The raw body.
-        time: Seconds since the epoch when it had arrived, by the machine's own clock.
-        route: What the path means (``push``, ``batch``, ``pull``, …); "" if it means nothing.
-        status: The status it was answered with; None while there is no answer, and for good if
-            a fault swallowed it.
-        queue_id: What the path has in the place of a queue's id; "" if it has none.
-        code: The first error code of the answer; None if it had none.
-        seconds: How long it took, latency that was ordered included; None while it runs.
-        fault: The kind of the fault that spoiled the answer; "" if none did.
+        time: Time of arrival in seconds since the epoch, by the machine's own clock.
+        route: The route of the path (``push``, ``batch``, ``pull``, …); "" if it has none.
+        status: The status of the response; None until it is sent, and for good if a fault
+            suppresses it.
+        queue_id: The queue's id in the path, valid or not; "" if the path has none.
+        code: The first error code of the response; None if it has none.
+        seconds: Duration, including latency from faults; None while the request runs.
+        fault: The kind of the fault that replaced the response; "" if none did.
     """
 
     method: str
@@ -47,39 +50,39 @@ class LoggedRequest:
 
     @property
     def attempt(self) -> int:
-        """Earlier tries of the same request, as the header ``x-stainless-retry-count`` counts."""
+        """Number of earlier attempts, from the SDK's header ``x-stainless-retry-count``."""
         count = self.headers.get("x-stainless-retry-count", "0")
         return int(count) if count.isdecimal() else 0
 
 
 class RequestLog:
-    """The latest requests, oldest first: 10,000 of them, or fewer once they hold 32 MB of bodies.
+    """The latest requests, the oldest first: at most 10,000, with at most 32 MB of bodies.
 
-    It reads like a list and may be read from any thread while requests arrive.
+    It behaves like a list.  Any thread may read it while requests arrive.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: deque[LoggedRequest] = deque()  # guarded by _lock
         self._bytes = 0  # guarded by _lock
-        self._all = 0  # guarded by _lock
+        self._total = 0  # guarded by _lock
 
     @property
     def total(self) -> int:
-        """Requests so far, the forgotten ones included."""
-        return self._all
+        """Number of requests so far, including those that the log no longer keeps."""
+        return self._total
 
     def append(self, request: LoggedRequest) -> None:
-        """Keep *request*, at the price of the oldest."""
+        """Add *request*, and drop the oldest requests beyond the limits."""
         with self._lock:
             self._requests.append(request)
-            self._all += 1
+            self._total += 1
             self._bytes += len(request.body)
-            while len(self._requests) > _MOST_REQUESTS or self._bytes > _MOST_BYTES:
+            while len(self._requests) > _MAX_REQUESTS or self._bytes > _MAX_BYTES:
                 self._bytes -= len(self._requests.popleft().body)
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all requests."""
         with self._lock:
             self._requests.clear()
             self._bytes = 0

@@ -1,7 +1,8 @@
-"""The emulator's description of its API in OpenAPI 3.1, for people, generators and fuzzers.
+"""The OpenAPI 3.1 description of the emulator's API, for people, generators and fuzzers.
 
-Served under ``/_emulator/openapi.json``.  It says of each route what it takes and how it answers,
-with the limits that are in force here; where a knob changes an answer, it allows each position.
+The emulator serves it at ``/_emulator/openapi.json``.  It describes the request and the responses
+of each route, with the limits that the emulator enforces.  If a knob changes a response, the
+description allows every position of the knob.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ Schema = dict[str, Any]
 
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_ACCOUNT: Final = "/client/v4/accounts/{account_id}"
-_QUEUES: Final = f"{_ACCOUNT}/queues"
+_QUEUES: Final = "/client/v4/accounts/{account_id}/queues"
 _QUEUE: Final = _QUEUES + "/{queue_id}"
 _CONSUMER: Final = _QUEUE + "/consumers/{consumer_id}"
-_SUBSCRIPTIONS: Final = f"{_ACCOUNT}/event_subscriptions/subscriptions"
-_SUBSCRIPTION: Final = _SUBSCRIPTIONS + "/{subscription_id}"
 
-# Every route may be refused for its credentials, its size, its path or the request limit.
+# Any route may refuse a request for its credentials, its size, its path or the request limit.
 _COMMON_STATUSES: Final = (400, 401, 403, 404, 413, 429)
 
 
@@ -60,10 +58,10 @@ _ID: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 
 
 def _object(required: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
-    made: Schema = {"type": "object", "properties": properties}
+    schema: Schema = {"type": "object", "properties": properties}
     if required:
-        made["required"] = list(required)
-    return made
+        schema["required"] = list(required)
+    return schema
 
 
 def _array(items: Schema, **more: Any) -> Schema:
@@ -71,7 +69,7 @@ def _array(items: Schema, **more: Any) -> Schema:
 
 
 def _number(low: int, high: int) -> Schema:
-    # Fractions are taken, and cut.
+    # The API accepts fractions and truncates them.
     return {"type": "number", "minimum": low, "maximum": high}
 
 
@@ -130,8 +128,8 @@ _NEW_CONSUMER: Final[Schema] = {
     ]
 }
 
-# A number or a string under "json" is refused here as people saw it, unless `strict_json_body` is
-# off; the batch takes any JSON.
+# The single publish route refuses a number or a string under "json", as people observed, unless the
+# knob `strict_json_body` is off; the batch route accepts any JSON.
 _MESSAGE: Final[Schema] = {
     "oneOf": [
         _object(
@@ -160,28 +158,6 @@ _VISIBILITY: Final = _number(0, limits.VISIBILITY_TIMEOUT_MS)
 _WARNINGS: Final[Schema] = {
     "anyOf": [{"type": "object", "additionalProperties": _TEXT}, _array(_TEXT), {"type": "null"}]
 }
-_SOURCE: Final = _object(
-    ("type",),
-    type={
-        "enum": [
-            "images",
-            "kv",
-            "r2",
-            "superSlurper",
-            "vectorize",
-            "workersAi.model",
-            "workersBuilds.worker",
-            "workers.script",
-            "workflows.workflow",
-        ]
-    },
-    model_name=_TEXT,
-    worker_name=_TEXT,
-    script_tag=_TEXT,
-    workflow_name=_TEXT,
-)
-_SOURCE["additionalProperties"] = False
-_DESTINATION: Final = _object(("type", "queue_id"), type={"const": "queues.queue"}, queue_id=_TEXT)
 
 _SCHEMAS: Final[Schema] = {
     "Error": _object(
@@ -237,17 +213,6 @@ _SCHEMAS: Final[Schema] = {
         lease_id=_TEXT,
         ref=_TEXT,
     ),
-    "Subscription": _object(
-        ("id", "name", "enabled", "events", "source", "destination", "created_at", "modified_at"),
-        id=_TEXT,
-        name=_TEXT,
-        enabled={"type": "boolean"},
-        events=_array(_TEXT),
-        source=_SOURCE,
-        destination=_DESTINATION,
-        created_at=_TEXT,
-        modified_at=_TEXT,
-    ),
     "ResultInfo": _object(
         ("page", "per_page", "count", "total_count", "total_pages"),
         page=_COUNT,
@@ -269,7 +234,7 @@ def _route(
     statuses: tuple[int, ...] = (),
     listed: bool = False,
 ) -> Schema:
-    """Describe a route: what it takes, and the ``result`` in its envelope, if it has one."""
+    """Describe a route: its request, and the ``result`` in its envelope, if it has one."""
     envelope = _object(
         ("success", "errors", "messages"),
         success={"const": True},
@@ -303,7 +268,7 @@ def _route(
         }
     if query:
         described["parameters"] = [
-            {"name": one, "in": "query", "schema": schema} for one, schema in query.items()
+            {"name": name, "in": "query", "schema": schema} for name, schema in query.items()
         ]
     return described
 
@@ -317,14 +282,14 @@ _PURGE: Final[Schema] = {
 _ROUTES: Final[dict[tuple[str, str], Schema]] = {
     ("GET", _QUEUES): _route(
         "list",
-        "List queues, a page of them or those of a name",
+        "List queues: a page of all, or those with a name",
         _array(_ref("Queue")),
         query={"page": _PAGE, "name": _TEXT},
         listed=True,
     ),
     ("POST", _QUEUES): _route(
         "create",
-        "Make a queue",
+        "Create a queue",
         _ref("Queue"),
         body=_object(
             ("queue_name",),
@@ -349,7 +314,7 @@ _ROUTES: Final[dict[tuple[str, str], Schema]] = {
         body=_object(queue_name=_NAME, settings=_QUEUE_SETTINGS),
         statuses=(409,),
     ),
-    ("DELETE", _QUEUE): _route("delete", "Delete a queue with all it holds", None),
+    ("DELETE", _QUEUE): _route("delete", "Delete a queue with its consumers and messages", None),
     ("GET", f"{_QUEUE}/metrics"): _route("metrics", "Measure the backlog", _ref("Metrics")),
     ("GET", f"{_QUEUE}/purge"): _route(
         "purge_status",
@@ -367,7 +332,7 @@ _ROUTES: Final[dict[tuple[str, str], Schema]] = {
     ),
     ("POST", f"{_QUEUE}/consumers"): _route(
         "create_consumer",
-        "Make a consumer",
+        "Create a consumer",
         _ref("Consumer"),
         body=_NEW_CONSUMER,
         statuses=(409,),
@@ -375,7 +340,7 @@ _ROUTES: Final[dict[tuple[str, str], Schema]] = {
     ("GET", _CONSUMER): _route("get_consumer", "Show a consumer", _ref("Consumer")),
     ("PUT", _CONSUMER): _route(
         "update_consumer",
-        "Replace a consumer, or make the first one",
+        "Replace a consumer, or create the first one",
         _ref("Consumer"),
         body=_NEW_CONSUMER,
         statuses=(409,),
@@ -410,73 +375,31 @@ _ROUTES: Final[dict[tuple[str, str], Schema]] = {
     ),
     ("POST", f"{_QUEUE}/messages/ack"): _route(
         "ack",
-        "Settle leases: messages done with, and messages to be given back",
+        "Settle leases: acknowledge or retry their messages",
         _object(ackCount=_COUNT, retryCount=_COUNT, warnings=_WARNINGS),
         body=_object(acks=_array(_LEASE, maxItems=100), retries=_array(_RETRY, maxItems=100)),
         statuses=(405,),
     ),
     ("POST", f"{_QUEUE}/messages/extend"): _route(
         "extend",
-        "Make leases longer; 404 unless the knob `extend` is on",
+        "Extend leases; 404 unless the knob `extend` is on",
         _object(leases={"type": "object", "additionalProperties": _TEXT}, warnings=_WARNINGS),
         body=_object(extend=_array(_LEASE, maxItems=100), visibility_timeout_ms=_VISIBILITY),
         statuses=(405,),
     ),
     ("POST", f"{_QUEUE}/messages/peek"): _route(
         "peek",
-        "Show messages without a lease",
+        "Show messages without leasing them",
         _object(("messages",), messages=_array(_ref("Message"))),
         body=_object(batch_size=_number(1, limits.PULL_MESSAGES)),
     ),
     ("POST", f"{_QUEUE}/messages/purge"): _route(
         "purge_refs",
-        "Delete messages that were peeked",
+        "Delete peeked messages",
         _object(("errors", "warnings"), errors=_array({"type": "object"}), warnings=_WARNINGS),
         body=_object(
             ("refs",),
             refs=_array(_object(("ref",), ref=_TEXT), maxItems=limits.PULL_MESSAGES),
         ),
-    ),
-    ("GET", _SUBSCRIPTIONS): _route(
-        "list_subscriptions",
-        "List event subscriptions",
-        _array(_ref("Subscription")),
-        query={
-            "page": _PAGE,
-            "per_page": _PAGE,
-            "order": {"enum": ["created_at", "name", "enabled", "source"]},
-            "direction": {"enum": ["asc", "desc"]},
-        },
-        listed=True,
-    ),
-    ("POST", _SUBSCRIPTIONS): _route(
-        "create_subscription",
-        "Make an event subscription; no event comes of it here",
-        _ref("Subscription"),
-        body=_object(
-            ("source", "destination", "events"),
-            source=_SOURCE,
-            destination=_DESTINATION,
-            events=_array(_TEXT),
-            name=_TEXT,
-            enabled={"type": "boolean"},
-        ),
-    ),
-    ("GET", _SUBSCRIPTION): _route(
-        "get_subscription", "Show an event subscription", _ref("Subscription")
-    ),
-    ("PATCH", _SUBSCRIPTION): _route(
-        "update_subscription",
-        "Change an event subscription",
-        _ref("Subscription"),
-        body=_object(
-            destination=_DESTINATION,
-            events=_array(_TEXT),
-            name=_TEXT,
-            enabled={"type": "boolean"},
-        ),
-    ),
-    ("DELETE", _SUBSCRIPTION): _route(
-        "delete_subscription", "Delete an event subscription", _ref("Subscription")
     ),
 }

@@ -1,4 +1,4 @@
-"""What needs no token: the page at ``/``, a few files as they are, and the API's description."""
+"""Routes that need no token: the page at ``/``, its files, and the API's description."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _TYPES: Final = {
 }
 
 _HEADERS: Final = {
-    # Nothing from elsewhere, nothing inline: what is in a message stays text.
+    # Load nothing from other hosts and run nothing inline, so that a message stays text.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",  # the next version of the emulator has another page
+    "cache-control": "no-cache",  # the next version of the emulator may have another page
 }
 
 
 def routes() -> list[Route]:
     """Return the routes of the page, ``/`` and its files under ``/_page/``, and the description."""
-    # They hold no data, so they need no token; what they show does.
+    # These files contain no data; the endpoints that deliver the data require the token.
     return [
         Route("/", _index),
         Route("/_page/{name}", _file),
@@ -54,7 +54,7 @@ async def _file(request: Request) -> Response:
 
 def _serve(name: str) -> Response:
     folder = resources.files(__package__) / "static"
-    # Looked up among what is there: a name from a request is no path.
+    # Compare with the existing files: never use a name from a request as a path.
     for file in folder.iterdir():
         kind = _TYPES.get(name.rpartition(".")[2])
         if file.name == name and kind is not None:

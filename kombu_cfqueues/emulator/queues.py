@@ -1,4 +1,4 @@
-"""The queues of the account and their consumers."""
+"""The account's queues and their consumers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from .database import Database
 
 @dataclass(slots=True)
 class Consumer:
-    """Who takes a queue's messages: clients that pull (``http_pull``), or a Worker.
+    """The consumer of a queue: clients that pull (``http_pull``), or a Worker.
 
     Attributes:
-        settings: As they were given; the properties fill in what was not.
+        id: Its id, 32 hex digits.
+        created_ms: Time of its creation, in milliseconds since the epoch.
+        type: ``http_pull`` or ``worker``.
+        script_name: The Worker's script; None for ``http_pull``.
+        dead_letter_queue: The name of the dead-letter queue; "" for none.
+        settings: The settings that were sent; the properties add the defaults.
     """
 
     id: str
@@ -32,23 +37,23 @@ class Consumer:
 
     @property
     def max_retries(self) -> int:
-        """How often a message may be delivered again before it is dead."""
+        """Maximum number of redeliveries before a message is dead-lettered."""
         return int(self.settings.get("max_retries", limits.MAX_RETRIES_DEFAULT))
 
     @property
     def retry_delay(self) -> int:
-        """Seconds until a retry is delivered that does not say."""
+        """Default delay of a retry, in seconds."""
         return int(self.settings.get("retry_delay", 0))
 
     @property
     def visibility_timeout_ms(self) -> int:
-        """Lease of a pull that does not say."""
+        """Default visibility timeout of a pull."""
         return int(self.settings.get("visibility_timeout_ms", limits.VISIBILITY_TIMEOUT_DEFAULT_MS))
 
 
 @dataclass(slots=True, eq=False)
 class Queue:
-    """A queue: its settings, and a tally of its messages so that metrics cost no counting."""
+    """A queue: its settings, and totals of its messages, so that metrics need no count."""
 
     number: int
     id: str
@@ -59,24 +64,24 @@ class Queue:
     delivery_delay: int = 0
     delivery_paused: bool = False
     message_retention_period: int = limits.RETENTION_DEFAULT_SECONDS
-    purged_ms: int | None = None  # when the latest purge was asked for
-    purge_due_ms: int | None = None  # when it happens, if it has not yet
+    purged_ms: int | None = None  # start of the latest purge
+    purge_due_ms: int | None = None  # its end; None once it is complete
     consumers: dict[str, Consumer] = field(default_factory=dict)
     backlog_count: int = 0
     backlog_bytes: int = 0
-    expires_ms: int = 0  # nothing expires before; 0 is not known
+    expires_ms: int = 0  # no message expires before this time; 0 if unknown
     activity: Activity = field(default_factory=Activity)
 
     def pull_consumer(self) -> Consumer | None:
-        """Return the consumer on whose behalf clients pull."""
+        """Return the ``http_pull`` consumer; None if the queue has none."""
         return next((c for c in self.consumers.values() if c.type == "http_pull"), None)
 
     def consumer(self) -> Consumer | None:
-        """Return the consumer whose settings decide on retries and dead letters."""
+        """Return the consumer whose settings apply to retries and dead letters; None if none."""
         return self.pull_consumer() or next(iter(self.consumers.values()), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as the API shows it."""
+        """Describe the queue as the API does."""
         shown: dict[str, Any] = {
             "queue_id": self.id,
             "queue_name": self.name,
@@ -97,7 +102,7 @@ class Queue:
         return shown
 
     def consumer_as_json(self, consumer: Consumer) -> dict[str, Any]:
-        """Return a consumer of this queue as the API shows it."""
+        """Describe a consumer of this queue as the API does."""
         settings: dict[str, Any] = {
             "max_retries": consumer.max_retries,
             "retry_delay": consumer.retry_delay,
@@ -118,13 +123,13 @@ class Queue:
             "settings": {**settings, **consumer.settings},
         }
         if consumer.script_name is not None:
-            # The SDK reads the first, wrangler the second.
+            # The SDK reads script_name, wrangler reads script.
             shown["script_name"] = shown["script"] = consumer.script_name
         return shown
 
 
 class Queues:
-    """All queues, in the order of their making: in memory to be read, in the database to stay."""
+    """All queues, the oldest first: read from memory, and written to the database."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -138,26 +143,26 @@ class Queues:
             return iter(list(self._queues.values()))
 
     def get(self, queue_id: str) -> Queue | None:
-        """Return the queue of that id."""
+        """Return the queue with this id; None if there is none."""
         return self._queues.get(queue_id)
 
     def by_number(self, number: int) -> Queue:
-        """Return the queue that messages know by *number*."""
+        """Return the queue that messages refer to by *number*."""
         return self._by_number[number]
 
     def find_number(self, number: int | None) -> Queue | None:
-        """Return the queue that messages know, or knew, by *number*."""
+        """Return the queue with this number; None if it was deleted, or *number* is None."""
         return None if number is None else self._by_number.get(number)
 
     def named(self, name: str, *, fold: bool = False) -> Queue | None:
-        """Return the queue of that name; with *fold* upper and lower case are the same."""
+        """Return the queue with this name; with *fold*, ignore case."""
         key = name.lower() if fold else name
         return next((q for q in self if (q.name.lower() if fold else q.name) == key), None)
 
     def create(
         self, name: str, jurisdiction: str | None = None, settings: Mapping[str, Any] | None = None
     ) -> Queue:
-        """Make a queue.  The caller has seen to it that the name is free."""
+        """Create a queue.  The caller makes sure that the name is free."""
         now = self._clock.now_ms()
         queue = Queue(0, secrets.token_hex(16), name, jurisdiction, now, now, **(settings or {}))
         with self._database.transaction() as sql:
@@ -182,7 +187,7 @@ class Queues:
         return queue
 
     def save(self, queue: Queue) -> None:
-        """Keep what was changed in *queue*, and when."""
+        """Write the settings of *queue*, and the time of the change, to the database."""
         queue.modified_ms = self._clock.now_ms()
         queue.expires_ms = 0
         with self._database.transaction() as sql:
@@ -210,7 +215,7 @@ class Queues:
             del self._queues[queue.id], self._by_number[queue.number]
 
     def put_consumer(self, queue: Queue, consumer: Consumer) -> None:
-        """Add *consumer*, or replace the one of its id."""
+        """Add *consumer*, or replace the consumer with the same id."""
         with self._database.transaction() as sql:
             sql.execute(
                 "INSERT OR REPLACE INTO consumers VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -258,12 +263,12 @@ class Queues:
 
 
 def timestamp(ms: int) -> str:
-    """Write milliseconds since the epoch as Cloudflare does."""
+    """Format milliseconds since the epoch as Cloudflare does."""
     moment = datetime.fromtimestamp(ms // 1000, timezone.utc)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03}000Z"
 
 
 def _last_row(number: int | None) -> int:
     if number is None:
-        raise RuntimeError("SQLite gave no row number")
+        raise RuntimeError("SQLite returned no row number")
     return number

@@ -1,4 +1,4 @@
-"""Which path and method is which route of the API."""
+"""The routes of the API, by path and method."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One thing that the API can be asked to do.
+    """A route of the API.
 
     Attributes:
-        name: What it is called in faults and in the log.
-        kind: Message routes answer with codes 101xx and 102xx, admin routes with 11xxx.
-        edits: It needs the permission *Queues Edit*; reading is enough for the others.
+        name: Its name in faults and in the log.
+        kind: Message routes use error codes 101xx and 102xx, admin routes 11xxx.
+        edits: Requires the permission *Queues Edit*; the other routes require *Queues Read*.
     """
 
     name: str
@@ -23,14 +23,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path means: a route, or why there is none, and the ids on the way."""
+    """The result of looking up a path: the route, or why there is none, and the ids in the path."""
 
     route: Route | None
-    allowed: tuple[str, ...] = ()  # the path's methods, if only the method was wrong
+    allowed: tuple[str, ...] = ()  # the methods of the path
     account_id: str = ""
     queue_id: str = ""
     consumer_id: str = ""
-    subscription_id: str = ""
 
 
 def _admin(name: str, *, edits: bool = True) -> Route:
@@ -41,7 +40,7 @@ def _message(name: str) -> Route:
     return Route(name, "message", True)
 
 
-# What follows /accounts/{account_id}/queues, with ids left out as "*".
+# The part of the path after /accounts/{account_id}/queues, with "*" for ids.
 _TABLE: Final[dict[tuple[str, ...], dict[str, Route]]] = {
     (): {"GET": _admin("list", edits=False), "POST": _admin("create")},
     ("*",): {
@@ -70,35 +69,14 @@ _TABLE: Final[dict[tuple[str, ...], dict[str, Route]]] = {
     ("*", "messages", "purge"): {"POST": _message("purge_refs")},
 }
 
-# What follows /accounts/{account_id}/event_subscriptions/subscriptions.
-_SUBSCRIPTIONS: Final[dict[tuple[str, ...], dict[str, Route]]] = {
-    (): {"GET": _admin("list_subscriptions", edits=False), "POST": _admin("create_subscription")},
-    ("*",): {
-        "GET": _admin("get_subscription", edits=False),
-        "PATCH": _admin("update_subscription"),
-        "DELETE": _admin("delete_subscription"),
-    },
-}
-
-NAMES: Final = tuple(
-    route.name
-    for table in (_TABLE, _SUBSCRIPTIONS)
-    for methods in table.values()
-    for route in methods.values()
-)
+NAMES: Final = tuple(route.name for methods in _TABLE.values() for route in methods.values())
 """The names of all routes."""
 
 
 def find(method: str, path: str) -> Found:
-    """Tell what *path*, the part below ``/client/v4``, means."""
+    """Look up the route of *path*, the part below ``/client/v4``."""
     parts = path.split("/")
-    if len(parts) < 4 or parts[0] or parts[1] != "accounts":
-        return Found(None)
-    if parts[3:5] == ["event_subscriptions", "subscriptions"] and len(parts) <= 6:
-        methods = _SUBSCRIPTIONS[("*",) * (len(parts) - 5)]
-        subscription_id = parts[5] if len(parts) == 6 else ""
-        return Found(methods.get(method), tuple(methods), parts[2], subscription_id=subscription_id)
-    if parts[3] != "queues":
+    if len(parts) < 4 or parts[0] or parts[1] != "accounts" or parts[3] != "queues":
         return Found(None)
     tail = parts[4:]
     queue_id = tail[0] if tail else ""

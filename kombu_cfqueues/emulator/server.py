@@ -1,4 +1,4 @@
-"""The emulator: the service, its API, and the thread that serves it."""
+"""The emulator: the emulated service, its API, and the thread that serves it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .service import Service
 from .store import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
-"""The emulated account, unless another is given."""
+"""The default account id."""
 
 
 class Emulator:
@@ -42,25 +42,24 @@ class Emulator:
         with Emulator() as emulator:
             connection = kombu.Connection(emulator.broker_url)
 
-    It runs in a thread of its own, from ``start()`` (or ``with``) to ``stop()``.  Everything here
-    may be used from any thread.
+    It runs in its own thread from ``start()`` (or ``with``) to ``stop()``.  Its methods and
+    properties may be used from any thread.
 
     Args:
         host: The address to listen on.
-        port: The port; 0 takes a free one.
+        port: The port; 0 for a free one.
         account_id: The account of all queues.
-        token: The token that may do everything.
-        tokens: Further ones, each with ``"edit"`` or ``"read"``: ``{"viewer": "read"}``.
-        db: A file for the queues and messages, which survive a restart there; None for memory.
-        latency: Seconds before each request has its effect, or the least and the most of a random
-            time.
+        token: A token with every permission.
+        tokens: More tokens, each with ``"edit"`` or ``"read"``: ``{"viewer": "read"}``.
+        db: A file that keeps the queues and messages across restarts; None for memory.
+        latency: Seconds before each request takes effect, or the bounds of a random time.
         knobs: Positions of ``Knobs``, by name.
 
     Raises:
-        ValueError: An address that is not loopback without a token of your own, a knob without
-            that position, an account id or token that does not fit into a URL or header, or a
-            file that cannot be used.
-        OSError: (``start()``) the address cannot be listened on.
+        ValueError: The address is not loopback and the token is the default one, a knob does not
+            have the position, the account id or a token does not fit into a URL or header, or the
+            file cannot be used.
+        OSError: (``start()``) The server cannot listen on the address.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class Emulator:
         **knobs: Any,
     ) -> None:
         if not _is_loopback(host) and token == TOKEN:
-            raise ValueError(f"to listen on {host}, which others can reach, choose a token")
+            raise ValueError(f"other machines can reach {host}: choose a token")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", account_id):
-            raise ValueError("an account id is made of letters, digits, dashes and underscores")
+            raise ValueError("an account id consists of letters, digits, dashes and underscores")
         self.host = host
         self.port = port
         self.account_id = account_id
@@ -93,7 +92,7 @@ class Emulator:
             self._api.requests,
             self._api.allowance,
             token,
-            guarded=not _is_loopback(host),
+            requires_token=not _is_loopback(host),
         )
         self._thread: _ServerThread | None = None
 
@@ -103,7 +102,7 @@ class Emulator:
     # --- running
 
     def start(self) -> Emulator:
-        """Serve; return once requests are answered."""
+        """Start the server; block until it answers requests."""
         if self._thread is None:
             thread = _ServerThread(application(self._api, self._console), self.host, self.port)
             thread.start()
@@ -111,7 +110,7 @@ class Emulator:
         return self
 
     def stop(self) -> None:
-        """Cut all connections, stop serving, and let go of the queues."""
+        """Cut all connections, stop the server, and close the database."""
         self._disconnect()
         self._service.close()
 
@@ -134,55 +133,55 @@ class Emulator:
         finally:
             self.start()
 
-    # --- where it is
+    # --- URLs
 
     @property
     def base_url(self) -> str:
-        """The API's URL, which Cloudflare's is ``https://api.cloudflare.com/client/v4``."""
+        """The counterpart of ``https://api.cloudflare.com/client/v4``."""
         return f"http://{self._address}{PREFIX}"
 
     @property
     def page_url(self) -> str:
-        """The page to look at; beyond loopback it asks for the token."""
+        """The URL of the page, which asks for the token unless it is on loopback."""
         return f"http://{self._address}/"
 
     @property
     def broker_url(self) -> str:
-        """The URL for Kombu and Celery, with the account and the token in it."""
+        """The broker URL for Kombu and Celery, including the account and the token."""
         return f"cfqueues://{self.account_id}:{quote(self.token, safe='')}@{self._address}/"
 
     @property
     def _address(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    # --- what tests look at and change
+    # --- state that tests read and change
 
     @property
     def requests(self) -> RequestLog:
-        """The requests so far."""
+        """The log of the API's requests."""
         return self._api.requests
 
     @property
     def clock(self) -> Clock:
-        """The emulator's time; ``clock.advance(seconds)``."""
+        """The emulator's clock; move it with ``clock.advance(seconds)``."""
         return self._service.clock
 
     @property
     def faults(self) -> Faults:
-        """What is to go wrong."""
+        """The active faults."""
         return self._service.faults
 
     def order_fault(self, text: str) -> Fault:
-        """Set a fault in the words of the command line: ``"error push status=503 times=3"``.
+        """Set a fault in the command line's syntax: ``"error push status=503 times=3"``.
 
         Raises:
-            ValueError: It means nothing.
+            ValueError: The text is not a valid fault.
         """
         return fault_orders.order(self.faults, fault_orders.parse(text))
 
     @property
     def knobs(self) -> Knobs:
-        """The knobs in force; others may be assigned at any time (``dataclasses.replace()``)."""
+        """The current knobs; assign others at any time (``dataclasses.replace()``)."""
         return self._service.knobs
 
     @knobs.setter
@@ -191,7 +190,7 @@ class Emulator:
 
     @property
     def latency(self) -> Seconds:
-        """Seconds before each request has its effect, or the least and the most of them."""
+        """Seconds before each request takes effect, or the bounds of a random time."""
         return self._api.latency
 
     @latency.setter
@@ -202,17 +201,18 @@ class Emulator:
     def create_queue(
         self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
     ) -> str:
-        """Make a queue and return its id.
+        """Create a queue and return its id.
 
         ``emulator.create_queue("jobs", delivery_delay=5, consumer={"type": "http_pull"})``
 
         Args:
             name: Its name.
-            consumer: What would be sent to make a consumer.
+            consumer: Its consumer, as the body of a request that creates one.
             settings: ``delivery_delay``, ``delivery_paused``, ``message_retention_period``.
 
         Raises:
-            ValueError: The API would refuse it.
+            ValueError: The API would refuse the request.
+            TypeError: A queue does not have the setting.
         """
         unknown = set(settings) - {
             "delivery_delay",
@@ -225,13 +225,13 @@ class Emulator:
             admin.check_name(name)
             queues = self._service.queues
             if queues.named(name, fold=self.knobs.fold_names) is not None:
-                raise ValueError(f"there is a queue {name!r} already")
-            made = None
+                raise ValueError(f"queue {name!r} already exists")
+            new_consumer = None
             if consumer is not None:
-                made = admin.new_consumer(self.clock.now_ms(), consumer)
+                new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
             queue = queues.create(name, None, admin.queue_settings({"settings": settings}))
-            if made is not None:
-                queues.put_consumer(queue, made)
+            if new_consumer is not None:
+                queues.put_consumer(queue, new_consumer)
         return queue.id
 
     def queue_names(self) -> list[str]:
@@ -242,27 +242,36 @@ class Emulator:
         """Return a queue's id.
 
         Raises:
-            KeyError: There is no such queue.
+            KeyError: The queue does not exist.
         """
         return self._queue(name).id
 
     def consumers(self, name: str) -> list[Consumer]:
-        """Return a queue's consumers."""
+        """Return a queue's consumers.
+
+        Raises:
+            KeyError: The queue does not exist.
+        """
         return list(self._queue(name).consumers.values())
 
     def messages(self, name: str) -> list[StoredMessage]:
-        """Return all messages of a queue, delayed and leased ones too, the oldest first."""
+        """Return all messages of a queue, including delayed and leased ones, the oldest first.
+
+        Raises:
+            KeyError: The queue does not exist.
+        """
         return self._service.store.stored(self._queue(name))
 
     def reset_rate_limit(self) -> None:
-        """Forget what was spent of the request limit, and every block."""
+        """Reset the request limit: forget all counts and end all blocks."""
         self._api.allowance.reset()
 
     def _queue(self, name: str) -> Queue:
         queue = self._service.queues.named(name, fold=self.knobs.fold_names)
         if queue is None:
             raise KeyError(
-                f"no queue {name!r}; there are {', '.join(self.queue_names()) or 'none'}"
+                f"queue {name!r} does not exist; existing queues: "
+                f"{', '.join(self.queue_names()) or 'none'}"
             )
         return queue
 
@@ -273,11 +282,13 @@ class Emulator:
 
 
 ACCEPTING_ROUNDS: Final = 5
-"""Rounds of the event loop in which what was accepted becomes a connection: asyncio takes three."""
+"""Rounds of the event loop that turn an accepted socket into a connection.
+
+asyncio takes three rounds; two more are a margin."""
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1, with the connection in reach of the application, which has faults to cut it."""
+    """HTTP/1.1 that passes the connection to the application, whose faults cut it."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -285,7 +296,7 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which tells when it is ready, stops at once, and waits for no client."""
+    """A uvicorn server that signals when it is ready, and stops without waiting for clients."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -304,40 +315,41 @@ class _Server(uvicorn.Server):
             raise RuntimeError("the server has not started up")
         counter = 0
         while not await self.on_tick(counter) and not halt.is_set():
-            counter += 10  # a tick of a second, which is how often uvicorn renews its Date
+            # uvicorn counts ticks of 0.1 seconds and renews its Date header every 10 ticks.
+            counter += 10
             _, pending = await asyncio.wait([asyncio.ensure_future(halt.wait())], timeout=1)
             for waiting in pending:
                 waiting.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Accept no more, and let what is accepted become connections, which asyncio does not do on
-        # a closed server: it would forget the socket, and leave it open.
-        for listening in [one for server in self.servers for one in server.sockets]:
-            asyncio.get_running_loop().remove_reader(listening)
+        # Stop accepting, then let accepted sockets become connections.  Once the server is closed,
+        # asyncio would forget such a socket and leave it open.
+        for listener in [sock for server in self.servers for sock in server.sockets]:
+            asyncio.get_running_loop().remove_reader(listener)
         for _ in range(ACCEPTING_ROUNDS):
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        await asyncio.sleep(0)  # until its protocol has heard of it
+        await asyncio.sleep(0)  # let the protocols see the abort
         for task in list(self.server_state.tasks):
             task.cancel()
         await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
 
     def halt(self) -> None:
-        """Ask it to stop, from another thread."""
+        """Stop the server; called from another thread."""
         if self._loop is not None and self._halt is not None:
             self._loop.call_soon_threadsafe(self._halt.set)
 
 
 class _ServerThread:
-    """One run of the server: listens at once, serves from ``start()`` to ``stop()``."""
+    """One run of the server: listens from its creation, serves from ``start()`` to ``stop()``."""
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, each
-        # answer waits 40 ms for the client's acknowledgement of its headers.
+        # Name the protocol, because asyncio sets TCP_NODELAY only if it is named.  Without
+        # TCP_NODELAY, each response waits 40 ms for the client's acknowledgement of its headers.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -382,9 +394,9 @@ class _ServerThread:
 
 
 def _check_latency(seconds: Seconds) -> None:
-    least, most = seconds if isinstance(seconds, tuple) else (seconds, seconds)
-    if not 0 <= least <= most < math.inf:
-        raise ValueError(f"latency is seconds, or the least and the most of them, not {seconds}")
+    low, high = seconds if isinstance(seconds, tuple) else (seconds, seconds)
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"latency must be seconds or the bounds of a random time, not {seconds}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The emulated account: its queues and messages, its clock, and the knobs they obey."""
+"""The emulated account: its queues, messages, faults, clock and knobs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from .store import Store
 
 
 class Service:
-    """What the API's handlers work on.
+    """The state that the API's handlers work on.
 
     Args:
+        account_id: The id of the account.
         path: The database file; None for memory.
-        clock: Its time; a test of the store brings one that stands still.
+        knobs: The initial knobs.
+        clock: The clock; tests of the store pass one that stands still.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class Service:
 
     @property
     def knobs(self) -> Knobs:
-        """Exchanged as a whole, at any time."""
+        """The current knobs, which may be replaced as a whole at any time."""
         return self.store.knobs
 
     @knobs.setter
@@ -40,5 +42,5 @@ class Service:
         self.store.knobs = knobs
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self.database.close()

@@ -1,8 +1,7 @@
-"""The messages: published, leased, settled, expired, dead.
+"""The messages: published, leased, settled, expired, dead-lettered.
 
-Nothing here happens by itself.  Leases, delays and retention run out by the clock, and whatever
-that changes is caught up with when somebody next looks, so a test that advances the clock sees all
-of it at once.
+No background job runs.  Leases, delays and retention end by the clock, and each operation first
+carries out what has become due, so a test that advances the clock sees all changes at once.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from .knobs import Knobs
 from .leases import Lease, Leases
 from .queues import Consumer, Queue, Queues
 
-_UNKNOWN_LEASE: Final = "the lease is unknown, or its message is settled already"
+_UNKNOWN_LEASE: Final = "the lease is unknown, or its message is already settled"
 _LATE_LEASE: Final = "the lease has expired"
-_HELD_ELSEWHERE: Final = "the lease has expired and the message is leased again"
+_LEASED_AGAIN: Final = "the lease has expired and the message is leased again"
 
 _STATES: Final = {
     "ready": "visible_at <= ?",
@@ -35,7 +34,7 @@ _STATES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message about to be published; *body* is UTF-8: the text, or the JSON text."""
+    """A message to publish; *body* is the text or the JSON text, in UTF-8."""
 
     body: bytes
     content_type: str
@@ -44,7 +43,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on its way to a client; *handle* is its lease id, or its ref if it was peeked."""
+    """A message for a client; *handle* is its lease id, or its ref if it was peeked."""
 
     id: str
     body: bytes
@@ -57,19 +56,19 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message as it is stored, for tests to look at.
+    """A stored message, for tests and for the page.
 
     Attributes:
         id: Its id, 32 hex digits.
         body: The text, or the JSON text.
         content_type: ``text`` or ``json``.
-        delay_seconds: The delay it was published with, the queue's own included.
-        timestamp: When it was published, in seconds since the epoch by the emulator's clock.
-        visible_at: When it is (or was) next to be had, by the same clock.
+        delay_seconds: The delay it was published with; by default that of the queue.
+        timestamp: Time of publishing, in seconds since the epoch by the emulator's clock.
+        visible_at: Time from which it can be pulled, by the same clock.
         attempts: Deliveries so far.
         state: ``ready``, ``delayed`` or ``leased``.
-        number: Its place in the order in which messages were published, across all queues.
-        died_in: The name of the queue it is a dead letter of; None if it is none.
+        number: Its position in the order of publishing, across all queues.
+        died_in: The name of the queue in which it became a dead letter; None if it is not one.
     """
 
     id: str
@@ -85,30 +84,30 @@ class StoredMessage:
 
     @property
     def value(self) -> Any:
-        """What was published: the body, decoded if it is JSON."""
+        """The published value: the body, decoded if it is JSON."""
         return json.loads(self.body) if self.content_type == "json" else self.body
 
     @property
     def content(self) -> Any:
-        """What Celery or Kombu put into it, decoded: of a task ``[args, kwargs, embed]``."""
+        """The decoded content of a Celery or Kombu message; of a task ``[args, kwargs, embed]``."""
         return describe(self.content_type, self.body)["content"]
 
     @property
     def task(self) -> str | None:
-        """The name of the Celery task that it calls; None if it calls none."""
+        """The name of the Celery task; None if the message is not a task."""
         task: str | None = describe(self.content_type, self.body).get("task")
         return task
 
     @property
     def headers(self) -> dict[str, Any]:
-        """Kombu's headers, with a task's id, eta and retries; {} if there are none."""
+        """Kombu's headers, which include a task's id, eta and retries; {} if there are none."""
         headers: dict[str, Any] = describe(self.content_type, self.body).get("headers", {})
         return headers
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """A queue's backlog, in messages, in bytes, and by its oldest (0 if there is none)."""
+    """A queue's backlog: messages, bytes, and the time of the oldest message (0 if it is empty)."""
 
     backlog_count: int
     backlog_bytes: int
@@ -117,7 +116,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A queue's messages by state; *dead* are those of it that wait in a dead-letter queue."""
+    """A queue's messages by state; *dead* counts its messages in dead-letter queues."""
 
     ready: int
     delayed: int
@@ -127,7 +126,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What an ack call came to; warnings by lease id."""
+    """The result of an ack call, with warnings by lease id."""
 
     acked: int
     retried: int
@@ -144,12 +143,18 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A message by one of its leases: whether that one still holds it, or a later one does."""
+class _LeasedRow:
+    """The message of a lease id.
+
+    Attributes:
+        row: The message.
+        active: This lease still holds the message.
+        leased_again: A later lease holds the message.
+    """
 
     row: _Row
-    ours: bool
-    elsewhere: bool
+    active: bool
+    leased_again: bool
 
 
 class Store:
@@ -158,7 +163,10 @@ class Store:
     Every method takes the database's lock and returns when its effect is committed.
 
     Args:
-        knobs: Read anew by every operation, so they may be exchanged at any time.
+        database: The database of all queues and messages.
+        queues: The queues.
+        clock: The time.
+        knobs: Each operation reads them anew, so they may be replaced at any time.
     """
 
     def __init__(self, database: Database, queues: Queues, clock: Clock, knobs: Knobs) -> None:
@@ -166,17 +174,18 @@ class Store:
         self._database = database
         self._queues = queues
         self._clock = clock
-        self._chance = random.Random(knobs.seed)  # noqa: S311 - shuffles, keeps no secret
+        self._rng = random.Random(knobs.seed)  # noqa: S311 - not used for secrets
         self._leases = Leases(database.setting("lease_key", secrets.token_bytes(32)))
         # Guarded by database.lock:
-        self._lease_ends_ms = 0.0  # no lease runs out before
-        self._metrics: dict[int, tuple[float, Metrics]] = {}  # by queue, with when they were taken
+        self._lease_ends_ms = 0.0  # no lease ends before
+        # By queue, with the time of the measurement in milliseconds.
+        self._metrics: dict[int, tuple[float, Metrics]] = {}
         with database.lock:
             row = database.connection.execute("SELECT max(seq) FROM messages").fetchone()
             self._last_seq = row[0] or 0
 
     def add(self, queue: Queue, drafts: Sequence[Draft], *, late: float = 0) -> None:
-        """Publish *drafts*, all or none; *late* seconds pass until they can be pulled."""
+        """Publish *drafts*, all or none; they can be pulled only *late* seconds later."""
         now = self._clock.now_ms()
         ids = secrets.token_bytes(16 * len(drafts))
         with self._database.transaction() as sql:
@@ -204,17 +213,17 @@ class Store:
                 "INSERT INTO bodies VALUES (?, ?)",
                 [(first + n, draft.body) for n, draft in enumerate(drafts)],
             )
-            self._tally(queue, len(drafts), sum(len(draft.body) for draft in drafts))
+            self._add_to_totals(queue, len(drafts), sum(len(draft.body) for draft in drafts))
             queue.activity.count("published", len(drafts))
 
     def pull(
-        self, queue: Queue, most: int, visibility_ms: int, *, duplicate: bool = False
+        self, queue: Queue, limit: int, visibility_ms: int, *, duplicate: bool = False
     ) -> list[Delivery]:
-        """Lease up to *most* messages that are ready; with *duplicate* each is there once more."""
+        """Lease at most *limit* ready messages; with *duplicate*, add a copy of each."""
         now = self._clock.now_ms()
         with self._database.transaction() as sql:
             self._catch_up(queue, now)
-            chosen = self._choose(queue, most, now)
+            chosen = self._choose(queue, limit, now)
             if not chosen:
                 return []
             self._duplicate(queue, chosen, 1 if duplicate else self.knobs.duplicate_rate)
@@ -227,22 +236,22 @@ class Store:
             self._lease_ends_ms = min(self._lease_ends_ms, now + visibility_ms)
             return self._deliveries(chosen, self._leases.write)
 
-    def peek(self, queue: Queue, most: int) -> list[Delivery]:
-        """Show up to *most* messages that are ready, and leave them so."""
+    def peek(self, queue: Queue, limit: int) -> list[Delivery]:
+        """Return at most *limit* ready messages without leasing them."""
         now = self._clock.now_ms()
         with self._database.transaction():
             self._catch_up(queue, now)
-            return self._deliveries(self._choose(queue, most, now), self._leases.write_ref)
+            return self._deliveries(self._choose(queue, limit, now), self._leases.write_ref)
 
     def settle(
         self, queue: Queue, acks: Iterable[str], retries: Iterable[tuple[str, int | None]]
     ) -> Settled:
-        """End leases: *acks* delete their messages, *retries* give them back.
+        """Settle leases: *acks* delete their messages, *retries* make them ready again.
 
         Args:
-            queue: Whose messages they are; leases of another queue's are unknown.
+            queue: The queue of the messages; leases of other queues are unknown.
             acks: Lease ids.
-            retries: Lease ids with the delay in seconds, None for the consumer's.
+            retries: Lease ids, each with a delay in seconds, or None for the consumer's delay.
         """
         now = self._clock.now_ms()
         warnings: dict[str, str] = {}
@@ -266,13 +275,13 @@ class Store:
         return Settled(acked, retried, warnings)
 
     def knows(self, lease_id: str) -> bool:
-        """Tell whether *lease_id* was ever given out."""
+        """Tell whether *lease_id* was ever issued."""
         return self._leases.read(lease_id) is not None
 
     def extend(
         self, queue: Queue, lease_ids: Iterable[str], visibility_ms: int
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """Let leases end *visibility_ms* from now; return new ids by old, and warnings by old."""
+        """Let leases end *visibility_ms* from now; return new ids and warnings, both by old id."""
         now = self._clock.now_ms()
         renewed: dict[str, str] = {}
         warnings: dict[str, str] = {}
@@ -283,7 +292,7 @@ class Store:
                 found = self._find(queue, lease)
                 if lease is None or found is None:
                     warnings[lease_id] = _UNKNOWN_LEASE
-                elif not found.ours:
+                elif not found.active:
                     warnings[lease_id] = _LATE_LEASE
                 else:
                     sql.execute(
@@ -297,21 +306,22 @@ class Store:
         return renewed, warnings
 
     def purge_refs(self, queue: Queue, refs: Iterable[str]) -> dict[str, str]:
-        """Delete peeked messages; return a warning for each ref that means nothing now."""
+        """Delete peeked messages; return a warning for each ref without a message."""
         warnings: dict[str, str] = {}
         with self._database.transaction():
             for ref in refs:
                 found = self._find(queue, self._leases.read_ref(ref))
                 if found is None:
-                    warnings[ref] = "the ref is unknown, or its message is gone"
+                    warnings[ref] = "the ref is unknown, or its message no longer exists"
                 else:
                     self._delete(queue, found.row)
         return warnings
 
     def purge(self, queue: Queue) -> None:
-        """Delete all messages of *queue*, delayed and leased ones too.
+        """Delete all messages of *queue*, including delayed and leased ones.
 
-        It happens ``purge_delay`` seconds later; what is published meanwhile survives.
+        The deletion takes place ``purge_delay`` seconds later; messages that are published
+        meanwhile survive.
         """
         now = self._clock.now_ms()
         with self._database.transaction():
@@ -321,9 +331,9 @@ class Store:
             self._catch_up(queue, now)
 
     def metrics(self, queue: Queue) -> Metrics:
-        """Return the backlog of *queue*: what is neither acknowledged, expired nor dead.
+        """Return the backlog of *queue*: messages that are not acknowledged, expired or dead.
 
-        Up to ``metrics_lag`` seconds old.
+        The metrics are at most ``metrics_lag`` seconds old.
         """
         now = self._clock.now_ms()
         lag_ms = self.knobs.metrics_lag * 1000
@@ -335,7 +345,7 @@ class Store:
                     self._metrics[queue.number] = now, metrics
             return metrics
 
-    # --- for people who look: the page and tests
+    # --- for the page and tests
 
     def counts(self, queue: Queue) -> Counts:
         """Count the messages of *queue* by state."""
@@ -343,11 +353,11 @@ class Store:
         with self._database.lock:
             self._catch_up(queue, now)
             sql = self._database.connection
-            hidden = self._hidden(queue, now)
+            invisible = self._count_invisible(queue, now)
             dead = sql.execute(
                 "SELECT count(*) FROM messages WHERE died_in = ?", (queue.number,)
             ).fetchone()[0]
-            delayed, leased = hidden.get(0, 0), hidden.get(1, 0)
+            delayed, leased = invisible.get(0, 0), invisible.get(1, 0)
             return Counts(queue.backlog_count - delayed - leased, delayed, leased, dead)
 
     def stored(
@@ -356,15 +366,15 @@ class Store:
         *,
         state: str | None = None,
         before: int | None = None,
-        most: int | None = None,
+        limit: int | None = None,
     ) -> list[StoredMessage]:
-        """Return messages of *queue*: all, the oldest first, or the newest *most*, newest first.
+        """Return messages of *queue*: all, oldest first, or the newest *limit*, newest first.
 
         Args:
-            queue: Whose.
-            state: Only those that are ``ready``, ``delayed`` or ``leased``.
-            before: Only those with a lower number.
-            most: How many at most.
+            queue: The queue.
+            state: Return only messages that are ``ready``, ``delayed`` or ``leased``.
+            before: Return only messages with a lower number.
+            limit: Maximum number of messages; None for no limit.
         """
         now = self._clock.now_ms()
         conditions = ["queue = ?"]
@@ -375,8 +385,8 @@ class Store:
         if before is not None:
             conditions.append("seq < ?")
             values.append(before)
-        order = "ORDER BY seq" if most is None else f"ORDER BY seq DESC LIMIT {most:d}"
-        # Said, as SQLite cannot know that few of many messages are hidden, and most are ready.
+        order = "ORDER BY seq" if limit is None else f"ORDER BY seq DESC LIMIT {limit:d}"
+        # Name the index: SQLite cannot know that most messages are ready and few are invisible.
         index = "visibility" if state in ("delayed", "leased") else "queue"
         with self._database.lock:
             self._catch_up(queue, now)
@@ -391,14 +401,14 @@ class Store:
         return [_stored(row, now, names) for row in rows]
 
     def retry_now(self, queue: Queue, numbers: Sequence[int] | None = None) -> int:
-        """Make messages ready at once, leased and delayed ones; return how many.
+        """Make leased and delayed messages ready at once; return how many changed.
 
-        A dead letter returns to the queue it died in, with its attempts at 0.  No attempt is
-        counted: it is a person who does this, not a consumer.
+        A dead letter returns to its original queue, with its attempts at 0.  No attempt is counted,
+        because a person does this and not a consumer.
 
         Args:
-            queue: Where they are.
-            numbers: Which; None for all.
+            queue: The queue that holds the messages.
+            numbers: The numbers of the messages; None for all.
         """
         now = self._clock.now_ms()
         changed = 0
@@ -412,16 +422,16 @@ class Store:
                 if row is None:
                     continue
                 died_in, size, visible_at = row
-                home = self._queues.find_number(died_in)
-                if home is not None:
+                original = self._queues.find_number(died_in)
+                if original is not None:
                     sql.execute(
                         "UPDATE messages SET queue = ?, died_in = NULL, leased = 0, attempts = 0,"
                         " lease = lease + 1, timestamp_ms = ?, visible_at = ? WHERE seq = ?",
-                        (home.number, now, now, number),
+                        (original.number, now, now, number),
                     )
-                    self._tally(queue, -1, -size)
-                    self._tally(home, 1, size)
-                    home.expires_ms = 0
+                    self._add_to_totals(queue, -1, -size)
+                    self._add_to_totals(original, 1, size)
+                    original.expires_ms = 0
                 elif visible_at > now:
                     sql.execute(
                         "UPDATE messages SET leased = 0, visible_at = ? WHERE seq = ?",
@@ -433,7 +443,7 @@ class Store:
         return changed
 
     def delete(self, queue: Queue, numbers: Iterable[int]) -> int:
-        """Delete messages by their numbers; return how many there were."""
+        """Delete messages by their numbers; return how many were deleted."""
         deleted = 0
         with self._database.transaction() as sql:
             for number in numbers:
@@ -455,8 +465,8 @@ class Store:
             )
         ]
 
-    def _hidden(self, queue: Queue, now: int) -> dict[int, int]:
-        """Count what is not ready: delayed under 0, leased under 1."""
+    def _count_invisible(self, queue: Queue, now: int) -> dict[int, int]:
+        """Count messages that are not ready: delayed ones under key 0, leased ones under key 1."""
         return dict(
             self._database.connection.execute(
                 "SELECT leased, count(*) FROM messages WHERE queue = ? AND visible_at > ?"
@@ -471,8 +481,8 @@ class Store:
         conditions = "queue = ?"
         values = [queue.number]
         if counted != "both":
-            hidden = {"leased": "leased = 1", "delayed": "leased = 0", "none": "0"}[counted]
-            conditions += f" AND (visible_at <= ? OR {hidden})"
+            invisible = {"leased": "leased = 1", "delayed": "leased = 0", "none": "0"}[counted]
+            conditions += f" AND (visible_at <= ? OR {invisible})"
             values.append(now)
             row = self._database.connection.execute(
                 "SELECT count(*), coalesce(sum(size), 0), min(timestamp_ms) FROM messages"  # noqa: S608
@@ -487,10 +497,10 @@ class Store:
 
     # --- leases
 
-    def _choose(self, queue: Queue, most: int, now: int) -> list[int]:
+    def _choose(self, queue: Queue, limit: int, now: int) -> list[int]:
         knobs = self.knobs
-        # Shuffled within a window: Cloudflare keeps no order, but starves nobody either.
-        window = most if knobs.order == "fifo" else max(4 * most, 100)
+        # Shuffle within a window: Cloudflare keeps no order, but every message gets delivered.
+        window = limit if knobs.order == "fifo" else max(4 * limit, 100)
         ready = [
             seq
             for (seq,) in self._database.connection.execute(
@@ -500,10 +510,10 @@ class Store:
             )
         ]
         if knobs.order == "shuffled":
-            self._chance.shuffle(ready)
-        chosen = ready[:most]
+            self._rng.shuffle(ready)
+        chosen = ready[:limit]
         if knobs.short_batches and len(chosen) > 1:
-            chosen = chosen[: self._chance.randint(1, len(chosen))]
+            chosen = chosen[: self._rng.randint(1, len(chosen))]
         return chosen
 
     def _deliveries(self, seqs: list[int], handle: Callable[[Lease], str]) -> list[Delivery]:
@@ -522,12 +532,12 @@ class Store:
             )
         return deliveries
 
-    def _find(self, queue: Queue, lease: Lease | None) -> _Found | None:
-        """Return the message that a lease or a ref speaks of; None if *queue* has it no more."""
+    def _find(self, queue: Queue, lease: Lease | None) -> _LeasedRow | None:
+        """Return the message of a lease or a ref; None if *queue* no longer has it."""
         if lease is None or lease.queue != queue.number:
             return None
-        # By the id too, since a database that was emptied and restarted gives a seq again, and by
-        # the queue, since a dead letter may keep its id.
+        # Compare the id too, because a database that was emptied reuses a seq after a restart, and
+        # the queue, because a dead letter may keep its id.
         row = self._database.connection.execute(
             "SELECT seq, queue, size, attempts, visible_at, lease, leased FROM messages"
             " WHERE seq = ? AND id = ? AND queue = ?",
@@ -535,15 +545,15 @@ class Store:
         ).fetchone()
         if row is None:
             return None
-        held = bool(row[6])  # _catch_up has ended the leases that ran out
-        ours = row[5] == lease.number
-        return _Found(_Row(*row[:5]), ours=held and ours, elsewhere=held and not ours)
+        held = bool(row[6])  # _catch_up has ended expired leases
+        latest = row[5] == lease.number
+        return _LeasedRow(_Row(*row[:5]), active=held and latest, leased_again=held and not latest)
 
     def _ack(self, queue: Queue, lease_id: str) -> str | None:
         found = self._find(queue, self._leases.read(lease_id))
         if found is None:
             return _UNKNOWN_LEASE
-        if not found.ours and self.knobs.late_ack == "warn":
+        if not found.active and self.knobs.late_ack == "warn":
             return _LATE_LEASE
         self._delete(queue, found.row)
         return None
@@ -552,13 +562,13 @@ class Store:
         found = self._find(queue, self._leases.read(lease_id))
         if found is None:
             return _UNKNOWN_LEASE
-        if found.elsewhere:  # giving it back would lease it to two
-            return _HELD_ELSEWHERE
-        if not found.ours and self.knobs.late_ack == "warn":
+        if found.leased_again:  # a retry would let two clients hold it
+            return _LEASED_AGAIN
+        if not found.active and self.knobs.late_ack == "warn":
             return _LATE_LEASE
         consumer = queue.consumer()
         if self._is_dead(consumer, found.row):
-            self._bury(queue, consumer, found.row, now)
+            self._dead_letter(queue, consumer, found.row, now)
             return None
         if delay is None:
             delay = consumer.retry_delay if consumer else 0
@@ -568,12 +578,12 @@ class Store:
         )
         return None
 
-    # --- what time does
+    # --- changes that become due
 
     def _catch_up(self, queue: Queue, now: int) -> None:
-        """End the leases that have run out, and delete what of *queue* has expired.
+        """Carry out what is due in *queue*: a purge, the end of leases, the end of retention.
 
-        The leases of all queues, since one may fill another with its dead.
+        The leases of all queues end here, because a dead letter of one queue may move to another.
         """
         if queue.purge_due_ms is not None and now >= queue.purge_due_ms:
             self._carry_out_purge(queue)
@@ -614,7 +624,7 @@ class Store:
                 consumer = queue.consumer()
                 queue.activity.count("lease_expired")
                 if self._is_dead(consumer, row):
-                    self._bury(queue, consumer, row, row.visible_at)
+                    self._dead_letter(queue, consumer, row, row.visible_at)
             next_end = sql.execute(
                 "SELECT min(visible_at) FROM messages WHERE leased = 1"
             ).fetchone()[0]
@@ -623,24 +633,24 @@ class Store:
     def _is_dead(self, consumer: Consumer | None, row: _Row) -> bool:
         if consumer is None:
             return False
-        more = 1 if self.knobs.deliveries == "one_more" else 0
-        return row.attempts >= max(1, consumer.max_retries + more)
+        extra = 1 if self.knobs.deliveries == "one_more" else 0
+        return row.attempts >= max(1, consumer.max_retries + extra)
 
-    def _bury(self, queue: Queue, consumer: Consumer | None, row: _Row, now: int) -> None:
-        """Move a message that is out of retries to the dead-letter queue, or delete it."""
+    def _dead_letter(self, queue: Queue, consumer: Consumer | None, row: _Row, now: int) -> None:
+        """Move a message to the consumer's dead-letter queue; delete it if there is none."""
         queue.activity.count("dead")
         name = consumer.dead_letter_queue if consumer else ""
         if not name:
             self._delete(queue, row)
             return
-        grave = self._queues.named(name, fold=self.knobs.fold_names)
-        if grave is None:
-            grave = self._queues.create(name, queue.jurisdiction)
+        target = self._queues.named(name, fold=self.knobs.fold_names)
+        if target is None:
+            target = self._queues.create(name, queue.jurisdiction)
         self._database.connection.execute(
             "UPDATE messages SET queue = ?, attempts = 0, leased = 0, lease = lease + 1,"
             " timestamp_ms = ?, visible_at = ?, died_in = ?, id = coalesce(?, id) WHERE seq = ?",
             (
-                grave.number,
+                target.number,
                 now,
                 now,
                 queue.number,
@@ -648,9 +658,9 @@ class Store:
                 row.seq,
             ),
         )
-        self._tally(queue, -1, -row.size)
-        self._tally(grave, 1, row.size)
-        grave.expires_ms = 0
+        self._add_to_totals(queue, -1, -row.size)
+        self._add_to_totals(target, 1, row.size)
+        target.expires_ms = 0
 
     def _expire(self, queue: Queue, now: int) -> None:
         retention_ms = queue.message_retention_period * 1000
@@ -669,29 +679,29 @@ class Store:
             oldest = sql.execute(
                 "SELECT min(timestamp_ms) FROM messages WHERE queue = ?", (queue.number,)
             ).fetchone()[0]
-            # In an empty queue the next message is the oldest, and none is older than now.
+            # In an empty queue, no message can be older than now.
             queue.expires_ms = (now if oldest is None else oldest) + retention_ms
 
     def _lateness_ms(self, late: float) -> int:
-        """Return how long a new message stays out of sight, in milliseconds."""
-        most = max(late, self.knobs.late_visibility)
-        return round(1000 * (late or self._chance.uniform(0, most))) if most else 0
+        """Return the milliseconds until a new message can be pulled, apart from its delay."""
+        limit = max(late, self.knobs.late_visibility)
+        return round(1000 * (late or self._rng.uniform(0, limit))) if limit else 0
 
     def _duplicate(self, queue: Queue, seqs: Iterable[int], rate: float) -> None:
-        """Copy messages, each by the chance of *rate*, and none twice."""
+        """Copy messages, each with probability *rate*, but none twice."""
         if not rate:
             return
         sql = self._database.connection
         for seq in seqs:
-            if self._chance.random() >= rate:
+            if self._rng.random() >= rate:
                 continue
-            made = sql.execute(
+            inserted = sql.execute(
                 "INSERT INTO messages SELECT ?, queue, id, content_type, size, delay_seconds,"
                 " timestamp_ms, visible_at, attempts, lease, leased, 1, died_in"
                 " FROM messages WHERE seq = ? AND copied = 0",
                 (self._last_seq + 1, seq),
             ).rowcount
-            if made:
+            if inserted:
                 self._last_seq += 1
                 sql.execute(
                     "INSERT INTO bodies SELECT ?, body FROM bodies WHERE seq = ?",
@@ -699,13 +709,13 @@ class Store:
                 )
                 sql.execute("UPDATE messages SET copied = 1 WHERE seq = ?", (seq,))
                 size = sql.execute("SELECT size FROM messages WHERE seq = ?", (seq,)).fetchone()[0]
-                self._tally(queue, 1, size)
+                self._add_to_totals(queue, 1, size)
 
     def _delete(self, queue: Queue, row: _Row) -> None:
         self._database.connection.execute("DELETE FROM messages WHERE seq = ?", (row.seq,))
-        self._tally(queue, -1, -row.size)
+        self._add_to_totals(queue, -1, -row.size)
 
-    def _tally(self, queue: Queue, count: int, size: int) -> None:
+    def _add_to_totals(self, queue: Queue, count: int, size: int) -> None:
         queue.backlog_count += count
         queue.backlog_bytes += size
 

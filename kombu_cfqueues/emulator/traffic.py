@@ -1,4 +1,4 @@
-"""The message routes: publish, pull, settle."""
+"""The message routes: publish, pull, settle, peek."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _bad_schema: Final = fields.with_code(10207)
 _bad_json: Final = fields.with_code(10208)
 _bad_pull: Final = fields.with_code(10026)
 
-_chance: Final = random.Random()  # noqa: S311 - picks an encoding
+_rng: Final = random.Random()  # noqa: S311 - chooses an encoding
 
 
 def push(call: Call) -> Answer:
-    """``POST …/messages``: one message."""
+    """``POST …/messages``: publish one message."""
     queue = call.queue()
     sent = fields.parse(call.body, _bad_json)
     if not isinstance(sent, dict):
@@ -40,7 +40,7 @@ def push(call: Call) -> Answer:
 
 
 def batch(call: Call) -> Answer:
-    """``POST …/messages/batch``: 1 to 100 messages, all or none."""
+    """``POST …/messages/batch``: publish 1 to 100 messages, all or none."""
     queue = call.queue()
     sent = fields.parse(call.body, _bad_json)
     if not isinstance(sent, dict) or not isinstance(sent.get("messages"), list):
@@ -69,9 +69,9 @@ def batch(call: Call) -> Answer:
 
 
 def pull(call: Call) -> Answer:
-    """``POST …/messages/pull``: leases messages."""
+    """``POST …/messages/pull``: lease messages."""
     queue = call.queue()
-    consumer = _pulling(call, queue)
+    consumer = _pull_consumer(call, queue)
     sent = fields.parse_object(call.body, _bad_pull)
     size = fields.number(sent, "batch_size", 1, limits.PULL_MESSAGES, _bad_pull)
     if size is None:
@@ -79,76 +79,80 @@ def pull(call: Call) -> Answer:
     visibility_ms = _visibility(call, sent)
     if visibility_ms is None:
         visibility_ms = consumer.visibility_timeout_ms
-    if call.twist.most is not None:
-        size = min(size, call.twist.most)
-    deliveries = call.service.store.pull(queue, size, visibility_ms, duplicate=call.twist.duplicate)
+    if call.change.max_messages is not None:
+        size = min(size, call.change.max_messages)
+    deliveries = call.service.store.pull(
+        queue, size, visibility_ms, duplicate=call.change.duplicate
+    )
     metrics = asdict(call.service.store.metrics(queue))
     return success(
         {
             "message_backlog_count": metrics["backlog_count"],
             "metadata": {"metrics": metrics},
-            "messages": [_shown(call, one, "lease_id") for one in deliveries],
+            "messages": [_delivery_as_json(call, delivery, "lease_id") for delivery in deliveries],
         }
     )
 
 
 def ack(call: Call) -> Answer:
-    """``POST …/messages/ack``: settles leases."""
+    """``POST …/messages/ack``: settle leases."""
     queue = call.queue()
-    _pulling(call, queue)
+    _pull_consumer(call, queue)
     sent = fields.parse_object(call.body, _bad_pull)
-    acks = [_lease_id(one) for one in fields.objects(sent, "acks", _bad_pull)]
+    acks = [_lease_id(item) for item in fields.objects(sent, "acks", _bad_pull)]
     retries = [
         (
-            _lease_id(one),
-            fields.number(one, "delay_seconds", 0, limits.DELAY_SECONDS, _bad_pull),
+            _lease_id(item),
+            fields.number(item, "delay_seconds", 0, limits.DELAY_SECONDS, _bad_pull),
         )
-        for one in fields.objects(sent, "retries", _bad_pull)
+        for item in fields.objects(sent, "retries", _bad_pull)
     ]
     _check_leases(call, [*acks, *(lease_id for lease_id, _ in retries)])
     return success(_ack_result(call, call.service.store.settle(queue, acks, retries)))
 
 
 def extend(call: Call) -> Answer:
-    """``POST …/messages/extend``: makes leases longer, without another attempt."""
+    """``POST …/messages/extend``: extend leases without another attempt."""
     if not call.knobs.extend:
         raise Refusal(404, 7003, "Could not route to the path", (7000, "No route for that URI"))
     queue = call.queue()
-    consumer = _pulling(call, queue)
+    consumer = _pull_consumer(call, queue)
     sent = fields.parse_object(call.body, _bad_pull)
-    lease_ids = [_lease_id(one) for one in fields.objects(sent, "extend", _bad_pull)]
+    lease_ids = [_lease_id(item) for item in fields.objects(sent, "extend", _bad_pull)]
     _check_leases(call, lease_ids)
     visibility_ms = _visibility(call, sent)
     if visibility_ms is None:
         visibility_ms = consumer.visibility_timeout_ms
     renewed, warnings = call.service.store.extend(queue, lease_ids, visibility_ms)
-    # No source has the answer's form; this one lets a client find its leases again.
+    # No source describes this result; ours maps the old lease ids to the new ones.
     return success({"leases": renewed, "warnings": warnings})
 
 
 def peek(call: Call) -> Answer:
-    """``POST …/messages/peek``: shows messages, without a lease."""
+    """``POST …/messages/peek``: show messages without leasing them."""
     queue = call.queue()
     sent = fields.parse_object(call.body, _bad_pull)
     size = fields.number(sent, "batch_size", 1, limits.PULL_MESSAGES, _bad_pull)
     deliveries = call.service.store.peek(queue, size or limits.PULL_MESSAGES_DEFAULT)
-    return success({"messages": [_shown(call, one, "ref") for one in deliveries]})
+    return success(
+        {"messages": [_delivery_as_json(call, delivery, "ref") for delivery in deliveries]}
+    )
 
 
 def purge_refs(call: Call) -> Answer:
-    """``POST …/messages/purge``: deletes peeked messages."""
+    """``POST …/messages/purge``: delete peeked messages."""
     queue = call.queue()
     sent = fields.parse_object(call.body, _bad_pull)
     if "refs" not in sent:
         raise _bad_pull("refs is required")
     refs = []
-    for one in fields.objects(sent, "refs", _bad_pull):
-        ref = fields.string(one, "ref", _bad_pull)
+    for item in fields.objects(sent, "refs", _bad_pull):
+        ref = fields.string(item, "ref", _bad_pull)
         if ref is None:
             raise _bad_pull("ref is required")
         refs.append(ref)
     if len(refs) > limits.PULL_MESSAGES:
-        raise _bad_pull(f"at most {limits.PULL_MESSAGES} refs")
+        raise _bad_pull(f"refs has at most {limits.PULL_MESSAGES} entries")
     return success({"errors": [], "warnings": call.service.store.purge_refs(queue, refs)})
 
 
@@ -156,10 +160,10 @@ def purge_refs(call: Call) -> Answer:
 
 
 def _draft(call: Call, sent: Mapping[str, Json], default_delay: int) -> Draft:
-    """Check one message.  Its own delay goes before the batch's, and that before the queue's."""
+    """Return the checked message.  Its own delay overrides *default_delay*."""
     content_type = sent.get("content_type", "json")
     if content_type not in ("json", "text"):
-        raise _bad_message('content_type is "json" or "text"')
+        raise _bad_message('content_type must be "json" or "text"')
     if "body" not in sent:
         raise _bad_schema("body: Required")
     delay = fields.number(sent, "delay_seconds", 0, limits.DELAY_SECONDS, _bad_message)
@@ -169,7 +173,7 @@ def _draft(call: Call, sent: Mapping[str, Json], default_delay: int) -> Draft:
             body = json.dumps(
                 value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
             ).encode()
-        except (ValueError, RecursionError) as error:  # 1e999, or a depth that no reader follows
+        except (ValueError, RecursionError) as error:  # 1e999, or too deeply nested
             raise _bad_schema("body: cannot be written as JSON") from error
     elif isinstance(value, str):
         body = value.encode()
@@ -189,7 +193,7 @@ def _draft(call: Call, sent: Mapping[str, Json], default_delay: int) -> Draft:
 def _publish(call: Call, queue: Queue, drafts: list[Draft]) -> Answer:
     if queue.backlog_bytes + sum(len(d.body) for d in drafts) > call.knobs.max_backlog_bytes:
         raise Refusal(429, 10251, "The queue is full", headers=_queue_retry_after(call))
-    call.service.store.add(queue, drafts, late=call.twist.late_seconds)
+    call.service.store.add(queue, drafts, late=call.change.late_seconds)
     if call.knobs.push_result == "metrics":
         return success({"metadata": {"metrics": asdict(call.service.store.metrics(queue))}})
     return success(None if call.knobs.push_result == "null" else MISSING)
@@ -198,8 +202,13 @@ def _publish(call: Call, queue: Queue, drafts: list[Draft]) -> Answer:
 # --- pulling
 
 
-def _pulling(call: Call, queue: Queue) -> Consumer:
-    """Return the consumer on whose behalf the client pulls, if it may at this time."""
+def _pull_consumer(call: Call, queue: Queue) -> Consumer:
+    """Return the queue's ``http_pull`` consumer.
+
+    Raises:
+        Refusal: The queue has no such consumer, or it is not in effect yet (405), or the queue is
+            paused and this is a pull (409, or 429 with 10252).
+    """
     consumer = queue.pull_consumer()
     enabled = consumer is not None and call.service.clock.now_ms() >= (
         consumer.created_ms + call.knobs.pull_enable_delay * 1000
@@ -236,7 +245,7 @@ def _visibility(call: Call, sent: Mapping[str, Json]) -> int | None:
     return None
 
 
-def _shown(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:
+def _delivery_as_json(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:
     metadata = {"CF-Content-Type": delivery.content_type, "CF-sourceMessageSource": "api"}
     if delivery.delay_seconds:
         metadata["CF-msg-delay-secs"] = str(delivery.delay_seconds)
@@ -253,7 +262,7 @@ def _shown(call: Call, delivery: Delivery, handle: str) -> dict[str, Any]:
 def _body(call: Call, delivery: Delivery) -> str:
     if delivery.content_type == "json":
         encoding = call.knobs.json_pull_encoding
-        if encoding == "base64" or (encoding == "mixed" and _chance.random() < 0.5):
+        if encoding == "base64" or (encoding == "mixed" and _rng.random() < 0.5):
             return base64.b64encode(delivery.body).decode()
     return delivery.body.decode()
 
@@ -271,7 +280,7 @@ def _lease_id(sent: Mapping[str, Json]) -> str:
 def _check_leases(call: Call, lease_ids: Iterable[str]) -> None:
     lease_ids = list(lease_ids)
     if len(lease_ids) > call.knobs.max_leases_per_ack:
-        raise _bad_pull(f"at most {call.knobs.max_leases_per_ack} leases at once")
+        raise _bad_pull(f"a request has at most {call.knobs.max_leases_per_ack} leases")
     if call.knobs.unknown_lease == "reject":
         for lease_id in lease_ids:
             if not call.service.store.knows(lease_id):

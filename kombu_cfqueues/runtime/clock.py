@@ -1,4 +1,4 @@
-"""Time and waiting, as one thing to hand in: tests bring a clock whose hours take no time."""
+"""Time, waiting and locks as one object, so that tests can pass a clock that takes no real time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Protocol
 
 
 class Lock(Protocol):
-    """What is used of a lock: that of ``threading``, or its likeness under gevent or eventlet."""
+    """The methods of ``threading.Lock`` that the library uses.
+
+    Under gevent and eventlet, their replacement of ``threading.Lock`` has them too.
+    """
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...  # noqa: D102
 
@@ -28,20 +31,20 @@ class Lock(Protocol):
 
 
 class Clock:
-    """The machine's own time.
+    """The clock of this machine.
 
-    The functions are looked up at each call, because gevent and eventlet may replace them after
-    this module was imported.
+    Each call looks its function up again, because gevent and eventlet may replace the function
+    after this module was imported.
     """
 
     def monotonic(self) -> float:
-        """Return seconds that never run backwards; only differences mean anything."""
+        """Return the monotonic time in seconds.  Only differences have a meaning."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Block this thread, or greenlet, for *seconds*."""
+        """Block this thread or greenlet for *seconds*."""
         time.sleep(seconds)
 
     def lock(self) -> Lock:
-        """Return a new lock, whose timeouts run on this clock."""
+        """Return a new lock.  Its timeouts use this clock."""
         return threading.Lock()

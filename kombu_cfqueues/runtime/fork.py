@@ -1,4 +1,4 @@
-"""What must start anew in a forked child: locks, and whatever threads of the parent own."""
+"""What a forked child must create anew: locks, and everything that threads of the parent own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from weakref import WeakSet
 
 
 class Renewable(Protocol):
-    """An object whose locks and waiters belong to one process."""
+    """An object whose locks and waiting threads belong to one process."""
 
     def renew_after_fork(self) -> None:
-        """Forget the parent's threads.  Runs in the child, before any other code of it."""
+        """Forget the parent's threads.  Runs in the child, before any other code there."""
 
 
 class Pausable(Protocol):
-    """An object in whose code no thread may be while the process forks."""
+    """An object whose code no thread may be running when the process forks."""
 
     def pause_for_fork(self) -> None:
-        """Return when no thread is inside; keep them out.  Runs in the parent."""
+        """Block until no thread is inside, and keep threads out.  Runs in the parent."""
 
     def resume_after_fork(self) -> None:
-        """Let them in again.  Runs in the parent."""
+        """Let threads in again.  Runs in the parent."""
 
 
 _renewables: WeakSet[Renewable] = WeakSet()
@@ -30,14 +30,18 @@ _paused: list[Pausable] = []
 
 
 def renew_in_child(thing: Renewable) -> None:
-    """Call *thing*'s ``renew_after_fork`` in each child forked from now on, while it lives."""
+    """Call *thing*'s ``renew_after_fork`` in every child that this process forks from now on.
+
+    The registration does not keep *thing* alive.
+    """
     _renewables.add(thing)
 
 
 def pause_at_fork(thing: Pausable) -> None:
-    """Keep the parent's threads out of *thing* during each fork from now on, while it lives.
+    """Keep the parent's threads out of *thing* during every fork from now on.
 
-    The child makes its own locks, so *thing* is to be renewable as well.
+    The registration does not keep *thing* alive.  Register *thing* with `renew_in_child` as well:
+    nothing resumes it in the child, which makes its own locks.
     """
     _pausables.add(thing)
 
@@ -59,5 +63,6 @@ def _renew_all() -> None:
         thing.renew_after_fork()
 
 
-# Once, and with weak references: what is registered here cannot be taken back.
+# Python cannot unregister these functions.  So they are registered once, and find their objects by
+# weak references.
 os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_renew_all)

@@ -1,7 +1,7 @@
-"""Randomness of our own.
+"""A random number generator of our own.
 
-An application that seeds `random` expects the same numbers each time; what we take of them, in
-threads of our own even, would change them.
+An application that seeds `random` expects the same numbers in every run.  If the library, possibly
+in its own threads, took numbers from `random`, the application's would change.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from .fork import renew_in_child
 
 class _Rng(Random):
     def renew_after_fork(self) -> None:
-        """Do not go on with the parent's numbers, as its other children would."""
+        """Seed again, so that the children of one parent do not draw the same numbers."""
         self.seed()
 
 
-#: Not for secrets.  Its methods may be called by any thread.
 rng = _Rng()
+"""The generator of this process, for any thread.  It is not safe for secrets."""
+
 renew_in_child(rng)
+
+
+def new_id() -> str:
+    """Return a unique id of 32 hex digits.
+
+    `uuid` would ask the system for secure randomness, which takes ten times as long.
+    """
+    return f"{rng.getrandbits(128):032x}"

@@ -1,7 +1,7 @@
-"""Daemon threads that come when there is work, and go when there is none.
+"""Daemon threads that start when there is work, and end when there is none.
 
-Under gevent's and eventlet's patches they are greenlets.  Nothing of them is left in a forked
-child, and an application that consumes nothing has none.
+Under gevent and eventlet they are greenlets.  A forked child has none of its parent's threads.  A
+process that consumes nothing starts none.
 """
 
 from __future__ import annotations
@@ -16,101 +16,112 @@ from typing import Final, NamedTuple
 logger = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 2.0
-"""How long a thread without work stays: a consumer that is opened again soon finds it."""
+"""How long a thread without work stays, so that a consumer that is soon reopened finds it."""
 
 BUG_PAUSE_SECONDS: Final = 1.0
-"""Between two tries of a thread whose work raised what it should not."""
+"""Pause of a thread after a job raised an exception that no job should raise.
+
+Without the pause, a job that always fails would fill the log and use a whole CPU.
+"""
 
 
 class Job(NamedTuple):
-    """What a thread of a crew is to do next.
+    """What a thread of the pool does next.
 
     Attributes:
-        job: The work; None: there is none now.
+        work: The work; None if there is none now.
         more: Whether another thread would find work, at once or while this one is busy.
-        wait: Without a job: seconds until there may be one; None: not before somebody calls.
+        wait: If there is no work: seconds until there may be some.  None if there is none until
+            somebody calls `ThreadPool.call`.
     """
 
-    job: Callable[[], None] | None = None
+    work: Callable[[], None] | None = None
     more: bool = False
     wait: float | None = None
 
 
 class ThreadPool:
-    """Up to *most* threads that share one source of work.
+    """Threads that take jobs from one source.
 
     Args:
-        name: Of the threads.
-        most: Most threads at once.
-        lock: Guards what *next_job* reads, and this object.
-        next_job: Hands out work; it is called with *lock* held.
+        name: Name of the threads.
+        max_threads: Maximum number of threads at one time.
+        lock: Guards the state that *next_job* reads, and this object.
+        next_job: Returns the next job; the pool calls it with *lock* held.
     """
 
     def __init__(
-        self, name: str, most: int, lock: threading.Lock, next_job: Callable[[], Job]
+        self, name: str, max_threads: int, lock: threading.Lock, next_job: Callable[[], Job]
     ) -> None:
         self._name = name
-        self._most = most
+        self._max_threads = max_threads
         self._lock = lock
         self._next_job = next_job
         self._called = threading.Condition(lock)
-        self._threads = 0  # guarded by the lock, as is the next
+        self._threads = 0  # guarded by the lock, as is _idle
         self._idle = 0
 
     def call(self) -> None:
-        """Let a thread look for work.  The caller holds the lock."""
+        """Have one thread look for work: an idle one, else a new one.  The caller holds the lock.
+
+        If the system cannot start a thread, this logs a warning and returns.
+        """
         if self._idle:
             self._called.notify()
-        elif self._threads < self._most:
+        elif self._threads < self._max_threads:
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._threads += 1
             try:
                 thread.start()
             except RuntimeError as error:
                 self._threads -= 1
-                # An interpreter that is ending starts no threads any more.  What must still leave
-                # then is sent by `flush`, in the thread that ends it.
+                # An interpreter that is shutting down starts no threads.  Then `flush` sends what
+                # remains, in the thread that shuts the interpreter down.
                 if not self._threads and not sys.is_finalizing():
                     logger.warning("no thread %s could be started: %s", self._name, error)
 
     @property
     def absent(self) -> bool:
-        """Whether there is no thread that will look for work.  The caller holds the lock."""
+        """Whether no thread of the pool exists to look for work.  The caller holds the lock."""
         return not self._threads
 
-    def dismiss(self) -> None:
-        """There may be less to do than the threads believe.  The caller holds the lock."""
+    def call_idle(self) -> None:
+        """Have all idle threads ask for a job again, for there may be less to do than before.
+
+        A thread that finds nothing to wait for ends after `LINGER_SECONDS`.  The caller holds the
+        lock.
+        """
         self._called.notify_all()
 
     def _work(self) -> None:
-        while job := self._await_job():
+        while work := self._await_work():
             try:
-                job()
-            # The last resort: a thread that dies of a bug would stop consuming without a word.
+                work()
+            # The last resort: a thread that ended here would silently stop consuming.
             except Exception:  # noqa: PERF203
-                logger.exception("a bug in kombu_cfqueues; thread %s goes on", self._name)
+                logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
                 time.sleep(BUG_PAUSE_SECONDS)
 
-    def _await_job(self) -> Callable[[], None] | None:
-        """Block until there is a job; None once this thread is not needed any more."""
+    def _await_work(self) -> Callable[[], None] | None:
+        """Block until there is work.  Return None if this thread is to end."""
         with self._lock:
-            dismissed_at = None
+            leave_at = None
             while True:
-                shift = self._next_job()
-                if shift.job is not None:
-                    if shift.more:
+                job = self._next_job()
+                if job.work is not None:
+                    if job.more:
                         self.call()
-                    return shift.job
-                wait = shift.wait
+                    return job.work
+                wait = job.wait
                 if wait is None:
                     now = time.monotonic()
-                    dismissed_at = dismissed_at or now + LINGER_SECONDS
-                    wait = dismissed_at - now
+                    leave_at = leave_at or now + LINGER_SECONDS
+                    wait = leave_at - now
                     if wait <= 0:
                         self._threads -= 1
                         return None
                 else:
-                    dismissed_at = None
+                    leave_at = None
                 self._idle += 1
                 try:
                     self._called.wait(min(wait, threading.TIMEOUT_MAX))

@@ -1,7 +1,8 @@
 """``with producer.batch():`` of Kombu 5.7: one thread publishes thousands of messages fast.
 
-Messages are collected until there are ``max_size``, or until a flush, and leave in full requests,
-two at a time, while the block collects the next.  So at most twice ``max_size`` are in memory.
+A batch collects messages until there are ``max_size``, or until a flush, and sends them in full
+requests, two at a time, while it collects the next ones.  So it keeps at most twice ``max_size``
+messages in memory.
 """
 
 from __future__ import annotations
@@ -23,37 +24,40 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 REFUSED_REQUESTS: Final = 2
-"""So many requests in a row, all of whose messages a queue refused for good: it is not asked any
-more.  Finding out which message of a request is bad takes a dozen requests, and they are scarce."""
+"""A batch sends nothing more to a queue that has refused every message of this many requests in a
+row.  To find the bad messages of a request takes a dozen further ones, and requests are scarce."""
 
 
 class BatchChannel(Protocol):
-    """What a batch needs of its channel: routing, and two ways of sending."""
+    """What a batch uses of its channel: routing, and two ways of sending."""
 
     @property
     def session(self) -> Session:
-        """What the channels of its connection share."""
+        """What the channels of the connection share."""
 
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> Any:
-        """Route a message, and give it back to the batch: ``publish_batch`` of *kwargs*."""
+        """Route a message, and `add` it to the batch that *kwargs* has as ``publish_batch``."""
 
     def put_many(
         self, queue: str, messages: Sequence[Packed], *, deadline: float
     ) -> list[CFQueuesError | None]:
-        """Publish messages to one queue; return why each was not accepted, or None."""
+        """Publish messages to one queue; return the error of each, or None if it is accepted."""
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
-        """Put messages on this machine's disk, all or none."""
+        """Put all messages or none into the spool of this machine; return where they are."""
 
 
 class PublishBatch:
-    """What `Channel.create_publish_batch` gives to Kombu; used by one thread.
+    """The batch that `Channel.create_publish_batch` returns to Kombu; one thread uses it.
 
     Args:
-        channel: Routes the messages, and sends them.
-        max_size: Messages that may be collected before the full requests among them leave.
+        channel: Routes messages and sends them.
+        max_size: With this many messages collected, the full requests among them are sent.
+
+    Attributes:
+        channel: The same; Kombu reads it.
     """
 
     def __init__(self, channel: BatchChannel, max_size: int) -> None:
@@ -64,26 +68,31 @@ class PublishBatch:
         self._full: list[_Request] = []
         self._partial: dict[str, _Request] = {}  # by queue
         self._to_spool: list[Spooled] = []
-        self._leaving: list[tuple[_Request, _Future]] = []
+        self._sent: list[tuple[_Request, _Future]] = []  # and perhaps not answered yet
         self._senders: ThreadPoolExecutor | None = None
-        # The senders write these two, each a single assignment.
-        self._progressed_at = 0.0  # seconds of time.monotonic; when one was accepted
-        self._refused_in_a_row: dict[str, int] = {}  # whole requests, by queue
-        self._over = ""  # why no more can be published
+        # The senders' threads write the next two, each by a single assignment.
+        self._progressed_at = 0.0  # monotonic seconds: when a message was last accepted
+        self._refused_in_a_row: dict[str, int] = {}  # requests, by queue
+        self._ended_by = ""  # why nothing can be published any more
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Forget what was collected: the parent sends it, and has the threads for it."""
-        self._over = "it is of the process that this one was forked from"
+        """Forget what was collected: the parent sends it, and has the threads for that."""
+        self._ended_by = "it belongs to the parent of this forked process"
         self._senders = None
         self._stop()
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
-        """Route *message*, and collect it for the queues that it goes to.
+        """Route a message and collect it.  With ``max_size`` messages, block and send.
+
+        Args:
+            message: Kombu's dictionary, as `prepare_message` returned it.
+            **kwargs: Exchange and routing key.
 
         Raises:
-            BatchPublishError: Messages that left earlier were not all accepted.
-            CFQueuesError: This message can never be sent; the others are not affected.
+            BatchPublishError: Messages that were sent earlier were not all accepted.
+            CFQueuesError: This message cannot be sent; the others are not affected.
+            RuntimeError: The batch has ended.
         """
         self._check()
         self.channel.basic_publish(message, publish_batch=self, **kwargs)
@@ -93,7 +102,7 @@ class PublishBatch:
             self._send(everything=not self._full)
 
     def add(self, queue: str, packed: Packed) -> None:
-        """Take a message that was routed to *queue*."""
+        """Collect a message that was routed to *queue*."""
         request = self._partial.get(queue)
         if request is None:
             request = self._partial[queue] = _Request(queue)
@@ -105,15 +114,18 @@ class PublishBatch:
         self._collected += 1
 
     def add_spooled(self, message: Spooled) -> None:
-        """Take a message that is for this machine's disk."""
+        """Collect a message for the spool of this machine."""
         self._to_spool.append(message)
         self._collected += 1
 
     def flush(self) -> None:
-        """Send what is collected, and block until all is settled.
+        """Send what was collected, and block until each message is accepted or has failed.
+
+        Each queue may take ``publish_timeout`` since a message was last accepted.
 
         Raises:
-            BatchPublishError: Not everything was accepted; the batch can no more be used.
+            BatchPublishError: Not everything was accepted.  The batch has ended.
+            RuntimeError: The batch had ended before.
         """
         self._check()
         self._settle()
@@ -122,21 +134,23 @@ class PublishBatch:
         self._settle()
 
     def discard(self) -> None:
-        """Forget what is collected.  What has left cannot be taken back; it is waited for."""
-        self._over = self._over or "it was aborted"
+        """End the batch without sending what was collected; block until sent requests end."""
+        self._ended_by = self._ended_by or "it was aborted"
         self._stop()
 
     def close(self) -> None:
-        """Return when nothing of the batch is on its way any more."""
-        self._over = self._over or "it is closed"
+        """End the batch, and block until its sent requests end."""
+        self._ended_by = self._ended_by or "it is closed"
         self._stop()
 
     def _check(self) -> None:
-        if self._over:
-            raise RuntimeError(f"nothing can be published through this batch: {self._over}")
+        if self._ended_by:
+            raise RuntimeError(
+                f"cannot publish through this batch, because {self._ended_by}: open another one"
+            )
 
     def _send(self, *, everything: bool) -> None:
-        """Let the full requests leave, or *everything*."""
+        """Send the full requests, or *everything* that was collected."""
         requests, self._full = self._full, []
         if everything:
             requests += self._partial.values()
@@ -146,56 +160,57 @@ class PublishBatch:
             self._senders = _new_senders()
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._leaving.append((request, self._begin(request)))
+            self._sent.append((request, self._submit(request)))
 
-    def _begin(self, request: _Request) -> _Future:
+    def _submit(self, request: _Request) -> _Future:
+        """Post a request in a sender's thread, or in this one while the interpreter exits."""
         if self._senders is not None:
             try:
                 return self._senders.submit(self._post, request)
-            except RuntimeError:  # the interpreter is ending, and starts no thread any more
+            except RuntimeError:  # no thread can be started any more
                 self._senders.shutdown(cancel_futures=True)
         done: _Future = Future()
         done.set_result(self._post(request))
         return done
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
-        """Send one request, in a sender's thread; return the outcome of each message."""
-        # Counted from the last progress: a long block may take its time, and a server that never
-        # answers is waited for once, not once a request.
+        """Send one request; return the error of each message, or None if it is accepted."""
+        # Counted from the last accepted message.  So a long batch may take its time, and a server
+        # that does not answer is waited for once, and not once for each request.
         deadline = self._progressed_at + self._publish_timeout
         refused = self._refused_in_a_row.get(request.queue, 0)
         if refused >= REFUSED_REQUESTS:
-            return [_unsent("all of the requests before it were refused")] * len(request.messages)
+            return [_not_sent("its queue refused the requests before it")] * len(request.messages)
         errors = self.channel.put_many(request.queue, request.messages, deadline=deadline)
         if not all(errors):
             self._progressed_at = time.monotonic()
-        for_good = all(isinstance(error, PermanentError) for error in errors)
-        self._refused_in_a_row[request.queue] = refused + 1 if for_good else 0
+        all_refused = all(isinstance(error, PermanentError) for error in errors)
+        self._refused_in_a_row[request.queue] = refused + 1 if all_refused else 0
         return errors
 
     def _spool(self) -> None:
-        """Put what is for the disk there, with one commit; raise if it cannot take it."""
+        """Spool what was collected for the spool, with one commit; raise if that fails."""
         messages, self._to_spool = self._to_spool, []
         self._collected -= len(messages)
         try:
             if messages:
                 self.channel.spool_many(messages)
         except CFQueuesError as error:
-            self._over = "a flush failed"
+            self._ended_by = "a flush failed"
             self._stop()
             outcomes = [Outcome(m.address.name, m.packed.message(), error) for m in messages]
             raise _failure(outcomes, error) from error
 
     def _settle(self) -> None:
-        """Block until what left is settled; raise if not all of it was accepted."""
-        settled = [(request, sent.result()) for request, sent in self._leaving]
-        self._leaving.clear()
+        """Block until the sent requests have ended; raise if a message was not accepted."""
+        settled = [(request, future.result()) for request, future in self._sent]
+        self._sent.clear()
         first = next((error for _, errors in settled for error in errors if error), None)
         if first is None:
             return
-        self._over = "a flush failed"
-        # They were published without an error, so this one must account for them.
-        unsent = _unsent("earlier ones of its batch failed")
+        self._ended_by = "a flush failed"
+        # `publish` returned without an error for these, so this error must list them.
+        unsent = _not_sent("earlier messages of its batch failed")
         settled += [
             (request, [unsent] * len(request.messages))
             for request in [*self._full, *self._partial.values()]
@@ -213,14 +228,14 @@ class PublishBatch:
         self._full.clear()
         self._partial.clear()
         self._to_spool.clear()
-        self._leaving.clear()
+        self._sent.clear()
         senders, self._senders = self._senders, None
         if senders is not None:
             senders.shutdown(cancel_futures=True)
 
 
 class _Request:
-    """Messages that leave together, all for one queue."""
+    """Messages of one queue that are sent together."""
 
     __slots__ = ("messages", "queue", "size")
 
@@ -240,16 +255,16 @@ _Future = Future[list[CFQueuesError | None]]
 
 
 def _new_senders() -> ThreadPoolExecutor | None:
-    """Threads that send; None while the interpreter ends, when none can be started."""
+    """Return threads that send; None while the interpreter exits, when none can be started."""
     try:
-        # Not at the top: after the main thread's end, this module can no longer be imported.
+        # Not at the top: once the main thread has ended, this module can no longer be imported.
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
     except RuntimeError:
         return None
     return ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
 
 
-def _unsent(why: str) -> CFQueuesError:
+def _not_sent(why: str) -> CFQueuesError:
     return CFQueuesError(f"the message was not sent: {why}")
 
 
@@ -257,8 +272,8 @@ def _failure(outcomes: Sequence[Outcome], first: CFQueuesError) -> BatchPublishE
     error = BatchPublishError("", tuple(outcomes))
     text = (
         f"of {len(outcomes):,} messages, {len(error.accepted):,} were accepted, "
-        f"{len(error.refused):,} surely did not arrive and {len(error.uncertain):,} are uncertain; "
-        f"the first failure: {first}"
+        f"{len(error.refused):,} certainly did not arrive and {len(error.uncertain):,} are "
+        f"uncertain (see this error's accepted, refused and uncertain); the first failure: {first}"
     )
     error.args = (text, tuple(outcomes))
     return error

@@ -1,23 +1,69 @@
-"""Whether a message is a task as Celery writes it.
+"""What is peculiar about Celery's messages and queues.
 
-Celery's worker takes the types of a task's headers for granted, and ends over a wrong one; the
-message comes again, and ends the next worker.
+Remote control and events:
+    Celery declares queues such as ``celery@host.celery.pidbox`` and ``celeryev.<id>``, also where
+    nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
+Results over ``rpc://``:
+    Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
+Malformed tasks:
+    Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
+    message is then redelivered, and stops the next worker: see `stops_worker`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from kombu.message import Message
 
+from ..errors import ConfigurationError
 
-def is_sound(message: Message) -> bool:
-    """Whether the types of *message* are what Celery's protocol 2 says of a Python task.
+RESULT_QUEUE_HINT: Final = (
+    "Celery's rpc:// result backend seems to be in use: each process that waits for results "
+    "creates, polls and deletes a queue of its own, and the requests for it come out of the "
+    "allowance that publishing needs; a result backend such as Redis or a database needs none"
+)
 
-    Of such a message a worker can make something; where it does not, the fault is elsewhere.
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_control_queue(queue: str) -> bool:
+    """Whether Celery uses the queue for remote control or events.
+
+    Raises:
+        ConfigurationError: *queue* is not a string.
     """
+    if not isinstance(queue, str):
+        raise ConfigurationError(f"the name of a queue must be a string, and {queue!r} is not")
+    return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
+
+
+def is_control_exchange(exchange: str) -> bool:
+    """Whether Celery publishes remote control or events to the exchange."""
+    return exchange == "celeryev" or exchange.endswith(".pidbox")
+
+
+def is_result_queue(queue: str) -> bool:
+    """Whether the name is that of a result queue of ``rpc://``: a UUID."""
+    return _UUID.fullmatch(queue) is not None
+
+
+def stops_worker(callback: Callable[..., Any], message: Message) -> bool:
+    """Whether an exception of *callback* means that a Celery worker cannot process *message*.
+
+    False if *callback* belongs to the application and not to a Celery worker, and if the message
+    is a valid task: then the fault is not in the message.
+    """
+    handler = getattr(getattr(callback, "__self__", None), "on_message", None)
+    is_worker = getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
+    return is_worker and not is_valid_task(message)
+
+
+def is_valid_task(message: Message) -> bool:
+    """Whether the types in *message* are those of a Python task in Celery's protocol 2."""
     if message.headers.get("lang") != "py":
         return False
     headers_fit = all(fits(message.headers.get(name)) for name, fits in _HEADERS.items())
@@ -27,7 +73,7 @@ def is_sound(message: Message) -> bool:
 def _decoded(message: Message) -> Any:
     try:
         return message.payload
-    # Each serializer has errors of its own.  What cannot be read is no task.
+    # Each serializer has its own errors.  A body that cannot be decoded is not a task.
     except Exception:  # noqa: BLE001
         return None
 
@@ -37,19 +83,18 @@ def _is_body(body: Any) -> bool:
         return False
     args, kwargs, embedded = body
     return (
-        isinstance(args, (list, tuple))
-        and isinstance(kwargs, Mapping)
-        and (
-            embedded is None
-            or (
-                isinstance(embedded, Mapping)
-                and all(fits(embedded.get(name)) for name, fits in _EMBEDDED.items())
-            )
-        )
+        isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and _is_embedded(embedded)
     )
 
 
-def _either(*types: type) -> Callable[[Any], bool]:
+def _is_embedded(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(fits(value.get(name)) for name, fits in _EMBEDDED.items())
+    )
+
+
+def _none_or(*types: type) -> Callable[[Any], bool]:
     return lambda value: value is None or isinstance(value, types)
 
 
@@ -60,45 +105,45 @@ def _is_time(value: Any) -> bool:
 def _is_limit(value: Any) -> bool:
     if value is None:
         return True
-    number = _either(int, float)
+    number = _none_or(int, float)
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number, value))
 
 
 def _are_texts(value: Any) -> bool:
     return value is None or (
-        isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+        isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     )
 
 
 def _are_stamps(value: Any) -> bool:
     return value is None or (
         isinstance(value, Mapping)
-        and all(isinstance(one, (str, int, float)) or _are_texts(one) for one in value.values())
+        and all(isinstance(item, (str, int, float)) or _are_texts(item) for item in value.values())
     )
 
 
-# As in docs.celeryq.dev, "Message Protocol", version 2, and celery/app/amqp.py, as_task_v2.
+# Source: docs.celeryq.dev, "Message Protocol", version 2, and celery/app/amqp.py, as_task_v2.
 _HEADERS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "task": lambda value: isinstance(value, str),
     "id": lambda value: isinstance(value, str),
     "eta": _is_time,
     "expires": _is_time,
-    "group": _either(str),
-    "group_index": _either(int),
-    "ignore_result": _either(bool),
-    "origin": _either(str),
-    "parent_id": _either(str),
-    "replaced_task_nesting": _either(int),
-    "retries": _either(int),
-    "root_id": _either(str),
-    "shadow": _either(str),
+    "group": _none_or(str),
+    "group_index": _none_or(int),
+    "ignore_result": _none_or(bool),
+    "origin": _none_or(str),
+    "parent_id": _none_or(str),
+    "replaced_task_nesting": _none_or(int),
+    "retries": _none_or(int),
+    "root_id": _none_or(str),
+    "shadow": _none_or(str),
     "stamped_headers": _are_texts,
     "stamps": _are_stamps,
     "timelimit": _is_limit,
 }
 _EMBEDDED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "callbacks": _either(list, tuple),
-    "chain": _either(list, tuple),
-    "chord": _either(dict),
-    "errbacks": _either(list, tuple),
+    "callbacks": _none_or(list, tuple),
+    "chain": _none_or(list, tuple),
+    "chord": _none_or(dict),
+    "errbacks": _none_or(list, tuple),
 }

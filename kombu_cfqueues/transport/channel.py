@@ -1,9 +1,11 @@
-"""Kombu's verbs on Cloudflare Queues, each a few lines over the other parts."""
+"""Kombu's channel: the methods that publish, and those that manage queues.
+
+Each is a few lines over the parts below.  The methods that consume are in `consumer`.
+"""
 
 from __future__ import annotations
 
 import base64
-import functools
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -27,19 +29,20 @@ from ..errors import (
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from .batch import PublishBatch
-from .consumer import ConsumingChannel, is_control_name
+from .celery_task import is_control_exchange, is_control_queue
+from .consumer import ConsumingChannel, warn_once
 
 logger = logging.getLogger(__name__)
 
 
 class Channel(ConsumingChannel):
-    """A channel of one connection: publishing and queues, over the half that consumes."""
+    """A channel of one connection: publishes messages and manages queues."""
 
-    # Kombu's name for "the body is the text that it is".  Base64 would cost a third of a message's
-    # 128 KB; `encode_body` falls back to it for bodies that are no text.
+    # Kombu's name for a body that is sent as text.  Base64 would make it a third larger, of 128 KB
+    # at most; `encode_body` uses it only for bodies that are not text.
     body_encoding = "utf-8"
 
-    # Not ``body_encoding``, which the base class would let the options change.
+    # Without ``body_encoding``, which the base class would let the options change.
     from_transport_options: tuple[str, ...] = ("deadletter_queue",)  # type: ignore[assignment]
 
     # Publishing
@@ -47,36 +50,36 @@ class Channel(ConsumingChannel):
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> promise | None:
-        """Publish to every queue that the exchange routes to; block until all have it.
+        """Publish to every queue that the exchange routes to; block until all have accepted it.
 
-        With ``publish_mode="spool"``: until it is on this machine's disk.
+        With ``publish_mode="spool"``, block until the message is on the disk of this machine.
 
         Args:
-            message: Kombu's dictionary, as `prepare_message` made it.
-            exchange: Name of the exchange; ``""``: *routing_key* is the queue.
+            message: Kombu's dictionary, as `prepare_message` returned it.
+            exchange: Name of the exchange; if it is ``""``, *routing_key* is the queue.
             routing_key: The routing key.
             **kwargs: ``timeout`` and ``confirm_timeout`` (seconds; each shortens
                 ``publish_timeout``) and ``mandatory`` have an effect.
 
         Returns:
-            A promise that is fulfilled already, or with ``publish_mode="spool"`` once the message
-            is delivered; None in a batch.
+            A fulfilled promise; with ``publish_mode="spool"`` one that is fulfilled once the
+            message is delivered; None in a batch.
 
         Raises:
-            InvalidMessage: With ``mandatory``: no queue is bound for it.
-            PublishTimeout: It could not be handed over in time.
-            SpoolFull, SpoolUnavailable: This machine's disk cannot take it.
-            PermanentError: A signal handler has interrupted a publish of its thread with another.
-            CFQueuesError: It was refused.
+            InvalidMessage: ``mandatory`` is set, and no queue is bound for the message.
+            PublishTimeout: A queue did not accept the message in time.
+            SpoolFull, SpoolUnavailable: The spool cannot take the message.
+            PermanentError: A signal handler publishes while its thread is publishing.
+            CFQueuesError: The message was refused.
         """
         self._inplace_augment_message(message, exchange, routing_key)
-        # Here, so that its copies for several queues share it.
+        # Set here, so that the copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
         queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
         if not queues:
             _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
-        if "publish_batch" in kwargs:  # which collects, and waits for nobody
+        if "publish_batch" in kwargs:  # collects the message, and does not block
             for queue in queues:
                 self._put(queue, message, **kwargs)
             return None
@@ -93,21 +96,34 @@ class Channel(ConsumingChannel):
         publish_batch: PublishBatch | None = None,
         **_: Any,
     ) -> list[Place]:
-        """Publish to one queue; return what was spooled for it."""
-        if is_control_name(queue):
-            return []  # remote control and events need fanout: they cost no request, do nothing
-        packed = envelope.pack(message, queue, self.session.options)
-        if self.session.options.publish_mode == "spool":
+        """Publish to one queue, or collect for it; return where the spooled messages are."""
+        if is_control_queue(queue):
+            return []  # without fanout nobody can receive it, so it must not cost a request
+        options = self.session.options
+        packed = envelope.pack(message, queue, options)
+        if options.publish_mode == "spool":
             spooled = self._spooled(queue, packed, message)
             return self._spool(spooled, publish_batch, self._seconds(timeout, confirm_timeout))
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
-        seconds = self._seconds(timeout, confirm_timeout)
+        self._submit(queue, packed, self._seconds(timeout, confirm_timeout))
+        return []
+
+    def _seconds(self, *timeouts: float | None) -> float:
+        """Return how long a publish may take."""
+        # `min` in this order ignores a timeout that is NaN.
+        given = (self.session.options.publish_timeout, *timeouts)
+        return min(seconds for seconds in given if seconds is not None)
+
+    def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
+        """Publish to one queue; block for *seconds* at most."""
+        # `self.session` each time: once another thread has closed the connection, it raises
+        # `ConnectionFailed`, after which Kombu publishes again over a new one.
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
-            error = envelope.outlived(packed, queue, target.retention_seconds)
+            error = envelope.retention_error(packed, queue, target.retention_seconds)
             if error is not None:
                 raise error
             self.session.account.publisher.submit(
@@ -120,26 +136,20 @@ class Channel(ConsumingChannel):
         try:
             self.session.use_queue(queue, deadline, submit)
         except (TransientError, PublishTimeout) as error:
-            # An earlier try may have arrived; the next URL is no worse than one more try here.
-            certain = error.delivered == "no" or self.session.options.retry_uncertain
-            if self.session.has_alternates and isinstance(error, ConnectionFailed) and certain:
+            # If this raises, Kombu publishes to its next URL.  An earlier try may have arrived, but
+            # that is not worse than another try here.
+            may_repeat = error.delivered == "no" or self.session.options.retry_uncertain
+            if self.session.has_alternates and isinstance(error, ConnectionFailed) and may_repeat:
                 raise
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
-        return []
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
         address = self.session.account.directory.address(queue, self.session.options)
         retention = self.session.account.directory.retention_seconds(address)
-        error = envelope.outlived(packed, queue, retention)
+        error = envelope.retention_error(packed, queue, retention)
         if error is not None:
             raise error
-        return Spooled(address, packed, envelope.expires(message))
-
-    def _seconds(self, *timeouts: float | None) -> float:
-        """Return how long a publish may take."""
-        # In this order, which a timeout of NaN does not survive.
-        given = (self.session.options.publish_timeout, *timeouts)
-        return min(seconds for seconds in given if seconds is not None)
+        return Spooled(address, packed, envelope.expires_at(message))
 
     def _spool(
         self, spooled: Spooled, publish_batch: PublishBatch | None, seconds: float
@@ -150,7 +160,12 @@ class Channel(ConsumingChannel):
         return []
 
     def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
-        """Put messages on this machine's disk, all or none; return where they are."""
+        """Put all messages or none into the spool of this machine; return where they are.
+
+        Raises:
+            PublishTimeout: The spool's file was in use for ``publish_timeout``.
+            SpoolFull, SpoolUnavailable: The spool cannot take them.
+        """
         with no_reentry:
             return self._spool_all(messages, self._seconds())
 
@@ -166,13 +181,13 @@ class Channel(ConsumingChannel):
         return address._replace(cloudflare_id=target.id)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """Collect messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
+        """Return what collects messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
 
     def put_many(
         self, queue: str, messages: Sequence[Packed], *, deadline: float
     ) -> list[CFQueuesError | None]:
-        """Publish many packed messages to one queue; block until all are settled.
+        """Publish many packed messages to one queue; block until each is accepted or has failed.
 
         Args:
             queue: Kombu's name of the queue.
@@ -180,21 +195,22 @@ class Channel(ConsumingChannel):
             deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
-            For each, why it was not accepted; None: it was.
+            The error of each message, or None if it is accepted.
         """
         errors: list[CFQueuesError | None] = []
 
         def submit(target: Queue) -> None:
             late = [
-                envelope.outlived(packed, queue, target.retention_seconds) for packed in messages
+                envelope.retention_error(packed, queue, target.retention_seconds)
+                for packed in messages
             ]
             todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
             sent = self.session.account.publisher.submit_many(
                 self._address(queue, target), todo, deadline=deadline
             )
-            others = iter(sent)
-            errors[:] = [error or next(others) for error in late]
-            # The server says this of the queue, so of all.
+            outcomes = iter(sent)
+            errors[:] = [error or next(outcomes) for error in late]
+            # This concerns the queue, so all messages have the same outcome.
             if sent and isinstance(sent[0], QueueNotFound):
                 raise sent[0]
 
@@ -207,10 +223,10 @@ class Channel(ConsumingChannel):
     def encode_body(
         self, body: str | bytes, encoding: str | None = None
     ) -> tuple[str | bytes, str | None]:
-        """Leave text as it is; bytes that are no UTF-8 become base64, as elsewhere in Kombu.
+        """Return text as it is, and bytes that are not UTF-8 as base64, as elsewhere in Kombu.
 
         Returns:
-            The body as text, and how it is encoded.
+            The body as text, and the name of its encoding.
         """
         if isinstance(body, bytes):
             try:
@@ -220,7 +236,7 @@ class Channel(ConsumingChannel):
         return body, encoding
 
     def decode_body(self, body: str, encoding: str | None = None) -> Any:
-        """The bytes that `encode_body` was given."""
+        """Return the bytes that `encode_body` was given."""
         if encoding == "utf-8" and isinstance(body, str):
             return body.encode()
         return super().decode_body(body, encoding)
@@ -228,7 +244,7 @@ class Channel(ConsumingChannel):
     # Queues
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
-        if is_control_name(queue):
+        if is_control_queue(queue):
             return True
         deadline = self.session.deadline()
         return (
@@ -240,11 +256,11 @@ class Channel(ConsumingChannel):
         )
 
     def _size(self, queue: str) -> int:
-        # Every declare asks this, so it costs no request.
+        # Kombu asks at every declare, so this must not cost a request.
         return 0
 
     def _purge(self, queue: str) -> int:
-        if is_control_name(queue):
+        if is_control_queue(queue):
             return 0
         deadline = self.session.deadline()
         found = self.session.find_queue(queue, deadline)
@@ -258,18 +274,20 @@ class Channel(ConsumingChannel):
     def queue_declare(
         self, queue: str | None = None, passive: bool = False, **kwargs: Any
     ) -> queue_declare_ok_t:
-        """Declare a queue; nothing is asked of the server until it is used.
+        """Declare a queue.  Makes no request unless *passive*: the first use creates the queue.
 
         Args:
-            queue: Its name; None: a new one.
-            passive: Only look: one or two requests, for about how many messages it has.
+            queue: Its name; None for a new name.
+            passive: Make one or two requests to see whether the queue exists and about how many
+                messages it has.
             **kwargs: ``auto_delete`` has an effect.
 
         Raises:
-            ChannelError: *passive*, and there is no such queue.
+            ChannelError: *passive* is set, and the queue does not exist.
+            CFQueuesError: *passive* is set, and a request failed.
         """
         declared: queue_declare_ok_t = super().queue_declare(queue, passive=passive, **kwargs)
-        if not passive or is_control_name(declared.queue):
+        if not passive or is_control_queue(declared.queue):
             return declared
         count = self._backlog(declared.queue) or 0
         return queue_declare_ok_t(declared.queue, count, declared.consumer_count)
@@ -277,19 +295,22 @@ class Channel(ConsumingChannel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        """Delete a queue, and all that is in it.
+        """Delete a queue and its messages; block for ``publish_timeout`` at most.
 
         Args:
             queue: Its name.
-            if_unused: Not if this channel consumes it; of others nobody knows.
-            if_empty: Not if it has messages, or if the server does not say.  What was published
-                just now it may not know of.
-            **kwargs: Without effect.
+            if_unused: Keep the queue if this channel consumes it.  Other consumers are unknown.
+            if_empty: Keep the queue if it has messages, or if their number cannot be read.  The
+                server may not count messages that were published just now.
+            **kwargs: Ignored.
+
+        Raises:
+            CFQueuesError: A request failed.
         """
         consumers = [tag for tag, name in self._tag_to_queue.items() if name == queue]
         if if_unused and consumers:
             return
-        if not is_control_name(queue):
+        if not is_control_queue(queue):
             if if_empty and self._backlog(queue) != 0:
                 return
             self.session.delete_queue(queue, self.session.deadline())
@@ -299,7 +320,7 @@ class Channel(ConsumingChannel):
         self.state.queue_bindings_delete(queue)
 
     def _backlog(self, queue: str) -> int | None:
-        """How many messages the queue has, about; None if the server does not say."""
+        """Return about how many messages a queue has; None if that cannot be read."""
         deadline = self.session.deadline()
         found = self.session.find_queue(queue, deadline)
         if found is None:
@@ -307,37 +328,32 @@ class Channel(ConsumingChannel):
         try:
             return self.session.account.client.backlog(found.id, deadline=deadline).messages
         except PermanentError as error:
-            # A token may publish and consume, and not read metrics.
-            logger.warning("how many messages queue %r has cannot be read: %s", queue, error)
+            # The token may have the permission to publish and consume, but not to read metrics.
+            logger.warning("the number of messages in queue %r cannot be read: %s", queue, error)
             return None
 
 
 def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
-    if exchange == "celeryev" or exchange.endswith(".pidbox"):
-        return  # nobody can listen there, so silence is right
+    if is_control_exchange(exchange):
+        return  # without fanout nobody can receive it, and the user need not know
     text = (
         f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message goes nowhere: declare the queue where it is published, or publish "
-        "to the queue's name with no exchange"
+        "process, so the message goes nowhere: declare the queue in the process that publishes, or "
+        "publish without an exchange and with the queue's name as routing key"
     )
     if mandatory:
         raise InvalidMessage(text)
-    _warn_once(text)
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+    warn_once(text)
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:
-    """The error of a message that was given up, in words that name its queue and the last cause."""
+    """Return the error of a publish that gave up: it names the queue and the last failure."""
     arrived = "may or may not have arrived" if error.delivered == "unknown" else "did not arrive"
     cause = error.__cause__ if isinstance(error, PublishTimeout) else error
     last = cause if isinstance(cause, CFQueuesError) else error
     timeout = PublishTimeout(
-        f"the message to queue {queue!r} could not be handed over (publish_timeout is "
-        f"{seconds:g} s) and {arrived}; {error}",
+        f"the message to queue {queue!r} was not accepted within {seconds:g} s (publish_timeout) "
+        f"and {arrived}: {error}",
         status=last.status,
         code=last.code,
         ray_id=last.ray_id,

@@ -1,14 +1,14 @@
-"""The half of a channel that consumes: Kombu's verbs over the receiver.
+"""The half of a channel that consumes: Kombu's consuming methods over the receiver.
 
-Kombu's own virtual channel polls its queues in turn, in the application's thread, and keeps one
-callback a queue.  Here the receiver pulls, and a channel only delivers what has arrived.
+Kombu's own virtual channel polls its queues one after the other in the application's thread, and
+keeps one callback per queue.  Here the receiver pulls, a channel delivers what has arrived, and the
+consumers of a queue take turns.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import re
 import time
 from collections.abc import Callable
 from queue import Empty
@@ -20,7 +20,7 @@ from .. import envelope
 from ..api.client import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed
+from ..errors import CFQueuesError, ConnectionFailed
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_SECONDS: Final = 5.0
-"""How long a close may take to tell the server of what was settled, and to give back the rest."""
+"""How long closing a channel may take to send acknowledgements and give back messages.  Short,
+because a worker that is told to stop has little time."""
 
 GET_SECONDS: Final = 20.0
-"""Longest that getting one message may take, retries and a consumer that is new included."""
-
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Maximum duration of `ConsumingChannel.basic_get`, including retries and the seconds that a new
+pull consumer takes to take effect."""
 
 Callback = Callable[[virtual.Message], Any]
 
@@ -48,22 +48,36 @@ class _Consumer(NamedTuple):
 
 
 class QueueConsumers:
-    """The consumers of one queue, who get its messages in turn."""
+    """The consumers of one queue, which receive its messages in turn.
+
+    Args:
+        subscription: Brings the messages; None for a queue of Celery's remote control, which
+            never has any.
+
+    Attributes:
+        subscription: The same.
+        consumers: In the order in which they were added.
+    """
 
     def __init__(self, subscription: Subscription | None) -> None:
-        self.subscription = subscription  # None: a queue that nothing ever comes from
+        self.subscription = subscription
         self.consumers: list[_Consumer] = []
-        self._turns = 0
+        self._delivered = 0
 
     def next(self) -> _Consumer | None:
-        """Whose turn it is; None: the last has just been cancelled, by another thread."""
+        """Return the next in turn; None if another thread has just cancelled the last one."""
         consumers = self.consumers
-        self._turns += 1
-        return consumers[self._turns % len(consumers)] if consumers else None
+        self._delivered += 1
+        return consumers[self._delivered % len(consumers)] if consumers else None
+
+    def update_counts(self) -> None:
+        """Let the messages take slots unless every consumer acknowledges them on receipt."""
+        if self.subscription is not None:
+            self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
 
 
 class ConsumingChannel(virtual.Channel):
-    """Consuming, one message at a time, and settling."""
+    """Delivers messages, one at a time, and settles them."""
 
     Message = Message
     connection: Connected
@@ -72,25 +86,25 @@ class ConsumingChannel(virtual.Channel):
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
-        self._cancelled: list[Subscription] = []  # whose last pulls may still be on their way
-        self._auto_delete: set[str] = set()  # queues that were declared so
-        self._to_delete: set[str] = set()  # of these, the consumed ones
+        self._cancelled: list[Subscription] = []  # their last pulls may still be in flight
+        self._auto_delete: set[str] = set()  # names of queues that were declared with auto_delete
+        self._to_delete: set[str] = set()  # those of them that were consumed
 
     @property
     def session(self) -> Session:
-        """What this channel shares with the others of its connection.
+        """What the channels of this connection share.
 
         Raises:
             ConnectionFailed: The connection was closed, perhaps by another thread.  Kombu then
                 connects again.
         """
         if self.connection is None:
-            raise ConnectionFailed("the connection of this channel was closed")
+            raise ConnectionFailed("the connection of this channel was closed: open another one")
         return self.connection.session
 
     @property
     def qos(self) -> Prefetch:
-        """The prefetch window of this channel, made at its first use."""
+        """The prefetch window of this channel, created at its first use."""
         if self._qos is None:
             session = self.session
             self._qos = Prefetch(session.account.receiver, session.options.pull_batch_size)
@@ -104,69 +118,90 @@ class ConsumingChannel(virtual.Channel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callback, consumer_tag: str, **kwargs: Any
     ) -> str:
-        """Deliver messages of *queue* to *callback* from the next `drain_events` on.
+        """Deliver messages of *queue* to *callback*, from the next `drain_events` on.
 
-        Several consumers of a queue get its messages in turn.  A consumer of the same tag ends.
+        Blocks until the queue can be pulled; failures are retried for ``publish_timeout``.
+
+        Args:
+            queue: Kombu's name of the queue.
+            no_ack: Acknowledge messages when they are delivered.
+            callback: Called with each message.  The consumers of a queue take turns.
+            consumer_tag: Names the consumer; one that has this tag already is cancelled.
+            **kwargs: Ignored.
 
         Returns:
-            What cancels it: *consumer_tag*, or a new one if that is empty.
+            *consumer_tag*, or a new one if it is empty.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
-            CFQueuesError: The queue cannot be looked up, or made.
+            CFQueuesError: The queue cannot be looked up or created.
         """
         consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
-        tap = self._queue_consumers.get(queue)
-        if tap is None:
-            tap = QueueConsumers(None if is_control_name(queue) else self._subscribe(queue))
-            self._queue_consumers[queue] = tap
-        tap.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        self._count(tap)
+        group = self._queue_consumers.get(queue)
+        if group is None:
+            is_control = celery_task.is_control_queue(queue)
+            group = QueueConsumers(None if is_control else self._subscribe(queue))
+            self._queue_consumers[queue] = group
+        group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
+        group.update_counts()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
-        self._tell_of_costs(queue)
+        self._warn_of_pitfalls(queue)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Deliver nothing more to that consumer; with the last of a queue, pull it no more.
+        """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
 
-        What was pulled and not delivered is given back.  Returns at once.
+        Messages that were pulled and not delivered are given back.  Returns at once.
         """
         queue = self._tag_to_queue.pop(consumer_tag, None)
-        tap = self._queue_consumers.get(queue) if queue is not None else None
-        if queue is None or tap is None:
+        group = self._queue_consumers.get(queue) if queue is not None else None
+        if queue is None or group is None:
             return
         self._consumers.discard(consumer_tag)
         self._active_queues.remove(queue)
-        tap.consumers = [consumer for consumer in tap.consumers if consumer.tag != consumer_tag]
-        if tap.consumers:
-            self._count(tap)
+        group.consumers = [one for one in group.consumers if one.tag != consumer_tag]
+        if group.consumers:
+            group.update_counts()
             return
         del self._queue_consumers[queue]
-        if tap.subscription is not None:
-            self.qos.receiver.cancel(tap.subscription)
+        if group.subscription is not None:
+            self.qos.receiver.cancel(group.subscription)
             self._cancelled = [one for one in self._cancelled if one.in_flight]
-            self._cancelled.append(tap.subscription)
+            self._cancelled.append(group.subscription)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:
-        """One message of *queue*, or None if it has none now: one request, that is billed.
+        """Return one message of *queue*, or None if it has none now.
+
+        Makes one request, which is billed; blocks for ``publish_timeout`` or 20 seconds at most.
+
+        Args:
+            queue: Kombu's name of the queue.
+            no_ack: Acknowledge the message.
+            **kwargs: Ignored.
 
         Raises:
-            CFQueuesError: What the request raised.
+            CFQueuesError: The request failed.
         """
-        if is_control_name(queue):
+        if celery_task.is_control_queue(queue):
             return None
         deadline = min(self.session.deadline(), time.monotonic() + GET_SECONDS)
-        tap = self._queue_consumers.get(queue)
-        # A consumer of this channel may have pulled it already.
-        if tap is not None and tap.subscription is not None:
-            arrival = self.session.inbox.take_of(tap.subscription, deadline)
+        group = self._queue_consumers.get(queue)
+        # A consumer of this channel may have pulled a message already.
+        if group is not None and group.subscription is not None:
+            arrival = self.session.inbox.take_from(group.subscription, deadline)
             if arrival is not None:
-                return self._accept(arrival.delivery, counted=True, no_ack=no_ack)
+                return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
+        delivery = self._pull_one(queue, deadline)
+        if delivery is None:
+            return None
+        return self._accept(delivery, has_slot=False, no_ack=no_ack)
+
+    def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
 
         def get(source: Queue) -> Delivery | None:
@@ -177,29 +212,26 @@ class ConsumingChannel(virtual.Channel):
                 ),
             )
 
-        delivery = session.use_queue(queue, deadline, get)
-        if delivery is None:
-            return None
-        return self._accept(delivery, counted=False, no_ack=no_ack)
+        return session.use_queue(queue, deadline, get)
 
     def deliver(self, arrival: Arrival) -> bool:
-        """Hand a message to the next of its queue's consumers; return whether there is one here."""
-        tap = self._queue_consumers.get(arrival.subscription.name)
-        if tap is None or tap.subscription is not arrival.subscription:
+        """Deliver a message to a consumer of its queue; return False if this channel has none."""
+        group = self._queue_consumers.get(arrival.subscription.name)
+        if group is None or group.subscription is not arrival.subscription:
             return False
-        consumer = tap.next()
+        consumer = group.next()
         if consumer is None:
             return False
-        message = self._accept(arrival.delivery, counted=True, no_ack=consumer.no_ack)
+        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
-        # Celery looks for a task in it, as it does in any message, and fails over what it finds,
-        # in whatever way: its worker would stop, and get the message again when it comes back.
+        # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
+        # it again.
         except Exception:
-            if not _is_celerys_handler(consumer.callback) or celery_task.is_sound(message):
+            if not celery_task.stops_worker(consumer.callback, message):
                 raise
             logger.exception(
-                "Celery can make nothing of message %s of queue %r, which is rejected",
+                "Celery cannot process message %s of queue %r, so the message is rejected",
                 arrival.delivery.raw.get("id"),
                 arrival.subscription.name,
             )
@@ -208,10 +240,14 @@ class ConsumingChannel(virtual.Channel):
         return True
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
-        """Deliver one message of the connection.
+        """Deliver one message to any channel of the connection.
+
+        Args:
+            timeout: Maximum number of seconds to wait; None waits for ever.
+            callback: Ignored.
 
         Raises:
-            Empty: None came within *timeout* seconds.
+            Empty: No message came within *timeout*.
         """
         try:
             self.connection.drain_events(self.connection, timeout=timeout)
@@ -221,35 +257,41 @@ class ConsumingChannel(virtual.Channel):
     # Settling
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """The message is done with.  Returns at once; the request leaves within 0.1 s."""
+        """Acknowledge a message; with *multiple*, also all that were delivered before it.
+
+        Returns at once; the request leaves within 0.1 seconds.
+        """
         if self._qos is not None:
             self._qos.ack(delivery_tag, multiple)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the message back at once, or drop it: into the dead-letter queue if there is one.
+        """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Returns at once.
+        Without a dead-letter queue, the message is deleted.
         """
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all that this channel has delivered and nobody has settled.
+        """Give back all unsettled messages of this channel.  Returns at once.
 
         Raises:
-            NotImplementedError: Without *requeue*: Queues cannot redeliver to the same consumer.
+            NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
         """
         if not requeue:
-            raise NotImplementedError("Queues cannot redeliver to the same consumer: use requeue")
+            raise NotImplementedError(
+                "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
+            )
         if self._qos is not None:
             self._qos.restore_unacked()
 
     # Closing
 
     def close(self) -> None:
-        """Give back what is not settled, tell the server, and delete `auto_delete` queues.
+        """Give back unsettled messages, and delete the ``auto_delete`` queues that were consumed.
 
-        Blocks for at most 5 seconds; what the server says to it is logged.
+        Blocks for at most 5 seconds, until the requests for it have been answered.  Errors of the
+        server are logged.
         """
         if not self.closed and self.connection is not None:
             deadline = time.monotonic() + CLOSE_SECONDS
@@ -261,17 +303,17 @@ class ConsumingChannel(virtual.Channel):
         super().close()
 
     def abandon(self) -> None:
-        """Close without a request, after a failure or in a forked child.
+        """Close after a failure or in a forked child.  Makes no request, and returns at once.
 
-        Only what was never delivered is given back, by and by: tasks may still run, and what they
-        acknowledge later reaches the server.
+        Only messages that were never delivered are given back, in the background.  Tasks may still
+        run, and can acknowledge theirs.
         """
         self.cancel_all()
         self.closed = True
-        self.connection = cast("Any", None)  # as Kombu does it
+        self.connection = cast("Any", None)  # as in Kombu's own `close`
 
     def cancel_all(self) -> None:
-        """Cancel every consumer of this channel."""
+        """Cancel every consumer of this channel.  Returns at once."""
         for tag in list(self._consumers):
             self.basic_cancel(tag)
 
@@ -280,20 +322,24 @@ class ConsumingChannel(virtual.Channel):
         for queue in queues:
             try:
                 self.session.delete_queue(queue, deadline)
-            except CFQueuesError as error:  # noqa: PERF203  each on its own
-                logger.warning("queue %r (auto_delete) could not be deleted: %s", queue, error)
+            except CFQueuesError as error:  # noqa: PERF203  then try the next one
+                logger.warning(
+                    "queue %r (auto_delete) could not be deleted, so delete it by hand: %s",
+                    queue,
+                    error,
+                )
 
     # Queues
 
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
-        if auto_delete and not is_control_name(queue):
+        if auto_delete and not celery_task.is_control_queue(queue):
             self._auto_delete.add(queue)
 
     def _discard_arrived(self, queue: str) -> None:
-        """Drop what was pulled of a queue that has been purged."""
-        tap = self._queue_consumers.get(queue)
-        if tap is not None and tap.subscription is not None:
-            self.qos.receiver.discard(tap.subscription)
+        """Drop the messages that were pulled from a queue before it was purged."""
+        group = self._queue_consumers.get(queue)
+        if group is not None and group.subscription is not None:
+            self.qos.receiver.discard(group.subscription)
 
     # Parts
 
@@ -311,61 +357,46 @@ class ConsumingChannel(virtual.Channel):
 
         return session.use_queue(queue, deadline, subscribe)
 
-    def _tell_of_costs(self, queue: str) -> None:
-        """Warn of two uses that work, and not as one may expect."""
-        if is_control_name(queue):
+    def _warn_of_pitfalls(self, queue: str) -> None:
+        """Warn of two uses that work, but differently from what one may expect."""
+        if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):
             if self.state.exchanges[exchange]["type"] == "fanout":
-                _warn_once(
-                    f"queue {queue!r} is bound to the fanout exchange {exchange!r}: it hears only "
-                    "what this process publishes there (Celery's Broadcast does not reach workers)"
+                warn_once(
+                    f"queue {queue!r} is bound to the fanout exchange {exchange!r}, and Cloudflare "
+                    "Queues cannot broadcast: the queue receives only what this process publishes "
+                    "to the exchange (Celery's Broadcast does not reach other workers)"
                 )
-        if queue in self._auto_delete and _UUID.fullmatch(queue):
-            _warn_once(
-                "results seem to come back through a queue of their own (rpc://): each process "
-                "that waits for them makes, polls and deletes one, from the same request "
-                "allowance; a result backend such as Redis or a database costs none of it"
-            )
+        if queue in self._auto_delete and celery_task.is_result_queue(queue):
+            warn_once(celery_task.RESULT_QUEUE_HINT)
 
-    def _accept(self, delivery: Delivery, *, counted: bool, no_ack: bool) -> virtual.Message:
-        """The message that the application gets, and settled with *no_ack*."""
-        # New for each delivery: the message's own would meet itself when it comes again.
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+        """Return the application's message; acknowledge it with *no_ack*, or else track it.
+
+        Args:
+            delivery: What was pulled.
+            has_slot: Whether the message takes a slot of the prefetch window already.
+            no_ack: Whether the consumer acknowledges on receipt.
+        """
+        # New for each delivery: a redelivery would reuse the tag that the message itself has.
         tag = self._next_delivery_tag()
         properties = {**delivery.message["properties"], "delivery_tag": tag}
         payload = {**delivery.message, "properties": properties}
         message = self.Message(payload, channel=self, queue=delivery.queue.name)
         receiver = self.qos.receiver
         if no_ack:
-            receiver.ack(delivery)
+            receiver.settlement.ack(delivery)
+            if has_slot:
+                receiver.free_slots(self.qos.window)
         else:
+            if not has_slot:
+                receiver.take_slot(self.qos.window)
             self.qos.track(tag, delivery)
-        if counted == no_ack:
-            receiver.settled(self.qos.window, 1 if no_ack else -1)
         return message
-
-    def _count(self, tap: QueueConsumers) -> None:
-        if tap.subscription is not None:
-            tap.subscription.counts = not all(consumer.no_ack for consumer in tap.consumers)
-
-
-def is_control_name(queue: str) -> bool:
-    """Whether the queue is one of Celery's for remote control or events.
-
-    Raises:
-        ConfigurationError: It is no name at all.
-    """
-    if not isinstance(queue, str):
-        raise ConfigurationError(f"the name of a queue is a string, not {queue!r}")
-    return queue.endswith(".pidbox") or queue == "celeryev" or queue.startswith("celeryev.")
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Log a warning once in the life of the process."""
     logger.warning("%s", text)
-
-
-def _is_celerys_handler(callback: Callback) -> bool:
-    """Whether a Celery worker gets the messages, and not the application."""
-    handler = getattr(getattr(callback, "__self__", None), "on_message", None)
-    return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"

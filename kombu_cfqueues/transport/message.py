@@ -1,8 +1,8 @@
-"""A pulled message as Kombu has it, which cannot be small and fill the memory.
+"""A pulled message as a Kombu message, protected against decompression bombs.
 
-Kombu decompresses a body as soon as it has the message, and 128 KB may be gigabytes.  Such a body
-counts as one that cannot be read, as a damaged one does: Celery drops it with a line in the log,
-and other consumers get it in their `on_decode_error`.
+Kombu decompresses a body as soon as it receives the message, and 128 KB can become gigabytes.  Such
+a body is treated like a damaged one: Celery logs and drops the message, and other consumers get it
+in their `on_decode_error`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from kombu.transport import virtual
 
 from ..errors import MessageTooLarge
 
-MOST_BYTES: Final = 64 << 20
-"""Most bytes that a compressed body may have.  What fits into a queue has 128 KB, and text rarely
-shrinks to a twentieth: a body of our own is nowhere near."""
+MAX_BODY_BYTES: Final = 64 << 20
+"""Maximum size of a body after decompression.  A queue takes 128 KB, and text rarely compresses to
+less than a twentieth of its size, so genuine bodies are far smaller."""
 
-_CHUNK: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 20
 
-_kombus: Any = compression  # with the libraries that it has found, each by its name
+_libraries: Any = compression  # Kombu imports the optional ones into this module
 
 
 class Message(virtual.Message):
-    """Kombu's message; one that would swell over 64 MiB has an error in its body's place.
+    """Kombu's message.  If its body is a decompression bomb, `errors` holds a `MessageTooLarge`.
 
     Args:
-        payload: Kombu's dictionary.
-        channel: The channel that delivers it.
-        queue: Kombu's name of its queue, for the error's text.
+        payload: Kombu's dictionary of the message.
+        channel: The channel that delivers the message.
+        queue: Kombu's name of its queue, for the text of an error.
+        **kwargs: Passed on to Kombu.
     """
 
     def __init__(
@@ -44,27 +45,28 @@ class Message(virtual.Message):
         body = payload["body"]
         if method and body:
             body = channel.decode_body(body, payload["properties"].get("body_encoding"))
-            if isinstance(body, bytes) and _swells(body, method):
+            if isinstance(body, bytes) and _is_bomb(body, method):
                 error = MessageTooLarge(
                     f"the body of a message from queue {queue!r} has {len(body):,} bytes and "
-                    f"would have more than {MOST_BYTES:,} when it is decompressed ({method}); it "
-                    "is not: store the data elsewhere and send a reference"
+                    f"would have more than {MAX_BODY_BYTES:,} after decompression ({method}), so "
+                    "it is not decompressed: store the data elsewhere and send a reference"
                 )
-                # As if Kombu had caught it; then it looks no further.
+                # Kombu keeps the errors that it catches here, and does not decompress then.
                 self.errors: list[Any] = [(MessageTooLarge, error, None)]
         super().__init__(payload, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
 
 
-def _swells(data: bytes, method: Any) -> bool:
+def _is_bomb(data: bytes, method: Any) -> bool:
+    """Whether decompressed *data* would be larger than `MAX_BODY_BYTES`; stops once it is."""
     size = 0
     try:
         _, content_type = compression.get_encoder(method)
         for chunk in _DECOMPRESSORS[content_type](data):
             size += len(chunk)
-            if size > MOST_BYTES:
+            if size > MAX_BODY_BYTES:
                 return True
-    # What is damaged, or compressed in a way that only the application knows: each library has
-    # errors of its own, and Kombu meets the same one next, and keeps it.
+    # The data are damaged, or the method is one that the application registered.  Each library has
+    # its own errors; Kombu catches the same one next.
     except Exception:  # noqa: BLE001
         return False
     return False
@@ -73,12 +75,12 @@ def _swells(data: bytes, method: Any) -> bool:
 def _zlib(data: bytes) -> Iterator[bytes]:
     stream = zlib.decompressobj()
     while data and not stream.eof:
-        yield stream.decompress(data, _CHUNK)
+        yield stream.decompress(data, _CHUNK_BYTES)
         data = stream.unconsumed_tail
 
 
 def _chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
+    while chunk := file.read(_CHUNK_BYTES):
         yield chunk
 
 
@@ -91,20 +93,20 @@ def _lzma(data: bytes) -> Iterator[bytes]:
 
 
 def _zstd(data: bytes) -> Iterator[bytes]:
-    zstd = _kombus.zstd
+    zstd = _libraries.zstd
     if hasattr(zstd, "ZstdFile"):
         return _chunks(zstd.ZstdFile(io.BytesIO(data)))
     return _chunks(zstd.ZstdDecompressor().stream_reader(data))  # before Kombu 5.7
 
 
 def _brotli(data: bytes) -> Iterator[bytes]:
-    # It says how much may come out of a piece only since 1.2; of a small piece, it is little.
-    stream = _kombus.brotli.Decompressor()
+    # Before 1.2, Brotli cannot limit its output.  16 bytes at a time produce little of it.
+    stream = _libraries.brotli.Decompressor()
     for start in range(0, len(data), 16):
         yield stream.process(data[start : start + 16])
 
 
-#: What Kombu calls them -> what gives their content piece by piece.
+#: Kombu's content type of a compression -> an iterator over the decompressed data.
 _DECOMPRESSORS: Final[dict[str, Callable[[bytes], Iterator[bytes]]]] = {
     "application/x-gzip": _zlib,
     "application/x-bz2": _bz2,

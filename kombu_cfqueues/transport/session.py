@@ -1,7 +1,7 @@
 """What the channels of one connection share: its options, its account and its inbox.
 
-A transport makes one session and gives it to its channels, so that no channel has to know the
-transport.  What lives longer than a connection is in the account.
+A transport creates one session and gives it to its channels, which need not know the transport
+then.  Whatever outlives a connection belongs to the account.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ T = TypeVar("T")
 class Session:
     """One connection to one account.
 
-    Deadlines are in seconds of `time.monotonic`.
+    Deadlines are in seconds of `time.monotonic`; every call that has one blocks until then at
+    most.
 
     Args:
         options: The settings of the connection.
         has_alternates: Whether Kombu has other URLs to fail over to.
+
+    Attributes:
+        options: The same.
+        has_alternates: The same.
     """
 
     def __init__(self, options: Options, *, has_alternates: bool) -> None:
@@ -38,7 +43,7 @@ class Session:
 
     @property
     def account(self) -> Account:
-        """What this connection shares with the others of the process to the same account.
+        """What all connections of the process to this account share.
 
         Opened at its first use, and again after `close`.
         """
@@ -54,13 +59,13 @@ class Session:
         return self._inbox
 
     def deadline(self) -> float:
-        """When a call that starts now gives up: after ``publish_timeout``."""
+        """The deadline of a call that starts now: ``publish_timeout`` from now."""
         return time.monotonic() + self.options.publish_timeout
 
     def retry(self, deadline: float, call: Callable[[], T]) -> T:
-        """Return what *call* returns; try again until *deadline* while its failures may pass.
+        """Return what *call* returns; repeat it until *deadline* while its failures may pass.
 
-        Where Kombu has another URL, a server that cannot be reached is not tried again.
+        If Kombu has another URL, a connection that failed is not retried: failing over is better.
 
         Raises:
             CFQueuesError: What the last try raised.
@@ -68,9 +73,14 @@ class Session:
         return retry.until(deadline, call, self._is_for_failover)
 
     def use_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
-        """Look Kombu's queue *name* up, create it if need be, and return what *use* returns.
+        """Look up a queue, create it if it does not exist, and return what *use* returns.
 
         If the queue turns out to have been deleted, look it up and use it once more.
+
+        Args:
+            name: Kombu's name of the queue.
+            deadline: When the look-up gives up.
+            use: Called with the queue.
 
         Raises:
             CFQueuesError: What the look-up or *use* raised.
@@ -84,26 +94,34 @@ class Session:
             return use(self._look_up(name, deadline))
 
     def find_queue(self, name: str, deadline: float) -> Queue | None:
-        """Return Kombu's queue *name*, or None if there is none.  Creates nothing, tries once."""
+        """Return Kombu's queue *name*, or None if it does not exist.  Does not retry.
+
+        Raises:
+            CFQueuesError: A request failed.
+        """
         return self.account.directory.find(name, self.options, deadline=deadline)
 
     def delete_queue(self, name: str, deadline: float) -> None:
-        """Delete Kombu's queue *name* and its messages, if it exists."""
+        """Delete Kombu's queue *name* and its messages, if it exists.  Does not retry.
+
+        Raises:
+            CFQueuesError: A request failed.
+        """
         found = self.find_queue(name, deadline)
         if found is not None:
             self.account.client.delete_queue(found.id, deadline=deadline)
             self.account.directory.forget(name, found.id, self.options)
 
     def doubt(self) -> None:
-        """The connection has failed: let the next one to this account ask the server first.
+        """Note that the connection has failed: the next one asks the server before it is used.
 
-        Kombu before 5.7 fails over to the next URL only where connecting fails.
+        Kombu before 5.7 fails over to the next URL only if connecting fails.
         """
         if self._account is not None and self.has_alternates:
             self._account.directory.doubt()
 
     def close(self) -> None:
-        """Leave the account; its last session closes the sockets.  Never raises."""
+        """Leave the account; its last session closes the HTTP connections.  Never raises."""
         account, self._account = self._account, None
         if account is not None:
             account.close()
@@ -118,11 +136,11 @@ class Session:
 
 
 class Connected(Protocol):
-    """Kombu's transport, as far as its channels know it."""
+    """What a channel uses of Kombu's transport."""
 
     @property
     def session(self) -> Session:
         """What the channels of the connection share."""
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message of any channel; `TimeoutError` if there is none."""
+        """Deliver one message to any channel of the connection; raise `TimeoutError` otherwise."""

@@ -1,4 +1,4 @@
-"""Kombu's transport: connect, close, error tuples, what it implements."""
+"""Kombu's transport: how to connect and close, which errors are which, and what is implemented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Transport(virtual.Transport):
     """Cloudflare Queues over its HTTP API: ``cfqueues://ACCOUNT_ID:API_TOKEN@/``.
 
     Args:
-        client: The Kombu connection that this is the transport of.
+        client: The Kombu connection that this transport serves.
+        **kwargs: Passed on to Kombu.
     """
 
     Channel = Channel
@@ -39,8 +40,8 @@ class Transport(virtual.Transport):
         batch_publish=True,
     )
 
-    # What is recoverable, Kombu repeats after a reconnect.  A `PublishTimeout` is not: publishing
-    # has used up its time, and Kombu would multiply it.
+    # After a recoverable error, Kombu reconnects and repeats the call.  `PublishTimeout` is not
+    # recoverable: the publish has used up its time, and Kombu would multiply that time.
     recoverable_connection_errors = (TransientError,)
     connection_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
         TransientError,
@@ -55,7 +56,8 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        # On the instance alone: Kombu takes the URL apart, by the class, and `as_uri` asks us.
+        # On the instance only.  Kombu parses the URL itself because the class says False, and
+        # `Connection.as_uri` calls ours because the instance says True.
         self.can_parse_url = True
 
     @property
@@ -63,10 +65,10 @@ class Transport(virtual.Transport):
         """The Kombu connection.
 
         Raises:
-            ConnectionFailed: Another thread has closed it, this one perhaps connecting meanwhile.
+            ConnectionFailed: Another thread has closed it, perhaps while this one was connecting.
         """
         if self._client is None:
-            raise ConnectionFailed("the connection was closed")
+            raise ConnectionFailed("the connection was closed: open another one")
         return self._client
 
     @client.setter
@@ -74,15 +76,15 @@ class Transport(virtual.Transport):
         self._client = client
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """The broker's URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
+        """Return the broker URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
 
-        Kombu's own says localhost where a URL has no host, and shows its path: after a slip, such
-        as a third slash, that is the token.
+        Kombu's own method shows localhost if a URL has no host, and shows the path, which may be
+        the token after a mistake such as a third slash.
 
         Args:
-            uri: Without effect.
-            include_password: Show the token, if it came with the URL.
-            mask: Stands for it otherwise.
+            uri: Ignored.
+            include_password: Show the token if it came with the URL.
+            mask: Shown instead of the token otherwise.
         """
         client = self.client
         login = quote(client.userid or "", safe="")
@@ -97,15 +99,15 @@ class Transport(virtual.Transport):
         """The URL's host."""
         client = self.client
         if client.hostname == "localhost" and not (client.port or client.userid or client.password):
-            return None  # Kombu's default for a connection that was given no URL
+            return None  # Kombu's default for a connection without a URL
         return cast("str | None", client.hostname)
 
     @cached_property
     def session(self) -> Session:
         """What the channels of this connection share.
 
-        Made once, because Kombu writes the retry policy of a publish into the dictionary of our
-        options.
+        Created once: Kombu writes the retry policy of a publish into the dictionary of transport
+        options, so the options of a later session could differ.
 
         Raises:
             ConfigurationError: An option, the URL or the environment is wrong.
@@ -127,32 +129,37 @@ class Transport(virtual.Transport):
 
         Args:
             connection: This transport.
-            timeout: Most seconds to wait for a message; None: for ever.
+            timeout: Maximum number of seconds to wait for a message; None waits for ever.
+            **_: Ignored.
 
         Raises:
-            TimeoutError: (``socket.timeout``) None came.  A server that cannot be reached is no
-                other than an empty queue; it is logged.
-            PermanentError: A queue can no more be pulled: the token is revoked, the queue is gone.
+            TimeoutError: (``socket.timeout``) No message came.  This is also raised if the server
+                is unreachable, which is logged.
+            PermanentError: A queue cannot be pulled any more, for instance because the token was
+                revoked or the queue was deleted.
         """
         arrival = self.session.inbox.take(None if timeout is None else time.monotonic() + timeout)
         if arrival is None:
             raise TimeoutError(f"no message within {timeout} s")
         if not any(channel.deliver(arrival) for channel in list(self.channels)):
-            # Cancelled by another thread since.
+            # Another thread has cancelled the consumer since.
             receiver = self.session.account.receiver
-            receiver.settled(arrival.subscription.window)
-            receiver.give_back(arrival.delivery)
+            receiver.free_slots(arrival.subscription.window)
+            receiver.settlement.give_back(arrival.delivery)
 
     def establish_connection(self) -> Transport:
-        """Connect: one request a process, to see that the server answers and takes the token.
+        """Connect: check with one request per process that the server accepts the token.
 
-        With ``publish_mode="spool"`` there is none.
+        With ``publish_mode="spool"`` there is no request: an application that spools must be able
+        to start while the server is unreachable.
+
+        Raises:
+            CFQueuesError: The request failed.
         """
         options = self.session.options
         seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
         try:
-            # Before the base class makes a channel, which would stay behind on a dead transport.
-            # Who spools needs no server, and must be able to start without one.
+            # Before the base class opens a channel, which would be left on a dead transport.
             if options.publish_mode != "spool":
                 with no_reentry:
                     self.session.account.directory.probe(
@@ -165,18 +172,21 @@ class Transport(virtual.Transport):
         return self
 
     def verify_connection(self, connection: Transport) -> bool:
-        """Whether it lives: another thread may have closed it while this one was connecting."""
+        """Whether *connection* is open.  Another thread may close it while this one connects."""
         return connection is self
 
     def close_connection(self, connection: Transport) -> None:
-        """Close the channels; the last connection of the process also closes the sockets."""
+        """Close the channels.  The last connection to an account also closes the sockets.
+
+        Blocks for at most 5 seconds per channel, and not again once the server does not answer.
+        """
         try:
             super().close_connection(connection)
         finally:
             self._leave_account()
 
     def _collect(self, connection: Transport | None) -> None:
-        """Drop the connection without any traffic: it failed, or belongs to another process."""
+        """Drop the connection, which failed or belongs to another process, without any traffic."""
         for channel in [*self._avail_channels, *self.channels]:
             channel.abandon()
         self._avail_channels.clear()
@@ -187,14 +197,14 @@ class Transport(virtual.Transport):
             session.close()
 
     def driver_version(self) -> str:
-        """The version of this package."""
+        """Return the version of this package."""
         from .. import __version__  # noqa: PLC0415  the package imports this module
 
         return __version__
 
     @property
     def default_connection_params(self) -> dict[str, Any]:
-        """Nothing: a URL without a host means Cloudflare, not localhost."""
+        """Nothing, because a URL without a host means Cloudflare, and not localhost."""
         return {}
 
     def _leave_account(self) -> None:

@@ -316,11 +316,11 @@ def test_requests_appear_as_they_come(open_page, emulator, jobs, shop):
     expect(rows.nth(2)).to_contain_text("POST push")
     expect(rows.nth(2)).to_contain_text("jobs")
     expect(rows.nth(1)).to_contain_text("code 15000")
-    expect(rows.nth(1)).to_contain_text("ordered: error")
+    expect(rows.nth(1)).to_contain_text("fault: error")
     page.get_by_label("Failures only").check()
     expect(rows).to_have_count(2)
     page.get_by_role("button", name="Clear").click()
-    expect(page.get_by_text("None yet. Each one")).to_be_visible()
+    expect(page.get_by_text("None yet. Requests")).to_be_visible()
 
 
 def test_the_allowance_shows_what_is_left(open_page, browser):
@@ -334,7 +334,7 @@ def test_the_allowance_shows_what_is_left(open_page, browser):
         for _ in range(7):
             shop.push("jobs", "x")
         expect(page.locator("#allowance-text")).to_contain_text("0 of 10, blocked for 5 min")
-        page.get_by_role("button", name="Start the count anew").click()
+        page.get_by_role("button", name="Reset the count").click()
         expect(page.locator("#allowance-text")).to_contain_text("10 of 10")
         shop.close()
         page.close()

@@ -48,7 +48,7 @@ def test_a_healthy_account_is_told_so(cfqueues, emulator):
 
     done = cfqueues("doctor", "jobs")
 
-    assert done.out.splitlines()[-1] == "All is well."
+    assert done.out.splitlines()[-1] == "No problems found."
     assert "consumer: pull, 100 retries; holds about 0 messages" in done.out
     assert emulator.token not in done.out
     assert len(emulator.requests) <= 6
@@ -319,15 +319,15 @@ def test_the_allowance_and_who_shares_it(cfqueues, emulator, start, tmp_path):
     done = cfqueues("doctor", *options)
 
     allowance = re.search(
-        r"allowance: (\d+) of 40 requests may leave at once, 20 a second", done.out
+        r"allowance: (\d+) of 40 requests may be sent at once, then 20 per second", done.out
     )
     assert allowance
     assert int(allowance[1]) <= 40
-    assert f"with process {relay.pid}" in done.out
-    assert "this user alone" in done.out
+    assert f"shared with process {relay.pid}" in done.out
+    assert "this user only" in done.out
     relay.send_signal(signal.SIGTERM)
     relay.wait(20)
-    assert "no other process uses it now" in cfqueues("doctor", *options).out
+    assert "not shared now" in cfqueues("doctor", *options).out
 
 
 def test_a_token_that_the_api_has_stopped(run, tmp_path):
@@ -336,7 +336,7 @@ def test_a_token_that_the_api_has_stopped(run, tmp_path):
         done = run(server.broker_url, "doctor", *options, "--json", code=1)
 
     assert verdicts(done)["allowance"] == "problem"
-    assert "who else uses the token" in done.out
+    assert "what else uses the token" in done.out
 
 
 def test_a_spool_that_cannot_be(cfqueues, tmp_path):
@@ -488,7 +488,7 @@ def test_settle_that_is_stopped_deletes_its_queue(start, emulator, number):
     out, _ = process.communicate(timeout=60)
 
     assert process.returncode == 1
-    assert json.loads(out)["failure"] == "it was stopped"
+    assert json.loads(out)["failure"] == "stopped by a signal before it was done"
     assert emulator.queue_names() == []
 
 
@@ -505,4 +505,4 @@ def test_settle_finds_a_queue_whose_creation_was_not_answered(cfqueues, emulator
 
 
 def test_settle_needs_no_queue_of_yours(cfqueues):
-    assert "name none" in cfqueues("doctor", "--settle", "jobs", code=2).err
+    assert "leave the queue names out" in cfqueues("doctor", "--settle", "jobs", code=2).err

@@ -202,7 +202,7 @@ def test_a_dry_run_changes_nothing(cfqueues, emulator, dead):
     done = cfqueues("redrive", dead, "--dry-run", "--match", r"mail\(2")
 
     assert "shop.mail(2)" in done.out
-    assert "1 of 2 messages that can be seen would go from 'jobs-dead' to 'orders'" in done.out
+    assert "1 of 2 visible messages would move from 'jobs-dead' to 'orders'" in done.out
     assert [message.attempts for message in emulator.messages(dead)] == [0, 0]
     assert emulator.messages("orders") == []
 

@@ -30,7 +30,7 @@ def test_lines_that_are_done_are_out_whatever_their_order():
         left.discard(number)
         assert [n for n in range(1, 70) if n in lines] == sorted(left)
     assert str(lines) == ""
-    assert lines.is_over(1)
+    assert lines.ends_before(1)
 
 
 def test_an_open_end_is_never_over():
@@ -40,7 +40,7 @@ def test_an_open_end_is_never_over():
 
     assert str(lines) == "100000-"
     assert lines.count() is None
-    assert not lines.is_over(10**9)
+    assert not lines.ends_before(10**9)
 
 
 class Watch(Clock):
@@ -62,7 +62,7 @@ def test_the_meter_tells_the_rate_of_now_and_the_time_left():
         watch.now += 1
         meter.advance(100, 100)
 
-    assert meter.words() == "41 %, 4,100 messages, 100/s, 59 s left"
+    assert meter.summary() == "41 %, 4,100 messages, 100/s, 59 s left"
 
 
 def test_what_was_done_before_does_not_make_it_seem_fast():
@@ -73,7 +73,7 @@ def test_what_was_done_before_does_not_make_it_seem_fast():
         watch.now += 1
         meter.advance(2, 2)
 
-    assert meter.words() == "51 %, 10 messages, 2.0/s, 4 min 5 s left"
+    assert meter.summary() == "51 %, 10 messages, 2.0/s, 4 min 5 s left"
 
 
 def test_a_source_without_a_size_has_a_rate_and_no_end():
@@ -83,4 +83,4 @@ def test_a_source_without_a_size_has_a_rate_and_no_end():
         watch.now += 1
         meter.advance(50, 5_000)
 
-    assert meter.words() == "150 messages, 50/s"
+    assert meter.summary() == "150 messages, 50/s"

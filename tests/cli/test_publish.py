@@ -92,10 +92,10 @@ def test_the_applications_options_hold(cfqueues, emulator):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "words"),
     [
-        (["hello"], None, 1, "--text"),
+        (["hello"], None, 1, "use --text"),
         (["NaN"], None, 1, "NaN is not JSON"),
-        (["--task", "add", "3"], None, 1, "array of arguments"),
-        (["--task", "add", "--text", "3"], None, 2, "leave --text out"),
+        (["--task", "add", "3"], None, 1, "must be a JSON array"),
+        (["--task", "add", "--text", "3"], None, 2, "leave out --text"),
         (["--text", "x" * 128_000], None, 1, "127,900"),
         (["--delay", "90000", "1"], None, 1, "86,400"),
         (["--delay", "-1", "1"], None, 2, "--delay"),
@@ -136,7 +136,7 @@ def test_a_bad_line_ends_the_run_and_the_rest_can_follow(cfqueues, emulator):
     source = '{"n": 1}\n{"n": 2}\noops\n{"n": 4}\n'
 
     done = cfqueues("publish", "jobs", stdin=source, code=1)
-    assert "line 3 can be no message" in done.err
+    assert "line 3 cannot be published" in done.err
     assert "last accepted line is 2" in done.out
     assert "--lines 3-" in done.out
 

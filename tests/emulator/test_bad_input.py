@@ -32,13 +32,6 @@ WORKER = {
     "settings": {"max_concurrency": 1, "max_wait_time_ms": 1, "batch_size": 1},
 }
 SETTINGS = {"delivery_delay": 1, "delivery_paused": False, "message_retention_period": 60}
-SUBSCRIPTION = {
-    "name": "n",
-    "enabled": True,
-    "events": ["e"],
-    "source": {"type": "r2"},
-    "destination": {"type": "queues.queue", "queue_id": "QUEUE"},
-}
 CONSOLE = "/_emulator"
 
 # A good request of each route that takes a body.
@@ -72,7 +65,6 @@ REQUESTS = {
     ),
     "peek": ("POST", "/QUEUE/messages/peek", {"batch_size": 1}),
     "purge_refs": ("POST", "/QUEUE/messages/purge", {"refs": [{"ref": "x"}]}),
-    "create_subscription": ("POST", "SUBSCRIPTIONS", SUBSCRIPTION),
     "console_queue": (
         "POST",
         f"{CONSOLE}/queues",
@@ -202,25 +194,20 @@ def send(server, caplog):
     session.trust_env = False
     session.headers["Authorization"] = f"Bearer {server.token}"
     session.headers["Content-Type"] = "application/json"
-    account = f"{server.base_url}/accounts/{server.account_id}"
 
     def call(method, path, body):
         if "jobs" not in server.queue_names():
             server.create_queue("jobs", consumer={"type": "http_pull"})
         consumers = server.consumers("jobs")
-        filled = (
-            path.replace("QUEUE", server.queue_id("jobs"))
-            .replace("CONSUMER", consumers[0].id if consumers else "0" * 32)
-            .replace("SUBSCRIPTIONS", "/event_subscriptions/subscriptions")
+        filled = path.replace("QUEUE", server.queue_id("jobs")).replace(
+            "CONSUMER", consumers[0].id if consumers else "0" * 32
         )
         if filled.startswith(CONSOLE):
             url = server.page_url.rstrip("/") + filled
-        elif filled.startswith("/event_subscriptions"):
-            url = account + filled
         else:
-            url = f"{account}/queues{filled}"
+            url = f"{server.base_url}/accounts/{server.account_id}/queues{filled}"
         if not isinstance(body, str | bytes):
-            body = json.dumps(body).replace('"QUEUE"', f'"{server.queue_id("jobs")}"')
+            body = json.dumps(body)
         body = body.encode() if isinstance(body, str) else body
         answer = session.request(method, url, data=body, timeout=10)
         shown = f"{method} {path} {body[:200]!r}: {answer.status_code} {answer.text[:200]}"
@@ -255,13 +242,12 @@ def test_every_route_with_a_body_that_is_none(send, route):
         send(method, path, raw)
 
 
-@pytest.mark.parametrize("name", ["page", "name", "per_page", "order", "direction"])
+@pytest.mark.parametrize("name", ["page", "name", "per_page"])
 @pytest.mark.parametrize(
     "value", ["", "0", "-1", "1.5", "9" * 40, "%00", "%F0%9F%98%80", "%ff", "x" * 5000, "a=b&"]
 )
 def test_every_query(send, name, value):
-    for path in ("", "SUBSCRIPTIONS"):
-        send("GET", f"{path}?{name}={value}", b"")
+    send("GET", f"?{name}={value}", b"")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +257,6 @@ def test_every_id_in_a_path(send, part):
     for path in (f"/{part}", f"/{part}/messages", f"/QUEUE/{part}", f"/QUEUE/consumers/{part}"):
         send("GET", path, b"")
         send("POST", path, b"{}")
-    send("GET", f"SUBSCRIPTIONS/{part}", b"")
 
 
 def test_10_mb_are_refused(send):

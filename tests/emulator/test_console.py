@@ -190,7 +190,7 @@ def test_every_fault_can_be_ordered():
         "active",
         "remove",
         "clear",
-        "strike",
+        "apply",
         "check_message",
         "refuse_messages",
     }

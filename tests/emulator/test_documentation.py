@@ -30,7 +30,7 @@ def test_every_route_is_named(route):
 
 def test_every_fault_has_an_example():
     shown = set(re.findall(r"emulator\.faults\.([a-z_]+)\(", PAGE))
-    others = {"remove", "strike", "check_message", "active"}
+    others = {"remove", "apply", "check_message", "active"}
 
     assert shown == {name for name in vars(Faults) if not name.startswith("_")} - others
 

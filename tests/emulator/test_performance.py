@@ -49,5 +49,5 @@ def test_a_pull_costs_the_same_however_much_a_queue_holds():
     assert quickest[large] < 3 * quickest[small]
     counts = service.store.counts(large)
     assert (counts.ready, counts.leased) == (97_000, 3_000)
-    assert len(service.store.stored(large, most=50)) == 50
+    assert len(service.store.stored(large, limit=50)) == 50
     service.close()

@@ -310,7 +310,7 @@ def test_a_malformed_pull_is_refused(api, sent):
 def test_the_ack_answer_has_the_shape_that_the_knob_says(make, ack_result, known, unknown):
     api = make(ack_result=ack_result)
     api.push("x")
-    warning = "the lease is unknown, or its message is settled already"
+    warning = "the lease is unknown, or its message is already settled"
 
     assert api.ack(api.pull()[0]["lease_id"]) == known
     assert api.ack("x") == json.loads(json.dumps(unknown).replace('"w"', f'"{warning}"'))

@@ -273,12 +273,12 @@ def test_a_killed_command_loses_no_message_and_no_lease(command, tmp_path):
         (["--db", "/"], "directory"),
         (["--knob", "colour=red"], "names: ack_result"),
         (["--knob", "rate_limit"], "NAME=VALUE"),
-        (["--knob", "first_attempt=2"], "first_attempt is 0 or 1"),
-        (["--fault", "nonsense"], "kind is one of"),
+        (["--knob", "first_attempt=2"], "first_attempt must be 0 or 1"),
+        (["--fault", "nonsense"], "kind must be one of"),
         (["--fault", ""], "--fault"),
-        (["--fault", "error push status=x"], "status is no"),
+        (["--fault", "error push status=x"], "status cannot be"),
         (["--latency", "soon"], "--latency"),
-        (["--latency", "2-1"], "latency is seconds"),
+        (["--latency", "2-1"], "latency must be seconds"),
     ],
 )
 def test_the_command_refuses_in_plain_words(command, arguments, said):

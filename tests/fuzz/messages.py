@@ -10,9 +10,9 @@ from kombu import Connection
 from kombu.exceptions import KombuError
 from kombu.serialization import prepare_accept_content
 
-from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due, unpack
+from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due
 from kombu_cfqueues.errors import MessageTooLarge
-from kombu_cfqueues.transport.celery_task import is_sound
+from kombu_cfqueues.transport.celery_task import is_valid_task
 from kombu_cfqueues.transport.message import Message
 
 KINDS = ("text", "json", "bytes", "v8", None)
@@ -65,14 +65,13 @@ def read(data: bytes) -> None:
         "attempts": 1,
         "timestamp_ms": 1_000_000,
     }
-    unpack(raw)
     got = receive(raw, "jobs")
     expired(got, 1e9)
     seconds_until_due(got, 1e9)
     message = Message(
         {**got, "properties": {**got["properties"], "delivery_tag": "t"}}, channel, accept=ACCEPT
     )
-    is_sound(message)
+    is_valid_task(message)
     if not message.errors:
         with contextlib.suppress(KombuError):  # its word for what cannot be read
             message.decode()

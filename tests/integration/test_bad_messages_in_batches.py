@@ -21,8 +21,8 @@ from kombu import Connection, Producer
 from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.errors import BatchPublishError
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.errors import BatchPublishError
 
 NO_BATCHES = pytest.mark.skipif(
     not hasattr(Producer, "batch"), reason="Producer.batch() came with Kombu 5.7"

@@ -207,7 +207,7 @@ def test_only_the_messages_that_the_server_refuses_are_lost(producer, emulator, 
     assert all(isinstance(outcome.error, InvalidMessage) for outcome in error.refused)
     assert all(outcome.error.code == 10203 for outcome in error.refused)
     assert arrived(emulator) == once(good)
-    assert f"of 250 messages, {len(good)} were accepted, {len(bad)} surely did not" in str(error)
+    assert f"of 250 messages, {len(good)} were accepted, {len(bad)} certainly did not" in str(error)
     # Finding one in a hundred takes seven halvings, two requests each.
     assert len(posts(emulator)) <= 3 + 14 * len(bad)
 

@@ -21,8 +21,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 
-from kombu_cfqueues.consume import receiver
-from kombu_cfqueues.consume.receiver import Receiver
+from kombu_cfqueues.consume import pull_failures
+from kombu_cfqueues.consume.settlement import Settlement
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -644,7 +644,7 @@ def test_a_broadcast_queue_says_that_it_hears_only_its_own_process(connection, c
     queue = Queue("bcast.1", Exchange("everyone", type="fanout"), auto_delete=True)
     with connection.Consumer(queue, callbacks=[Collector()]):
         pass
-    assert sum("hears only what this process" in r.getMessage() for r in caplog.records) == 1
+    assert sum("receives only what this process" in r.getMessage() for r in caplog.records) == 1
 
 
 # --- Closing
@@ -692,13 +692,13 @@ def test_close_waits_until_what_a_last_pull_brought_is_on_its_way_back(emulator,
     emulator.create_queue("jobs", consumer=PULL)
     connection = Connection(emulator.broker_url)
     publish(connection, *range(10))
-    give_back = Receiver.give_back
+    give_back = Settlement.give_back
 
     def hesitate(*arguments):
         time.sleep(0.05)  # as a busy machine would, here where it hurts
         give_back(*arguments)
 
-    monkeypatch.setattr(Receiver, "give_back", hesitate)
+    monkeypatch.setattr(Settlement, "give_back", hesitate)
     fault = emulator.faults.latency("pull", seconds=1)
     Consumer(connection.channel(), Queue("jobs"), callbacks=[print], prefetch_count=10).consume()
     with pytest.raises(socket.timeout):
@@ -1044,7 +1044,7 @@ def test_the_refusals_of_a_new_pull_consumer_are_ridden_out(get, caplog):
 def test_a_pull_consumer_that_takes_long_to_be_in_force_is_warned_of_once(
     connection, emulator, caplog, monkeypatch
 ):
-    monkeypatch.setattr(receiver, "ENABLING_QUIETLY", 0.5)
+    monkeypatch.setattr(pull_failures, "ENABLE_QUIET_SECONDS", 0.5)
     emulator.knobs = replace(emulator.knobs, pull_enable_delay=3)
     publish(connection, "x")
     with consume(connection, Collector()):

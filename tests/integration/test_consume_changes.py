@@ -106,7 +106,7 @@ def test_no_slot_leaks(connection, emulator, way):
         window = window_of(got.messages[0])
         consumer.cancel()
         until(lambda: not channel._cancelled or not channel._cancelled[-1].in_flight)
-        assert (window.held, window.unsettled, window.queues) == (0, 0, 0)
+        assert (window.held, window.unsettled, window.queue_count) == (0, 0, 0)
 
 
 # --- Consumers beside each other
@@ -191,7 +191,7 @@ def test_a_message_for_a_consumer_that_another_thread_cancels_is_given_back(
     got = Collector()
     consumer = consume(connection, got, prefetch_count=1)
     consumer.consume()
-    inbox = consumer.channel.connection.inbox
+    inbox = consumer.channel.connection.session.inbox
     take = inbox.take
 
     def take_and_cancel(deadline):

@@ -367,7 +367,7 @@ SIGNALS = """
     import random
     from kombu_cfqueues.errors import PermanentError
 
-    chance = random.Random(7)
+    rng = random.Random(7)
     both, inner = Both(), Both()
     published = {"jobs": 0, "spooled": 0}
     refused = 0

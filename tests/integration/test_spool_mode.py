@@ -57,7 +57,7 @@ def bodies(server, queue="jobs"):
     return [json.loads(json.loads(m.body)["body"]) for m in server.messages(queue)]
 
 
-def listing(connection) -> Listing:
+def listing(connection):
     return connection.transport.session.account.publisher.relay._spool
 
 
@@ -144,7 +144,9 @@ def test_a_batch_is_on_the_disk_as_a_whole_or_not_at_all(server, spooling):
             collected.__enter__()
             for number in range(900):
                 producer.publish(["x" * 100, number], routing_key="jobs")
-            with pytest.raises(BatchPublishError, match="0 were accepted, 900 surely") as refused:
+            with pytest.raises(
+                BatchPublishError, match="0 were accepted, 900 certainly"
+            ) as refused:
                 collected.__exit__(None, None, None)
             assert isinstance(refused.value.__cause__, errors.SpoolFull)
             with pytest.raises(errors.SpoolFull):
@@ -525,12 +527,12 @@ def test_the_spool_command_shows_and_decides(server, spooling):
     [refused] = json.loads(command(server, spooling, "--json"))["refused"]
     assert refused["queue"] == "jobs"
     assert server.token not in shown
-    assert "1 wait again" in command(server, spooling, "retry", str(refused["id"]))
-    assert "0 deleted" in command(server, spooling, "drop", "--all")
+    assert "1 message will be sent again" in command(server, spooling, "retry", str(refused["id"]))
+    assert "Deleted 0 messages" in command(server, spooling, "drop", "--all")
     with Connection(server.broker_url, transport_options=spooling) as connection:
         publish(connection, "good")
         assert eventually(lambda: bodies(server) == ["good"])
         found = listing(connection)
         assert eventually(found.refused)
-    assert "1 deleted" in command(server, spooling, "drop", "--all")
-    assert "Nothing waits" in command(server, spooling)
+    assert "Deleted 1 message" in command(server, spooling, "drop", "--all")
+    assert "No messages wait" in command(server, spooling)

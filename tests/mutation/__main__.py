@@ -67,7 +67,7 @@ def modules(wing: str) -> list[str]:
 # The parts whose mistakes would lose messages.
 PARTS = {
     "envelope": Part(
-        ["envelope"],
+        modules("envelope"),
         [
             *unit("envelope"),
             "unit/test_receiver_elsewhere.py",

@@ -15,7 +15,7 @@ from support.scripted import Api, Failure, ScriptedServer
 
 import kombu_cfqueues  # noqa: F401  makes cfqueues:// known
 from kombu_cfqueues import errors
-from kombu_cfqueues.account import MOST_IDLE, Account, _registry
+from kombu_cfqueues.account import MAX_IDLE_ACCOUNTS, Account, _registry
 from kombu_cfqueues.options import Options, Secret
 
 
@@ -91,7 +91,7 @@ def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
     idle.close()
     left = weakref.ref(idle)
     del idle
-    for _ in range(MOST_IDLE + 1):
+    for _ in range(MAX_IDLE_ACCOUNTS + 1):
         open_account().close()
     gc.collect()
     files = len(list(Path("/dev/fd").iterdir()))
@@ -101,7 +101,7 @@ def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
 
     assert left() is None
     assert used in _registry.accounts.values()
-    assert len(_registry.accounts) <= MOST_IDLE + 2
+    assert len(_registry.accounts) <= MAX_IDLE_ACCOUNTS + 2
     assert len(list(Path("/dev/fd").iterdir())) < files + 20
     used.close()
 

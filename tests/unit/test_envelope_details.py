@@ -8,13 +8,18 @@ import time
 
 import pytest
 
-from kombu_cfqueues.envelope import expires, pack, receive, repack, seconds_until_due, unpack
+from kombu_cfqueues.envelope import expires_at, pack, receive, repack, seconds_until_due
+from kombu_cfqueues.envelope.unpack import decode
 from kombu_cfqueues.errors import MessageTooLarge
 from kombu_cfqueues.options import Options, Secret
 
 
 def options(**given):
     return Options(account_id="a", api_token=Secret("t"), **given)
+
+
+def unpack(raw):
+    return decode(raw)[0]
 
 
 MESSAGE = {
@@ -53,7 +58,7 @@ def test_a_plain_body_that_was_packed_is_read_as_that(content_type, body, read):
 )
 def test_an_expiration_is_milliseconds_from_now(expiration, seconds):
     before = time.time()
-    at = expires({"properties": {"expiration": expiration}})
+    at = expires_at({"properties": {"expiration": expiration}})
 
     assert before + seconds <= at <= time.time() + seconds
 
@@ -62,7 +67,7 @@ def test_an_expiration_is_milliseconds_from_now(expiration, seconds):
     "properties", [{}, None, {"expiration": None}, {"expiration": "soon"}, {"expiration": 10**400}]
 )
 def test_what_says_no_time_expires_never(properties):
-    assert expires({"properties": properties}) is None
+    assert expires_at({"properties": properties}) is None
 
 
 def test_what_is_too_large_names_ways_out():

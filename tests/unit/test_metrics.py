@@ -12,7 +12,7 @@ import pytest
 
 from kombu_cfqueues import metrics as module
 from kombu_cfqueues.errors import RateLimited, ServerError
-from kombu_cfqueues.metrics import MOST_QUEUES, OTHER_QUEUES, Metrics
+from kombu_cfqueues.metrics import MAX_QUEUES, OTHER_QUEUES, Metrics
 
 
 @pytest.fixture
@@ -103,13 +103,13 @@ def test_threads_lose_no_count(metrics):
 
 
 def test_the_names_of_reply_queues_do_not_fill_the_memory(metrics):
-    for number in range(MOST_QUEUES + 10):
+    for number in range(MAX_QUEUES + 10):
         metrics.expired(f"reply-{number}")
 
     found = metrics.snapshot()
-    assert len(found["queues"]) == MOST_QUEUES + 1
+    assert len(found["queues"]) == MAX_QUEUES + 1
     assert found["queues"][OTHER_QUEUES]["leases_expired"] == 10
-    assert found["leases_expired"] == MOST_QUEUES + 10
+    assert found["leases_expired"] == MAX_QUEUES + 10
 
 
 def test_a_forked_child_begins_at_0_although_its_parent_was_counting(metrics):
@@ -159,4 +159,4 @@ def test_every_count_is_in_every_snapshot():
     """A dashboard finds 0, not a hole, before the first message."""
     found = Metrics().snapshot()
 
-    assert {*module.OF_A_QUEUE, *module.OF_THE_PROCESS, "pid", "since", "queues"} == set(found)
+    assert {*module.QUEUE_COUNTS, *module.PROCESS_COUNTS, "pid", "since", "queues"} == set(found)

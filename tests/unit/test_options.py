@@ -1,6 +1,7 @@
 """URL, options and environment: what is taken from where, and what is refused."""
 
 import logging
+from dataclasses import fields
 
 import pytest
 from kombu import Connection
@@ -8,6 +9,7 @@ from kombu import Connection
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import ConfigurationError
 from kombu_cfqueues.options import Options, Secret, is_loopback, shown_place
+from kombu_cfqueues.options.checks import CHECKED
 
 ACCOUNT = "0123456789abcdef" * 2
 TOKEN = "s3cret-token"
@@ -258,6 +260,12 @@ def test_a_connection_without_a_host_goes_to_base_url_with_its_port(base_url, ur
 
 
 # Each option
+
+
+def test_every_option_is_checked():
+    """One without a check would be taken for a slip, and have no effect."""
+    apart = {"account_id", "api_token", "base_url"}
+    assert {field.name for field in fields(Options)} == CHECKED | apart
 
 
 @pytest.mark.parametrize("given", [True, 1, "true", "True", "yes", "on", "1"])

@@ -16,7 +16,7 @@ from kombu_cfqueues import limits
 from kombu_cfqueues.errors import QueueFull, RateLimited, ServerError
 from kombu_cfqueues.rate_limit import (
     CLOUDFLARE_LIMIT,
-    FIRST_TOKENS,
+    INITIAL_TOKENS,
     Allowance,
     Budget,
     Limit,
@@ -83,10 +83,10 @@ def test_after_a_quiet_time_a_burst_leaves_at_once_and_then_the_rate(time, acqui
 def test_a_new_bucket_starts_with_little(time):
     """Nobody knows what was sent before this process came: a restart loop must not block."""
     budget = Budget(CLOUDFLARE_LIMIT, clock=time)
-    callers = [time.spawn(budget.acquire, time.now + 30) for _ in range(FIRST_TOKENS + 1)]
+    callers = [time.spawn(budget.acquire, time.now + 30) for _ in range(INITIAL_TOKENS + 1)]
     time.run(until=time.now)
 
-    assert [caller.done for caller in callers] == [True] * FIRST_TOKENS + [False]
+    assert [caller.done for caller in callers] == [True] * INITIAL_TOKENS + [False]
 
 
 def test_a_wait_that_would_miss_the_deadline_is_refused_at_once(time, budget, acquire):
@@ -436,4 +436,4 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         timeout=30,
         check=True,
     )
-    assert int(done.stdout) == FIRST_TOKENS
+    assert int(done.stdout) == INITIAL_TOKENS

@@ -13,13 +13,18 @@ from kombu.serialization import prepare_accept_content
 from kombu.transport.virtual import Message
 
 from kombu_cfqueues import limits
-from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due, unpack
+from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due
+from kombu_cfqueues.envelope.unpack import decode
 from kombu_cfqueues.errors import MessageTooLarge
 
 
 def pulled(body, kind=None, **fields):
     metadata = {} if kind is None else {"CF-Content-Type": kind}
     return {"body": body, "metadata": metadata, "id": "m1", "attempts": 1, **fields}
+
+
+def unpack(raw):
+    return decode(raw)[0]
 
 
 def text_of(value) -> str:

@@ -1,8 +1,8 @@
-// Calls of the emulator's own endpoints, with the token where it wants one.
+// Calls of the emulator's own endpoints, with a token if the emulator requires one.
 
 const KEY = "cfqueues-emulator-token";
 
-/** The emulator answered with an error; the message is its own. */
+/** The emulator answered with an error, whose message this error has. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -10,7 +10,7 @@ export class Refused extends Error {
   }
 }
 
-/** Keep the token for this tab. */
+/** Store the token for this tab. */
 export const setToken = (token) => sessionStorage.setItem(KEY, token);
 
 export const get = (path) => call("GET", path);

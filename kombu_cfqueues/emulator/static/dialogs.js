@@ -1,12 +1,12 @@
-// Dialogs: a form on top of the page, that Escape closes and the keyboard never leaves.
+// Dialogs: a modal form that Escape closes and that keeps the keyboard focus.
 
 import { el, text } from "./dom.js";
 
 /**
  * Show a form in a dialog.
  *
- * @param fields what stands between the title and the buttons
- * @param submit called with the form; what it throws is shown, and the dialog stays
+ * @param fields elements between the title and the buttons
+ * @param submit called with the form; if it throws, the dialog stays open and shows the error
  */
 export function ask({ title, fields, action, danger = false, submit, cancel = "Cancel" }) {
   const problem = el("p", { class: "problem", role: "alert", hidden: true });
@@ -41,7 +41,7 @@ export function ask({ title, fields, action, danger = false, submit, cancel = "C
 
 let fields = 0;
 
-/** A label with its input below, and a hint. */
+/** Make a label with its input below, and a hint. */
 export function field(label, input, hint = null, kind = "field") {
   input.id = `field-${++fields}`;
   const shown = el("div", { class: kind }, el("label", { for: input.id }, label), input);
@@ -52,14 +52,14 @@ export function field(label, input, hint = null, kind = "field") {
   return shown;
 }
 
-/** Say shortly what was done; screen readers hear it. */
+/** Show a short message for some seconds; screen readers announce it. */
 export function toast(message, problem = false) {
   const shown = el("p", { class: problem ? "toast problem" : "toast" }, message);
   document.getElementById("toasts").append(shown);
   setTimeout(() => shown.remove(), problem ? 8000 : 3500);
 }
 
-/** Run what a button does, and say how it went. */
+/** Run the action of a button and show its result or its error. */
 export async function attempt(action, done = null) {
   try {
     const result = await action();

@@ -1,26 +1,26 @@
-// Building and updating the page.  Text is always set as text: what comes out of a queue never
-// becomes markup, an attribute that runs, or an address.
+// Building and updating the page.  Text is always set as text: the content of a queue never becomes
+// markup, a script in an attribute, or a URL.
 
 /** Make an element: `el("button", {class: "quiet", onclick: f}, "Clear")`. */
 export function el(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else made.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
 }
 
-/** Set an element's text, only if it changes: a selection in it survives what stays the same. */
+/** Set an element's text only if it changes, so that a selection in unchanged text survives. */
 export function text(element, value) {
   const wanted = String(value);
   if (element.textContent !== wanted) element.textContent = wanted;
   return element;
 }
 
-/** Set an attribute, only if it changes; null takes it away. */
+/** Set an attribute only if it changes; null removes it. */
 export function attribute(element, name, value) {
   if (value === null || value === false) element.removeAttribute(name);
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
@@ -29,10 +29,10 @@ export function attribute(element, name, value) {
 /**
  * Show `items` as the children of `parent`, one element each.
  *
- * An element stays as long as its item does and is not moved without need, so that the focus, a
- * selection and an opened message survive an update each second.
+ * An element stays until its item is gone and moves only if necessary, so that the focus, a selection
+ * and an open message survive an update every second.
  *
- * @param keyOf tells an item from the others
+ * @param keyOf returns the key of an item
  * @param make makes the element of an item; the element has a method `update(item)`
  */
 export function list(parent, items, keyOf, make) {
@@ -56,17 +56,17 @@ export function list(parent, items, keyOf, make) {
   }
 }
 
-/** Draw counts of the last minute as a line, `lines` being lists of the same length. */
+/** Draw counts of the last minute as lines; the lists in `lines` have the same length. */
 export function sparkline(lines) {
   const [width, height] = [96, 22];
   const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, class: "sparkline", "aria-hidden": "true" });
   const paths = Object.keys(lines).map((name) => svgElement("polyline", { class: name }));
   svg.append(...paths);
   svg.update = (updated) => {
-    const most = Math.max(1, ...Object.values(updated).flat());
+    const max = Math.max(1, ...Object.values(updated).flat());
     Object.values(updated).forEach((values, n) => {
       const step = width / Math.max(1, values.length - 1);
-      const points = values.map((v, i) => `${(i * step).toFixed(1)},${(height - 1 - (v / most) * (height - 3)).toFixed(1)}`);
+      const points = values.map((v, i) => `${(i * step).toFixed(1)},${(height - 1 - (v / max) * (height - 3)).toFixed(1)}`);
       attribute(paths[n], "points", points.join(" "));
     });
   };
@@ -75,7 +75,7 @@ export function sparkline(lines) {
 }
 
 function svgElement(tag, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
 }

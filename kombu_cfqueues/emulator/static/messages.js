@@ -1,14 +1,15 @@
-// One queue: what can be done with it, and its messages.
+// One queue: its actions and its messages.
 
 import { get, post, remove } from "./api.js";
 import { ask, attempt, field, toast } from "./dialogs.js";
 import { attribute, el, list, text } from "./dom.js";
 import { bytes, count, duration, moment, number } from "./format.js";
 
-const PAGE = 50;
+const PAGE_SIZE = 50;
+const SLOW_QUERY_MS = 100;
 const KINDS = { celery: "Celery", kombu: "Kombu", json: "JSON", text: "Text" };
 
-/** The panel of one queue, from when it is chosen until another one is. */
+/** The panel of one queue, until another queue is selected. */
 export class QueuePanel {
   constructor(section, queue, refresh) {
     this.section = section;
@@ -16,28 +17,29 @@ export class QueuePanel {
     this.refresh = refresh;
     this.now = 0;
     this.state = "";
-    this.shown = null; // the query that was last answered
-    this.rest = 0; // when to ask it again, in milliseconds of performance.now()
-    this.before = []; // where each page that was turned begins
+    this.shown = null; // the query whose messages are shown
+    this.nextPoll = 0; // when to repeat the query, in milliseconds of performance.now()
+    this.before = []; // where each page after the first begins
     this.filter = el("div", { class: "segments", role: "group", "aria-label": "Messages shown" });
     this.build();
     this.show(queue, 0);
   }
 
-  /** Ask for the messages of the page that is shown, and show them. */
+  /** Fetch and show the messages of the current page. */
   async update(queue, now) {
-    const query = new URLSearchParams({ limit: PAGE, state: this.state });
+    const query = new URLSearchParams({ limit: PAGE_SIZE, state: this.state });
     if (this.before.length) query.set("before", this.before.at(-1));
     const wanted = query.toString();
     const began = performance.now();
-    if (wanted === this.shown && began < this.rest) return this.show(queue, now);
+    if (wanted === this.shown && began < this.nextPoll) return this.show(queue, now);
     const page = await get(`/queues/${queue.id}/messages?${query}`);
-    // Among a million messages this takes a while, of the time that the API needs: a tenth, at most.
-    this.rest = performance.now() + (performance.now() - began > 100 ? 10 * (performance.now() - began) : 0);
+    // With a million messages the query is slow and blocks the API: spend at most a tenth of the time.
+    const took = performance.now() - began;
+    this.nextPoll = performance.now() + (took > SLOW_QUERY_MS ? 10 * took : 0);
     this.shown = wanted;
-    const current = new URLSearchParams({ limit: PAGE, state: this.state });
+    const current = new URLSearchParams({ limit: PAGE_SIZE, state: this.state });
     if (this.before.length) current.set("before", this.before.at(-1));
-    if (wanted !== current.toString()) return; // somebody turned the page meanwhile
+    if (wanted !== current.toString()) return; // the page was turned meanwhile
     this.show(queue, now);
     list(this.rows, page.messages, (message) => message.number, (message) => this.makeMessage(message));
     this.none.hidden = page.messages.length > 0;
@@ -113,18 +115,18 @@ export class QueuePanel {
       `id ${queue.id}`,
     ];
     text(this.facts, parts.filter((part) => part !== null).join(" · "));
-    const { published, delivered, acknowledged, retried, lease_expired: late, dead, expired } = queue.totals;
+    const { published, delivered, acknowledged, retried, lease_expired: expiredLeases, dead, expired } = queue.totals;
     const totals = [`${number(published)} published`, `${number(delivered)} delivered`, `${number(acknowledged)} acknowledged`];
-    if (retried) totals.push(`${number(retried)} given back`);
-    if (late) totals.push(`${count(late, "lease")} ran out`);
+    if (retried) totals.push(`${number(retried)} retried`);
+    if (expiredLeases) totals.push(`${count(expiredLeases, "lease")} expired`);
     if (dead) totals.push(`${number(dead)} out of retries`);
     if (expired) totals.push(`${number(expired)} expired`);
     text(this.totals, `Since the start: ${totals.join(", ")}`);
   }
 
-  /** Show what somebody has just changed, however long it takes. */
+  /** Refresh at once after a change, even if the query is slow. */
   async renew() {
-    this.rest = 0;
+    this.nextPoll = 0;
     await this.refresh();
   }
 
@@ -153,10 +155,10 @@ export class QueuePanel {
     const open = el("button", { class: "open", "aria-expanded": "false", "aria-controls": id }, badge, summary, died);
     const label = `message ${message.id.slice(0, 8)}`;
     const retry = el("button", { class: "quiet", "aria-label": `Retry ${label} now`, onclick: () => this.retry([message.number]) }, "Retry now");
-    const gone = el("button", { class: "quiet", "aria-label": `Delete ${label}`, onclick: () => this.delete([message.number]) }, "Delete");
+    const deleteButton = el("button", { class: "quiet", "aria-label": `Delete ${label}`, onclick: () => this.delete([message.number]) }, "Delete");
     const body = el("div", { id, class: "body", hidden: true });
     open.addEventListener("click", () => this.toggle(open, body, message));
-    const row = el("li", { class: "message" }, el("div", { class: "line" }, open, state, attempts, age, el("span", { class: "actions" }, retry, gone)), body);
+    const row = el("li", { class: "message" }, el("div", { class: "line" }, open, state, attempts, age, el("span", { class: "actions" }, retry, deleteButton)), body);
     row.update = (updated) => {
       attribute(state, "class", `state ${updated.state}`);
       text(state, stateOf(updated, this.now));
@@ -164,9 +166,9 @@ export class QueuePanel {
       text(attempts, updated.attempts === 0 ? "never delivered" : count(updated.attempts, "attempt"));
       died.hidden = updated.died_in === null;
       text(died, `died in ${updated.died_in}`);
-      const home = updated.died_in !== null;
-      retry.disabled = updated.state === "ready" && !home;
-      text(retry, home ? `Return to ${updated.died_in}` : "Retry now");
+      const isDead = updated.died_in !== null;
+      retry.disabled = updated.state === "ready" && !isDead;
+      text(retry, isDead ? `Return to ${updated.died_in}` : "Retry now");
     };
     return row;
   }
@@ -181,7 +183,7 @@ export class QueuePanel {
   }
 
   async retry(numbers) {
-    await attempt(() => post(`/queues/${this.queue.id}/retry`, { numbers }), ({ retried }) => (retried ? "It is ready now" : "It was ready or gone already"));
+    await attempt(() => post(`/queues/${this.queue.id}/retry`, { numbers }), ({ retried }) => (retried ? "The message is ready" : "The message was already ready or deleted"));
     await this.renew();
   }
 
@@ -205,14 +207,14 @@ export class QueuePanel {
 
   purge() {
     const all = this.queue.ready + this.queue.delayed + this.queue.leased;
-    this.confirm(`Purge ${this.queue.name}?`, `${count(all, "message")} will be deleted, delayed and leased ones too.`, "Purge", async () => {
+    this.confirm(`Purge ${this.queue.name}?`, `${count(all, "message")} will be deleted, including delayed and leased ones.`, "Purge", async () => {
       const { deleted } = await post(`/queues/${this.queue.id}/purge`);
       toast(`${count(deleted, "message")} deleted`);
     });
   }
 
   deleteQueue() {
-    this.confirm(`Delete ${this.queue.name}?`, "The queue, its consumer and its messages will be gone.", "Delete queue", async () => {
+    this.confirm(`Delete ${this.queue.name}?`, "The queue, its consumer and its messages will be deleted.", "Delete queue", async () => {
       await remove(`/queues/${this.queue.id}`);
       location.hash = "#/";
       toast(`${this.queue.name} deleted`);
@@ -239,8 +241,8 @@ export class QueuePanel {
     const forTask = [field("Task", task), field("Arguments, as JSON", args), field("Keyword arguments, as JSON", kwargs)];
     const forBody = [field("Body", body)];
     const fit = () => {
-      for (const one of forTask) one.hidden = kind.value !== "celery";
-      for (const one of forBody) one.hidden = kind.value === "celery";
+      for (const input of forTask) input.hidden = kind.value !== "celery";
+      for (const input of forBody) input.hidden = kind.value === "celery";
       if (kind.value === "json" && body.value === "") body.value = "{\n  \"greeting\": \"hello\"\n}";
     };
     kind.addEventListener("change", fit);
@@ -276,7 +278,7 @@ function parsed(input, name) {
   }
 }
 
-/** What an opened message shows: the facts of it, then its content, then its headers. */
+/** Build the details of an open message: its facts, its content, its headers. */
 function describe(message) {
   const { what } = message;
   const facts = {};
@@ -299,7 +301,7 @@ function describe(message) {
   ];
   if (what.kind !== "celery") parts.push(block("Body", what.content));
   if (what.headers && Object.keys(what.headers).length) parts.push(folded("Headers", what.headers));
-  if (what.kind !== "json" && what.kind !== "text") parts.push(folded("As it is in the queue", message.body));
+  if (what.kind !== "json" && what.kind !== "text") parts.push(folded("Raw body", message.body));
   return parts;
 }
 

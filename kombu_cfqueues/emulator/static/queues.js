@@ -1,26 +1,26 @@
-// The table of queues, and what stands there when there are none.
+// The table of queues, or instructions if there are none.
 
 import { post } from "./api.js";
 import { ask, field, toast } from "./dialogs.js";
 import { attribute, el, list, sparkline, text } from "./dom.js";
 import { number, rate } from "./format.js";
 
-const MOST_ROWS = 300;
+const MAX_ROWS = 300;
 const STATES = ["ready", "delayed", "leased", "dead"];
 const at = (id) => document.getElementById(id);
 
-/** Show the queues that the filter lets through; the chosen one is marked. */
-export function showQueues(state, chosen) {
+/** Show the queues that match the filter, and mark the selected one. */
+export function showQueues(state, selected) {
   const filter = at("queue-filter");
   filter.hidden = state.queues.length < 8 && filter.value === "";
   const wanted = filter.value.trim().toLowerCase();
   const queues = state.queues.filter((queue) => queue.name.toLowerCase().includes(wanted));
   at("queue-table").hidden = state.queues.length === 0;
   showEmpty(state);
-  text(at("queues-title"), queues.length > MOST_ROWS ? `Queues: the first ${MOST_ROWS} of ${number(queues.length)}` : "Queues");
-  list(at("queue-rows"), queues.slice(0, MOST_ROWS), (queue) => queue.id, makeRow);
+  text(at("queues-title"), queues.length > MAX_ROWS ? `Queues: the first ${MAX_ROWS} of ${number(queues.length)}` : "Queues");
+  list(at("queue-rows"), queues.slice(0, MAX_ROWS), (queue) => queue.id, makeRow);
   for (const row of at("queue-rows").children) {
-    attribute(row, "aria-current", row.key === chosen ? "true" : null);
+    attribute(row, "aria-current", row.key === selected ? "true" : null);
   }
 }
 
@@ -45,7 +45,7 @@ function makeRow(queue) {
     out.classList.toggle("zero", updated.rates.delivered === 0);
     line.update(updated.history);
   };
-  // The whole row leads there by mouse; the link in it does by keyboard.
+  // With a mouse the whole row is a link; with the keyboard the link in it is.
   row.addEventListener("click", (event) => {
     if (event.target.closest("a") === null) name.click();
   });
@@ -59,18 +59,18 @@ function showEmpty(state) {
   const broker = `cfqueues://${state.account_id}:${state.token_hint ?? "<token>"}@${location.host}/`;
   empty.append(
     el("h3", {}, "No queues yet"),
-    el("p", {}, "Point Kombu or Celery here: a queue is made when it is first declared."),
+    el("p", {}, "Point Kombu or Celery here. They create a queue when they first declare it."),
     el("pre", {}, el("code", {}, `broker_url = "${broker}"`)),
-    el("p", {}, "Any other client of Cloudflare’s API finds it under"),
+    el("p", {}, "Any other client of Cloudflare’s API uses"),
     el("pre", {}, el("code", {}, `${location.origin}/client/v4/accounts/${state.account_id}/queues`)),
   );
 }
 
-/** Ask for the settings of a new queue. */
+/** Show the dialog for a new queue. */
 export function newQueue(refresh) {
   const name = el("input", { name: "name", required: true, autocomplete: "off", maxlength: "63", placeholder: "jobs" });
   const consumer = el("select", {}, el("option", { value: "http_pull" }, "Clients that pull (Kombu, Celery, any HTTP client)"), el("option", { value: "" }, "None yet"));
-  const dead = el("input", { autocomplete: "off", maxlength: "63", placeholder: "none: such messages are deleted" });
+  const dead = el("input", { autocomplete: "off", maxlength: "63", placeholder: "none: dead messages are deleted" });
   const retries = el("input", { type: "number", min: "0", max: "100", value: "3" });
   ask({
     title: "New queue",
@@ -85,9 +85,9 @@ export function newQueue(refresh) {
       const settings = { max_retries: Number(retries.value) };
       const sent = { name: name.value.trim(), consumer: null };
       if (consumer.value) sent.consumer = { type: consumer.value, settings, dead_letter_queue: dead.value.trim() };
-      const made = await post("/queues", sent);
-      location.hash = `#/queues/${made.id}`;
-      toast(`Created ${made.name}`);
+      const created = await post("/queues", sent);
+      location.hash = `#/queues/${created.id}`;
+      toast(`Created ${created.name}`);
       await refresh();
     },
   });

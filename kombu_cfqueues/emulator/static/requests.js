@@ -1,4 +1,4 @@
-// The requests, as they come.
+// The list of requests.
 
 import { remove } from "./api.js";
 import { attempt } from "./dialogs.js";
@@ -12,11 +12,11 @@ export function showRequests(requests) {
   const failures = at("failures-only").checked;
   const shown = requests.filter((request) => !failures || request.status === null || request.status >= 400).reverse();
   at("no-requests").hidden = shown.length > 0;
-  text(at("no-requests"), failures && requests.length ? "No failures among the latest requests." : "None yet. Each one appears here as it comes.");
+  text(at("no-requests"), failures && requests.length ? "No failures among the latest requests." : "None yet. Requests appear here as they arrive.");
   list(at("request-rows"), shown, (request) => request.number, makeRequest);
 }
 
-/** Wire the controls above the list. */
+/** Connect the controls above the list. */
 export function prepareRequests(refresh) {
   at("failures-only").addEventListener("change", refresh);
   at("clear-requests").addEventListener("click", async () => {
@@ -38,8 +38,8 @@ function makeRequest(request) {
     text(queue, updated.queue);
     const notes = [updated.seconds === null ? "waiting" : took(updated.seconds), bytes(updated.bytes)];
     if (updated.code !== null) notes.unshift(`code ${updated.code}`);
-    if (updated.attempt) notes.push(`try ${updated.attempt + 1}`);
-    if (updated.fault) notes.push(`ordered: ${updated.fault.replaceAll("_", " ")}`);
+    if (updated.attempt) notes.push(`attempt ${updated.attempt + 1}`);
+    if (updated.fault) notes.push(`fault: ${updated.fault.replaceAll("_", " ")}`);
     text(more, notes.join(" · "));
   };
   return row;

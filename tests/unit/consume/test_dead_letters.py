@@ -59,7 +59,7 @@ class Copies:
 
 @pytest.fixture
 def copies(monkeypatch):
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_PAUSE_SECONDS", 0.01)
     return Copies()
 
 
@@ -79,7 +79,7 @@ def test_a_dead_letter_is_acknowledged_once_it_is_in_its_grave(copies):
 
 
 def test_a_renewed_message_takes_its_own_place(copies, caplog):
-    copies.forwarder.renew(delivery(), 7)
+    copies.forwarder.replace(delivery(), 7)
     copies.wait()
 
     assert copies.done == [("publish", JOBS.id, "x", 7), ("returned", JOBS.id), ("ack", "L")]

@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kombu_cfqueues import limits
-from kombu_cfqueues.consume.poll_interval import LEAST_INTERVAL, LONGEST_PAUSE, PollInterval
+from kombu_cfqueues.consume.poll_interval import (
+    LONGEST_PAUSE_SECONDS,
+    MIN_INTERVAL_SECONDS,
+    PollInterval,
+)
 
 
 def pulls_of_an_empty_queue(poll_interval: PollInterval, seconds: float) -> list[float]:
@@ -35,7 +39,7 @@ def test_a_message_makes_the_pace_quick_again():
     poll_interval = PollInterval(1, 10, 0.0)
     pulls_of_an_empty_queue(poll_interval, 60)
 
-    poll_interval.came(60)
+    poll_interval.reset(60)
 
     assert poll_interval.due == 60
     poll_interval.empty(60)
@@ -47,7 +51,7 @@ def test_an_interval_of_nothing_is_no_busy_loop():
 
     poll_interval.empty(5)
 
-    assert poll_interval.due == 5 + LEAST_INTERVAL
+    assert poll_interval.due == 5 + MIN_INTERVAL_SECONDS
 
 
 @given(st.integers(0, 40))
@@ -58,7 +62,7 @@ def test_failures_are_tried_again_later_and_later_and_never_later_than_the_longe
 
     poll_interval.failed(100.0)
 
-    assert 100 < poll_interval.due <= 100 + LONGEST_PAUSE
+    assert 100 < poll_interval.due <= 100 + LONGEST_PAUSE_SECONDS
 
 
 @pytest.mark.parametrize(

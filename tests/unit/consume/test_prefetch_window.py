@@ -26,7 +26,7 @@ def window(prefetch: int = 0) -> PrefetchWindow:
 
 def test_a_prefetch_count_is_asked_for_at_once():
     assert window(4).room == 4
-    assert window(4).ask_at() == 0
+    assert window(4).pull_at() == 0
 
 
 def test_what_is_held_and_what_is_unsettled_both_take_room():
@@ -90,7 +90,7 @@ def test_an_empty_queue_begins_small_again():
     for n in range(12):
         take(made, n / 10)
 
-    made.ran_dry()
+    made.queue_was_empty()
 
     assert made.capacity == 1
 
@@ -98,7 +98,7 @@ def test_an_empty_queue_begins_small_again():
 def test_without_a_prefetch_count_several_queues_are_asked_together():
     """One after the other, fifty empty queues would hold up the one with messages."""
     made = window()
-    made.queues = 50
+    made.queue_count = 50
 
     made.missed()
 
@@ -113,23 +113,23 @@ def test_little_room_waits_a_moment_for_more():
     made.unsettled -= 1
     assert made.freed(100.0)
 
-    assert made.ask_at() == 100 + GATHER_SECONDS
+    assert made.pull_at() == 100 + GATHER_SECONDS
 
 
 def test_much_room_or_an_empty_hand_does_not_wait():
     made = window(8)
     made.held = 1
-    assert made.ask_at() == 0  # room for 7 of 8
+    assert made.pull_at() == 0  # room for 7 of 8
 
     made.held, made.unsettled = 0, 7
-    assert made.ask_at() == 0  # nothing to deliver
+    assert made.pull_at() == 0  # nothing to deliver
 
 
 def test_no_room_is_no_pull():
     made = window(1)
     made.unsettled = 1
 
-    assert made.ask_at() == math.inf
+    assert made.pull_at() == math.inf
     assert not made.may_deliver
 
 

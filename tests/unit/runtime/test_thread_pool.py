@@ -16,10 +16,10 @@ class Work:
 
     def __init__(self, most: int) -> None:
         Work.made += 1
-        self.name = f"test-crew-{Work.made}"
+        self.name = f"test-pool-{Work.made}"
         self.lock = threading.Lock()
         self.jobs = []
-        self.crew = ThreadPool(self.name, most, self.lock, self.next_job)
+        self.pool = ThreadPool(self.name, most, self.lock, self.next_job)
 
     def next_job(self) -> Job:
         if not self.jobs:
@@ -33,7 +33,7 @@ class Work:
     def add(self, *jobs) -> None:
         with self.lock:
             self.jobs += jobs
-            self.crew.call()
+            self.pool.call()
 
 
 def wait_for(condition, seconds=30):

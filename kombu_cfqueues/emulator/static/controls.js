@@ -1,4 +1,4 @@
-// Faults to order, and a clock to move: what tests do from code, by hand.
+// Test controls: set faults, advance the clock and reset the request limit by hand.
 
 import { post, remove } from "./api.js";
 import { attempt, field } from "./dialogs.js";
@@ -7,24 +7,24 @@ import { number } from "./format.js";
 
 const FAULTS = {
   error: { label: "Error from the API", fields: ["status", "code"] },
-  html_page: { label: "HTML error page of the edge", fields: ["status"] },
-  lost_response: { label: "Response lost, request done", fields: [] },
-  reset: { label: "Connection reset, nothing done", fields: [] },
-  hang: { label: "No answer at all", fields: [] },
-  latency: { label: "Slow answer", fields: ["seconds"] },
-  duplicate: { label: "Messages delivered twice", fields: [], own: true },
-  short_batch: { label: "Pull returns few messages", fields: ["most"], own: true },
-  late: { label: "Messages appear late", fields: ["seconds"], own: true },
+  html_page: { label: "HTML error page from the edge", fields: ["status"] },
+  lost_response: { label: "Response lost, request performed", fields: [] },
+  reset: { label: "Connection reset, request not performed", fields: [] },
+  hang: { label: "No response", fields: [] },
+  latency: { label: "Slow response", fields: ["seconds"] },
+  duplicate: { label: "Messages delivered twice", fields: [], fixedRoutes: true },
+  short_batch: { label: "Pull returns few messages", fields: ["most"], fixedRoutes: true },
+  late: { label: "Messages appear late", fields: ["seconds"], fixedRoutes: true },
   unsuccessful: { label: "200 with “success”: false", fields: [] },
   empty_body: { label: "Empty body", fields: ["status"] },
-  broken_json: { label: "JSON cut off", fields: [] },
+  broken_json: { label: "Truncated JSON", fields: [] },
 };
 const ROUTES = ["push", "batch", "pull", "ack", "list", "create", "get", "metrics", "create_consumer", "list_consumers", "peek", "purge"];
 const DEFAULTS = { status: "503", code: "15000", seconds: "2", most: "1" };
 const STEPS = { "1 min": 60, "1 h": 3600, "1 day": 86400 };
 
-/** Build the panel once. */
-export function prepareRehearse(panel, refresh) {
+/** Build the panel; call it once. */
+export function prepareControls(panel, refresh) {
   const kind = el("select", {}, ...Object.entries(FAULTS).map(([value, { label }]) => el("option", { value }, label)));
   const route = el("select", {}, el("option", { value: "" }, "any route"), ...ROUTES.map((name) => el("option", { value: name }, name)));
   route.value = "push";
@@ -35,7 +35,7 @@ export function prepareRehearse(panel, refresh) {
   const fit = () => {
     const fault = FAULTS[kind.value];
     for (const [name, label] of Object.entries(labels)) label.hidden = !fault.fields.includes(name);
-    routeField.hidden = fault.own === true;
+    routeField.hidden = fault.fixedRoutes === true;
   };
   kind.addEventListener("change", fit);
   const form = el(
@@ -50,7 +50,7 @@ export function prepareRehearse(panel, refresh) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const sent = { kind: kind.value, times: times.value === "" ? null : Number(times.value) };
-    if (!FAULTS[kind.value].own && route.value) sent.routes = [route.value];
+    if (!FAULTS[kind.value].fixedRoutes && route.value) sent.routes = [route.value];
     for (const name of FAULTS[kind.value].fields) sent[name] = Number(inputs[name].value);
     await attempt(() => post("/faults", sent), "Fault set");
     await refresh();
@@ -59,7 +59,7 @@ export function prepareRehearse(panel, refresh) {
     el("button", {
       "aria-label": `Advance the clock by ${label}`,
       onclick: async () => {
-        await attempt(() => post("/clock", { advance: seconds }), `The clock is ${label} further`);
+        await attempt(() => post("/clock", { advance: seconds }), `Clock advanced by ${label}`);
         await refresh();
       },
     }, `+${label}`),
@@ -70,11 +70,11 @@ export function prepareRehearse(panel, refresh) {
     form,
     faults,
     el("h3", {}, "Clock"),
-    el("p", { class: "details" }, "Leases, delays, retention and the request limit follow it."),
+    el("p", { class: "details" }, "Leases, delays, retention and the request limit follow this clock."),
     el("div", { class: "steps" }, ...steps),
     el("h3", {}, "Request limit"),
     el("p", { class: "details", id: "limit-details" }),
-    el("button", { class: "quiet", onclick: async () => { await attempt(() => post("/allowance/reset"), "The count starts anew"); await refresh(); } }, "Start the count anew"),
+    el("button", { class: "quiet", onclick: async () => { await attempt(() => post("/allowance/reset"), "Request count reset"); await refresh(); } }, "Reset the count"),
   );
   fit();
   panel.update = (state) => {
@@ -92,12 +92,12 @@ function makeFault(fault, refresh) {
     "aria-label": `Remove the fault ${name}`,
     onclick: async () => { await attempt(() => remove(`/faults/${fault.number}`)); await refresh(); },
   }, "Remove"));
-  row.update = (updated) => text(hits, `${updated.hits} struck, ${updated.left ?? "all"} to come`);
+  row.update = (updated) => text(hits, `applied to ${updated.hits}, ${updated.left === null ? "no limit" : `${updated.left} left`}`);
   return row;
 }
 
 function limitOf(allowance) {
   const counted = `${number(allowance.recent)} requests counted in the last ${allowance.cloudflare_window / 60} minutes; Cloudflare allows ${number(allowance.cloudflare_limit)}.`;
-  if (allowance.limit === null) return `${counted} No limit is set here (rate_limit).`;
-  return `${counted} Here: ${number(allowance.limit)} in ${allowance.window} s.`;
+  if (allowance.limit === null) return `${counted} This emulator has no limit (rate_limit).`;
+  return `${counted} This emulator allows ${number(allowance.limit)} in ${allowance.window} s.`;
 }

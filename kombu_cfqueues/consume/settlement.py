@@ -1,0 +1,56 @@
+"""How a delivery ends: it is acknowledged, given back or dead-lettered."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+from .acknowledger import Acknowledger
+from .dead_letters import Forwarder
+from .delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+
+class Settlement:
+    """Ends deliveries by the means that loses no message.  Every method returns at once.
+
+    Args:
+        acknowledger: Settles leases.
+        forwarder: Copies messages that a lease cannot bring to their destination.
+    """
+
+    def __init__(self, acknowledger: Acknowledger, forwarder: Forwarder) -> None:
+        self._acknowledger = acknowledger
+        self._forwarder = forwarder
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge a message, so that it is never redelivered."""
+        self._acknowledger.ack(delivery)
+
+    def give_back(self, delivery: Delivery, delay: int = 0) -> None:
+        """Have a message redelivered after *delay* seconds.
+
+        A copy replaces the message if Cloudflare could delete it after one more retry.
+        """
+        if delivery.may_be_retried:
+            self._acknowledger.retry(delivery, delay)
+        else:
+            self._forwarder.replace(delivery, delay)
+
+    def dead_letter(self, delivery: Delivery) -> None:
+        """Move a message to its queue's dead-letter queue, or delete it if there is none."""
+        if delivery.consumer.dead_letter_queue:
+            self._forwarder.dead_letter(delivery)
+        else:
+            _warn_of_deletion(delivery.queue.name)
+            self._acknowledger.ack(delivery)
+
+
+@functools.lru_cache(maxsize=1024)  # logged once for each queue
+def _warn_of_deletion(queue: str) -> None:
+    logger.warning(
+        "a rejected message of queue %r was deleted, and so will be the next ones: the queue has "
+        "no dead-letter queue (set the option dead_letter_queue, or use the dashboard)",
+        queue,
+    )

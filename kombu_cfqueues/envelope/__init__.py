@@ -1,0 +1,26 @@
+"""Kombu's message <-> the queue's message.
+
+Out: `pack` encodes a message once, in the thread of its publisher, as a JSON fragment.  A request
+joins the fragments of its messages.  In: `receive` makes Kombu's dictionary of anything that a
+queue can contain, including messages that other software has sent.
+"""
+
+from ..runtime.rng import new_id
+from .pack import pack
+from .packed import Address, Packed
+from .repack import repack
+from .times import expired, expires_at, retention_error, seconds_until_due
+from .unpack import receive
+
+__all__ = [
+    "Address",
+    "Packed",
+    "expired",
+    "expires_at",
+    "new_id",
+    "pack",
+    "receive",
+    "repack",
+    "retention_error",
+    "seconds_until_due",
+]

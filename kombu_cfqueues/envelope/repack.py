@@ -1,0 +1,60 @@
+"""A pulled message, packed again: for dead letters and other copies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .. import limits
+from ..errors import MessageTooLarge
+from ..runtime.rng import new_id
+from .json_text import NOT_JSON, encode_kombu, quote, strict_loads
+from .packed import Packed
+from .unpack import cloudflare_type, content_of, foreign_message
+
+
+def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
+    """Return a pulled message, ready to be published again as what it was.
+
+    Text and JSON stay what they are.  Data is put into a Kombu envelope, because Cloudflare accepts
+    only text and JSON over HTTP.
+
+    Args:
+        raw: An entry of a pull's ``messages``.
+        delay_seconds: Seconds until the copy may be delivered.
+
+    Raises:
+        MessageTooLarge: The message is data that does not fit into an envelope.
+    """
+    cf_type = cloudflare_type(raw)
+    body, value = content_of(raw.get("body"), cf_type)
+    if isinstance(body, bytes):
+        text, value = str(encode_kombu(_envelope_of_data(body))), NOT_JSON
+    else:
+        is_json = cf_type == "json" and value is not NOT_JSON
+        text, value = body, _strict_value(body) if is_json else NOT_JSON
+    size = len(text.encode())
+    if size > limits.BODY_BYTES:
+        raise MessageTooLarge(
+            f"a copy of the message would have {size:,} bytes, and Cloudflare Queues accepts at "
+            f"most {limits.BODY_BYTES:,} bytes"
+        )
+    as_json = value is not NOT_JSON
+    content, content_type = (text, "json") if as_json else (quote(text), "text")
+    fragment = f'{{"body":{content},"content_type":"{content_type}"'.encode()
+    due = time.time() + delay_seconds if delay_seconds else None
+    return Packed(fragment, len(fragment), due, not as_json or isinstance(value, (dict, list)))
+
+
+def _envelope_of_data(data: bytes) -> dict[str, Any]:
+    message = foreign_message(data, "application/data", "binary")
+    message["properties"]["message_id"] = new_id()
+    return message
+
+
+def _strict_value(text: str) -> Any:
+    try:
+        return strict_loads(text)
+    except (ValueError, RecursionError):
+        return NOT_JSON

@@ -1,0 +1,22 @@
+"""What the user wants: URL, ``transport_options`` and environment as one frozen, checked value."""
+
+from .base_url import is_loopback, shown_place
+from .options import ACCOUNT_OPTIONS, Options
+from .secret import Secret, Token
+from .sources import (
+    DEFAULT_REQUEST_BURST,
+    DEFAULT_REQUEST_RATE,
+    TOKEN_VARIABLE,
+)
+
+__all__ = [
+    "ACCOUNT_OPTIONS",
+    "DEFAULT_REQUEST_BURST",
+    "DEFAULT_REQUEST_RATE",
+    "TOKEN_VARIABLE",
+    "Options",
+    "Secret",
+    "Token",
+    "is_loopback",
+    "shown_place",
+]

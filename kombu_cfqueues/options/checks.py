@@ -1,0 +1,134 @@
+"""The check of each option: it returns the value with its type, or raises `ConfigurationError`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from .. import limits
+from ..errors import ConfigurationError
+
+MAX_SECONDS: Final = 1e9
+"""Maximum of every timeout, about 30 years.  Sockets and locks refuse longer ones."""
+
+
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1"):
+        return True
+    if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
+        return False
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    raise ConfigurationError(f"{name} must be true or false, not {value!r}")
+
+
+def _number(name: str, value: Any, *, minimum: float, maximum: float = math.inf) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (minimum <= number <= maximum) or math.isinf(number):
+        bounds = f"from {minimum:g} to {maximum:g}"
+        if math.isinf(maximum):
+            bounds = f"of at least {minimum:g}"
+        raise ConfigurationError(f"{name} must be a number {bounds}, not {value!r}")
+    return number
+
+
+def _integer(name: str, value: Any, *, minimum: int, maximum: float = math.inf) -> int:
+    number = _number(name, value, minimum=minimum, maximum=maximum)
+    if number != int(number):
+        raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
+    return int(number)
+
+
+def seconds(name: str, value: Any, minimum: float = 0.001) -> float:
+    """Return *value* as a time in seconds."""
+    return _number(name, value, minimum=minimum, maximum=MAX_SECONDS)
+
+
+def _rate(name: str, value: Any) -> float | None:
+    return None if value is None else _number(name, value, minimum=0.001)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a string, not {value!r}")
+    return value
+
+
+def _path(name: str, value: Any) -> str:
+    try:
+        return str(os.fspath(value))
+    except TypeError:
+        raise ConfigurationError(f"{name} must be a path, not {value!r}") from None
+
+
+def _one_of(*allowed: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if value not in allowed:
+            raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}; not {value!r}")
+        return str(value)
+
+    return check
+
+
+def _queue_ids(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be a dictionary of queue names and queue ids")
+    for queue, queue_id in value.items():
+        if not (isinstance(queue_id, str) and re.fullmatch(r"[A-Za-z0-9_-]+", queue_id)):
+            raise ConfigurationError(
+                f"{name}[{queue!r}] must be a Cloudflare queue id (32 hex digits), not {queue_id!r}"
+            )
+    return {str(queue): queue_id for queue, queue_id in value.items()}
+
+
+_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "queues": _queue_ids,
+    "queue_name_prefix": _text,
+    "create_missing_queues": _flag,
+    "body_format": _one_of("kombu", "plain"),
+    "content_type": _one_of("text", "json"),
+    "publish_mode": _one_of("confirm", "spool"),
+    "spool_dir": _path,
+    "spool_max_bytes": partial(_integer, minimum=1),
+    "allow_insecure_http": _flag,
+    "publish_timeout": seconds,
+    "retry_uncertain": _flag,
+    "request_rate": _rate,
+    "request_burst": partial(_integer, minimum=1),
+    "budget_scope": _one_of("host", "process"),
+    "max_in_flight": partial(_integer, minimum=1),
+    "native_delay": _flag,
+    "visibility_timeout": partial(_number, minimum=1, maximum=limits.VISIBILITY_TIMEOUT_SECONDS),
+    "pull_batch_size": partial(_integer, minimum=1, maximum=limits.PULL_MESSAGES),
+    "polling_interval": partial(seconds, minimum=0),
+    "max_polling_interval": partial(seconds, minimum=0),
+    "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
+    "dead_letter_queue": _text,
+    "connect_timeout": seconds,
+    "read_timeout": seconds,
+}
+
+CHECKED: Final = frozenset(_CHECKS)
+"""The options that have a check."""
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all options in *given* that have a check.
+
+    None means that an option is not given, except for ``request_rate``, where it means no limit.
+
+    Raises:
+        ConfigurationError: A value is wrong; the text names its option.
+    """
+    return {
+        name: check(name, given[name])
+        for name, check in _CHECKS.items()
+        if name in given and (given[name] is not None or name == "request_rate")
+    }

@@ -1,0 +1,30 @@
+"""The API token as a value that no log shows and no pickle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Secret(str):
+    """A string whose ``repr`` is masked, so that logs of local variables do not show it.
+
+    Pickling it raises a TypeError.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'**'"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an API token cannot be pickled: each process reads its own")
+
+
+Token = Secret | Callable[[], str]

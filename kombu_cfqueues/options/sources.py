@@ -1,0 +1,167 @@
+"""Where options come from: the broker URL, ``transport_options`` and the environment.
+
+A setting that the URL lacks is taken from ``transport_options``, then from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import re
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+from .. import limits
+from ..errors import ConfigurationError
+from .base_url import base_url
+from .checks import CHECKED, checked, seconds
+from .secret import Secret, Token
+
+logger = logging.getLogger(__name__)
+
+ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
+TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
+
+REQUEST_RESERVE: Final = 30
+"""Requests per window that we leave to the dashboard and other tools that use the same token."""
+
+DEFAULT_REQUEST_BURST: Final = 60
+"""Default of ``request_burst``."""
+
+DEFAULT_REQUEST_RATE: Final = (
+    limits.REQUESTS_PER_WINDOW - REQUEST_RESERVE - DEFAULT_REQUEST_BURST
+) / limits.WINDOW_SECONDS
+"""Default of ``request_rate`` for Cloudflare's API, in requests per second.
+
+With it, burst and reserve, at most `limits.REQUESTS_PER_WINDOW` requests leave in any window.
+"""
+
+_KNOWN: Final = CHECKED | {"account_id", "api_token", "base_url"}
+
+_KOMBU_OPTIONS: Final = frozenset(
+    {
+        "body_encoding",
+        "deadletter_queue",
+        "errback",
+        "interval_max",
+        "interval_start",
+        "interval_step",
+        "max_retries",
+        "retry_errors",
+    }
+)
+"""Transport options of Kombu: of its virtual transports, and of its retry policy."""
+
+
+class Sources(NamedTuple):
+    """All that the user has given, as `Options.read` documents it."""
+
+    host: str | None
+    port: int | None
+    user: str | None
+    password: str | Callable[[], str] | None
+    virtual_host: str | None
+    connect_timeout: float | None
+    transport_options: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return "Sources(**)"  # nearly every field may contain the token
+
+
+def merge(sources: Sources) -> dict[str, Any]:
+    """Return the checked fields of `Options`, without those that have their default.
+
+    Raises:
+        ConfigurationError: A setting is missing or wrong; the text names it.
+    """
+    given = sources.transport_options
+    _warn_of_misspellings(frozenset(name for name in given if isinstance(name, str)))
+    if sources.virtual_host not in (None, "", "/"):
+        raise ConfigurationError(
+            # Do not show the path: after a mistake, such as a third slash, it contains the token.
+            "the broker URL has a path, but Cloudflare Queues has no virtual hosts: write "
+            "cfqueues://ACCOUNT_ID:API_TOKEN@/ or cfqueues://ACCOUNT_ID:API_TOKEN@HOST/, and use "
+            "queue_name_prefix to keep applications apart"
+        )
+    values = checked(given)
+    if sources.connect_timeout and "connect_timeout" not in values:
+        values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
+    values["base_url"] = base_url(
+        sources.host,
+        sources.port,
+        given.get("base_url"),
+        insecure=values.get("allow_insecure_http", False),
+    )
+    values["account_id"] = _account_id(sources)
+    values["api_token"] = _api_token(sources)
+    return _completed(values)
+
+
+def _account_id(sources: Sources) -> str:
+    account_id = (
+        sources.user
+        or sources.transport_options.get("account_id")
+        or sources.environ.get(ACCOUNT_VARIABLE)
+        or _missing("account_id", "user name", ACCOUNT_VARIABLE)
+    )
+    if not isinstance(account_id, str):
+        raise ConfigurationError("account_id must be a string")
+    return account_id
+
+
+def _api_token(sources: Sources) -> Token:
+    token = (
+        sources.password
+        or sources.transport_options.get("api_token")
+        or sources.environ.get(TOKEN_VARIABLE)
+        or _missing("api_token", "password", TOKEN_VARIABLE)
+    )
+    # Hashable, because connections with the same token find their account by it.
+    if not (isinstance(token, str) or (callable(token) and isinstance(token, Hashable))):
+        raise ConfigurationError(
+            "api_token must be a string, or a function or other hashable callable that returns one"
+        )
+    return token if callable(token) else Secret(token)
+
+
+def _missing(name: str, place: str, variable: str) -> NoReturn:
+    raise ConfigurationError(
+        f"no {name}: give it as the {place} of the broker URL "
+        f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in the "
+        f"environment variable {variable}"
+    )
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Check the account id, and add the defaults that depend on other options."""
+    api_host = urlsplit(limits.API_BASE_URL).hostname
+    if urlsplit(values["base_url"]).hostname == api_host:
+        account = values["account_id"]
+        if not re.fullmatch(r"[0-9a-fA-F]{32}", account):
+            raise ConfigurationError(
+                # Do not show the account id: after a mistake in the URL, it is the token.
+                f"account_id (the user name of the broker URL) has {len(account)} characters and "
+                "is not a Cloudflare account id, which is 32 hex digits (dashboard: account home, "
+                "'Copy account ID')"
+            )
+        values.setdefault("request_rate", DEFAULT_REQUEST_RATE)
+    if values.get("request_rate") is not None:
+        values.setdefault("max_in_flight", 1)
+    return values
+
+
+@functools.lru_cache(maxsize=256)  # log it once for each set of options, not for each connection
+def _warn_of_misspellings(given: frozenset[str]) -> None:
+    # Kombu and other software add keys of their own, so an unknown key is not an error.  A key that
+    # is similar to one of ours is probably misspelled.
+    for name in sorted(given - _KNOWN - _KOMBU_OPTIONS):
+        similar = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.85)
+        if similar:
+            logger.warning(
+                "transport option %r is unknown and has no effect: did you mean %r?",
+                name,
+                similar[0],
+            )
