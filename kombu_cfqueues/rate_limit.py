@@ -33,6 +33,10 @@ LATE_SECONDS: Final = 1.0
 """A place in the line is given up if its owner does not ask within this time of its turn."""
 
 
+class NoPermit(RateLimited):
+    """The request allowance is used up.  That is our own word, not the server's."""
+
+
 class Place:
     """A place in the line for permits.  It may be used for one permit after the other.
 
@@ -263,9 +267,12 @@ class Budget:
             now = self._clock.monotonic()
             if place.since is None:
                 place.since = now
-            place.ready_at, why = self._ready_at(place, queue, now)
-            if place.ready_at > now:
-                return RateLimited(why, retry_after=place.ready_at - now)
+            place.ready_at, stopped = self._ready_at(place, queue, now)
+            seconds = place.ready_at - now
+            if seconds > 0:
+                if stopped:
+                    return RateLimited(stopped, retry_after=seconds)
+                return NoPermit("the request allowance is used up", retry_after=seconds)
             self._allowance = self._allowance.spent()
             self._leave(place)
             metrics.waited(now - place.since)
@@ -273,7 +280,10 @@ class Budget:
             return None
 
     def _ready_at(self, place: Place, queue: str | None, now: float) -> tuple[float, str]:
-        """Return when *place* may go as things stand, and why not now.  The caller holds _lock."""
+        """Return when *place* may go as things stand, and what the API has stopped, if anything.
+
+        The caller holds _lock.
+        """
         allowance = self._allowance
         stop, why = allowance.stopped_until, "the API has stopped every call of the token"
         if queue is not None:
@@ -295,7 +305,7 @@ class Budget:
         # A caller may go when there are tokens for all callers before it as well.  So no caller has
         # to wake another, and a caller that is late or gives up delays nobody.
         tokens = 1 + self._line.index(place)
-        return self._allowance.ready_at(self._limit, tokens), "the request allowance is used up"
+        return self._allowance.ready_at(self._limit, tokens), ""
 
     def _leave(self, place: Place) -> None:
         if place in self._line:

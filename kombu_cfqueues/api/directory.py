@@ -25,11 +25,11 @@ from ..errors import (
     PullNotEnabled,
     QueueNameConflict,
     QueueNotFound,
-    RateLimited,
     TransientError,
     copy_of,
 )
 from ..options import Options
+from ..rate_limit import NoPermit
 from ..runtime.fork import renew_in_child
 from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client, Queue
@@ -152,7 +152,7 @@ class Directory:
             self._connected = True  # as another process has: that is all that it would learn
             return True
         except TransientError as error:
-            if isinstance(error, RateLimited) and error.status is None:
+            if isinstance(error, NoPermit):
                 # Not the server's word: other processes use up the allowance, so it works.
                 logger.debug(
                     "connecting without a question, for which there was no permit: %s", error

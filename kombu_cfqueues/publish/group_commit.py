@@ -344,11 +344,11 @@ class GroupCommit:
             self._step_down(caller, now)
         try:
             self.sender.send(claim, self._tell, deadline=caller.deadline, judge=_judge_of)
-            caller.claims.pop(claim.number, None)
         finally:
             pause = self.sender.pause
             caller.failed |= pause is not None and pause.since >= now
             self._land(caller, claim)
+        caller.claims.pop(claim.number, None)
 
     def _land(self, caller: _Caller, claim: Claim) -> None:
         now = self._clock.monotonic()

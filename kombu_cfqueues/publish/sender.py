@@ -133,6 +133,7 @@ class Sender:
         self._unsettled: deque[tuple[Claim, ClaimOutcome, float]] = deque()
         # By queue: how the first single messages of a split batch were refused.
         self._refusals: dict[str, list[tuple[type[CFQueuesError], int | None]]] = {}
+        self._mixed: set[str] = set()  # queues that have accepted some of such a batch
 
     def suspected(self) -> Collection[str]:
         """Return the queues of which one message is to be asked alone, from anywhere."""
@@ -218,6 +219,7 @@ class Sender:
         if count > 1:
             if claim.items[0].max_batch == self._room.max_batch:  # refused for the first time
                 self._refusals[name] = []
+                self._mixed.discard(name)
             return ClaimOutcome({}, claim.items, max_batch=(count + 1) // 2, error=error)
         settled: dict[Item, CFQueuesError | None] = {claim.items[0]: error}
         self._log_refused(claim, settled, error)
@@ -239,14 +241,22 @@ class Sender:
 
     def _all_are_refused(self, name: str, error: CFQueuesError) -> bool:
         """Note that one was refused; return whether it is no use to ask the others."""
-        alike = self._refusals.get(name)
-        if alike is None:
+        if name in self._mixed:
             return False
+        alike = self._refusals.setdefault(name, [])
         alike.append((type(error), error.code))
-        if len(set(alike)) == 1 and len(alike) < REFUSED_ALIKE:
+        if len(set(alike)) > 1:
+            self._accepts_some(name)
             return False
+        if len(alike) < REFUSED_ALIKE:
+            return False
+        self._refusals[name] = []  # what is spooled is tried again after a pause
+        return True
+
+    def _accepts_some(self, name: str) -> None:
+        """Note that a queue does not refuse all alike, so each message is worth asking about."""
         self._refusals.pop(name, None)
-        return len(set(alike)) == 1
+        self._mixed.add(name)
 
     def _log_refused(self, claim: Claim, settled: Settled, error: CFQueuesError) -> None:
         count = sum(item.kind is Kind.SPOOLED for item in settled)
@@ -316,7 +326,8 @@ class Sender:
     def _succeeded(self, address: Address) -> None:
         self.trusted, self.pause = True, None
         self._outage, self._refusal = OUTAGE_BACKOFF, REFUSAL_BACKOFF
-        self._refusals.pop(address.name, None)
+        if address.name in self._refusals:
+            self._accepts_some(address.name)
 
     def _wait_after(self, error: CFQueuesError) -> None:
         """Send nothing for a while: as long as the server asks for, else a little longer each time.

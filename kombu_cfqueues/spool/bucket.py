@@ -6,7 +6,7 @@ import sqlite3
 from typing import Final
 
 from ..errors import RateLimited
-from ..rate_limit import Allowance, Limit, Scope
+from ..rate_limit import Allowance, Limit, NoPermit, Scope
 from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
@@ -57,7 +57,7 @@ class Bucket:
         seconds = self.ready_at() - self._now
         if seconds <= 0:
             return None
-        return RateLimited("the request allowance is used up", retry_after=seconds)
+        return NoPermit("the request allowance is used up", retry_after=seconds)
 
     def spend(self, kind: Kind) -> None:
         """Take a permit for *kind*."""

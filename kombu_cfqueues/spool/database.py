@@ -7,6 +7,7 @@ happens meanwhile: a transaction never waits for a network or for another lock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -105,6 +106,7 @@ class Database:
         self._clock = clock or Clock()
         self._connection: sqlite3.Connection | None = None
         self._forks = 0
+        self._in_use = False  # a thread was inside SQLite when the process forked
         self.renew_after_fork()
         renew_in_child(self)
         pause_at_fork(self)
@@ -112,11 +114,12 @@ class Database:
     def renew_after_fork(self) -> None:
         """Leave the parent's connection alone, and open one of our own when it is needed."""
         if self._connection is not None:
-            _handles_of_parents.append(self._connection)
+            _abandon(self._connection, in_use=self._in_use)
         self._connection = None
         self._identity: _Identity | None = None
         self._durable = False
         self._forks += 1
+        self._in_use = False
         self._lock = self._clock.lock()  # guards the fields above and all use of the connection
         self._holder = 0  # the thread that had it last
         self._paused = False
@@ -126,6 +129,7 @@ class Database:
         if self._lock.locked() and self._holder == threading.get_ident():
             return  # a signal handler forks, and has interrupted this thread between two statements
         self._paused = self._lock.acquire(timeout=FORK_SECONDS)
+        self._in_use = not self._paused
 
     def resume_after_fork(self) -> None:
         """Go on in the parent."""
@@ -367,6 +371,25 @@ class Database:
         with self._lock:
             self._close()
         return broken
+
+
+def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
+    """Leave a parent's connection alone, and see that nobody in this process uses it.
+
+    A signal handler may have forked in the middle of a transaction.  Its locks are the parent's,
+    but SQLite remembers them in this process too, and would find every later connection locked.
+
+    Args:
+        connection: The parent's.
+        in_use: Whether a thread of the parent was inside SQLite, whose own locks are locked then.
+    """
+    _handles_of_parents.append(connection)
+    if in_use:
+        return
+    with contextlib.suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.rollback()  # unlocks nothing of the parent's, and has written nothing
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 
 
 _Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"

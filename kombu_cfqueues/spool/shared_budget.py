@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, Scope, parse_ratelimit, scope_of
+from ..rate_limit import Budget, Limit, NoPermit, Scope, parse_ratelimit, scope_of
 from ..runtime.fork import renew_in_child
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
@@ -131,10 +131,10 @@ class SharedBudget:
                     raise wait.why
                 until = now if wait.until is None else wait.until
                 if now >= deadline:
-                    raise RateLimited("the request allowance is used up", retry_after=until - now)
+                    raise NoPermit("the request allowance is used up", retry_after=until - now)
                 self._clock.sleep(max(0.0, min(until, deadline) - now))
         except RoomBusy as error:
-            raise RateLimited(f"the request allowance cannot be asked: {error}") from error
+            raise NoPermit(f"the request allowance cannot be asked: {error}") from error
         finally:
             if place is not None:
                 self._give_back(place)
