@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
-from ..api.client import Queue, QueuePage
+from ..api.models import Queue, QueuePage
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -186,7 +186,7 @@ def _remedy(error: CFQueuesError) -> str:
 
 def _clock(session: Session) -> Check:
     try:
-        there = parsedate_to_datetime(session.client.heard["Date"]).timestamp()
+        there = parsedate_to_datetime(session.client.latest_headers["Date"]).timestamp()
     except (KeyError, ValueError):
         return Check("clock", "unknown", "the API does not say what time it is")
     skew = time.time() - there
@@ -205,7 +205,7 @@ def _permission(session: Session, queue: Queue | None) -> Check:
     """Whether the token may publish: a batch of no messages is refused for what it is, or not."""
     path = f"/{queue.id if queue else _NOBODY}/messages/batch"
     try:
-        session.client.ask("POST", path, {"messages": []}, deadline=_soon(session))
+        session.client.request("POST", path, {"messages": []}, deadline=_soon(session))
     except (InvalidMessage, QueueNotFound):
         pass  # it was refused for what it is, so it may publish
     except (AuthenticationFailed, PermissionDenied) as error:

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 
 from .. import envelope, retry
 from ..account import Account
-from ..api.client import Gate, Queue
-from ..api.directory import PullConsumer
+from ..api.models import PullConsumer, Queue
+from ..api.permits import RequestPermits
 from ..consume.delivery import may_be_retried
 from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
@@ -42,13 +42,13 @@ class Session:
         self.directory = self._account.directory
 
     @property
-    def gate(self) -> Gate:
+    def gate(self) -> RequestPermits:
         """The request allowance."""
         return self._account.budget
 
     def left(self) -> tuple[int, int] | None:
         """Requests left, and seconds until the API counts anew, as its latest answer had it."""
-        return parse_ratelimit(self.client.heard.get("Ratelimit") or "")
+        return parse_ratelimit(self.client.latest_headers.get("Ratelimit") or "")
 
     def close(self) -> None:
         """Close the connections."""

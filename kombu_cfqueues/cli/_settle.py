@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from ..api.client import Client, Queue
+from ..api.client import Client
+from ..api.models import Queue
 from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNameConflict, QueueNotFound
 from ..options import Secret
 from . import _console as console
@@ -156,8 +157,12 @@ class Settle:
 
     def _headers(self) -> Fact:
         wanted = ("Ratelimit", "Ratelimit-Policy", "CF-Ray", "Date")
-        seen = [name for name in wanted if name in self._client.heard]
-        said = [f"{name}: {self._client.heard[name]}" for name in seen if name.startswith("Rate")]
+        seen = [name for name in wanted if name in self._client.latest_headers]
+        said = [
+            f"{name}: {self._client.latest_headers[name]}"
+            for name in seen
+            if name.startswith("Rate")
+        ]
         return Fact(
             "headers", "which headers has an answer?", ", ".join(seen) or "none", "; ".join(said)
         )
@@ -306,7 +311,7 @@ class Settle:
             Secret(secrets.token_urlsafe(30)),
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            gate=self._session.gate,
+            permits=self._session.gate,
         )
         try:
             stranger.list_queues(deadline=self._session.deadline())
@@ -353,7 +358,7 @@ class Settle:
             answer,
             f"{len(nobody)} for a name that no queue has, {len(part)} for a part of one",
         )
-        envelope = self._session.call(self._client.ask, "GET", "?page=1")
+        envelope = self._session.call(self._client.request, "GET", "?page=1")
         info = envelope.get("result_info")
         size = info.get("per_page") if isinstance(info, Mapping) else None
         yield Fact("list_page_size", "how many queues has a page?", str(size), _short(info))
@@ -419,7 +424,7 @@ class Settle:
 
     def _post(self, route: str, body: Any) -> dict[str, Any]:
         """A request that has to succeed."""
-        return self._session.call(self._client.ask, "POST", self._path(route), body)
+        return self._session.call(self._client.request, "POST", self._path(route), body)
 
     def _refusal(self, route: str, body: Any) -> CFQueuesError | None:
         return self._attempt("POST", self._path(route), body)
@@ -431,7 +436,7 @@ class Settle:
             CFQueuesError: It was no answer of the API.
         """
         try:
-            self._client.ask(method, path, body, deadline=self._session.deadline())
+            self._client.request(method, path, body, deadline=self._session.deadline())
         except CFQueuesError as error:
             if error.status is None or error.status >= 500:
                 raise

@@ -261,7 +261,7 @@ class Acknowledger:
         now = time.monotonic()
         late = sum(one.delivery.leased_until <= now for one in batch)
         try:
-            done = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
+            warnings = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
         except (TransientError, *_NOT_ABOUT_MESSAGES) as error:
             return batch, error
         except QueueNotFound:
@@ -280,7 +280,7 @@ class Acknowledger:
                 "a message of queue %r could not be settled, and may come again: %s", name, error
             )
         else:
-            _tell_of_warnings(name, batch, done.warnings)
+            _tell_of_warnings(name, batch, warnings)
             metrics.expired(name, late)
         return [], None
 

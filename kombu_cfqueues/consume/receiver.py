@@ -18,8 +18,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .. import envelope, limits
-from ..api.client import Client, Queue
-from ..api.directory import Directory, PullConsumer
+from ..api.client import Client
+from ..api.directory import Directory
+from ..api.models import PullConsumer, Queue
 from ..errors import (
     CFQueuesError,
     PullNotEnabled,
@@ -83,7 +84,7 @@ class Receiver:
         self._acknowledger = Acknowledger(client, self.nudge)
         self._forwarder = Forwarder(
             publish,
-            lambda title, deadline: directory.titled(title, deadline=deadline),
+            lambda title, deadline: directory.by_cloudflare_name(title, deadline=deadline),
             self._acknowledger.ack,
             self.nudge,
         )

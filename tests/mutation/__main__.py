@@ -81,7 +81,7 @@ PARTS = {
         [*unit("publish"), "integration/test_confirmed.py", "integration/test_batch.py"],
     ),
     "directory": Part(
-        ["api/directory"],
+        ["api/directory", "api/pull_consumers", "api/queue_names", "api/single_flight"],
         [*unit("directory"), "unit/test_account.py", "integration/test_consume_changes.py"],
     ),
     "consume": Part(
