@@ -94,8 +94,8 @@ class Client:
 
         Args:
             name: Its name at Cloudflare.
-            settings: ``delivery_delay`` and ``message_retention_period``, in seconds.  Cloudflare
-                chooses what is missing.
+            settings: ``delivery_delay`` and ``message_retention_period``, in seconds; Cloudflare
+                chooses those that are missing or None.
             deadline: When to give up.
         """
         action = f"creating queue {name!r}"
@@ -221,7 +221,7 @@ class Client:
             deadline: When to give up.
 
         Returns:
-            Lease id -> the reason, for each lease that was not settled, such as an expired one.
+            Lease id -> the reason, for each lease that was not settled.
         """
         acks, retries = list(acks), retries or {}
         action = f"settling {len(acks) + len(retries)} messages of {self._name(queue_id)}"

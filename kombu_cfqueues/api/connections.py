@@ -35,6 +35,10 @@ MAX_RESPONSE_BYTES: Final = 100 << 20
 """Maximum size of a response body.  A pull of 100 messages of 128 KB stays below it, even if JSON
 needs six bytes for each character."""
 
+MIN_CONNECT_SECONDS: Final = 0.001
+"""The last address of a host gets at least this connect timeout, and other addresses a share of it:
+a socket with the timeout 0 would not wait at all."""
+
 
 class Pool:
     """Connections to one host.  Threads may share it.
@@ -173,7 +177,7 @@ class _SharedTimeout(HTTPConnection):
     def _first_that_connects(self, addresses: list[str], ends: float) -> socket.socket:
         while True:
             self._dns_host = addresses.pop(0)
-            remaining = max(ends - time.monotonic(), 0.001)  # 0 would not wait at all
+            remaining = max(ends - time.monotonic(), MIN_CONNECT_SECONDS)
             self.timeout = remaining / (1 + len(addresses))
             try:
                 return super()._new_conn()

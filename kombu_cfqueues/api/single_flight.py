@@ -49,35 +49,29 @@ class SingleFlight:
             CFQueuesError: What *ask* raised.
         """
         while True:
-            with self._lock:
-                found = known()
-                if found is not None:
-                    return found
-                others = self._flights.get(key)
-                if others is None:
-                    own = self._flights[key] = _Flight()
-            if others is None:
-                return self._ask(key, own, ask)
-            if not others.landed.wait(max(0.0, deadline - time.monotonic())):
+            own = _Flight()
+            try:
+                with self._lock:
+                    if (found := known()) is not None:
+                        return found
+                    flight = self._flights.setdefault(key, own)
+                if flight is own:
+                    return own.fly(ask)
+            finally:
+                # Also after a KeyboardInterrupt, because nothing else would wake the other threads.
+                self._end(key, own)
+            if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
                 raise ConnectionFailed(f"{action} failed: it did not end before the deadline")
-            if others.error is not None:
-                raise copy_of(others.error)
-            if others.results:
-                return cast("T", others.results[0])
+            if flight.error is not None:
+                raise copy_of(flight.error)
+            if flight.results:
+                return cast("T", flight.results[0])
 
-    def _ask(self, key: Hashable, flight: _Flight, ask: Callable[[], T]) -> T:
-        try:
-            result = ask()
-        except PermanentError as error:
-            flight.error = error
-            raise
-        else:
-            flight.results.append(result)
-            return result
-        finally:
-            with self._lock:
+    def _end(self, key: Hashable, flight: _Flight) -> None:
+        with self._lock:
+            if self._flights.get(key) is flight:
                 del self._flights[key]
-            flight.landed.set()
+        flight.landed.set()
 
 
 class _Flight:
@@ -93,3 +87,13 @@ class _Flight:
         self.landed = threading.Event()
         self.results: list[Any] = []
         self.error: PermanentError | None = None
+
+    def fly(self, ask: Callable[[], T]) -> T:
+        """Return what *ask* returns, and keep it, or its permanent failure, for other threads."""
+        try:
+            result = ask()
+        except PermanentError as error:
+            self.error = error
+            raise
+        self.results.append(result)
+        return result

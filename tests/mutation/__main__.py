@@ -82,7 +82,12 @@ PARTS = {
     ),
     "directory": Part(
         ["api/directory", "api/pull_consumers", "api/queue_names", "api/single_flight"],
-        [*unit("directory"), "unit/test_account.py", "integration/test_consume_changes.py"],
+        [
+            *unit("directory"),
+            *unit("queue_names"),
+            "unit/test_account.py",
+            "integration/test_consume_changes.py",
+        ],
     ),
     "consume": Part(
         [*modules("consume"), "runtime/thread_pool"],
