@@ -149,7 +149,8 @@ class Requester:
         remaining = request.deadline - time.monotonic()
         if not remaining > 0:  # in this order, NaN is refused too
             raise ConnectionFailed(
-                f"{request.action} failed: its deadline passed before a request to {self._host}"
+                f"{request.action} failed: its deadline passed before a request to {self._host}; "
+                "try again"
             )
         return urllib3.Timeout(
             total=remaining,

@@ -61,7 +61,9 @@ class SingleFlight:
                 # Also after a KeyboardInterrupt, because nothing else would wake the other threads.
                 self._end(key, own)
             if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
-                raise ConnectionFailed(f"{action} failed: it did not end before the deadline")
+                raise ConnectionFailed(
+                    f"{action} failed: it did not end before the deadline; try again"
+                )
             if flight.error is not None:
                 raise copy_of(flight.error)
             if flight.results:
