@@ -74,7 +74,7 @@ class Account:
             options.api_token,
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            gate=self.budget,
+            permits=self.budget,
         )
         shares = isinstance(self.budget, SharedBudget)
         self.directory = Directory(self.client, spool.facts if spool and shares else None)
