@@ -12,7 +12,6 @@ have acted, and what is on its way says when it is over; whoever comes later rep
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Final
@@ -20,7 +19,7 @@ from typing import Any, Final
 from ..envelope import Address
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
 from ..retry import LAST_TRY_SECONDS
-from ..runtime.clock import Clock, Lock
+from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
 from ..waiting_room import (
@@ -34,6 +33,7 @@ from ..waiting_room import (
     WaitingRoom,
     Withdrawn,
 )
+from .callers import Caller
 from .sender import FILE_RETRY_SECONDS, Judge, Sender
 
 BULK_IN_FLIGHT: Final = 2
@@ -91,8 +91,8 @@ class GroupCommit:
         # _lock guards all that follows and the callers.  It is never held over the room, a post or
         # a sleep.  _leader is also read without it.
         self._lock = self._clock.lock()
-        self._callers: dict[_Caller, None] = {}  # who waits, the first first
-        self._leader: _Caller | None = None
+        self._callers: dict[Caller, None] = {}  # who waits, the first first
+        self._leader: Caller | None = None
         self._in_flight: dict[int, _Flight] = {}  # requests on their way, by claim
 
     def submit(
@@ -176,7 +176,7 @@ class GroupCommit:
         judge: Judge | None,
     ) -> list[CFQueuesError | None]:
         now = self._clock.monotonic()
-        caller = _Caller(
+        caller = Caller(
             address, kind, now=now, deadline=deadline, judge=judge, wake=self._clock.lock()
         )
         items = [
@@ -198,7 +198,7 @@ class GroupCommit:
         caller.outcomes = {}  # no cycle: memory is free at once
         return [error and copy_of(error) for error in outcomes]
 
-    def _enter(self, caller: _Caller, items: list[Item]) -> None:
+    def _enter(self, caller: Caller, items: list[Item]) -> None:
         """Let the messages wait; or, where nothing has to, post at once."""
         now = self._clock.monotonic()
         may_skip = (
@@ -221,7 +221,7 @@ class GroupCommit:
             self._callers[caller] = None
             self._make_way(caller, self._clock.monotonic())
 
-    def _step(self, caller: _Caller) -> None:
+    def _step(self, caller: Caller) -> None:
         now = self._clock.monotonic()
         if caller.deadline <= now:
             self._withdraw([caller], None, claimed=True)
@@ -237,7 +237,7 @@ class GroupCommit:
         else:
             self._follow(caller, now)
 
-    def _follow(self, caller: _Caller, now: float) -> None:
+    def _follow(self, caller: Caller, now: float) -> None:
         """Sleep until there is news; lead, if who leads is dead or sleeps for longer than this."""
         wake_at = caller.deadline if caller.is_late else self._last_moment(caller)
         with self._lock:
@@ -260,7 +260,7 @@ class GroupCommit:
 
     # -- the leader's work --------------------------------------------------------------------
 
-    def _lead(self, caller: _Caller, now: float) -> None:
+    def _lead(self, caller: Caller, now: float) -> None:
         """Look once for news and for a permit; post, or sleep until there can be some."""
         caller.acts_by = now
         try:
@@ -288,7 +288,7 @@ class GroupCommit:
             # The messages are in the room, and others may reach it.  Each caller has its deadline.
             self._sleep(caller, now + FILE_RETRY_SECONDS)
 
-    def _terms(self, caller: _Caller, now: float) -> ClaimTerms:
+    def _terms(self, caller: Caller, now: float) -> ClaimTerms:
         left = caller.deadline - now
         return ClaimTerms(
             caller.new_claim(),
@@ -302,7 +302,7 @@ class GroupCommit:
             until=now + ROOM_SECONDS,
         )
 
-    def _wait(self, caller: _Caller, wait: Wait) -> None:
+    def _wait(self, caller: Caller, wait: Wait) -> None:
         """Sleep until a permit may be there; those who cannot wait as long are told at once."""
         if wait.until is not None and wait.why is not None:
             self._give_up_before(wait.until, wait.why, wait.queue)
@@ -321,20 +321,20 @@ class GroupCommit:
             wake_at = min(wake_at, news.look_at)
         self._sleep(caller, wake_at, idle=wait.until is None)
 
-    def _pause(self, caller: _Caller, until: float) -> None:
+    def _pause(self, caller: Caller, until: float) -> None:
         """Sleep out a pause after a failure."""
         caller.paused_until = until
         self._sleep(caller, until)
         caller.paused_until = 0.0
 
-    def _sleep(self, caller: _Caller, until: float, *, idle: bool = False) -> None:
+    def _sleep(self, caller: Caller, until: float, *, idle: bool = False) -> None:
         now = self._clock.monotonic()
         until = min(until, caller.deadline if caller.is_late else self._last_moment(caller))
         caller.acts_by, caller.idle = max(until, now), idle
         caller.sleep(until - now)
         caller.idle = False
 
-    def _carry(self, caller: _Caller, claim: Claim) -> None:
+    def _carry(self, caller: Caller, claim: Claim) -> None:
         """Post a claim; meanwhile another caller leads."""
         now = self._clock.monotonic()
         end = min(caller.deadline, now + self.sender.post_seconds)
@@ -350,7 +350,7 @@ class GroupCommit:
             self._land(caller, claim)
         caller.claims.pop(claim.number, None)
 
-    def _land(self, caller: _Caller, claim: Claim) -> None:
+    def _land(self, caller: Caller, claim: Claim) -> None:
         now = self._clock.monotonic()
         with self._lock:
             caller.posts = False
@@ -369,7 +369,7 @@ class GroupCommit:
 
     # -- when a caller may post ---------------------------------------------------------------
 
-    def _last_moment(self, caller: _Caller) -> float:
+    def _last_moment(self, caller: Caller) -> float:
         """Return until when a request for *caller* may leave.
 
         It has to be answered in time.  One slow answer must not silence everybody, so half of a
@@ -377,7 +377,7 @@ class GroupCommit:
         """
         return max(caller.deadline - self.sender.request_seconds, caller.half_time)
 
-    def _resumes_at(self, caller: _Caller) -> float:
+    def _resumes_at(self, caller: Caller) -> float:
         """Return when *caller* may post, after a failure.
 
         A pause that the server did not ask for is only our caution.  It must keep no caller from a
@@ -395,7 +395,7 @@ class GroupCommit:
             until = min(until, last_try)
         return max(until, pause.asked_until)
 
-    def _is_hopeless(self, caller: _Caller) -> bool:
+    def _is_hopeless(self, caller: Caller) -> bool:
         """Whether a pause outlasts all that *caller* can do."""
         pause = self.sender.pause
         if caller.is_late or pause is None:
@@ -404,10 +404,10 @@ class GroupCommit:
         until = pause.asked_until if self._room.shared else self._resumes_at(caller)
         return until > self._last_moment(caller)
 
-    def _is_busy(self, caller: _Caller, now: float) -> bool:
+    def _is_busy(self, caller: Caller, now: float) -> bool:
         return caller.address.name in self._busy(caller, now)
 
-    def _busy(self, caller: _Caller, now: float) -> list[str]:
+    def _busy(self, caller: Caller, now: float) -> list[str]:
         """Return the queues to which this process posts as much as it may, for *caller*."""
         most = self._max_in_flight
         if caller.kind is Kind.BULK:
@@ -420,7 +420,7 @@ class GroupCommit:
 
     # -- giving up ----------------------------------------------------------------------------
 
-    def _make_late(self, caller: _Caller) -> None:
+    def _make_late(self, caller: Caller) -> None:
         """Take back what nobody has claimed, from when on no request would be answered in time."""
         self._withdraw([caller], None, claimed=False)
         with self._lock:
@@ -440,7 +440,7 @@ class GroupCommit:
             self._withdraw(late, why, claimed=False)
 
     def _withdraw(
-        self, callers: Sequence[_Caller], why: CFQueuesError | None, *, claimed: bool
+        self, callers: Sequence[Caller], why: CFQueuesError | None, *, claimed: bool
     ) -> None:
         """Settle what callers wait for in vain: what nobody has claimed surely did not arrive."""
         pause = self.sender.pause
@@ -461,7 +461,7 @@ class GroupCommit:
         if claimed:  # whatever the room says: nobody waits past its deadline
             self._tell({item: _timeout(why, sent=True) for item in items})
 
-    def _leave(self, caller: _Caller) -> None:
+    def _leave(self, caller: Caller) -> None:
         """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended it."""
         try:
             for number in list(caller.claims):
@@ -477,7 +477,7 @@ class GroupCommit:
 
     # -- below, the caller of each method holds _lock -----------------------------------------
 
-    def _make_way(self, caller: _Caller, now: float) -> None:
+    def _make_way(self, caller: Caller, now: float) -> None:
         """Let the leader know of a new caller, or let that lead."""
         self._appoint(now)
         leader = self._leader
@@ -494,12 +494,12 @@ class GroupCommit:
         elif leader.idle and not self._is_busy(caller, now):
             leader.call()
 
-    def _step_down(self, caller: _Caller, now: float) -> None:
+    def _step_down(self, caller: Caller, now: float) -> None:
         if self._leader is caller:
             self._leader = None
         self._appoint(now)
 
-    def _appoint(self, now: float, caller: _Caller | None = None) -> None:
+    def _appoint(self, now: float, caller: Caller | None = None) -> None:
         """Give the lead to *caller*; or, if nobody has it or who has it is dead, to the best."""
         leader = self._leader
         if caller is None:
@@ -513,7 +513,7 @@ class GroupCommit:
             caller.acts_by = now
             caller.call()
 
-    def _best(self, now: float) -> _Caller | None:
+    def _best(self, now: float) -> Caller | None:
         """Choose who leads: the first that has about as much time as any, or as a request takes."""
         for caller in [c for c in self._callers if c.deadline + LEASE_SECONDS < now]:
             del self._callers[caller]  # its thread ended without a word
@@ -536,7 +536,7 @@ class GroupCommit:
 
     def _settle_all(self, settled: Settled) -> None:
         for item, error in settled.items():
-            owner: _Caller | None = item.owner
+            owner: Caller | None = item.owner
             if owner is not None:
                 owner.settle(item, error)
 
@@ -551,85 +551,8 @@ class _Flight:
         self.over_at = over_at  # monotonic: by then it is over, whatever became of its thread
 
 
-class _Caller:
-    """A thread that waits for its messages.  The lock of its group commit guards it."""
-
-    __slots__ = (
-        "acts_by",
-        "address",
-        "claims",
-        "deadline",
-        "failed",
-        "half_time",
-        "idle",
-        "is_late",
-        "judge",
-        "kind",
-        "outcomes",
-        "paused_until",
-        "posts",
-        "unsettled",
-        "wake",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        address: Address,
-        kind: Kind,
-        *,
-        now: float,
-        deadline: float,
-        judge: Judge | None,
-        wake: Lock,
-    ) -> None:
-        self.address = address
-        self.kind = kind
-        self.deadline = deadline
-        self.half_time = (now + deadline) / 2
-        self.judge = judge
-        self.unsettled: dict[Item, None] = {}
-        self.outcomes: dict[Item, CFQueuesError | None] = {}
-        self.claims: dict[int, None] = {}  # numbers of claims that it may hold
-        self.posts = False
-        self.failed = False  # it has posted in vain, perhaps only messages of others
-        self.is_late = False  # no request for it may leave any more
-        self.acts_by = 0.0  # where it leads: when it will have acted again
-        self.paused_until = 0.0  # where it leads, and waits for a pause to end
-        self.idle = False  # where it leads, and waits for something to change
-        self.wake = wake  # locked while there is no news
-        wake.acquire()
-
-    def new_claim(self) -> int:
-        """Choose the number of a claim, before there is one: whatever happens, it can be freed."""
-        number = rng.getrandbits(62)
-        self.claims[number] = None
-        return number
-
-    def has_failed(self) -> bool:
-        """Whether it has posted in vain, or somebody has posted its messages in vain."""
-        return self.failed or any(item.error is not None for item in list(self.unsettled))
-
-    def call(self) -> None:
-        """Wake it: it is settled, leads, or may look again."""
-        if self.wake.locked():
-            self.wake.release()
-
-    def sleep(self, seconds: float) -> None:
-        """Block for at most *seconds*, or until `call`."""
-        if seconds > 0:
-            self.wake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
-
-    def settle(self, item: Item, error: CFQueuesError | None) -> None:
-        """Note what became of *item*; the first outcome counts."""
-        if item in self.unsettled:
-            self.outcomes[item] = error
-            self.unsettled.pop(item, None)
-            if not self.unsettled:
-                self.call()
-
-
 def _judge_of(item: Item) -> Judge | None:
-    caller: _Caller = item.owner
+    caller: Caller = item.owner
     return caller.judge
 
 

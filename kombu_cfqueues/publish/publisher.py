@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from math import inf
+from typing import Final
 
 from vine import promise
 
@@ -43,8 +44,9 @@ from .sender import Sender, verdict_of
 
 logger = logging.getLogger(__name__)
 
-#: A thread that had to wait for a permit so many times in a row would be better served by a batch.
-WAITS_IN_A_ROW = 20
+ADVISE_AFTER: Final = 20
+"""Publishes of a thread, one after the other, that waited for a permit: then the log advises it to
+use a batch."""
 
 
 class Publisher:
@@ -250,7 +252,7 @@ class Publisher:
             self._waits.in_a_row = 0
             return
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
-        if self._waits.in_a_row == WAITS_IN_A_ROW:
+        if self._waits.in_a_row == ADVISE_AFTER:
             _advise_to_batch()
 
 
