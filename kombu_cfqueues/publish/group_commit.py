@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
-from ..retry import LAST_TRY_SECONDS
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -34,13 +33,13 @@ from ..waiting_room import (
     Withdrawn,
 )
 from .callers import Caller
+from .in_flight import InFlight
+from .leadership import ALIKE_SECONDS, LEASE_SECONDS, Leadership
 from .sender import FILE_RETRY_SECONDS, Judge, Sender
+from .try_times import TryTimes
 
 BULK_IN_FLIGHT: Final = 2
 """Requests in flight for `GroupCommit.submit_many`: two reach what one queue takes (5,000/s)."""
-
-LEASE_SECONDS: Final = 1.0
-"""A leader that is overdue by this much is taken for dead, and replaced."""
 
 ROOM_SECONDS: Final = LEASE_SECONDS / 2
 """How long a leader tries to use a room that is busy, before it looks at its own time again."""
@@ -48,9 +47,6 @@ ROOM_SECONDS: Final = LEASE_SECONDS / 2
 HURRY_SECONDS: Final = 1.0
 """A caller this close to its deadline posts only messages of its own process: it might have to give
 up on a slow answer, and the others would be sent twice."""
-
-ALIKE_SECONDS: Final = 1.0
-"""Callers whose deadlines differ by less may share a request, whichever of them posts it."""
 
 JITTER_SECONDS: Final = 0.004
 """Processes that wait for the same permit wake at random within this time."""
@@ -83,17 +79,17 @@ class GroupCommit:
         self._max_in_flight = max_in_flight
         self._repeats = repeats
         self._clock = clock or Clock()
+        self._times = TryTimes(sender, shared=room.shared)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Start empty.  What the parent's callers wait for is the parent's to settle."""
-        # _lock guards all that follows and the callers.  It is never held over the room, a post or
-        # a sleep.  _leader is also read without it.
+        # _lock guards _lead and the callers.  It is never held over the room, a post or a sleep.
+        # Who leads is also read without it.
         self._lock = self._clock.lock()
-        self._callers: dict[Caller, None] = {}  # who waits, the first first
-        self._leader: Caller | None = None
-        self._in_flight: dict[int, _Flight] = {}  # requests on their way, by claim
+        self._in_flight = InFlight()
+        self._lead = Leadership(self.sender, self._times, self._is_busy)
 
     def submit(
         self, address: Address, message: Any, *, deadline: float, judge: Judge | None = None
@@ -192,7 +188,7 @@ class GroupCommit:
             while caller.unsettled:
                 self._step(caller)
         finally:
-            if caller.unsettled or caller.claims or caller in self._callers:
+            if caller.unsettled or caller.claims or caller in self._lead.callers:
                 self._leave(caller)
         outcomes = [caller.outcomes[item] for item in items]
         caller.outcomes = {}  # no cycle: memory is free at once
@@ -218,40 +214,39 @@ class GroupCommit:
         else:
             caller.claims.pop(number)
         with self._lock:
-            self._callers[caller] = None
-            self._make_way(caller, self._clock.monotonic())
+            self._lead.join(caller, self._clock.monotonic())
 
     def _step(self, caller: Caller) -> None:
         now = self._clock.monotonic()
         if caller.deadline <= now:
             self._withdraw([caller], None, claimed=True)
-        elif not caller.is_late and self._last_moment(caller) <= now:
+        elif not caller.is_late and self._times.last_moment(caller) <= now:
             # A request that cannot be answered in time would leave it open whether it arrived.
             self._make_late(caller)
-        elif self._is_hopeless(caller):
+        elif self._times.is_hopeless(caller):
             pause = self.sender.pause
             self._withdraw([caller], pause and pause.why, claimed=False)
             caller.is_late = bool(caller.unsettled)
-        elif self._leader is caller:
-            self._lead(caller, now)
+        elif self._lead.leader is caller:
+            self._act(caller, now)
         else:
             self._follow(caller, now)
 
     def _follow(self, caller: Caller, now: float) -> None:
         """Sleep until there is news; lead, if who leads is dead or sleeps for longer than this."""
-        wake_at = caller.deadline if caller.is_late else self._last_moment(caller)
+        wake_at = caller.deadline if caller.is_late else self._times.last_moment(caller)
         with self._lock:
-            self._callers[caller] = None  # one that was taken for dead comes back here
-            self._appoint(now)
-            leader = self._leader
+            self._lead.callers[caller] = None  # one that was taken for dead comes back here
+            self._lead.appoint(now)
+            leader = self._lead.leader
             if leader is caller:
                 return
             if leader is not None:
                 wake_at = min(wake_at, leader.acts_by + LEASE_SECONDS)
-                resumes_at = self._resumes_at(caller)
+                resumes_at = self._times.resumes_at(caller)
                 if leader.paused_until > resumes_at and not caller.is_late:
                     if resumes_at <= now:
-                        self._appoint(now, caller)
+                        self._lead.appoint(now, caller)
                         return
                     wake_at = min(wake_at, resumes_at)
             else:
@@ -260,20 +255,20 @@ class GroupCommit:
 
     # -- the leader's work --------------------------------------------------------------------
 
-    def _lead(self, caller: Caller, now: float) -> None:
+    def _act(self, caller: Caller, now: float) -> None:
         """Look once for news and for a permit; post, or sleep until there can be some."""
         caller.acts_by = now
         try:
             self.sender.catch_up(self._tell)
             news = self._room.outcomes(until=now + ROOM_SECONDS)
             self._tell(news.settled)
-            if not caller.unsettled or self._leader is not caller:
+            if not caller.unsettled or self._lead.leader is not caller:
                 return
             if not news.waiting or caller.is_late:
                 look_at = caller.deadline if news.look_at is None else news.look_at
                 self._sleep(caller, look_at, idle=True)
                 return
-            resumes_at = self._resumes_at(caller)
+            resumes_at = self._times.resumes_at(caller)
             if resumes_at > now:
                 self._pause(caller, resumes_at)
                 return
@@ -329,7 +324,7 @@ class GroupCommit:
 
     def _sleep(self, caller: Caller, until: float, *, idle: bool = False) -> None:
         now = self._clock.monotonic()
-        until = min(until, caller.deadline if caller.is_late else self._last_moment(caller))
+        until = min(until, caller.deadline if caller.is_late else self._times.last_moment(caller))
         caller.acts_by, caller.idle = max(until, now), idle
         caller.sleep(until - now)
         caller.idle = False
@@ -340,8 +335,8 @@ class GroupCommit:
         end = min(caller.deadline, now + self.sender.post_seconds)
         with self._lock:
             caller.posts = True
-            self._in_flight[claim.number] = _Flight(claim.address.name, end + LEASE_SECONDS)
-            self._step_down(caller, now)
+            self._in_flight.add(claim, over_at=end + LEASE_SECONDS)
+            self._lead.step_down(caller, now)
         try:
             self.sender.send(claim, self._tell, deadline=caller.deadline, judge=_judge_of)
         finally:
@@ -354,55 +349,18 @@ class GroupCommit:
         now = self._clock.monotonic()
         with self._lock:
             caller.posts = False
-            self._in_flight.pop(claim.number, None)
-            self._appoint(now)
-            if self._leader is not None:
-                self._leader.call()
-            for other in self._callers:
-                if self._is_hopeless(other):
+            self._in_flight.remove(claim.number)
+            self._lead.appoint(now)
+            if self._lead.leader is not None:
+                self._lead.leader.call()
+            for other in self._lead.callers:
+                if self._times.is_hopeless(other):
                     other.call()
             for item in claim.items:  # those that wait again may have no more time to
                 owner = item.owner
                 if owner is not None and item in owner.unsettled and owner.is_late:
                     owner.is_late = False
                     owner.call()
-
-    # -- when a caller may post ---------------------------------------------------------------
-
-    def _last_moment(self, caller: Caller) -> float:
-        """Return until when a request for *caller* may leave.
-
-        It has to be answered in time.  One slow answer must not silence everybody, so half of a
-        caller's whole time is always there for tries.
-        """
-        return max(caller.deadline - self.sender.request_seconds, caller.half_time)
-
-    def _resumes_at(self, caller: Caller) -> float:
-        """Return when *caller* may post, after a failure.
-
-        A pause that the server did not ask for is only our caution.  It must keep no caller from a
-        first try, since the trouble may be over, nor from a last one.
-        """
-        pause = self.sender.pause
-        if pause is None:
-            return 0.0
-        until = pause.until
-        if not caller.has_failed():
-            until = min(until, caller.half_time)
-        margin = min(LAST_TRY_SECONDS, (caller.deadline - caller.half_time) / 5)
-        last_try = self._last_moment(caller) - margin
-        if pause.since < last_try:
-            until = min(until, last_try)
-        return max(until, pause.asked_until)
-
-    def _is_hopeless(self, caller: Caller) -> bool:
-        """Whether a pause outlasts all that *caller* can do."""
-        pause = self.sender.pause
-        if caller.is_late or pause is None:
-            return False
-        # In a shared room others may post, if only our own caution is in the way.
-        until = pause.asked_until if self._room.shared else self._resumes_at(caller)
-        return until > self._last_moment(caller)
 
     def _is_busy(self, caller: Caller, now: float) -> bool:
         return caller.address.name in self._busy(caller, now)
@@ -412,11 +370,7 @@ class GroupCommit:
         most = self._max_in_flight
         if caller.kind is Kind.BULK:
             most = max(most, BULK_IN_FLIGHT)
-        counts: dict[str, int] = {}
-        for flight in list(self._in_flight.values()):
-            if flight.over_at > now:  # else whoever posted it has ended without a word
-                counts[flight.queue] = counts.get(flight.queue, 0) + 1
-        return [name for name, count in counts.items() if count >= most]
+        return self._in_flight.busy(most, now)
 
     # -- giving up ----------------------------------------------------------------------------
 
@@ -425,16 +379,16 @@ class GroupCommit:
         self._withdraw([caller], None, claimed=False)
         with self._lock:
             caller.is_late = True
-            if self._leader is caller:
-                self._step_down(caller, self._clock.monotonic())
+            if self._lead.leader is caller:
+                self._lead.step_down(caller, self._clock.monotonic())
 
     def _give_up_before(self, until: float, why: CFQueuesError, queue: str | None) -> None:
         """Tell those who cannot wait until then: nothing of theirs can leave."""
         with self._lock:
             late = [
                 caller
-                for caller in self._callers
-                if queue in (None, caller.address.name) and self._last_moment(caller) < until
+                for caller in self._lead.callers
+                if queue in (None, caller.address.name) and self._times.last_moment(caller) < until
             ]
         if late:
             self._withdraw(late, why, claimed=False)
@@ -466,65 +420,13 @@ class GroupCommit:
         try:
             for number in list(caller.claims):
                 self._room.release(number)
-                self._in_flight.pop(number, None)
+                self._in_flight.remove(number)
             if caller.unsettled:
                 self._withdraw([caller], None, claimed=True)
         except (SpoolUnavailable, SpoolFull, RoomBusy):
             pass  # the room frees what the dead have claimed
         with self._lock:
-            self._callers.pop(caller, None)
-            self._step_down(caller, self._clock.monotonic())
-
-    # -- below, the caller of each method holds _lock -----------------------------------------
-
-    def _make_way(self, caller: Caller, now: float) -> None:
-        """Let the leader know of a new caller, or let that lead."""
-        self._appoint(now)
-        leader = self._leader
-        if leader is None or leader is caller:
-            return
-        sleeps = leader.acts_by > now
-        in_a_hurry = leader.paused_until > self._resumes_at(caller)
-        more_patient = (
-            leader.deadline + ALIKE_SECONDS < caller.deadline
-            and leader.deadline - now < self.sender.post_seconds
-        )
-        if sleeps and (in_a_hurry or more_patient) and not self._is_busy(caller, now):
-            self._appoint(now, caller)
-        elif leader.idle and not self._is_busy(caller, now):
-            leader.call()
-
-    def _step_down(self, caller: Caller, now: float) -> None:
-        if self._leader is caller:
-            self._leader = None
-        self._appoint(now)
-
-    def _appoint(self, now: float, caller: Caller | None = None) -> None:
-        """Give the lead to *caller*; or, if nobody has it or who has it is dead, to the best."""
-        leader = self._leader
-        if caller is None:
-            if leader is not None:
-                if leader.acts_by + LEASE_SECONDS > now:
-                    return
-                self._callers.pop(leader, None)
-            caller = self._best(now)
-        self._leader = caller
-        if caller is not None:
-            caller.acts_by = now
-            caller.call()
-
-    def _best(self, now: float) -> Caller | None:
-        """Choose who leads: the first that has about as much time as any, or as a request takes."""
-        for caller in [c for c in self._callers if c.deadline + LEASE_SECONDS < now]:
-            del self._callers[caller]  # its thread ended without a word
-        free = [c for c in self._callers if c.unsettled and not c.posts]
-        if not free:
-            return None
-        free = [c for c in free if not c.is_late] or free
-        able = [c for c in free if not self._is_busy(c, now)] if self._in_flight else free
-        longest = max(c.deadline for c in able or free)
-        enough = min(now + self.sender.post_seconds, longest - ALIKE_SECONDS)
-        return next(c for c in able or free if c.deadline >= enough)
+            self._lead.leave(caller, self._clock.monotonic())
 
     # -- telling ------------------------------------------------------------------------------
 
@@ -539,16 +441,6 @@ class GroupCommit:
             owner: Caller | None = item.owner
             if owner is not None:
                 owner.settle(item, error)
-
-
-class _Flight:
-    """A request on its way."""
-
-    __slots__ = ("over_at", "queue")
-
-    def __init__(self, queue: str, over_at: float) -> None:
-        self.queue = queue
-        self.over_at = over_at  # monotonic: by then it is over, whatever became of its thread
 
 
 def _judge_of(item: Item) -> Judge | None:
