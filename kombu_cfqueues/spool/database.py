@@ -127,6 +127,7 @@ class Database:
     def pause_for_fork(self) -> None:
         """Wait for the thread that is inside SQLite, whose own locks a child would find locked."""
         if self._lock.locked() and self._holder == threading.get_ident():
+            self._in_use = False
             return  # a signal handler forks, and has interrupted this thread between two statements
         self._paused = self._lock.acquire(timeout=FORK_SECONDS)
         self._in_use = not self._paused
@@ -174,7 +175,9 @@ class Database:
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
+        me = threading.get_ident()
         with self._lock:
+            self._holder = me
             self._close()
 
     def __del__(self) -> None:
@@ -213,8 +216,9 @@ class Database:
                 raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
 
     def _once(self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None) -> T:
+        me = threading.get_ident()  # before: a signal handler may run after each call
         with self._lock:
-            self._holder = threading.get_ident()
+            self._holder = me
             connection = self._open()
             if durable is not None and durable is not self._durable:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
@@ -356,8 +360,10 @@ class Database:
             repair.release()
 
     def _is_broken(self) -> bool:
+        me = threading.get_ident()
         try:
             with self._lock:
+                self._holder = me
                 self._close()
                 rows = self._transact(
                     self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
@@ -368,8 +374,7 @@ class Database:
             broken = False
         else:
             broken = rows != [("ok",)]
-        with self._lock:
-            self._close()
+        self.close()
         return broken
 
 
