@@ -353,7 +353,7 @@ class GroupCommit:
             self._lead.appoint(now)
             if self._lead.leader is not None:
                 self._lead.leader.call()
-            for other in self._lead.callers:
+            for other in self._lead.callers if self.sender.pause else ():
                 if self._times.is_hopeless(other):
                     other.call()
             for item in claim.items:  # those that wait again may have no more time to

@@ -27,6 +27,8 @@ class InFlight:
 
     def busy(self, most: int, now: float) -> list[str]:
         """Return the names of the queues for which *most* requests are on their way."""
+        if len(self._flights) < most:
+            return []
         counts: dict[str, int] = {}
         for flight in list(self._flights.values()):
             if flight.over_at > now:

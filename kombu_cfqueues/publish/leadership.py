@@ -85,13 +85,19 @@ class Leadership:
 
         A request that carries others must not be shorter than they allow.
         """
-        for caller in [c for c in self.callers if c.deadline + LEASE_SECONDS < now]:
-            del self.callers[caller]  # its thread ended without a word
         free = [c for c in self.callers if c.unsettled and not c.posts]
-        free = [c for c in free if not c.is_late] or free
-        free = [c for c in free if not self._is_busy(c, now)] or free
-        if not free:
-            return None
+        if len(free) > 1:
+            free = self._able(free, now)
+        if len(free) < 2:
+            return free[0] if free else None
         longest = max(c.deadline for c in free)
         enough = min(now + self._sender.post_seconds, longest - ALIKE_SECONDS)
         return next(c for c in free if c.deadline >= enough)
+
+    def _able(self, free: list[Caller], now: float) -> list[Caller]:
+        """Return those of *free* that may post now; if none may, those that may later."""
+        for caller in [c for c in free if c.deadline + LEASE_SECONDS < now]:
+            del self.callers[caller]  # its thread ended without a word
+            free.remove(caller)
+        free = [c for c in free if not c.is_late] or free
+        return [c for c in free if not self._is_busy(c, now)] or free
