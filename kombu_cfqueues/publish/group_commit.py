@@ -3,7 +3,7 @@
 Requests are scarce and each carries many messages, so callers that arrive at about the same time
 share one.  A group commit has no thread of its own: one of the callers *leads*.  The leader asks
 the waiting room for a permit and the messages that go with it, posts them, and reports each
-caller's outcome.  The other callers sleep until they are settled, become the leader, or run out of time.
+caller's outcome.  The others sleep until they are settled, become the leader, or run out of time.
 
 An exception may end a caller between any two instructions: a signal, a killed greenlet, a bug.  So
 nothing here depends on a caller that cleans up after itself.  The leader states when it will act
