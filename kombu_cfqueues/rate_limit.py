@@ -28,21 +28,22 @@ INITIAL_TOKENS: Final = 5
 _ROUNDING: Final = 1e-9
 """The fraction of a token that a sum of floats may miss."""
 
-
-LATE_SECONDS: Final = 1.0
-"""A place in the line is given up if its owner does not ask within this time of its turn."""
+UNCLAIMED_SECONDS: Final = 1.0
+"""A waiter that does not ask within this time of `Waiter.ready_at` is considered dead and removed.
+A live thread asks within milliseconds, and Cloudflare allows about four requests per second, so a
+dead waiter costs the others little."""
 
 
 class NoPermit(RateLimited):
-    """The request allowance is used up.  That is our own word, not the server's."""
+    """The request allowance is used up.  The library says so, not the server."""
 
 
-class Place:
-    """A place in the line for permits.  It may be used for one permit after the other.
+class Waiter:
+    """A thread that waits for a permit.  It may be used for several permits, one after the other.
 
     Attributes:
-        since: When its owner began to wait, in monotonic seconds; None: it does not.
-        ready_at: When its owner is to ask again, in monotonic seconds.
+        since: When it began to wait, in monotonic seconds; None if it does not wait.
+        ready_at: When to ask again, in monotonic seconds.
     """
 
     __slots__ = ("ready_at", "since")
@@ -58,7 +59,7 @@ class Limit(NamedTuple):
     rate: float
     """Requests per second, after the burst is spent."""
     burst: int
-    """Requests that may leave at once after a quiet time."""
+    """Requests that may leave at once after a time without requests."""
 
 
 CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
@@ -106,7 +107,7 @@ class Allowance(NamedTuple):
 
     def counted(self, limit: Limit, now: float) -> Allowance:
         """Return a copy with the tokens that were earned until *now*."""
-        if now < self.counted_at:  # the clock restarted: earn nothing, and keep little
+        if now < self.counted_at:  # the clock restarted: earn nothing, and keep at most one
             return self._replace(tokens=min(self.tokens, 1.0), counted_at=now)
         slow = max(0.0, min(now, self.slow_until) - self.counted_at)
         full = now - self.counted_at - slow
@@ -155,8 +156,8 @@ class Budget:
     Threads get permits in the order in which they asked.
 
     Args:
-        limit: The limit; None if requests are not limited, so that only a 429 makes callers wait.
-        clock: Time and waiting.
+        limit: The limit; None means no limit, so that only a 429 makes callers wait.
+        clock: Tells the time and sleeps.
     """
 
     def __init__(
@@ -168,14 +169,14 @@ class Budget:
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
         self._queue_stopped_until: dict[str, float] = {}
-        self._line: list[Place] = []  # who waits for a token, in order
-        self._free = limit is None  # nothing to wait for, ever yet; also read without the lock
+        self._waiters: list[Waiter] = []  # in the order in which they asked
+        self._free = limit is None  # no limit, and no 429 so far; also read without the lock
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Start without the parent's threads, and without the tokens that the parent will spend."""
         self._lock = self._clock.lock()
-        self._line = []
+        self._waiters = []
         tokens = min(self._allowance.tokens, INITIAL_TOKENS)
         self._allowance = self._allowance._replace(tokens=tokens)
 
@@ -191,11 +192,10 @@ class Budget:
 
         Args:
             deadline: Until when this may block, in seconds of the clock.
-            queue: Where the request publishes to; None for every other call.
-            for_message: Whether a message waits for the answer.  In one process first come, first
-                served is fair enough, so it makes no difference here.
-            is_known: Whether another process has found out what the request asks for.  A process
-                alone has no others.
+            queue: The id of the queue to which the request publishes; None for any other request.
+            for_message: Whether a message waits for the answer.  Not used: the threads of one
+                process get their permits in the order in which they asked.
+            is_known: Whether another process has already asked.  Not used: there is only this one.
 
         Raises:
             RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token
@@ -203,33 +203,33 @@ class Budget:
         """
         if self._free:
             return
-        place = Place()
+        waiter = Waiter()
         try:
-            while (wait := self._try(place, queue)) is not None:
+            while (refusal := self._try(waiter, queue)) is not None:
                 now = self._clock.monotonic()
-                if place.ready_at > max(now, deadline):
-                    raise wait
-                self._clock.sleep(place.ready_at - now)
+                if waiter.ready_at > max(now, deadline):
+                    raise refusal
+                self._clock.sleep(waiter.ready_at - now)
         finally:
-            self.leave(place)
+            self.leave(waiter)
 
-    def try_take(self, place: Place, *, queue: str) -> RateLimited | None:
-        """Take a permit for a request that publishes to *queue*, if one is free.
+    def try_take(self, waiter: Waiter, *, queue: str) -> RateLimited | None:
+        """Take a permit for a request that publishes to *queue*, if one is free; never block.
 
         Args:
-            place: The caller's place in the line, of which it is at ``place.ready_at`` again.
-            queue: Where the request publishes to.
+            waiter: The caller, which asks again at ``waiter.ready_at`` if it gets no permit.
+            queue: The id of the queue to which the request publishes.
 
         Returns:
-            None if a permit was taken, else why not; ``place.ready_at`` is when one may be free.
+            None if a permit was taken, else why not; ``waiter.ready_at`` is when one may be free.
         """
-        return None if self._free else self._try(place, queue)
+        return None if self._free else self._try(waiter, queue)
 
-    def leave(self, place: Place) -> None:
-        """Give up a place in the line."""
-        if place in self._line:
+    def leave(self, waiter: Waiter) -> None:
+        """Stop waiting for a permit."""
+        if waiter in self._waiters:
             with self._lock:
-                self._leave(place)
+                self._leave(waiter)
 
     def observe(self, ratelimit: str | None) -> None:
         """Adapt to the ``Ratelimit`` header of an answer; None if it had none."""
@@ -243,7 +243,9 @@ class Budget:
             self._allowance = counted.guarded(self._limit, *grant)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for its ``retry_after``.  Any other *error* stops nothing.
+        """Stop the requests that a 429 concerns, for its ``retry_after`` seconds.
+
+        Any other *error* stops nothing.
 
         A 429 without ``retry_after`` does not stop a single queue, because the caller that retries
         backs off.  It stops everything else for the length of Cloudflare's window.
@@ -261,26 +263,26 @@ class Budget:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
                 self._queue_stopped_until = stops | {queue: now + error.retry_after}
 
-    def _try(self, place: Place, queue: str | None) -> RateLimited | None:
-        """Spend a token, or return why not; `Place.ready_at` says when to try again."""
+    def _try(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
+        """Spend a token, or return why not; `Waiter.ready_at` says when to try again."""
         with self._lock:
             now = self._clock.monotonic()
-            if place.since is None:
-                place.since = now
-            place.ready_at, stopped = self._ready_at(place, queue, now)
-            seconds = place.ready_at - now
+            if waiter.since is None:
+                waiter.since = now
+            waiter.ready_at, stopped = self._ready_at(waiter, queue, now)
+            seconds = waiter.ready_at - now
             if seconds > 0:
                 if stopped:
                     return RateLimited(stopped, retry_after=seconds)
                 return NoPermit("the request allowance is used up", retry_after=seconds)
             self._allowance = self._allowance.spent()
-            self._leave(place)
-            metrics.waited(now - place.since)
-            place.since = None
+            self._leave(waiter)
+            metrics.waited(now - waiter.since)
+            waiter.since = None
             return None
 
-    def _ready_at(self, place: Place, queue: str | None, now: float) -> tuple[float, str]:
-        """Return when *place* may go as things stand, and what the API has stopped, if anything.
+    def _ready_at(self, waiter: Waiter, queue: str | None, now: float) -> tuple[float, str]:
+        """Return when *waiter* may go as of now, and what the API has stopped, or "".
 
         The caller holds _lock.
         """
@@ -293,23 +295,25 @@ class Budget:
                 (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
             )
         if stop > now:
-            self._leave(place)  # those whom this does not stop may go
+            self._leave(waiter)  # waiters for other queues may go
             return stop, why
         if self._limit is None:
             return now, ""
         self._allowance = allowance.counted(self._limit, now)
-        # A thread that was interrupted in the line does not ask again, and holds nobody off.
-        self._line = [other for other in self._line if now < other.ready_at + LATE_SECONDS]
-        if place not in self._line:
-            self._line.append(place)
+        # A thread that was interrupted while it waited does not ask again, and must delay nobody.
+        self._waiters = [
+            other for other in self._waiters if now < other.ready_at + UNCLAIMED_SECONDS
+        ]
+        if waiter not in self._waiters:
+            self._waiters.append(waiter)
         # A caller may go when there are tokens for all callers before it as well.  So no caller has
         # to wake another, and a caller that is late or gives up delays nobody.
-        tokens = 1 + self._line.index(place)
+        tokens = 1 + self._waiters.index(waiter)
         return self._allowance.ready_at(self._limit, tokens), ""
 
-    def _leave(self, place: Place) -> None:
-        if place in self._line:
-            self._line.remove(place)
+    def _leave(self, waiter: Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
 
 _LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
