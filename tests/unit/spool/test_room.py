@@ -11,7 +11,7 @@ from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.election import SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
-from kombu_cfqueues.spool.permit_scheduler import PATIENCE_SECONDS
+from kombu_cfqueues.spool.permit_scheduler import PERMIT_RESERVED_SECONDS
 from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
 
 
@@ -215,7 +215,7 @@ def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
     other.enter("waits")
     clock.now += 60
     assert isinstance(other.try_claim(), Wait)
-    clock.now += PATIENCE_SECONDS
+    clock.now += PERMIT_RESERVED_SECONDS
     assert isinstance(other.try_claim(), Claim)
 
 
@@ -256,7 +256,7 @@ def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
     assert wait.until == clock.now + 200
     assert "publishing" in str(wait.why)
     ticket, _ = process.permits.request_permit(None, clock.now + 100)
-    clock.now += PATIENCE_SECONDS
+    clock.now += PERMIT_RESERVED_SECONDS
     assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
     clock.now = wait.until
     assert texts(process.try_claim()) == ["x"]
