@@ -15,7 +15,7 @@ from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publish.publisher import Publisher
 from .rate_limit import Budget, Limit
-from .runtime.fork import renew_in_child
+from .runtime.fork import notice_fork, renew_in_child
 from .spool.file import File
 from .spool.gate import SharedBudget
 from .spool.posters import AVAILABLE
@@ -88,6 +88,7 @@ class Account:
 
         Call `close` once for each call of this.
         """
+        notice_fork()
         key = (options.base_url, options.account_id, options.api_token)
         with _registry.lock:
             account = _registry.accounts.pop(key, None)
@@ -101,6 +102,7 @@ class Account:
 
     def close(self) -> None:
         """Give up one connection; the last one closes the sockets.  Never raises."""
+        notice_fork()
         with _registry.lock:
             self._connections -= 1
             last = self._connections <= 0

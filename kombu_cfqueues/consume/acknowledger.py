@@ -30,7 +30,7 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import metrics
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.thread_pool import Job, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
@@ -382,6 +382,7 @@ def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | N
 
 
 def _flush_at_exit(reference: weakref.ref[Acknowledger]) -> None:
+    notice_fork()
     acknowledger = reference()
     if acknowledger is not None:
         acknowledger.flush(time.monotonic() + EXIT_SECONDS)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit
 from ..runtime.clock import Clock
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from . import place
 from .bucket import NO_LIMIT, Bucket
 from .database import Database
@@ -209,6 +209,7 @@ class File:
 
 def _close(reference: weakref.ref[File]) -> None:
     """At the end of the process: who has gone need not be looked for by the others."""
+    notice_fork()
     file = reference()
     if file is not None:
         file.close()

@@ -20,7 +20,7 @@ from vine import promise
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.rng import rng
 from .carrier import Carrier
 from .claims import Claims
@@ -246,6 +246,7 @@ class _Delivery(promise):
 
 
 def _finish(relay: weakref.ref[Relay]) -> None:
+    notice_fork()
     found = relay()
     if found is not None:
         found.finish(EXIT_SECONDS)

@@ -16,7 +16,7 @@ from .. import limits
 from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..spool.intake import Spooled
 from .session import Session
 
@@ -135,15 +135,18 @@ class PublishBatch:
 
     def discard(self) -> None:
         """End the batch without sending what was collected; block until sent requests end."""
+        notice_fork()
         self._ended_by = self._ended_by or "it was aborted"
         self._stop()
 
     def close(self) -> None:
         """End the batch, and block until its sent requests end."""
+        notice_fork()
         self._ended_by = self._ended_by or "it is closed"
         self._stop()
 
     def _check(self) -> None:
+        notice_fork()
         if self._ended_by:
             raise RuntimeError(
                 f"cannot publish through this batch, because {self._ended_by}: open another one"
