@@ -20,7 +20,7 @@ import urllib3
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
 from .permits import RequestPermits
@@ -95,6 +95,7 @@ class Requester:
 
     def close(self) -> None:
         """Close the connections.  The next request opens new ones."""
+        notice_fork()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -108,6 +109,7 @@ class Requester:
         Raises:
             CFQueuesError: There was no response, or it is not a success.
         """
+        notice_fork()
         token = self._current_token(request.action)
         response = self._exchange(request, token)
         if logger.isEnabledFor(logging.DEBUG):

@@ -22,6 +22,7 @@ from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.rng import rng
+from ..runtime.threads import threads_can_run
 from .carrier import Carrier
 from .claims import Claims
 from .file import File
@@ -114,7 +115,8 @@ class Relay:
     def notify(self) -> None:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
         self._news.set()
-        if self._thread is None:
+        # Where no thread can run, other processes and `cfqueues relay` deliver the message.
+        if self._thread is None and threads_can_run():
             self._start()
 
     def _start(self) -> None:

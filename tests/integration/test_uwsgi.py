@@ -77,7 +77,7 @@ def uwsgi(folder: Path, *arguments: str, site: list) -> Iterator[str]:
         process = subprocess.Popen(
             [
                 *(program, "--http-socket", f"127.0.0.1:{port}", "--need-app"),
-                *("--master", "--die-on-term", "--processes", str(WORKERS)),
+                *("--enable-threads", "--die-on-term", "--processes", str(WORKERS)),
                 *("--wsgi-file", "site_of_test.py", "--disable-logging", *arguments),
             ],
             cwd=folder,
@@ -132,14 +132,14 @@ def pids_by_socket(tap: Tap, server: Emulator) -> list[set[bytes]]:
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["--master"],
+        ["--master", "--threads", "4"],
+        ["--master", "--lazy-apps"],
+        ["--master", "--lazy-apps", "--threads", "4"],
+        ["--master", "--py-call-osafterfork"],
         [],
-        ["--enable-threads"],
-        ["--threads", "4"],
-        ["--lazy-apps"],
-        ["--lazy-apps", "--threads", "4"],
-        ["--enable-threads", "--py-call-osafterfork"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments) or "without a master",
 )
 def test_workers_share_no_ids_and_no_sockets(tmp_path: Path, arguments: list[str]) -> None:
     """Each message has an id of its own, arrives, and travels over a socket of its process."""
@@ -157,9 +157,7 @@ def test_workers_share_no_ids_and_no_sockets(tmp_path: Path, arguments: list[str
         imports = WORKERS if "--lazy-apps" in arguments else 1
         with uwsgi(tmp_path, *arguments, site=site) as address:
             asked, _ = ask_until_several_answer(address)
-            # Without threads, nothing in a worker empties the spool.
-            with relay(site[1], spooling) if arguments == [] else contextlib.nullcontext():
-                assert eventually(lambda: len(server.messages("spooled")) >= asked + imports, 30)
+            assert eventually(lambda: len(server.messages("spooled")) >= asked + imports, 30)
         expected = sorted([*range(asked), *[-1] * imports])
         for queue in ("jobs", "spooled"):
             messages = [json.loads(message.body) for message in server.messages(queue)]
@@ -167,21 +165,3 @@ def test_workers_share_no_ids_and_no_sockets(tmp_path: Path, arguments: list[str
             assert len({one["properties"]["message_id"] for one in messages}) == len(expected)
             assert len({one["properties"]["delivery_tag"] for one in messages}) == len(expected)
         assert all(len(pids) == 1 for pids in pids_by_socket(tap, server))
-
-
-@contextlib.contextmanager
-def relay(url: str, spooling: dict) -> Iterator[None]:
-    """Run ``cfqueues relay``."""
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()", "relay"),
-            *("--spool-dir", spooling["spool_dir"], "--request-rate", "20"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": url},
-        stdout=subprocess.DEVNULL,
-    ) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
