@@ -44,7 +44,7 @@ SITE = """
         confirming.publish(body, routing_key="jobs")
         spooling.publish(body, routing_key="spooled")
 
-    # If the master imports this, its sockets, its random numbers and its file exist before it forks.
+    # If the master imports this, its sockets and its file exist before it forks.
     publish(-1)
 
     def application(environ, start_response):
