@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
 import time
 import weakref
 from collections import deque
@@ -31,7 +30,7 @@ from ..errors import (
 )
 from ..metrics import metrics
 from ..runtime.fork import notice_fork, renew_in_child
-from ..runtime.thread_pool import Job, ThreadPool
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
 
@@ -133,10 +132,10 @@ class Acknowledger:
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles the leases that it holds."""
-        lock = threading.Lock()
+        lock = StartingLock()
         # Guards all fields below; never held during a request.
         self._lock = lock
-        self._settled = threading.Condition(lock)
+        self._settled = lock.condition()
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
