@@ -161,10 +161,13 @@ class Requester:
         )
 
     def _open_pool(self) -> Pool:
-        with self._lock:
-            if self._pool is None:
-                self._pool = Pool(self._url)
-            return self._pool
+        pool = self._pool
+        if pool is None:
+            # Not under the lock: to find the proxies, macOS may look up names.
+            new = Pool(self._url)
+            with self._lock:
+                pool = self._pool = self._pool or new
+        return pool
 
     def _current_token(self, action: str) -> Secret:
         try:
