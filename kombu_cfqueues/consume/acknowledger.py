@@ -8,12 +8,12 @@ request that fails is repeated until the leases end.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from ..api.client import Client
@@ -29,6 +29,7 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import metrics
+from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
@@ -127,8 +128,6 @@ class Acknowledger:
         self._on_returned = on_returned
         self.renew_after_fork()
         renew_in_child(self)
-        # A script that ends without closing its connection still sends its acknowledgements.
-        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles the leases that it holds."""
@@ -139,6 +138,7 @@ class Acknowledger:
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
+        self._flushes_at_exit = False
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a message, so that it is never redelivered.  Returns at once."""
@@ -199,6 +199,10 @@ class Acknowledger:
     # -- what waits
 
     def _add(self, lease: _PendingLease) -> None:
+        if not self._flushes_at_exit:
+            # A script that ends without closing its connection still sends its acknowledgements.
+            self._flushes_at_exit = True
+            call_at_exit(partial(_flush_at_exit, weakref.ref(self)))
         with self._lock:
             queue_id = lease.delivery.queue.id
             outbox = self._outboxes.get(queue_id)

@@ -7,13 +7,13 @@ needed: the one that is elected, or a publisher whose messages wait, may have be
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from vine import promise
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
+from ..runtime.exits import call_at_exit
 from ..runtime.flag import Flag
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.rng import rng
@@ -57,6 +58,9 @@ LOOK_SECONDS: Final = 0.05
 TROUBLE_SECONDS: Final = 1.0
 """Pause after the file could not be used; a random part of it is added."""
 
+EXIT_LOOK_SECONDS: Final = 0.02
+"""Pause between two looks of a process that ends and waits for its thread."""
+
 EXIT_SECONDS: Final = 3.0
 """How long a process that ends goes on emptying the spool, while it succeeds."""
 
@@ -81,9 +85,10 @@ class Relay:
         """Forget the thread, which is the parent's; this process's starts when it spools."""
         self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
-        self._news = Flag(self._clock)  # something was spooled
-        self._end = Flag(self._clock)  # the process ends
+        self._make_flags()
         self._over = False
+        self._finishes_at_exit = False
+        self._exits_by: float | None = None
         self._elected = False
         # By the message's place, the oldest first; and in the order in which they are asked about.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
@@ -121,6 +126,12 @@ class Relay:
 
     def notify(self) -> None:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
+        if not self._finishes_at_exit:
+            self._finishes_at_exit = True
+            call_at_exit(partial(_finish, weakref.ref(self)))
+        if self._exits_by is not None:  # an exit handler that runs after ours has spooled it
+            self.finish(0.0)
+            return
         self._news.set()
         thread = self._thread
         if (thread is None or not thread.is_alive()) and threads_can_run():
@@ -131,6 +142,9 @@ class Relay:
         with self._lock:
             if self._thread is not None and self._thread.ident and self._thread.is_alive():
                 return
+            # Locks of the system would block all greenlets, if gevent or eventlet have patched the
+            # process since.
+            self._make_flags()
             self._thread = thread
         try:
             # Not under the lock.  To start a thread under gevent is to switch to another greenlet,
@@ -141,8 +155,10 @@ class Relay:
             # for the next process, as is all that this one does not get done.
             logger.debug("no thread empties the spool: the interpreter is ending")
             self._thread = None
-            return
-        atexit.register(_finish, weakref.ref(self))
+
+    def _make_flags(self) -> None:
+        self._news = Flag(self._clock)  # something was spooled
+        self._end = Flag(self._clock)  # the process ends
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
         """Empty the spool in this thread, until *stop*.
@@ -157,19 +173,43 @@ class Relay:
         self._stand_down()
 
     def finish(self, seconds: float) -> None:
-        """Go on for at most *seconds*, while there is something to post and it succeeds."""
-        end = self._clock.monotonic() + seconds
+        """Go on for *seconds* while there is something to post and it succeeds; then end.
+
+        The thread goes on posting, and this waits for it.  Where no thread can run, this posts.
+        Leave what waits to another process only if that process is elected and alive.
+
+        Args:
+            seconds: At most so long, counted from the first call.
+        """
+        if self._exits_by is None:
+            self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
-            while (
-                self._elected
-                and self._commit.sender.pause is None
-                and self._clock.monotonic() < end
-                and self._spool.has_backlog()
-            ):
-                self._clock.sleep(0.02)
+            while self._may_go_on() and self._spool.elect():
+                self._elected = True
+                self._empty_before_exit()
+                # Only then look again: whoever spooled before has trusted that we are elected.
+                self._stand_down()
         self._over = True
         self._end.set()
         self._news.set()
+
+    def _may_go_on(self) -> bool:
+        return (
+            self._exits_by is not None
+            and self._clock.monotonic() < self._exits_by
+            and self._commit.sender.pause is None
+            and self._spool.has_backlog()
+        )
+
+    def _empty_before_exit(self) -> None:
+        self._end.set()  # wakes a thread that waits for another process
+        while self._may_go_on():
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                pause: float | None = EXIT_LOOK_SECONDS
+            else:
+                pause = self._step()
+            self._clock.sleep(EXIT_LOOK_SECONDS if pause is None else pause)
 
     def _serve(self) -> None:
         while not self._over:
