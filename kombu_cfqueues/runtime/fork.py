@@ -7,10 +7,12 @@ the parent.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 T = TypeVar("T")
 
@@ -33,7 +35,8 @@ class Pausable(Protocol):
 
 
 _renewables: WeakSet[Renewable] = WeakSet()
-_pausables: WeakSet[Pausable] = WeakSet()
+_pausables: WeakKeyDictionary[Pausable, int] = WeakKeyDictionary()  # in what order registered
+_numbers = itertools.count()
 _paused: list[Pausable] = []
 _owner = os.getpid()  # the process to which all renewable objects belong
 _renewing: dict[int, threading.RLock] = {}  # by process
@@ -52,8 +55,11 @@ def pause_at_fork(thing: Pausable) -> None:
 
     The registration does not keep *thing* alive.  Register *thing* with `renew_in_child` as well:
     nothing resumes it in the child, which makes its own locks.
+
+    A fork pauses what was registered last first.  A thread that is inside two things at a time must
+    enter them in the same order, or the thread and the fork would wait for each other.
     """
-    _pausables.add(thing)
+    _pausables[thing] = next(_numbers)
 
 
 def notice_fork() -> None:
@@ -76,7 +82,8 @@ def _renew_unless_done() -> None:
 
 
 def _pause_all() -> None:
-    for thing in _living(_pausables):
+    numbers = {thing: _pausables[thing] for thing in _living(_pausables)}
+    for thing in sorted(numbers, key=numbers.__getitem__, reverse=True):
         thing.pause_for_fork()
         _paused.append(thing)
 
@@ -94,7 +101,7 @@ def _renew_all() -> None:
     _owner = os.getpid()
 
 
-def _living(things: WeakSet[T]) -> list[T]:
+def _living(things: Iterable[T]) -> list[T]:
     """Return the members of *things*, to which another thread may be adding."""
     while True:
         try:
