@@ -60,7 +60,8 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
-        self._boot = boot
+        self._find_boot = boot
+        self._boot = ""
         self._database: Database | None = None
         self._leaves_at_exit = False
         self.renew_after_fork()
@@ -179,6 +180,8 @@ class File:
         if self._is_open():
             assert self._database is not None  # noqa: S101  it is open
             return self._database
+        # Before the lock and any transaction: it may start a process, and so fork this one.
+        self._boot = self._find_boot()
         with self._opening:
             if not self._is_open():
                 try:
@@ -226,7 +229,7 @@ class File:
         self.id = prepare(
             connection,
             new=new,
-            boot=self._boot(),
+            boot=self._boot,
             now=self.clock.monotonic(),
             me=self._me,
             is_alive=self._is_alive,
@@ -244,7 +247,7 @@ class File:
         if seen - now < 1:
             return float(seen)
         if not same_boot(connection, self._me, self._is_alive):
-            begin_anew(connection, self._boot(), now)
+            begin_anew(connection, self._boot, now)
             connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now
 
