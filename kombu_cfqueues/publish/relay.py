@@ -85,7 +85,8 @@ class Relay:
         """Forget the thread, which is the parent's; this process's starts when it spools."""
         self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
-        self._make_flags()
+        self._news = Flag(self._clock)  # something was spooled
+        self._end = Flag(self._clock)  # the process ends
         self._over = False
         self._finishes_at_exit = False
         self._exits_by: float | None = None
@@ -142,9 +143,6 @@ class Relay:
         with self._lock:
             if self._thread is not None and self._thread.ident and self._thread.is_alive():
                 return
-            # Locks of the system would block all greenlets, if gevent or eventlet have patched the
-            # process since.
-            self._make_flags()
             self._thread = thread
         try:
             # Not under the lock.  To start a thread under gevent is to switch to another greenlet,
@@ -155,10 +153,6 @@ class Relay:
             # for the next process, as is all that this one does not get done.
             logger.debug("no thread empties the spool: the interpreter is ending")
             self._thread = None
-
-    def _make_flags(self) -> None:
-        self._news = Flag(self._clock)  # something was spooled
-        self._end = Flag(self._clock)  # the process ends
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
         """Empty the spool in this thread, until *stop*.
