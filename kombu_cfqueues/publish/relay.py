@@ -179,10 +179,14 @@ class Relay:
             self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
             while self._may_go_on() and self._spool.elect():
-                self._elected = True
                 self._empty_before_exit()
-                # Only then look again: whoever spooled before has trusted that we are elected.
-                self._stand_down()
+            # Resign, and only then look again: a process that has spooled meanwhile and ends trusts
+            # this one as long as it is elected.
+            self._elected = False
+            self._spool.resign()
+            if self._may_go_on() and self._spool.elect():
+                self._empty_before_exit()
+                self._spool.resign()
         self._over = True
         self._end.set()
         self._news.set()
