@@ -15,7 +15,7 @@ from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publish.publisher import Publisher, post_seconds
 from .rate_limit import Budget, Limit
-from .runtime.fork import renew_in_child
+from .runtime.fork import notice_fork, renew_in_child
 from .spool import SharedBudget, Spool
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Account:
 
         Call `close` once for each call of this.
         """
+        notice_fork()
         key = (options.base_url, options.account_id, options.api_token)
         with _registry.lock:
             account = _registry.accounts.pop(key, None)
@@ -100,6 +101,7 @@ class Account:
 
     def close(self) -> None:
         """Give up one connection; the last one closes the sockets.  Never raises."""
+        notice_fork()
         with _registry.lock:
             self._connections -= 1
             last = self._connections <= 0
@@ -149,22 +151,36 @@ class _CurrentToken:
 
     def __init__(self, token: Token) -> None:
         self._token = token
-        self._last = Secret()
-        self._valid_until = 0.0
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Call the callable anew: a thread of the parent may be calling it."""
+        self._latest: tuple[Secret, float] | None = None  # and until when it is used
+        self._is_called = False
 
     def __call__(self) -> str:
         if not callable(self._token):
             return self._token
-        now = time.monotonic()
-        if now >= self._valid_until:
-            self._valid_until = now + TOKEN_MAX_AGE_SECONDS
-            try:
-                self._last = Secret(self._token())
-            # The application's code may raise anything.  The client calls it again for the next
-            # request, and reports the failure to the caller of that request.
-            except Exception:
-                logger.debug("the callable api_token failed", exc_info=True)
-        return self._last
+        latest = self._latest
+        # While one thread calls, the others use the token before; where there is none yet, each
+        # calls for itself, because a permit without the token would count to no allowance.
+        if latest is not None and (self._is_called or time.monotonic() < latest[1]):
+            return latest[0]
+        self._is_called = True
+        try:
+            token = Secret(self._token())
+        # The application's code may raise anything.  The client calls it again for the next
+        # request, and reports the failure to the caller of that request.
+        except Exception:
+            logger.debug("the callable api_token failed", exc_info=True)
+            if latest is None:
+                return Secret()
+            token = latest[0]
+        finally:
+            self._is_called = False
+        self._latest = token, time.monotonic() + TOKEN_MAX_AGE_SECONDS
+        return token
 
 
 class _Registry:

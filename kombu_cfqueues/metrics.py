@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from .errors import CFQueuesError
-from .runtime.fork import renew_in_child
+from .runtime.fork import notice_fork, renew_in_child
 from .telemetry import Operation, instruments
 
 QUEUE_COUNTS: Final = (
@@ -197,4 +197,5 @@ def stats() -> dict[str, Any]:
         each queue by its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """
+    notice_fork()
     return metrics.snapshot()

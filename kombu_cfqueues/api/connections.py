@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import socket
 import time
 from http.client import HTTPResponse
@@ -23,9 +24,9 @@ from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-from urllib3.util.connection import allowed_gai_family
 
 from ..options import is_loopback
+from .name_resolution import names
 
 POOL_SIZE: Final = 32
 """Connections that stay open.  If more threads make requests, more connections are opened, and
@@ -154,21 +155,30 @@ class _Response(HTTPResponse):
 
 
 class _SharedTimeout(HTTPConnection):
-    """Divides its connect timeout among the addresses of the host.
+    """Divides its connect timeout among looking up the name and the addresses of the host.
 
     urllib3 gives the whole timeout to each address, and Cloudflare's API has four: behind a
-    firewall that drops packets, connecting would take four times the timeout.
+    firewall that drops packets, connecting would take four times the timeout.  Looking up the name
+    has no timeout at all.
     """
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has kept the connection open.
+
+        urllib3 remembers ``select.poll``, which eventlet removes when it patches a process.
+        """
+        return self.sock is not None and not _is_readable(self.sock)
 
     def _new_conn(self) -> socket.socket:
         host, timeout = self._dns_host, cast("float", self.timeout)
+        ends = time.monotonic() + timeout
         try:
-            found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
-        except socket.gaierror as error:
+            addresses = names.addresses(host, self.port, timeout)
+        except OSError as error:
             raise NewConnectionError(self, f"{host} has no address: {error}") from error
-        addresses = list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
         try:
-            sock = self._first_that_connects(addresses, time.monotonic() + timeout)
+            sock = self._first_that_connects(addresses, ends)
         finally:
             self._dns_host, self.timeout = host, timeout
         sock.settimeout(timeout)
@@ -184,6 +194,14 @@ class _SharedTimeout(HTTPConnection):
             except (ConnectTimeoutError, NewConnectionError):
                 if not addresses:
                     raise
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 class _HTTPConnection(_SharedTimeout):

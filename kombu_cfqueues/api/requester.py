@@ -20,7 +20,7 @@ import urllib3
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
 from .permits import RequestPermits
@@ -95,6 +95,7 @@ class Requester:
 
     def close(self) -> None:
         """Close the connections.  The next request opens new ones."""
+        notice_fork()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -108,6 +109,7 @@ class Requester:
         Raises:
             CFQueuesError: There was no response, or it is not a success.
         """
+        notice_fork()
         token = self._current_token(request.action)
         response = self._exchange(request, token)
         if logger.isEnabledFor(logging.DEBUG):
@@ -159,10 +161,13 @@ class Requester:
         )
 
     def _open_pool(self) -> Pool:
-        with self._lock:
-            if self._pool is None:
-                self._pool = Pool(self._url)
-            return self._pool
+        pool = self._pool
+        if pool is None:
+            # Not under the lock: to find the proxies, macOS may look up names.
+            new = Pool(self._url)
+            with self._lock:
+                pool = self._pool = self._pool or new
+        return pool
 
     def _current_token(self, action: str) -> Secret:
         try:

@@ -5,7 +5,6 @@ The receiver's lock guards everything in this module.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from ..errors import CFQueuesError, TransientError
 from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
+from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
 from .poll_interval import PollInterval
 from .prefetch_window import PrefetchWindow
@@ -105,16 +105,16 @@ class Inbox:
         abandoned: The connection was garbage-collected and never closed.
     """
 
-    def __init__(self, lock: threading.Lock, on_pull_wanted: Callable[[], None]) -> None:
+    def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
         self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
-    def renew(self, lock: threading.Lock) -> None:
+    def renew(self, lock: StartingLock) -> None:
         """Start empty in a forked child: the parent delivers what it pulled."""
         self._lock = lock
-        self._changed = threading.Condition(lock)
+        self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
         self.asked = False
 

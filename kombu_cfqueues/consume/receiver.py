@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, PullNotEnabled, TransientError
 from ..options import Options
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, ThreadPool
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
@@ -87,7 +86,7 @@ class Receiver:
         """Pull nothing until the application asks for messages in this process."""
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
-        self._lock = threading.Lock()
+        self._lock = StartingLock()
         self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
         for inbox in self._inboxes:
             inbox.renew(self._lock)

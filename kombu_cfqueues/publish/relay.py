@@ -8,13 +8,13 @@ publisher whose messages wait, may have been killed.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +23,11 @@ from vine import promise
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
+from ..runtime.exits import call_at_exit
 from ..runtime.flag import Flag
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.rng import rng
+from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
 from ..waiting_room import RoomBusy
 from .group_commit import GroupCommit
@@ -69,7 +71,7 @@ EXIT_SECONDS: Final = 3.0
 after which process managers kill it (Docker: 10 seconds)."""
 
 EXIT_POLL_SECONDS: Final = 0.02
-"""How often a process that exits looks whether the spool is empty."""
+"""Poll interval of a process that exits and waits for its thread."""
 
 
 class Relay:
@@ -95,6 +97,8 @@ class Relay:
         self._spooled = Flag(self._clock)  # set when something was spooled
         self._exit = Flag(self._clock)  # set when the process exits
         self._exits = False
+        self._exits_by: float | None = None
+        self._finishes_at_exit = False
         self._elected = False
         # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
@@ -132,9 +136,15 @@ class Relay:
 
     def notify(self) -> None:
         """Wake this process's thread, or start it, because something was spooled."""
+        if not self._finishes_at_exit:
+            self._finishes_at_exit = True
+            call_at_exit(partial(_finish, weakref.ref(self)))
+        if self._exits_by is not None:  # an exit handler that ran after ours has spooled it
+            self.finish(0.0)
+            return
         self._spooled.set()
         thread = self._thread
-        if thread is None or not thread.is_alive():
+        if (thread is None or not thread.is_alive()) and threads_can_run():
             self._start()
 
     def _start(self) -> None:
@@ -151,8 +161,6 @@ class Relay:
             # An interpreter that exits starts no threads.  The next process posts what is on disk.
             logger.debug("the spool is not emptied by this process: the interpreter is exiting")
             self._thread = None
-            return
-        atexit.register(_finish, weakref.ref(self))
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
         """Empty the spool in this thread; block until *stop* is set.
@@ -164,22 +172,50 @@ class Relay:
         while not stop.is_set():
             pause = self._step_safely()
             stop.wait(idle_seconds if pause is None else pause)
-        self._stand_down()
+        self._resign()
 
     def finish(self, seconds: float) -> None:
-        """Block for at most *seconds* while the thread posts and succeeds; then end the thread."""
-        end = self._clock.monotonic() + seconds
+        """Keep emptying the spool for *seconds* while that succeeds; then end the thread.
+
+        The thread keeps posting, and this waits for it.  Where no thread can run, this posts.  It
+        leaves what waits to another process only if that process is elected and alive.
+
+        Args:
+            seconds: Maximum time, counted from the first call.
+        """
+        if self._exits_by is None:
+            self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
-            while (
-                self._elected
-                and self._commit.sender.pause is None
-                and self._clock.monotonic() < end
-                and self._spool.has_backlog()
-            ):
-                self._clock.sleep(EXIT_POLL_SECONDS)
+            while self._may_continue() and self._spool.elect():
+                self._empty_before_exit()
+            # Resign first, and then look again: a process that has spooled meanwhile and exits
+            # trusts this one as long as it is elected.
+            self._elected = False
+            self._spool.resign()
+            if self._may_continue() and self._spool.elect():
+                self._empty_before_exit()
+                self._spool.resign()
         self._exits = True
         self._exit.set()
         self._spooled.set()
+
+    def _may_continue(self) -> bool:
+        return (
+            self._exits_by is not None
+            and self._clock.monotonic() < self._exits_by
+            and self._commit.sender.pause is None
+            and self._spool.has_backlog()
+        )
+
+    def _empty_before_exit(self) -> None:
+        self._exit.set()  # wakes a thread that waits for another process
+        while self._may_continue():
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                pause: float | None = EXIT_POLL_SECONDS
+            else:
+                pause = self._step()
+            self._clock.sleep(EXIT_POLL_SECONDS if pause is None else pause)
 
     def _serve(self) -> None:
         while not self._exits:
@@ -277,7 +313,7 @@ class Relay:
         left = self._spool.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
-            delivery = reference and reference()
+            delivery = reference() if reference is not None else None
             if delivery is not None:
                 delivery.settle(error)
         return bool(left) or len(waiting) < len(places)
@@ -300,6 +336,7 @@ class _Delivery(promise):
 
 
 def _finish(relay: weakref.ref[Relay]) -> None:
+    notice_fork()
     alive = relay()
     if alive is not None:
         alive.finish(EXIT_SECONDS)

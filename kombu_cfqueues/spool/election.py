@@ -33,7 +33,8 @@ class Election:
         drainer, drained_at = self._file.read(
             lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()
         )
-        if drainer not in (me, None) and now - drained_at < SILENCE_SECONDS:
+        another = drainer not in (me, None) and now - drained_at < SILENCE_SECONDS
+        if another and self._file.locks.is_alive(drainer):  # it may have been killed
             return False
         if drainer == me and now - drained_at < HEARTBEAT_SECONDS:
             return True

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit
 from ..runtime.clock import Clock
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
@@ -65,7 +65,8 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
-        self._boot = boot
+        self._find_boot = boot
+        self._boot = ""
         self._database: Database | None = None
         self._leaves_at_exit = False
         self.renew_after_fork()
@@ -185,6 +186,8 @@ class File:
         if self._is_open():
             assert self._database is not None  # noqa: S101  it is open
             return self._database
+        # Before the lock and any transaction: it may start a process, and so fork this one.
+        self._boot = self._find_boot()
         with self._opening:
             if not self._is_open():
                 try:
@@ -232,7 +235,7 @@ class File:
         self.id = prepare(
             connection,
             new=new,
-            boot=self._boot(),
+            boot=self._boot,
             now=self.clock.monotonic(),
             me=self._me,
             is_alive=self._is_alive,
@@ -250,13 +253,14 @@ class File:
         if seen - now < CLOCK_TOLERANCE_SECONDS:
             return float(seen)
         if not same_boot(connection, self._me, self._is_alive):
-            begin_anew(connection, self._boot(), now)
+            begin_anew(connection, self._boot, now)
             connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now
 
 
 def _close(reference: weakref.ref[File]) -> None:
     """Leave the file when the process ends, so that others need not find out that it died."""
+    notice_fork()
     file = reference()
     if file is not None:
         file.close()

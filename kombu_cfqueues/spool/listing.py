@@ -116,15 +116,11 @@ class Listing:
                 "claimed": State.CLAIMED,
                 "refused": State.REFUSED,
             }
-            return [
-                QueueState(
-                    *counts,
-                    oldest_seconds=None if oldest is None else max(0.0, wall - oldest),
-                    paused_seconds=max(0.0, paused_until - now),
-                    why=why,
-                )
-                for *counts, oldest, paused_until, why in connection.execute(_QUEUES, values)
-            ]
+            found = []
+            for *counts, oldest, paused_until, why in connection.execute(_QUEUES, values):
+                age = None if oldest is None else max(0.0, wall - oldest)
+                found.append(QueueState(*counts, age, max(0.0, paused_until - now), why))
+            return found
 
         return self._file.read(look)
 

@@ -21,6 +21,7 @@ from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError, ConnectionFailed
+from ..runtime.fork import notice_fork
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
@@ -105,6 +106,7 @@ class ConsumingChannel(virtual.Channel):
     @property
     def qos(self) -> Prefetch:
         """The prefetch window of this channel, created at its first use."""
+        notice_fork()
         if self._qos is None:
             session = self.session
             self._qos = Prefetch(session.account.receiver, session.options.pull_batch_size)
@@ -261,6 +263,7 @@ class ConsumingChannel(virtual.Channel):
 
         Returns at once; the request leaves within 0.1 seconds.
         """
+        notice_fork()
         if self._qos is not None:
             self._qos.ack(delivery_tag, multiple)
 
@@ -269,6 +272,7 @@ class ConsumingChannel(virtual.Channel):
 
         Without a dead-letter queue, the message is deleted.
         """
+        notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
@@ -278,6 +282,7 @@ class ConsumingChannel(virtual.Channel):
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
         """
+        notice_fork()
         if not requeue:
             raise NotImplementedError(
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
@@ -293,6 +298,7 @@ class ConsumingChannel(virtual.Channel):
         Blocks for at most 5 seconds, until the requests for it have been answered.  Errors of the
         server are logged.
         """
+        notice_fork()
         if not self.closed and self.connection is not None:
             deadline = time.monotonic() + CLOSE_SECONDS
             self.cancel_all()

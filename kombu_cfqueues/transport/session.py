@@ -16,6 +16,7 @@ from ..api.models import Queue
 from ..consume.inbox import Inbox
 from ..errors import ConnectionFailed, QueueNotFound, TransientError
 from ..options import Options
+from ..runtime.fork import notice_fork
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class Session:
 
         Opened at its first use, and again after `close`.
         """
+        notice_fork()
         if self._account is None:
             self._account = Account.open(self.options)
         return self._account
@@ -54,6 +56,7 @@ class Session:
     @property
     def inbox(self) -> Inbox:
         """The messages that were pulled for the consumers of this connection."""
+        notice_fork()
         if self._inbox is None:
             self._inbox = self.account.receiver.open_inbox(self)
         return self._inbox

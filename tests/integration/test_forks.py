@@ -112,9 +112,9 @@ SITE = """
 
 
 @contextlib.contextmanager
-def gunicorn(folder, *arguments: str, site: list):
+def gunicorn(folder, *arguments: str, site: list, code: str = SITE):
     """Run it on a free port; yield its address; it has to end well."""
-    (folder / "site_of_test.py").write_text(textwrap.dedent(SITE))
+    (folder / "site_of_test.py").write_text(textwrap.dedent(code))
     log = folder / "gunicorn.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
