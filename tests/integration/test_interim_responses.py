@@ -25,10 +25,13 @@ class Preceded(Step):
     """Answer with *step*, and interim answers before it."""
 
     def __init__(self, interim: str, step: Say) -> None:
-        self.data = interim.encode() + step.text()
+        self.interim, self.answer = interim.encode(), step.text()
 
     def play(self, connection, server) -> bool:
-        connection.sendall(self.data)
+        connection.sendall(self.interim)
+        # The answer takes its time, or who stops reading here never meets it.
+        server.released.wait(0.02)
+        connection.sendall(self.answer)
         return True
 
 
@@ -48,7 +51,7 @@ def preceded(interim, api):
 def statements(server):
     """Send alternately what the server takes and what it refuses; return who was told what."""
     told = []
-    with Connection(server.broker_url, transport_options={"publish_timeout": 4}) as connection:
+    with Connection(server.broker_url, transport_options={"publish_timeout": 1}) as connection:
         producer = connection.Producer()
         for number in range(6):
             body = "bad" if number % 2 else "good"
@@ -101,7 +104,7 @@ def test_a_pull_gets_its_own_answer():
             return Preceded(INTERIM["103"], Success({"ackCount": 1}))
         return api(request)
 
-    options = {"publish_timeout": 2}
+    options = {"publish_timeout": 1}
     with (
         ScriptedServer(otherwise=answer) as server,
         Connection(server.broker_url, transport_options=options) as connection,
