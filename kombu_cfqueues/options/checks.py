@@ -98,6 +98,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "spool_dir": _path,
     "spool_max_bytes": partial(_integer, minimum=1),
     "allow_insecure_http": _flag,
+    "unroutable": _one_of("raise", "drop"),
     "publish_timeout": seconds,
     "retry_uncertain": _flag,
     "request_rate": _rate,

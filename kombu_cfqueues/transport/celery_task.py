@@ -46,6 +46,12 @@ def is_control_exchange(exchange: str) -> bool:
     return exchange == "celeryev" or exchange.endswith(".pidbox")
 
 
+def is_event(message: Mapping[str, Any]) -> bool:
+    """Whether Celery's event dispatcher made the message: its only header is ``hostname``."""
+    headers = message.get("headers")
+    return isinstance(headers, Mapping) and set(headers) - {"compression"} == {"hostname"}
+
+
 def is_result_queue(queue: str) -> bool:
     """Whether the name is that of a result queue of ``rpc://``: a UUID."""
     return _UUID.fullmatch(queue) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
@@ -20,7 +20,6 @@ from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
     ConnectionFailed,
-    InvalidMessage,
     PermanentError,
     PublishTimeout,
     QueueNotFound,
@@ -29,8 +28,8 @@ from ..errors import (
 from ..publish.reentrancy import no_reentry
 from ..spool.intake import Spooled
 from .batch import PublishBatch
-from .celery_task import is_control_exchange, is_control_queue
-from .consumer import ConsumingChannel, warn_once
+from .celery_task import is_control_queue
+from .consumer import ConsumingChannel
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Channel(ConsumingChannel):
             message is delivered; None in a batch.
 
         Raises:
-            InvalidMessage: ``mandatory`` is set, and no queue is bound for the message.
+            InvalidMessage: No queue is bound for the message; see the option ``unroutable``.
             PublishTimeout: A queue did not accept the message in time.
             SpoolFull, SpoolUnavailable: The spool cannot take the message.
             PermanentError: A signal handler publishes while its thread is publishing.
@@ -76,9 +75,8 @@ class Channel(ConsumingChannel):
         # Set here, so that the copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
-        if not queues:
-            _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
+        mandatory = bool(kwargs.get("mandatory"))
+        queues = self.route(message, exchange, routing_key, mandatory=mandatory)
         if "publish_batch" in kwargs:  # collects the message, and does not block
             for queue in queues:
                 self._put(queue, message, **kwargs)
@@ -320,19 +318,6 @@ class Channel(ConsumingChannel):
             # The token may have the permission to publish and consume, but not to read metrics.
             logger.warning("the number of messages in queue %r cannot be read: %s", queue, error)
             return None
-
-
-def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
-    if is_control_exchange(exchange):
-        return  # without fanout nobody can receive it, and the user need not know
-    text = (
-        f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message goes nowhere: declare the queue in the process that publishes, or "
-        "publish without an exchange and with the queue's name as routing key"
-    )
-    if mandatory:
-        raise InvalidMessage(text)
-    warn_once(text)
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:

@@ -7,7 +7,6 @@ consumers of a queue take turns.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -20,11 +19,12 @@ from .. import envelope
 from ..api.client import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError, ConnectionFailed
+from ..errors import CFQueuesError
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
-from .session import Connected, Session
+from .routing import RoutingChannel, warn_once
+from .session import Connected
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,10 @@ class QueueConsumers:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
 
 
-class ConsumingChannel(virtual.Channel):
+class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
     Message = Message
-    connection: Connected
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
@@ -89,18 +88,6 @@ class ConsumingChannel(virtual.Channel):
         self._cancelled: list[Subscription] = []  # their last pulls may still be in flight
         self._auto_delete: set[str] = set()  # names of queues that were declared with auto_delete
         self._to_delete: set[str] = set()  # those of them that were consumed
-
-    @property
-    def session(self) -> Session:
-        """What the channels of this connection share.
-
-        Raises:
-            ConnectionFailed: The connection was closed, perhaps by another thread.  Kombu then
-                connects again.
-        """
-        if self.connection is None:
-            raise ConnectionFailed("the connection of this channel was closed: open another one")
-        return self.connection.session
 
     @property
     def qos(self) -> Prefetch:
@@ -320,9 +307,10 @@ class ConsumingChannel(virtual.Channel):
     def _delete_consumed(self, deadline: float) -> None:
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
+            self.state.queue_bindings_delete(queue)
             try:
                 self.session.delete_queue(queue, deadline)
-            except CFQueuesError as error:  # noqa: PERF203  then try the next one
+            except CFQueuesError as error:
                 logger.warning(
                     "queue %r (auto_delete) could not be deleted, so delete it by hand: %s",
                     queue,
@@ -362,7 +350,7 @@ class ConsumingChannel(virtual.Channel):
         if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):
-            if self.state.exchanges[exchange]["type"] == "fanout":
+            if self.state.exchanges.get(exchange, {}).get("type") == "fanout":
                 warn_once(
                     f"queue {queue!r} is bound to the fanout exchange {exchange!r}, and Cloudflare "
                     "Queues cannot broadcast: the queue receives only what this process publishes "
@@ -394,9 +382,3 @@ class ConsumingChannel(virtual.Channel):
                 receiver.take_slot(self.qos.window)
             self.qos.track(tag, delivery)
         return message
-
-
-@functools.lru_cache(maxsize=1024)
-def warn_once(text: str) -> None:
-    """Log a warning once in the life of the process."""
-    logger.warning("%s", text)

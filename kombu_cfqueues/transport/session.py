@@ -16,6 +16,7 @@ from ..api.client import Queue
 from ..consume.inbox import Inbox
 from ..errors import ConnectionFailed, QueueNotFound, TransientError
 from ..options import Options
+from .bindings import Bindings, bindings_of
 
 T = TypeVar("T")
 
@@ -57,6 +58,11 @@ class Session:
         if self._inbox is None:
             self._inbox = self.account.receiver.open_inbox(self)
         return self._inbox
+
+    @property
+    def bindings(self) -> Bindings:
+        """The exchanges and bindings, which all connections to the account share."""
+        return bindings_of(self.options)
 
     def deadline(self) -> float:
         """The deadline of a call that starts now: ``publish_timeout`` from now."""

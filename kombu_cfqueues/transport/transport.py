@@ -102,6 +102,15 @@ class Transport(virtual.Transport):
             return None  # Kombu's default for a connection without a URL
         return cast("str | None", client.hostname)
 
+    @property
+    def state(self) -> virtual.BrokerState:
+        """The exchanges and bindings, which all connections to the account share."""
+        return self.session.bindings
+
+    @state.setter
+    def state(self, value: virtual.BrokerState) -> None:
+        """Ignore what Kombu's base class sets: bindings for this connection only."""
+
     @cached_property
     def session(self) -> Session:
         """What the channels of this connection share.

@@ -200,3 +200,64 @@ def test_a_fanout_exchange_and_events_may_have_no_listeners(emulator):
         producer.publish({}, exchange=Exchange("celeryev", type="topic"), routing_key="task.sent")
         producer.publish({}, exchange="celery.pidbox", routing_key="")
     assert emulator.queue_names() == []
+
+
+def test_events_under_another_name_may_have_no_listeners(emulator):
+    """Celery's setting `event_exchange` renames their exchange; a worker must not stop for it."""
+    app = Celery("shop", broker=emulator.broker_url, set_as_current=False)
+    app.conf.update(broker_transport="kombu_cfqueues:Transport", event_exchange="diary")
+    with (
+        app,
+        app.connection_for_write() as connection,
+        app.events.Dispatcher(connection, hostname="here") as dispatcher,
+    ):
+        dispatcher.send("worker-online")
+    assert emulator.queue_names() == []
+
+
+# -- what a process that lives long does to its bindings
+
+
+def test_reply_queues_leave_no_bindings(emulator):
+    """Each has a new name, so that bindings which stay would fill the memory."""
+    with Connection(emulator.broker_url) as connection:
+        for number in range(3):
+            with connection.channel() as channel:
+                reply = Queue(f"reply-{number}", Exchange("replies"), f"{number}", auto_delete=True)
+                with connection.Consumer(reply, channel=channel):
+                    pass
+        assert list(connection.default_channel.list_bindings()) == []
+        assert connection.default_channel.get_table("replies") == []
+
+
+def test_an_exchange_is_deleted_and_its_queues_stay(emulator, declared):
+    """As in AMQP: what another connection has published is not to be deleted with it."""
+    with Connection(emulator.broker_url) as other:
+        other.Producer().publish({}, exchange="orders", routing_key="new")
+        ORDERS(other.default_channel).delete(if_unused=True)
+        other.Producer().publish({}, exchange="orders", routing_key="new")
+        ORDERS(other.default_channel).delete()
+        with pytest.raises(InvalidMessage, match="no queue is bound"):
+            declared.Producer().publish({}, exchange="orders", routing_key="new")
+    assert count(emulator) == 2
+
+
+def test_threads_that_declare_at_once_lose_no_binding(emulator):
+    """Each has a connection of its own, and all of them start with the same exchange."""
+    start = threading.Barrier(8)
+
+    def declare_many(thread):
+        with Connection(emulator.broker_url) as connection:
+            channel = connection.default_channel
+            start.wait(20)
+            for number in range(50):
+                exchange = Exchange(f"many-{number}", type="topic")
+                Queue(f"queue-{thread}", exchange, f"{thread}.#")(channel).declare()
+                assert f"queue-{thread}" in channel._lookup(f"many-{number}", f"{thread}.x")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(declare_many, range(8)))
+
+    with Connection(emulator.broker_url) as connection:
+        for number in range(50):
+            assert len(connection.default_channel.get_table(f"many-{number}")) == 8

@@ -85,7 +85,7 @@ def test_the_same_in_a_batch(emulator):
     with Connection(emulator.broker_url, transport_options=options) as connection:
         producer = connection.Producer()
         producer.publish("", routing_key="jobs")  # which looks the queue up
-        with pytest.raises(Exception, match="retention"), producer.batch():  # noqa: PT012
+        with pytest.raises(Exception, match="retention"), producer.batch():
             producer.publish([[], {}, {}], routing_key="jobs", headers=headers)
     assert len(emulator.messages("jobs")) == 1
 

@@ -217,8 +217,8 @@ def test_exchanges_deliver_to_each_bound_queue(connection, reader, kind):
     assert [body(m) for q in ("eu", "us") for m in reader.messages(q)] == [{"n": 1}, {"n": 1}]
 
 
-def test_a_message_that_nothing_is_bound_for_is_logged_once(connection, caplog):
-    exchange = Exchange("lonely", type="topic")
+def test_a_fanout_message_that_nothing_is_bound_for_is_logged_once(connection, caplog):
+    exchange = Exchange("lonely", type="fanout")
     producer = connection.Producer()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
