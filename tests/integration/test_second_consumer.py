@@ -48,6 +48,7 @@ def take_all(simple, at_most=4):
 
 def test_a_second_simple_queue_gets_all_while_an_abandoned_one_lives(connection):
     abandoned = connection.SimpleQueue("jobs")
+    assert take_all(abandoned, 1) == []
     second = connection.SimpleQueue("jobs")
     found = []
     for number in range(6):
