@@ -219,9 +219,14 @@ def test_a_rate_limit_is_one_under_any_status(status, code):
 def test_its_retry_after_is_kept_under_any_status(status, code):
     api = Api(["jobs"])
     answers = [Failure(status, code, Retry_After="1")]
-    with ScriptedServer(
-        otherwise=lambda r: answers.pop() if r.path.endswith("/messages") and answers else api(r)
-    ) as server, Connection(server.broker_url) as connection:
+    with (
+        ScriptedServer(
+            otherwise=lambda r: (
+                answers.pop() if r.path.endswith("/messages") and answers else api(r)
+            )
+        ) as server,
+        Connection(server.broker_url) as connection,
+    ):
         began = time.monotonic()
         publish(connection)
         assert 1 <= time.monotonic() - began < 4
@@ -291,5 +296,3 @@ def test_the_emulator_can_be_told_to_answer_so(emulator, status):
         began = time.monotonic()
         publish(connection)
         assert time.monotonic() - began >= 1
-
-

@@ -94,6 +94,29 @@ def test_a_token_that_is_not_encoded_gets_the_advice_to_encode_it(begin):
     assert "54321" not in told(error)
 
 
+@pytest.mark.parametrize("sign", "/?#")
+def test_a_slip_in_a_further_url_of_a_list_is_told_at_once(emulator, sign):
+    """Kombu parses it when it fails over, and its error shows the token."""
+    urls = [emulator.broker_url, f"cfqueues://{ACCOUNT}:a{sign}{SECRET}@/"]
+    connection = Connection(urls, transport="kombu_cfqueues:Transport")
+
+    error = failure_of(connection)
+
+    assert isinstance(error, ConfigurationError)
+    assert "percent-encode the token" in str(error)
+    assert SECRET.lower() not in told(error).lower()
+
+
+def test_a_query_is_refused():
+    """Kombu would take it for arguments of its own."""
+    connection = Connection(
+        f"cfqueues://{ACCOUNT}:{SECRET}@/?publish_timeout=5", transport="kombu_cfqueues:Transport"
+    )
+    error = failure_of(connection)
+    assert isinstance(error, ConfigurationError)
+    assert "transport_options" in str(error)
+
+
 def test_a_slip_does_not_send_the_environments_token_to_another_host(monkeypatch):
     """The account id has become the host: no request may leave to it."""
     monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", ACCOUNT)
