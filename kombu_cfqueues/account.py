@@ -76,7 +76,7 @@ class Account:
             options.api_token,
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            gate=self.budget,
+            permits=self.budget,
         )
         self.directory = Directory(self.client)
         self.publisher = Publisher(self.client, self.directory, self.budget, options, file)

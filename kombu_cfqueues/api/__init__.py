@@ -1,1 +1,1 @@
-"""Cloudflare's HTTP API: requests, connections, answers and queue ids."""
+"""Cloudflare's HTTP API: requests, connections, responses, queue names and ids."""

@@ -1,7 +1,7 @@
-"""Connections to the API, and how to get there: what lies between the client and the sockets.
+"""Connections to the API: what lies between a request and the sockets.
 
-No login from ``~/.netrc`` is taken, no redirect followed, no request repeated, no cookie kept, and
-no answer outlives its timeout.  Proxies and CA bundles of the environment are honoured.
+They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, and end
+every response at its timeout.  They use the proxies and CA bundles of the environment.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from http.client import HTTPResponse
-from typing import Any, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -27,40 +27,48 @@ from urllib3.util.connection import allowed_gai_family
 
 from ..options import is_loopback
 
-#: Connections that are kept open; more are made when more threads ask, and closed after use.
-POOL_SIZE = 32
+POOL_SIZE: Final = 32
+"""Connections that stay open.  If more threads make requests, more connections are opened, and
+closed after use."""
 
-#: Most bytes of an answer that are read.  A pull of 100 messages of 128 KB, in which JSON needs six
-#: bytes for some characters, stays below it.
-MOST_ANSWER_BYTES = 100 << 20
+MAX_RESPONSE_BYTES: Final = 100 << 20
+"""Maximum size of a response body.  A pull of 100 messages of 128 KB stays below it, even if JSON
+needs six bytes for each character."""
+
+MIN_CONNECT_SECONDS: Final = 0.001
+"""The last address of a host gets at least this connect timeout, and other addresses a share of it:
+a socket with the timeout 0 would not wait at all."""
 
 
 class Pool:
-    """Connections to one host, for any number of threads.
+    """Connections to one host.  Threads may share it.
 
-    The adapter of requests is used without a `requests.Session` around it.  What a session adds is
-    what must not happen here: it follows redirects, keeps cookies, and lets ~/.netrc replace our
-    Authorization header; and it takes a quarter of the CPU of a request.
+    This uses the adapter of requests without a `requests.Session`.  A session would follow
+    redirects, keep cookies and let ~/.netrc replace our Authorization header, and it takes a
+    quarter of the CPU time of a request.
 
     Args:
         url: Any URL of the host.
     """
 
     def __init__(self, url: str) -> None:
-        # No retries by urllib3: each one would be a request that nobody has counted.
+        # No retries by urllib3: the request allowance would not count them.
         self._adapter = _Adapter(pool_connections=1, pool_maxsize=POOL_SIZE, max_retries=0)
-        # What a session would read from the environment for each request, read once.
+        # A session would read the environment for each request; read it once.
         loopback = is_loopback(urlsplit(url).hostname or "")
         self._proxies = {} if loopback else get_environ_proxies(url)
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-        self._verify = bundle or True
+        ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        self._verify = ca_bundle or True
 
     def send(self, request: requests.Request, timeout: urllib3.Timeout) -> requests.Response:
-        """The answer's status and headers; `read_body` reads the rest."""
+        """Make a request, and return its response with the body unread (`read_body` reads it).
+
+        Raises whatever requests and urllib3 raise.
+        """
         return self._adapter.send(
             _prepare(request),
             stream=True,
-            timeout=cast("Any", timeout),  # requests passes it on; its stubs do not know
+            timeout=cast("Any", timeout),  # requests passes it on, but its stubs do not say so
             verify=self._verify,
             proxies=self._proxies,
         )
@@ -71,9 +79,10 @@ class Pool:
 
 
 def _prepare(request: requests.Request) -> requests.PreparedRequest:
-    """As ``request.prepare()``, which takes a sixth of the CPU of a request.
+    """Do what is needed of ``request.prepare()``, which takes a sixth of a request's CPU time.
 
-    It parses and quotes the URL, which is ours and finished, and looks for cookies and a login.
+    That method also parses and quotes the URL, which is quoted already, and looks for cookies and a
+    login.
     """
     prepared = requests.PreparedRequest()
     prepared.method = request.method
@@ -87,41 +96,48 @@ def _prepare(request: requests.Request) -> requests.PreparedRequest:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """The whole body, unless it is too long to be an answer of the API."""
-    # What was asked for.  Each further packing makes an answer up to a thousand times as long.
+    """Read the whole body.
+
+    Raises:
+        ContentDecodingError: It is larger than `MAX_RESPONSE_BYTES`, or has an encoding that the
+            request did not ask for: each further compression makes a body up to a thousand times
+            as large.
+
+    It also raises whatever requests and urllib3 raise.
+    """
     if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
-        raise requests.exceptions.ContentDecodingError("the answer is packed as nobody asked for")
+        raise requests.exceptions.ContentDecodingError("the response has an unrequested encoding")
     chunks, size = [], 0
     for chunk in response.iter_content(1 << 16):
         chunks.append(chunk)
         size += len(chunk)
-        if size > MOST_ANSWER_BYTES:
-            raise requests.exceptions.ContentDecodingError("the answer is too long to be one")
+        if size > MAX_RESPONSE_BYTES:
+            raise requests.exceptions.ContentDecodingError("the response is too large")
     return b"".join(chunks)
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket until the timeout that the socket has now has passed, once and for all.
+    """Reads a whole response within the timeout that its socket has when reading begins.
 
-    A socket's own timeout starts anew with each byte, so that a server that sends its answer drop
-    by drop would be waited for as long as it likes.
+    A socket's own timeout starts again with each byte, so a server that sends one byte at a time
+    could keep the reader waiting without limit.
     """
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._sock = sock
         self._raw = raw
         timeout = sock.gettimeout()
-        self._until = None if timeout is None else time.monotonic() + timeout
+        self._ends = None if timeout is None else time.monotonic() + timeout
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._until is not None:
-            left = self._until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("the answer did not end in time")
-            self._sock.settimeout(left)
+        if self._ends is not None:
+            remaining = self._ends - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("the response did not end in time")
+            self._sock.settimeout(remaining)
         return cast("int | None", self._raw.readinto(buffer))
 
     def close(self) -> None:
@@ -133,15 +149,15 @@ class _TimedReader(io.RawIOBase):
 class _Response(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        # urllib3 has just set the socket's timeout to the time that is left for the answer.
+        # urllib3 has just set the socket's timeout to the time that remains for the response.
         self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach()))
 
 
 class _SharedTimeout(HTTPConnection):
-    """Shares its timeout out among the addresses of the host.
+    """Divides its connect timeout among the addresses of the host.
 
-    urllib3 gives the whole of it to each, and Cloudflare's API has four: behind a firewall that
-    drops packets, a connection would take four times as long as it may.
+    urllib3 gives the whole timeout to each address, and Cloudflare's API has four: behind a
+    firewall that drops packets, connecting would take four times the timeout.
     """
 
     def _new_conn(self) -> socket.socket:
@@ -151,27 +167,28 @@ class _SharedTimeout(HTTPConnection):
         except socket.gaierror as error:
             raise NewConnectionError(self, f"{host} has no address: {error}") from error
         addresses = list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
-        until = time.monotonic() + timeout
         try:
-            while True:
-                self._dns_host = addresses.pop(0)
-                left = max(until - time.monotonic(), 0.001)  # 0 would not wait for an answer at all
-                self.timeout = left / (1 + len(addresses))
-                try:
-                    sock = super()._new_conn()
-                except (ConnectTimeoutError, NewConnectionError):
-                    if not addresses:
-                        raise
-                else:
-                    sock.settimeout(timeout)
-                    return sock
+            sock = self._first_that_connects(addresses, time.monotonic() + timeout)
         finally:
             self._dns_host, self.timeout = host, timeout
+        sock.settimeout(timeout)
+        return sock
+
+    def _first_that_connects(self, addresses: list[str], ends: float) -> socket.socket:
+        while True:
+            self._dns_host = addresses.pop(0)
+            remaining = max(ends - time.monotonic(), MIN_CONNECT_SECONDS)
+            self.timeout = remaining / (1 + len(addresses))
+            try:
+                return super()._new_conn()
+            except (ConnectTimeoutError, NewConnectionError):
+                if not addresses:
+                    raise
 
 
 class _HTTPConnection(_SharedTimeout):
     response_class = _Response
-    debuglevel = 0  # where it is set for all, http.client prints headers, and so the token
+    debuglevel = 0  # http.client prints headers, and so the token, if an application sets it
 
 
 class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
@@ -183,8 +200,8 @@ class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
             super().connect()
         except OSError as error:
             if self.proxy:
-                raise  # urllib3 tells by the type that it was the proxy
-            # The same types are raised after the request has left; here surely nothing was sent.
+                raise  # urllib3 needs the type to see that the proxy failed
+            # The same types are raised after a request was sent, but here nothing was sent.
             raise NewConnectionError(self, f"connecting failed: {error}") from error
 
 
@@ -204,9 +221,9 @@ class _Adapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         try:
             manager = super().proxy_manager_for(proxy, **kwargs)
-        except ValueError as error:  # a version of SOCKS that there is not, and others
+        except ValueError as error:  # such as an unknown version of SOCKS
             raise requests.exceptions.InvalidProxyURL(str(error)) from error
-        if not proxy.lower().startswith("socks"):  # these need connections of their own
+        if not proxy.lower().startswith("socks"):  # a SOCKS proxy has its own connection classes
             _use_our_pools(manager)
         return manager
 

@@ -1,7 +1,8 @@
-"""What an HTTP answer of the API means: its result, or one of our errors.
+"""What a response of the API means: its payload, or one of our errors.
 
-Statuses alone are not enough: an error may come with status 200, and failures at Cloudflare's edge
-are HTML pages.  ``success`` and ``errors[].code`` decide, the status only where they are silent.
+The HTTP status alone is not enough: an error may come with status 200, and failures of Cloudflare's
+edge are HTML pages.  ``success`` and ``errors[].code`` decide; the status decides where they are
+missing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..errors import (
     AuthenticationFailed,
@@ -21,6 +22,7 @@ from ..errors import (
     PermanentError,
     PermissionDenied,
     PlanLimitReached,
+    PullNotEnabled,
     QueueDisabled,
     QueueFull,
     QueueNameConflict,
@@ -29,46 +31,47 @@ from ..errors import (
     ServerError,
 )
 
-PERMISSION = (
+STATUS_PAGE: Final = "If trying again does not help, see https://www.cloudflarestatus.com."
+"""What to do if the API fails."""
+
+_PERMISSION: Final = (
     "The API token needs the permission 'Account > Queues > Edit' (Queues Edit) "
     "for this account, and may have been revoked or mistyped."
 )
+_NO_QUEUE: Final = (
+    "The queue does not exist any more, or never did: create it, or correct its id in the option "
+    "'queues'."
+)
+_MALFORMED_TOKEN: Final = "The API token is malformed: check api_token."  # noqa: S105  a text
+_BLOCKED: Final = "Every call with this token is blocked for up to five minutes."
 
-NO_QUEUE = "The queue has gone, or never was: create it, or correct its id in the option 'queues'."
 
+class Response(NamedTuple):
+    """An HTTP response that was read to its end.
 
-class Answer(NamedTuple):
-    """An HTTP answer, read to its end."""
+    Attributes:
+        status: The HTTP status.
+        headers: The headers, by names in any case.
+        body: The whole body, decoded.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-class Failure(NamedTuple):
-    """The first entry of an answer's ``errors``, as far as it could be read."""
+Meaning: TypeAlias = tuple[type[CFQueuesError], str]
+"""The class of our error, and what to do about it; ``""`` if there is nothing to say."""
 
-    code: int | None
-    text: str
-
-
-STATUS_PAGE = "If trying again does not help, see https://www.cloudflarestatus.com."
-
-Meaning = tuple[type[CFQueuesError], str]
-"""An error's class, and what its reader should do."""
-
-
-#: Cloudflare's error codes, from its list at developers.cloudflare.com/queues (101xx, 102xx), the
-#: source of wrangler (100xxx) and reports of answers seen (the rest).
-CODES: dict[int, Meaning] = {
-    10104: (QueueNotFound, NO_QUEUE),
-    11000: (QueueNotFound, NO_QUEUE),
-    10106: (PermissionDenied, PERMISSION),
-    10405: (PermissionDenied, PERMISSION),
-    10107: (ConfigurationError, "A queue id is 32 hex digits: check the option 'queues'."),
+CODES: Final[Mapping[int, Meaning]] = {
+    10104: (QueueNotFound, _NO_QUEUE),
+    11000: (QueueNotFound, _NO_QUEUE),
+    10106: (PermissionDenied, _PERMISSION),
+    10405: (PermissionDenied, _PERMISSION),
+    10107: (ConfigurationError, "A queue id has 32 hex digits: check the option 'queues'."),
     10201: (ServerError, STATUS_PAGE),
-    10202: (InvalidMessage, "A delay is 0 to 86,400 seconds."),
-    10203: (InvalidMessage, "A delay is 0 to 86,400 seconds, a content type text or json."),
+    10202: (InvalidMessage, "A delay must be 0 to 86,400 seconds."),
+    10203: (InvalidMessage, "A delay must be 0 to 86,400 seconds, a content type text or json."),
     10204: (MessageTooLarge, "A message may have 128 KB: store the data and send a reference."),
     10205: (MessageTooLarge, "A batch may have 256 KB."),
     10206: (InvalidMessage, "A batch has 1 to 100 messages."),
@@ -77,159 +80,166 @@ CODES: dict[int, Meaning] = {
     10013: (InvalidMessage, ""),
     10026: (PermanentError, ""),
     10250: (RateLimited, "The queue is overloaded; try again later."),
-    10251: (QueueFull, "Nothing fits until consumers have read some of its backlog."),
+    10251: (QueueFull, "It takes no messages until consumers have read some of its backlog."),
     10252: (QueueDisabled, "Enable it again in the dashboard."),
-    10253: (PlanLimitReached, "The free plan's operations of today are used up."),
+    10253: (PlanLimitReached, "The free plan's operations for today are used up."),
     11001: (PermanentError, "The Worker has no queue handler."),
-    11003: (ConfigurationError, "A queue name is 1 to 63 letters, digits and dashes."),
+    11003: (ConfigurationError, "A queue name has 1 to 63 letters, digits and dashes."),
     11004: (PermanentError, "The queue has a consumer already."),
-    11009: (QueueNameConflict, "A queue of that name exists."),
+    11009: (QueueNameConflict, "A queue with that name exists already."),
     100127: (ConfigurationError, "Check consumer_max_retries and dead_letter_queue."),
     100128: (ConfigurationError, "Check the queue's settings."),
-    6003: (AuthenticationFailed, "The API token is malformed: check api_token."),
-    6103: (AuthenticationFailed, "The API token is malformed: check api_token."),
-    6111: (AuthenticationFailed, "The API token is malformed: check api_token."),
-    9109: (AuthenticationFailed, PERMISSION),
-    10000: (AuthenticationFailed, PERMISSION),
+    6003: (AuthenticationFailed, _MALFORMED_TOKEN),
+    6103: (AuthenticationFailed, _MALFORMED_TOKEN),
+    6111: (AuthenticationFailed, _MALFORMED_TOKEN),
+    9109: (AuthenticationFailed, _PERMISSION),
+    10000: (AuthenticationFailed, _PERMISSION),
     7000: (ConfigurationError, "Check account_id and base_url."),
     7003: (ConfigurationError, "Check account_id and base_url."),
-    971: (RateLimited, "Every call of this token is blocked for up to five minutes."),
-    6100: (RateLimited, "Every call of this token is blocked for up to five minutes."),
+    971: (RateLimited, _BLOCKED),
+    6100: (RateLimited, _BLOCKED),
     15000: (ServerError, STATUS_PAGE),
 }
+"""Cloudflare's error codes: from its list at developers.cloudflare.com/queues (101xx, 102xx), from
+the source of wrangler (100xxx), and from responses that people reported (the rest)."""
+
+PULL_STATUSES: Final[Mapping[int, Meaning]] = {
+    405: (PullNotEnabled, "The queue has no HTTP pull consumer, or a Worker consumes it."),
+    409: (QueueDisabled, "Delivery from the queue is paused; resume it in the dashboard."),
+}
+"""What these statuses mean on the route that pulls."""
+
+_STATUSES: Final[Mapping[int, Meaning]] = {
+    401: (AuthenticationFailed, _PERMISSION),
+    404: (QueueNotFound, "Check account_id and base_url."),
+    405: (ConfigurationError, "Check base_url."),
+    408: (ServerError, STATUS_PAGE),
+    409: (QueueNameConflict, "It exists already."),
+    413: (MessageTooLarge, "A message may have 128 KB, a request 256 KB."),
+    429: (RateLimited, "Every call with this token may be blocked for up to five minutes."),
+}
+"""What a status means on every other route, without a code that is known."""
 
 
-def envelope_of(
-    answer: Answer,
-    doing: str,
+def payload_of(
+    response: Response,
+    action: str,
     statuses: Mapping[int, Meaning] | None = None,
     secret: str = "",
 ) -> dict[str, Any]:
-    """The envelope of a successful answer: its ``result``, which may be missing, and more.
+    """Return the JSON object of a successful response: its ``result``, if it has one, and more.
 
     Args:
-        answer: What came.
-        doing: What was asked for, for the error's text: ``publishing to queue 'jobs'``.
-        statuses: What statuses mean on this route, where it differs from the rest of the API.
-        secret: What the answer may repeat and an error must not.
+        response: The response.
+        action: What the request was for, such as ``publishing to queue 'jobs'``; the error's text
+            begins with it.
+        statuses: What statuses mean on this route, where it differs from the other routes.
+        secret: Masked in the error's text, because a server may repeat what it was sent.
 
     Raises:
-        CFQueuesError: The answer is no success; the subclass says what it means.
+        CFQueuesError: The response is not a success; the class says what it means.
     """
-    envelope = _parse(answer.body)
-    if envelope is not None and envelope.get("success") is True and 200 <= answer.status < 300:
-        return envelope
-    raise _error(answer, envelope, doing, statuses or {}, secret)
+    payload = _parse(response.body)
+    if payload is not None and payload.get("success") is True and 200 <= response.status < 300:
+        return payload
+    raise _error(response, payload, action, statuses or {}, secret)
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:
     try:
-        envelope = json.loads(body)
+        payload = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return envelope if isinstance(envelope, dict) else None
+    return payload if isinstance(payload, dict) else None
 
 
 def _error(
-    answer: Answer,
-    envelope: dict[str, Any] | None,
-    doing: str,
+    response: Response,
+    payload: dict[str, Any] | None,
+    action: str,
     statuses: Mapping[int, Meaning],
     secret: str,
 ) -> CFQueuesError:
-    failure = _first_failure(envelope, secret)
-    kind, advice = _meaning(answer, envelope, failure, statuses)
-    said = f", code {failure.code}" if failure.code is not None else ""
-    ray_id = _hide(secret, answer.headers.get("CF-Ray", ""))[:100]
-    if ray_id:
-        said += f", ray {ray_id}"
-    text = f": {failure.text}" if failure.text else _what_came(answer, envelope, secret)
+    code, text = _first_failure(payload)
+    kind, advice = _meaning(response, code, statuses, has_json=payload is not None)
+    ray_id = _masked(response.headers.get("CF-Ray", ""), secret)[:100]
+    facts = f"HTTP {response.status}"
+    facts += f", code {code}" if code is not None else ""
+    facts += f", ray {ray_id}" if ray_id else ""
+    text = " ".join(_masked(text, secret).split())[:300].rstrip(".?!")
+    if text:
+        text = f": {text}"
+    elif payload is None:
+        text = _unreadable(response, secret)
     error = kind(
-        f"{doing} failed (HTTP {answer.status}{said}){text}. {advice}".rstrip(". ") + ".",
-        status=answer.status,
-        code=failure.code,
+        f"{action} failed ({facts}){text}. {advice}".rstrip(". ") + ".",
+        status=response.status,
+        code=code,
         ray_id=ray_id or None,
-        retry_after=_retry_after(answer.headers.get("Retry-After")),
+        retry_after=_retry_after(response.headers.get("Retry-After")),
     )
-    # A 503 says that nothing was done.  Any other failure of the server may have come after the
-    # message was written.
-    if isinstance(error, ServerError) and answer.status != 503:
+    # A 503 says that nothing was done.  Any other failure of the server may have happened after
+    # the message was written.
+    if isinstance(error, ServerError) and response.status != 503:
         error.delivered = "unknown"
     return error
 
 
-def _first_failure(envelope: dict[str, Any] | None, secret: str) -> Failure:
-    errors = envelope.get("errors") if envelope else None
+def _first_failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
+    """Return code and text of the first entry of ``errors``, as far as they can be read."""
+    errors = payload.get("errors") if payload else None
     first = errors[0] if isinstance(errors, list) and errors else None
     if not isinstance(first, dict):
-        return Failure(None, "")
+        return None, ""
     code, text = first.get("code"), first.get("message")
-    return Failure(
-        code if isinstance(code, int) and not isinstance(code, bool) else None,
-        (
-            " ".join(_hide(secret, text).split())[:300].rstrip(".?!")
-            if isinstance(text, str)
-            else ""
-        ),
-    )
+    is_code = isinstance(code, int) and not isinstance(code, bool)
+    return code if is_code else None, text if isinstance(text, str) else ""
 
 
 def _meaning(
-    answer: Answer,
-    envelope: dict[str, Any] | None,
-    failure: Failure,
-    statuses: Mapping[int, Meaning],
+    response: Response, code: int | None, statuses: Mapping[int, Meaning], *, has_json: bool
 ) -> Meaning:
-    if "cf-mitigated" in answer.headers:
-        return (
-            ServerError,
-            "Cloudflare's edge challenged the request: check whether this machine's IP is blocked.",
+    if "cf-mitigated" in response.headers:
+        advice = (
+            "Cloudflare's edge challenged the request: check whether this machine's IP is blocked."
         )
-    if failure.code in CODES:
-        return CODES[failure.code]
-    if answer.status in statuses:
-        return statuses[answer.status]
-    return _meaning_of_status(answer.status, has_json=envelope is not None)
+        return ServerError, advice
+    if code is not None and code in CODES:
+        return CODES[code]
+    if response.status in statuses:
+        return statuses[response.status]
+    return _meaning_of_status(response.status, has_json=has_json)
 
 
 def _meaning_of_status(status: int, *, has_json: bool) -> Meaning:
     if 300 <= status < 400:
         advice = "Redirects are not followed, they would carry the API token: check base_url."
         return ConfigurationError, advice
-    if status == 401 or (status == 403 and has_json):
-        return (AuthenticationFailed if status == 401 else PermissionDenied), PERMISSION
-    known: dict[int, Meaning] = {
-        403: (PermissionDenied, f"A proxy may have answered in the API's place. {PERMISSION}"),
-        404: (QueueNotFound, "Check account_id and base_url."),
-        405: (ConfigurationError, "Check base_url."),
-        408: (ServerError, STATUS_PAGE),
-        409: (QueueNameConflict, "It exists already."),
-        413: (MessageTooLarge, "A message may have 128 KB, a request 256 KB."),
-        429: (RateLimited, "Every call of this token may be blocked for up to five minutes."),
-    }
-    if status in known:
-        return known[status]
+    if status == 403:
+        origin = "" if has_json else "A proxy may have answered in the API's place. "
+        return PermissionDenied, origin + _PERMISSION
+    if status in _STATUSES:
+        return _STATUSES[status]
     if 400 <= status < 500:
         return InvalidMessage, ""
     return ServerError, STATUS_PAGE
 
 
-def _what_came(answer: Answer, envelope: dict[str, Any] | None, secret: str) -> str:
-    if envelope is not None:
-        return ""
-    if not answer.body:
+def _unreadable(response: Response, secret: str) -> str:
+    """Describe a body that is not the API's JSON."""
+    if not response.body:
         return ", with an empty body"
-    kind = _hide(secret, answer.headers.get("Content-Type", "")).split(";")[0][:100]
+    kind = _masked(response.headers.get("Content-Type", ""), secret).split(";")[0][:100]
     kind = kind or "of unknown type"
-    return f", with {len(answer.body):,} bytes ({kind}) that are not the API's JSON"
+    return f", with {len(response.body):,} bytes ({kind}) that are not the API's JSON"
 
 
-def _hide(secret: str, text: str) -> str:
+def _masked(text: str, secret: str) -> str:
     return text.replace(secret, "**") if secret else text
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a ``Retry-After`` header, which may also be a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a ``Retry-After`` header, which may also be a date (RFC 9110)."""
     if value is None:
         return None
     try:
@@ -239,5 +249,5 @@ def _retry_after(value: str | None) -> float | None:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
-    # Compared this way round, NaN is refused as well.
+    # In this order, the comparison refuses NaN too.
     return max(0.0, seconds) if seconds < 1e9 else None

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
-from ..api.client import Queue, QueuePage
+from ..api.models import Queue, QueuePage
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -176,7 +176,7 @@ def _refusal(error: CFQueuesError, host: str) -> Iterator[Check]:
 
 def _clock(session: Session) -> Check:
     try:
-        api_time = parsedate_to_datetime(session.client.heard["Date"]).timestamp()
+        api_time = parsedate_to_datetime(session.client.latest_headers["Date"]).timestamp()
     except (KeyError, ValueError):
         return Check("clock", "unknown", "the API's response has no valid Date header")
     skew = time.time() - api_time
@@ -198,7 +198,7 @@ def _permission(session: Session, queue: Queue | None) -> Check:
     """
     path = f"/{queue.id if queue else UNKNOWN_QUEUE_ID}/messages/batch"
     try:
-        session.client.ask("POST", path, {"messages": []}, deadline=_deadline(session))
+        session.client.request("POST", path, {"messages": []}, deadline=_deadline(session))
     except (InvalidMessage, QueueNotFound):
         pass  # the batch or the id was refused, not the token
     except (AuthenticationFailed, PermissionDenied) as error:

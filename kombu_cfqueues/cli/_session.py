@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 
 from .. import envelope, retry
 from ..account import Account
-from ..api.client import Gate, Queue
-from ..api.directory import PullConsumer
+from ..api.models import PullConsumer, Queue
+from ..api.permits import RequestPermits
 from ..consume.delivery import may_be_retried
 from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
@@ -48,7 +48,7 @@ class Session:
         self.directory = self._account.directory
 
     @property
-    def gate(self) -> Gate:
+    def gate(self) -> RequestPermits:
         """The request allowance that the command shares with other processes."""
         return self._account.budget
 
@@ -57,7 +57,7 @@ class Session:
 
         Both come from the latest response of the API.
         """
-        return parse_ratelimit(self.client.heard.get("Ratelimit") or "")
+        return parse_ratelimit(self.client.latest_headers.get("Ratelimit") or "")
 
     def close(self) -> None:
         """Close the connections."""

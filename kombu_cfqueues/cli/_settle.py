@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from ..api.client import Client, Queue
+from ..api.client import Client
+from ..api.models import Queue
 from ..errors import CFQueuesError, PermanentError, PullNotEnabled, QueueNameConflict, QueueNotFound
 from ..options import Secret
 from . import _console as console
@@ -164,9 +165,11 @@ class Probe:
 
     def _headers(self) -> Fact:
         wanted = ("Ratelimit", "Ratelimit-Policy", "CF-Ray", "Date")
-        seen = [name for name in wanted if name in self._client.heard]
+        seen = [name for name in wanted if name in self._client.latest_headers]
         reported = [
-            f"{name}: {self._client.heard[name]}" for name in seen if name.startswith("Rate")
+            f"{name}: {self._client.latest_headers[name]}"
+            for name in seen
+            if name.startswith("Rate")
         ]
         return Fact(
             "headers",
@@ -319,7 +322,7 @@ class Probe:
             Secret(secrets.token_urlsafe(30)),
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            gate=self._session.gate,
+            permits=self._session.gate,
         )
         try:
             client.list_queues(deadline=self._session.deadline())
@@ -376,7 +379,7 @@ class Probe:
             answer,
             f"{len(unknown)} queues for an unknown name, {len(part)} for part of a name",
         )
-        envelope = self._session.call(self._client.ask, "GET", "?page=1")
+        envelope = self._session.call(self._client.request, "GET", "?page=1")
         info = envelope.get("result_info")
         size = info.get("per_page") if isinstance(info, Mapping) else None
         yield Fact("list_page_size", "how many queues are on a page?", str(size), _shortened(info))
@@ -445,7 +448,7 @@ class Probe:
 
     def _post(self, route: str, body: Any) -> dict[str, Any]:
         """Make a request that must succeed, with retries; return the response's envelope."""
-        return self._session.call(self._client.ask, "POST", self._path(route), body)
+        return self._session.call(self._client.request, "POST", self._path(route), body)
 
     def _refusal(self, route: str, body: Any) -> CFQueuesError | None:
         return self._attempt("POST", self._path(route), body)
@@ -457,7 +460,7 @@ class Probe:
             CFQueuesError: No response came, or the server failed (5xx).
         """
         try:
-            self._client.ask(method, path, body, deadline=self._session.deadline())
+            self._client.request(method, path, body, deadline=self._session.deadline())
         except CFQueuesError as error:
             if error.status is None or error.status >= 500:
                 raise

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from .. import limits
-from ..api.client import Queue
+from ..api.models import Queue
 from ..errors import CFQueuesError, PullNotEnabled
 from ..options import Options
 from . import _console as console

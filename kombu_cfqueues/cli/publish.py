@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 import click
 
 from .. import envelope, limits
-from ..api.client import Queue
+from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, InvalidMessage, MessageTooLarge, PublishTimeout, TransientError
 from ..options import Options

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .. import limits
-from ..api.client import Backlog, Queue
+from ..api.models import Backlog, Queue
 from ..errors import PermanentError
 from ..options import Options
 from . import _console as console

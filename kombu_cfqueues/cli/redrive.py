@@ -12,8 +12,7 @@ from typing import Any, Final
 import click
 
 from .. import envelope, limits
-from ..api.client import Queue
-from ..api.directory import PullConsumer
+from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, MessageTooLarge, QueueNotFound
 from ..options import Options
 from . import _console as console

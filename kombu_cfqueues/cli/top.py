@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from ..api.client import Backlog, Queue
+from ..api.models import Backlog, Queue
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker

@@ -270,7 +270,7 @@ class Acknowledger:
         now = time.monotonic()
         late = sum(lease.delivery.leased_until <= now for lease in batch)
         try:
-            done = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
+            warnings = self._client.ack(queue_id, acks=acks, retries=retries, deadline=deadline)
         except (TransientError, *_NOT_ABOUT_MESSAGES) as error:
             return batch, error
         except QueueNotFound:
@@ -287,7 +287,7 @@ class Acknowledger:
                 "a message of queue %r could not be settled and may be redelivered: %s", name, error
             )
         else:
-            _log_refusals(name, batch, done.warnings)
+            _log_refusals(name, batch, warnings)
             metrics.expired(name, late)
         return [], None
 

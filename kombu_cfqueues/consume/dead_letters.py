@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from .. import envelope
-from ..api.client import Queue
+from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..api.client import Queue
-from ..api.directory import PullConsumer
+from ..api.models import PullConsumer, Queue
 
 
 class Delivery(NamedTuple):

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..api.client import Queue
-from ..api.directory import PullConsumer
+from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, TransientError
 from ..metrics import metrics
 from ..options import Options

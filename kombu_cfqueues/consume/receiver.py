@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .. import envelope, limits
-from ..api.client import Client, Queue
-from ..api.directory import Directory, PullConsumer
+from ..api.client import Client
+from ..api.directory import Directory
+from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, PullNotEnabled, TransientError
 from ..options import Options
 from ..runtime.fork import renew_in_child
@@ -72,7 +73,7 @@ class Receiver:
         self._acknowledger = Acknowledger(client, self.pull_now)
         self._forwarder = Forwarder(
             publish,
-            lambda title, deadline: directory.titled(title, deadline=deadline),
+            lambda title, deadline: directory.by_cloudflare_name(title, deadline=deadline),
             self._acknowledger.ack,
             self.pull_now,
         )

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from vine import promise
 
-from ..api.client import Client, Gate
+from ..api.client import Client
 from ..api.directory import Directory
+from ..api.permits import RequestPermits
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
@@ -49,7 +50,7 @@ WAITS_IN_A_ROW = 20
 CLAIM_RESERVE_SECONDS = 5.0
 
 
-class Budget(Gate, Protocol):
+class Budget(RequestPermits, Protocol):
     """The request allowance, as far as publishing needs it."""
 
     def acquire(self, deadline: float, *, queue: str | None = None) -> None:

@@ -15,7 +15,7 @@ from amqp.protocol import queue_declare_ok_t
 from vine import promise
 
 from .. import envelope
-from ..api.client import Queue
+from ..api.models import Queue
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from kombu.transport import virtual
 
 from .. import envelope
-from ..api.client import Queue
+from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from .. import retry
 from ..account import Account
-from ..api.client import Queue
+from ..api.models import Queue
 from ..consume.inbox import Inbox
 from ..errors import ConnectionFailed, QueueNotFound, TransientError
 from ..options import Options
@@ -124,7 +124,7 @@ class Session:
         Kombu before 5.7 fails over to the next URL only if connecting fails.
         """
         if self._account is not None and self.has_alternates:
-            self._account.directory.doubt()
+            self._account.directory.require_probe()
 
     def close(self) -> None:
         """Leave the account; its last session closes the HTTP connections.  Never raises."""

@@ -292,7 +292,7 @@ def test_a_proxy_is_named_without_its_password(run, monkeypatch):
     done = run(url, "doctor")
 
     assert "go through http://127.0.0.1:9 (HTTPS_PROXY" in done.out
-    assert "the proxy between here and api.cloudflare.com" in problem(done)
+    assert "the proxy for api.cloudflare.com" in problem(done)
     assert "s3cret" not in done.out
 
 

@@ -6,7 +6,8 @@ import json
 import time
 
 from kombu_cfqueues.api.client import Client
-from kombu_cfqueues.api.responses import Answer
+from kombu_cfqueues.api.requester import Requester
+from kombu_cfqueues.api.responses import Response
 from kombu_cfqueues.envelope import receive
 from kombu_cfqueues.errors import CFQueuesError
 from kombu_cfqueues.options import Secret
@@ -53,12 +54,12 @@ WORDS = [
 ]  # fmt: skip
 
 
-class _Answered(Client):
-    """A client whose requests are all answered with what there is."""
+class _Answered(Requester):
+    """A requester whose requests are all answered with what there is."""
 
-    answer: Answer
+    answer: Response
 
-    def _request(self, *args: object, **kwargs: object) -> Answer:
+    def _exchange(self, *args: object, **kwargs: object) -> Response:
         return self.answer
 
 
@@ -67,9 +68,11 @@ def read(data: bytes) -> None:
     call, status, header = (*data[:3], 0, 0, 0)[:3]
     value, _, body = data[3:].partition(b"\n")
     budget = Budget(Limit(4.0, 60))
-    client = _Answered("http://localhost", "a", Secret(SECRET), gate=budget)
+    settings = {"connect_timeout": 5, "read_timeout": 10, "permits": budget}
+    client = Client("http://localhost", "a", Secret(SECRET), **settings)
+    client._requester = requester = _Answered("http://localhost", Secret(SECRET), **settings)
     headers = {HEADERS[header % len(HEADERS)]: value.decode("latin-1")}
-    client.answer = Answer(STATUSES[status % len(STATUSES)], headers, body)
+    requester.answer = Response(STATUSES[status % len(STATUSES)], headers, body)
     deadline = time.monotonic() + 60
     calls = (
         lambda: client.list_queues(deadline=deadline),

@@ -81,8 +81,13 @@ PARTS = {
         [*unit("publish"), "integration/test_confirmed.py", "integration/test_batch.py"],
     ),
     "directory": Part(
-        ["api/directory"],
-        [*unit("directory"), "unit/test_account.py", "integration/test_consume_changes.py"],
+        ["api/directory", "api/pull_consumers", "api/queue_names", "api/single_flight"],
+        [
+            *unit("directory"),
+            *unit("queue_names"),
+            "unit/test_account.py",
+            "integration/test_consume_changes.py",
+        ],
     ),
     "consume": Part(
         [*modules("consume"), "runtime/thread_pool"],

@@ -233,7 +233,14 @@ def test_a_proxy_that_is_down_shows_neither_the_token_nor_its_own_password(monke
     for name in ("http_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://somebody:pr0xy-pass@127.0.0.1:1")
-    client = Client("http://queues.invalid", "a", Secret(SECRET), gate=Budget(None))
+    client = Client(
+        "http://queues.invalid",
+        "a",
+        Secret(SECRET),
+        connect_timeout=5,
+        read_timeout=10,
+        permits=Budget(None),
+    )
 
     with pytest.raises(errors.ConnectionFailed, match="proxy") as failed:
         client.list_queues(deadline=time.monotonic() + 5)

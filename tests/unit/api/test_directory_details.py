@@ -8,8 +8,9 @@ import time
 import pytest
 
 from kombu_cfqueues import errors, limits
-from kombu_cfqueues.api.client import Client, Queue
-from kombu_cfqueues.api.directory import Directory, PullConsumer
+from kombu_cfqueues.api.client import Client
+from kombu_cfqueues.api.directory import Directory
+from kombu_cfqueues.api.models import PullConsumer, Queue
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.options import Options, Secret
@@ -26,7 +27,14 @@ def options(**given):
 
 @pytest.fixture
 def directory(emulator):
-    client = Client(emulator.base_url, ACCOUNT_ID, Secret(TOKEN), gate=Budget(None))
+    client = Client(
+        emulator.base_url,
+        ACCOUNT_ID,
+        Secret(TOKEN),
+        connect_timeout=5,
+        read_timeout=10,
+        permits=Budget(None),
+    )
     yield Directory(client)
     client.close()
 
@@ -103,8 +111,8 @@ def test_few_retries_are_told_of_unless_they_were_asked_for(
     directory.enable_pull(queue, options(consumer_max_retries=wanted), deadline=soon())
 
     text = (
-        f"the pull consumer of queue 'jobs' allows {allowed} deliveries of a message (its "
-        "max_retries); every worker that ends with the message uses one up, so set it to 100"
+        f"the pull consumer of queue 'jobs' allows {allowed} deliveries of a message "
+        "(max_retries), and every worker that ends while it has the message uses one: set it to 100"
     )
     assert caplog.messages == ([text] if told else [])
 
@@ -144,8 +152,8 @@ def test_a_consumer_that_somebody_else_makes_in_the_meantime_is_taken(emulator, 
 
 
 def test_a_queue_by_its_name_at_cloudflare_is_made_if_it_is_missing(emulator, directory):
-    made = directory.titled("dead", deadline=soon())
-    again = directory.titled("dead", deadline=soon())
+    made = directory.by_cloudflare_name("dead", deadline=soon())
+    again = directory.by_cloudflare_name("dead", deadline=soon())
 
     assert made == again
     assert emulator.queue_names() == ["dead"]
@@ -155,7 +163,7 @@ def test_a_queue_by_its_name_at_cloudflare_is_made_if_it_is_missing(emulator, di
 
 def test_a_name_without_time_to_look_it_up_fails(directory):
     with pytest.raises(errors.ConnectionFailed, match="looking up queue 'dead'"):
-        directory.titled("dead", deadline=time.monotonic() - 1)
+        directory.by_cloudflare_name("dead", deadline=time.monotonic() - 1)
 
 
 def test_an_address_is_the_id_that_is_known_or_the_name(emulator, directory):

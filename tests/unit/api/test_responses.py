@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.api.responses import CODES, Answer, envelope_of
+from kombu_cfqueues.api.responses import CODES, Response, payload_of
 
 
 def answer(status, payload=None, *, body=None, **headers):
     if body is None:
         body = json.dumps(payload).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, CaseInsensitiveDict(named), body)
+    return Response(status, CaseInsensitiveDict(named), body)
 
 
 def refused(status, code=None, text="refused", **headers):
@@ -27,20 +27,20 @@ def refused(status, code=None, text="refused", **headers):
 
 def error_of(given, statuses=None):
     with pytest.raises(errors.CFQueuesError) as raised:
-        envelope_of(given, "publishing to queue 'jobs'", statuses)
+        payload_of(given, "publishing to queue 'jobs'", statuses)
     return raised.value
 
 
 @pytest.mark.parametrize("payload", [{"success": True}, {"success": True, "result": None}])
 def test_success_needs_no_result(payload):
     """The documented example of publishing has none."""
-    assert envelope_of(answer(200, payload), "publishing").get("result") is None
+    assert payload_of(answer(200, payload), "publishing").get("result") is None
 
 
 def test_messages_of_a_success_are_no_errors():
     payload = {"success": True, "messages": [{"code": 10000}], "errors": [], "result": 1}
 
-    assert envelope_of(answer(201, payload), "publishing")["result"] == 1
+    assert payload_of(answer(201, payload), "publishing")["result"] == 1
 
 
 @pytest.mark.parametrize("success", [False, None, "true", 1])
@@ -250,9 +250,9 @@ envelopes = st.fixed_dictionaries(
 )
 def test_no_answer_raises_anything_but_ours(status, body, retry_after):
     """What is not mapped ends a Celery worker."""
-    given = Answer(status, CaseInsensitiveDict({"Retry-After": retry_after}), body)
+    given = Response(status, CaseInsensitiveDict({"Retry-After": retry_after}), body)
     try:
-        outcome = envelope_of(given, "publishing")["success"]
+        outcome = payload_of(given, "publishing")["success"]
     except (errors.TransientError, errors.PermanentError) as error:
         outcome = error.status == status
 

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from kombu_cfqueues.api.client import Queue, Settled
-from kombu_cfqueues.api.directory import PullConsumer
+from kombu_cfqueues.api.models import PullConsumer, Queue
 from kombu_cfqueues.consume.acknowledger import HOLD_SECONDS, Acknowledger
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.errors import (
@@ -49,7 +48,7 @@ class Server:
             raise self.failures.pop(0)
         if self.bad & {*acks, *retries}:
             raise PermanentError("a lease_id is unknown", code=10026)
-        return Settled(len(self.sent), 0, self.warnings)
+        return self.warnings
 
     @property
     def leases(self) -> list[str]:

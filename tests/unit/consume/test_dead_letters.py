@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from kombu_cfqueues.api.client import Queue
-from kombu_cfqueues.api.directory import PullConsumer
+from kombu_cfqueues.api.models import PullConsumer, Queue
 from kombu_cfqueues.consume import dead_letters as module
 from kombu_cfqueues.consume.dead_letters import COPY_SECONDS, Forwarder
 from kombu_cfqueues.consume.delivery import Delivery

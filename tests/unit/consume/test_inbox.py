@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from kombu_cfqueues.api.client import Queue
-from kombu_cfqueues.api.directory import PullConsumer
+from kombu_cfqueues.api.models import PullConsumer, Queue
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.consume.inbox import Arrival, Inbox, Subscription
 from kombu_cfqueues.consume.prefetch_window import PrefetchWindow

@@ -1,0 +1,177 @@
+"""Translates what requests, urllib3, http.client, ssl and sockets raise into one of our errors.
+
+No other file of the package translates their exceptions.  An exception that is not translated
+would end a Celery worker.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import requests
+import urllib3
+from urllib3.util.ssl_match_hostname import CertificateError
+
+from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, Delivered
+
+FOREIGN: Final = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
+"""What a request may raise: the exceptions of requests, and those that requests lets through."""
+
+
+CHECK_ROUTE: Final = "check the host of the broker URL, the network, a firewall, and HTTPS_PROXY"
+"""What to do if the API cannot be reached."""
+
+
+class _Translation(NamedTuple):
+    """What an exception means for a request.
+
+    Attributes:
+        ours: The class of our error.
+        delivered: Whether the request may have arrived.
+        reason: What happened and what to do, with ``{host}`` for the API's host.
+    """
+
+    ours: type[CFQueuesError]
+    delivered: Delivered
+    reason: str
+
+
+_NO_CERTIFICATES: Final = _Translation(
+    ConfigurationError,
+    "no",
+    "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE does not name a file with certificates",
+)
+_NO_SOCKS: Final = _Translation(
+    ConfigurationError,
+    "no",
+    "a proxy variable of the environment names a SOCKS proxy, which needs the package PySocks",
+)
+_BROKEN: Final = _Translation(
+    ConnectionFailed,
+    "unknown",
+    "the connection to {host} broke before the response arrived: " + CHECK_ROUTE,
+)
+
+_TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation], ...]] = (
+    (
+        (
+            requests.exceptions.InvalidHeader,
+            requests.exceptions.InvalidProxyURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.MissingSchema,
+            urllib3.exceptions.LocationValueError,
+            UnicodeError,
+        ),
+        _Translation(
+            ConfigurationError,
+            "no",
+            "base_url or a proxy variable of the environment is not a valid URL",
+        ),
+    ),
+    (
+        (ssl.SSLCertVerificationError, CertificateError),
+        _Translation(
+            ConnectionFailed,
+            "no",
+            "the certificate of {host} could not be verified; behind a proxy that inspects TLS, "
+            "set REQUESTS_CA_BUNDLE to the proxy's CA bundle",
+        ),
+    ),
+    (
+        (urllib3.exceptions.ProxyError,),
+        _Translation(
+            ConnectionFailed,
+            "no",
+            "the proxy for {host} refused the connection or cannot be reached: check HTTPS_PROXY",
+        ),
+    ),
+    (
+        (
+            requests.ConnectTimeout,
+            urllib3.exceptions.ConnectTimeoutError,
+            urllib3.exceptions.NewConnectionError,
+        ),
+        _Translation(
+            ConnectionFailed,
+            "no",
+            "{host} cannot be reached: " + CHECK_ROUTE,
+        ),
+    ),
+    (
+        (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),
+        _Translation(ConnectionFailed, "unknown", "{host} did not answer in time: " + CHECK_ROUTE),
+    ),
+)
+"""The most specific meaning first: an exception often carries others as cause or argument."""
+
+
+def translate(
+    error: BaseException, *, handled: BaseException | None, action: str, host: str, token: str
+) -> CFQueuesError:
+    """Return our error for one of `FOREIGN`.
+
+    This also removes the tracebacks of *error* and of its causes: the frames of requests and
+    http.client have the Authorization header in local variables, which some error reporters print.
+
+    Args:
+        error: What the request raised.
+        handled: The exception that the application was handling before the request; Python links
+            *error* to it, but it is not a cause.
+        action: What the request was for, such as ``publishing to queue 'jobs'``.
+        host: Host and port of the API.
+        token: The API token, which is masked in the text.
+    """
+    links = list(_links(error, handled))
+    for link in links:
+        link.__traceback__ = None
+    ours, delivered, reason = _translation_of(links)
+    detail = _detail(links).replace(token, "**")
+    return ours(f"{action} failed: {reason.format(host=host)} ({detail})", delivered=delivered)
+
+
+def _translation_of(links: Sequence[BaseException]) -> _Translation:
+    # requests says this in the text of a plain OSError, and OpenSSL in the reason of an SSLError.
+    if "CA certificate bundle" in str(links[0]) or any(
+        getattr(link, "reason", None) == "NO_CERTIFICATE_OR_CRL_FOUND" for link in links
+    ):
+        return _NO_CERTIFICATES
+    if "dependencies for SOCKS" in str(links[0]):
+        return _NO_SOCKS
+    for classes, translation in _TRANSLATIONS:
+        if any(isinstance(link, classes) for link in links):
+            return translation
+    return _BROKEN
+
+
+def _links(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error*, its causes, and the exceptions that urllib3 and requests keep as arguments."""
+    seen = {id(None), id(handled)}
+    waiting: list[Any] = [error]
+    while waiting:
+        link = waiting.pop()
+        if id(link) in seen or not isinstance(link, BaseException):
+            continue
+        seen.add(id(link))
+        yield link
+        waiting += [*link.args, getattr(link, "reason", None), link.__context__, link.__cause__]
+
+
+def _detail(links: Sequence[BaseException]) -> str:
+    """Return the text of the operating system, or the name of the innermost exception."""
+    texts = [
+        # A proxy's refusal to connect is a plain OSError that has only a text.
+        link.strerror or (str(link)[:200] if type(link) is OSError else "")
+        for link in links
+        if isinstance(link, OSError)
+    ]
+    return next((text for text in reversed(texts) if text), type(links[-1]).__name__)

@@ -1,0 +1,79 @@
+"""Translates Kombu's queue names to names that Cloudflare allows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from .. import limits
+from ..errors import ConfigurationError, QueueNameConflict
+from ..options import Options
+
+HASH_DIGITS: Final = 8
+"""Hex digits at the end of a shortened name: two names get the same ones once in 4 billion."""
+
+
+def to_cloudflare_name(name: str) -> str:
+    """Return the name at Cloudflare of Kombu's queue *name*, whose prefix is included.
+
+    A dash replaces each character that Cloudflare does not allow.  Upper and lower case stay.  A
+    name over 63 characters is cut and ends in 8 hex digits of its hash, so that two long names
+    rarely become the same.
+
+    >>> to_cloudflare_name("emails.high_priority")
+    'emails-high-priority'
+
+    Raises:
+        ConfigurationError: *name* has no character that Cloudflare allows.
+    """
+    translated = re.sub(r"[^A-Za-z0-9-]", "-", name).strip("-")
+    if not translated:
+        raise ConfigurationError(
+            f"queue name {name!r} has no letter or digit that Cloudflare Queues allows in a name"
+        )
+    if len(translated) <= limits.QUEUE_NAME_CHARACTERS:
+        return translated
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]
+    return f"{translated[: limits.QUEUE_NAME_CHARACTERS - HASH_DIGITS - 1]}-{digest}"
+
+
+class QueueNames:
+    """The names at Cloudflare that a process uses, each for only one of Kombu's names.
+
+    Threads may share it without a lock: each change is one operation on a dictionary.
+    """
+
+    def __init__(self) -> None:
+        self._users: dict[str, str] = {}  # name at Cloudflare -> Kombu's name
+
+    def reserve(self, name: str, options: Options) -> str:
+        """Return the name at Cloudflare of Kombu's queue *name*, and reserve it.
+
+        Raises:
+            QueueNameConflict: It is reserved for another name.
+            ConfigurationError: *name* has no character that Cloudflare allows.
+        """
+        kombu_name = options.queue_name_prefix + name
+        cloudflare_name = to_cloudflare_name(kombu_name)
+        self._reserve(cloudflare_name, kombu_name)
+        return cloudflare_name
+
+    def reserve_alias(self, alias: str, cloudflare_name: str) -> None:
+        """Reserve *alias* too: Cloudflare's name for the queue that was to be *cloudflare_name*.
+
+        Raises:
+            QueueNameConflict: It is reserved for another name.
+        """
+        kombu_name = self._users.get(cloudflare_name)
+        if kombu_name is not None:  # not if another process has reserved the name
+            self._reserve(alias, kombu_name)
+
+    def _reserve(self, cloudflare_name: str, kombu_name: str) -> None:
+        user = self._users.setdefault(cloudflare_name, kombu_name)
+        if user != kombu_name:
+            raise QueueNameConflict(
+                f"the queues {user!r} and {kombu_name!r} would both have the name "
+                f"{cloudflare_name!r} at Cloudflare, and their messages would mix: rename one of "
+                "them, or give its id in the option 'queues'"
+            )

@@ -1,0 +1,187 @@
+"""One authenticated request to the API: its token, its timeouts, its response.
+
+The token never reaches a log line or an error from here, nor a local variable of a frame that stays
+in a traceback, because some error reporters print local variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
+from ..options import Secret, Token
+from ..runtime.fork import renew_in_child
+from .connections import Pool, read_body
+from .foreign_errors import FOREIGN, translate
+from .permits import RequestPermits
+from .responses import PULL_STATUSES, Response, payload_of
+
+logger = logging.getLogger(__name__)
+
+
+class ApiRequest(NamedTuple):
+    """A request as an endpoint describes it.
+
+    Attributes:
+        method: The HTTP method.
+        path: The part of the URL after ``.../queues``.
+        action: What it is for, such as ``publishing to queue 'jobs'``; log lines and errors begin
+            with it.
+        deadline: When to give up, in seconds of `time.monotonic`.
+        body: JSON; None if there is none.
+        queue_id: The queue whose messages it is about; a 429 may then stop only that queue.
+    """
+
+    method: str
+    path: str
+    action: str
+    deadline: float
+    body: bytes | None = None
+    queue_id: str | None = None
+
+
+class Requester:
+    """Makes requests over one pool of connections.  Threads may share it.
+
+    Args:
+        url: The URL of the account's queues; the paths of requests are appended to it.
+        token: The API token, or a callable that returns it, which is called before each request.
+        connect_timeout: Longest wait for a connection, TLS included, in seconds.
+        read_timeout: Longest wait for a response, in seconds.
+        permits: The request allowance; it is told what responses say about it.
+
+    Attributes:
+        latest_headers: Headers of the latest response to any thread; empty before the first.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: Token,
+        *,
+        connect_timeout: float,
+        read_timeout: float,
+        permits: RequestPermits,
+    ) -> None:
+        self._url = url
+        self._host = urlsplit(url).netloc
+        self._token = token
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._permits = permits
+        self.latest_headers: Mapping[str, str] = {}
+        self._pools_of_parent: list[Pool] = []
+        self._pool: Pool | None = None  # guarded by _lock
+        self._lock = threading.Lock()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Let a forked child open its own connections."""
+        self._lock = threading.Lock()
+        if self._pool is not None:
+            # Keep the pool: closing it here would close the parent's connections at the server.
+            self._pools_of_parent.append(self._pool)
+            self._pool = None
+
+    def close(self) -> None:
+        """Close the connections.  The next request opens new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def send(self, request: ApiRequest) -> dict[str, Any]:
+        """Make one request and return the JSON object of its response.
+
+        Blocks until the response was read, at most until the request's deadline.
+
+        Raises:
+            CFQueuesError: There was no response, or it is not a success.
+        """
+        token = self._current_token(request.action)
+        response = self._exchange(request, token)
+        if logger.isEnabledFor(logging.DEBUG):
+            ray_id = response.headers.get("CF-Ray", "none").replace(token, "**")
+            logger.debug("%s: HTTP %d, ray %s", request.action, response.status, ray_id)
+        self.latest_headers = response.headers
+        self._permits.observe(response.headers.get("Ratelimit"))
+        statuses = PULL_STATUSES if request.path.endswith("/pull") else None
+        try:
+            return payload_of(response, request.action, statuses, token)
+        except CFQueuesError as error:
+            self._permits.refused(error, queue=request.queue_id)
+            # Local variables here and in the frames below hold the response, in which a server
+            # may repeat the token.
+            del response
+            raise error.with_traceback(None) from None
+
+    def _exchange(self, request: ApiRequest, token: Secret) -> Response:
+        # The exception that the application is handling is not ours, although Python links to it.
+        handled = sys.exc_info()[1]
+        headers = {
+            "Accept-Encoding": "gzip",
+            "Authorization": Secret(f"Bearer {token}"),
+            "Content-Type": "application/json",
+            "User-Agent": "kombu-cfqueues",
+        }
+        timeout = self._timeout(request)
+        url = self._url + request.path
+        sent = requests.Request(request.method, url, headers=headers, data=request.body)
+        try:
+            with self._open_pool().send(sent, timeout) as response:
+                return Response(response.status_code, response.headers, read_body(response))
+        except FOREIGN as error:
+            raise translate(
+                error, handled=handled, action=request.action, host=self._host, token=token
+            ) from error
+
+    def _timeout(self, request: ApiRequest) -> urllib3.Timeout:
+        remaining = request.deadline - time.monotonic()
+        if not remaining > 0:  # in this order, NaN is refused too
+            raise ConnectionFailed(
+                f"{request.action} failed: its deadline passed before a request to {self._host}; "
+                "try again"
+            )
+        return urllib3.Timeout(
+            total=remaining,
+            connect=min(remaining, self._connect_timeout),
+            read=min(remaining, self._read_timeout),
+        )
+
+    def _open_pool(self) -> Pool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = Pool(self._url)
+            return self._pool
+
+    def _current_token(self, action: str) -> Secret:
+        try:
+            given = self._token() if callable(self._token) else self._token
+        except CFQueuesError:
+            raise
+        # The application's callable may raise anything, but a worker understands only our errors.
+        # This one is transient, because a secret store may be down for a moment.
+        except Exception as error:
+            raise ConnectionFailed(
+                f"{action} failed: the callable api_token raised {type(error).__name__}, which is "
+                "chained to this error: check the callable"
+            ) from error
+        token = Secret(given) if isinstance(given, str) else Secret()
+        del given  # not a Secret, so an error reporter would print it
+        # An HTTP header can carry a token of printable ASCII without blanks.
+        if not re.fullmatch(r"[!-~]+", token):
+            raise AuthenticationFailed(
+                "the API token is malformed: it is empty, or contains a blank, a line break or a "
+                "letter that no token has (the word 'Bearer' is not part of it); check api_token"
+            )
+        return token
