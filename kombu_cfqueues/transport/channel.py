@@ -137,7 +137,7 @@ class Channel(ConsumingChannel):
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
-        address = self.session.account.directory.address(queue, self.session.options)
+        address = self.session.account.directory.spool_address(queue, self.session.options)
         retention = self.session.account.directory.retention_seconds(address)
         error = envelope.retention_error(packed, queue, retention)
         if error is not None:

@@ -59,9 +59,7 @@ def test_celery_says_so_where_nobody_answers(nobody, retry):
 def test_kombu_says_so_where_nobody_answers(nobody, retry):
     with Connection(nobody, transport_options={"publish_timeout": 1}) as connection:
         policy = {"retry": True, "retry_policy": {"max_retries": 1}} if retry else {}
-        error = failure_of(
-            lambda: connection.Producer().publish({}, routing_key="jobs", **policy)
-        )
+        error = failure_of(lambda: connection.Producer().publish({}, routing_key="jobs", **policy))
     assert isinstance(error, OperationalError)
     assert error.delivered == "no"
 
@@ -100,9 +98,12 @@ def test_it_says_so_after_another_connection_was_lost(nobody):
 def test_a_publish_that_was_answered_says_so(step, delivered):
     """It is so today."""
     api = Api(["jobs"])
-    with ScriptedServer(
-        otherwise=lambda r: step if r.path.endswith("/messages") else api(r)
-    ) as server, app_for(server.broker_url, read_timeout=0.5) as app:
+    with (
+        ScriptedServer(
+            otherwise=lambda r: step if r.path.endswith("/messages") else api(r)
+        ) as server,
+        app_for(server.broker_url, read_timeout=0.5) as app,
+    ):
         error = failure_of(lambda: app.send_task("add", queue="jobs", retry=False))
     assert error.delivered == delivered
 

@@ -152,6 +152,37 @@ def test_a_queue_id_used_as_a_name_is_refused(emulator):
     assert emulator.queue_names() == ["jobs"]
 
 
+def test_a_queue_id_used_as_a_name_is_not_spooled(emulator, tmp_path):
+    """It would wait for ever, or the relay would create the queue."""
+    emulator.create_queue("jobs")
+    options = {"publish_mode": "spool", "spool_dir": str(tmp_path / "spool")}
+    with (
+        Connection(emulator.broker_url, transport_options=options) as connection,
+        pytest.raises(ConfigurationError, match="queues"),
+    ):
+        connection.Producer().publish({}, routing_key=emulator.queue_id("jobs"))
+
+
+def test_a_queue_id_used_as_the_dead_letter_queue_is_refused(emulator):
+    """Cloudflare takes a name there, and creates the queue."""
+    options = {"dead_letter_queue": "0123456789abcdef" * 2}
+    with (
+        Connection(emulator.broker_url, transport_options=options) as connection,
+        pytest.raises(ConfigurationError, match="dead_letter_queue"),
+    ):
+        connection.connect()
+
+
+def test_a_name_of_which_only_the_prefix_is_left_is_refused(emulator):
+    """It would be the queue ``shop`` of another application."""
+    options = {"queue_name_prefix": "shop-"}
+    with (
+        Connection(emulator.broker_url, transport_options=options) as connection,
+        pytest.raises(ConfigurationError, match="no letter or digit"),
+    ):
+        connection.Producer().publish({}, routing_key="__")
+
+
 def test_an_unknown_queue_id_used_as_a_name_is_refused(emulator):
     """Whether it is one, 32 hex digits tell: of an account with thousands, no list is read."""
     with (
@@ -177,7 +208,7 @@ def test_a_queue_id_used_as_a_name_by_a_consumer_is_refused(emulator):
         Connection(emulator.broker_url) as connection,
         pytest.raises(ConfigurationError, match="queues"),
     ):
-        connection.SimpleQueue(emulator.queue_id("jobs"))
+        connection.SimpleQueue(emulator.queue_id("jobs")).get(timeout=1)
     assert emulator.queue_names() == ["jobs"]
 
 
