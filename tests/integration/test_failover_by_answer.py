@@ -81,9 +81,7 @@ def test_so_it_is_after_an_uncertain_answer_that_may_be_repeated(second, answer)
 def test_the_next_url_is_tried_at_once_where_looking_the_queue_up_is_answered_so(second, answer):
     """The first broker fails between connecting and the look-up: no message was sent at all."""
     api = Api()
-    with ScriptedServer(
-        otherwise=lambda r: answer if "name" in r.query else api(r)
-    ) as broker:
+    with ScriptedServer(otherwise=lambda r: answer if "name" in r.query else api(r)) as broker:
         seconds = send(urls(broker, second))
 
     assert len(second.messages("jobs")) == 1

@@ -35,9 +35,7 @@ def test_a_mount_point_with_any_name_is_recognised(emulator, tmp_path, monkeypat
 
     for method in original:
         monkeypatch.setattr(Path, method, reading(method))
-    with Connection(
-        emulator.broker_url, transport_options={"publish_mode": "spool"}
-    ) as connection:
+    with Connection(emulator.broker_url, transport_options={"publish_mode": "spool"}) as connection:
         connection.Producer().publish("x", routing_key="jobs")
 
     assert not list(state.rglob("*.db*")) + list(state.rglob("*.sqlite*"))

@@ -143,7 +143,7 @@ def test_missing_credentials_are_an_error_of_authentication(code):
     """A proxy that takes the header away: the message is not what is wrong."""
     with (
         ScriptedServer(otherwise=lambda _: Failure(400, code, "Missing headers")) as server,
-        pytest.raises(AuthenticationFailed, match="api_token|API token"),
+        pytest.raises(AuthenticationFailed, match=r"api_token|API token"),
         Connection(server.broker_url) as connection,
     ):
         publish(connection)
@@ -157,7 +157,7 @@ def test_missing_credentials_do_not_spoil_a_batch_message_by_message(emulator, c
         emulator.requests.clear()
         refuse(emulator, "push", "batch", status=400, code=code, times=None)
         producer = connection.Producer()
-        with pytest.raises(BatchPublishError), producer.batch():
+        with pytest.raises(BatchPublishError), producer.batch():  # noqa: PT012
             for number in range(20):
                 producer.publish(number, routing_key="jobs")
     assert len(emulator.requests) < 10
@@ -219,9 +219,14 @@ def test_a_rate_limit_is_one_under_any_status(status, code):
 def test_its_retry_after_is_kept_under_any_status(status, code):
     api = Api(["jobs"])
     answers = [Failure(status, code, Retry_After="1")]
-    with ScriptedServer(
-        otherwise=lambda r: answers.pop() if r.path.endswith("/messages") and answers else api(r)
-    ) as server, Connection(server.broker_url) as connection:
+    with (
+        ScriptedServer(
+            otherwise=lambda r: (
+                answers.pop() if r.path.endswith("/messages") and answers else api(r)
+            )
+        ) as server,
+        Connection(server.broker_url) as connection,
+    ):
         began = time.monotonic()
         publish(connection)
         assert 1 <= time.monotonic() - began < 4
@@ -291,5 +296,3 @@ def test_the_emulator_can_be_told_to_answer_so(emulator, status):
         began = time.monotonic()
         publish(connection)
         assert time.monotonic() - began >= 1
-
-

@@ -21,8 +21,8 @@ MEETING = {
     "a letter against an underscore": ["tâche", "t_che", "tùche"],
     "a composed letter": [unicodedata.normalize("NFC", "café"), "caf"],
     "a decomposed letter": [unicodedata.normalize("NFD", "café"), "cafe"],
-    "other digits": ["jobs١", "jobs"],
-    "a full-width letter": ["ｊobs", "obs"],
+    "other digits": ["jobs١", "jobs"],  # noqa: RUF001
+    "a full-width letter": ["ｊobs", "obs"],  # noqa: RUF001
     "an emoji": ["jobs-🚀", "jobs"],
 }
 
@@ -41,7 +41,7 @@ def publish_in_a_process_of_its_own(emulator, queue, options=None):
 
 def publish_as_another_application(emulator, queue, **options):
     """What another process does: nothing that this one has learned takes part."""
-    from kombu_cfqueues import account  # noqa: PLC0415  as the fixture of all tests does
+    from kombu_cfqueues import account
 
     account._registry.accounts.clear()
     with Connection(emulator.broker_url, transport_options=options) as connection:
@@ -90,7 +90,7 @@ def test_a_prefix_of_which_nothing_is_left_is_refused(emulator, prefix):
 
 def test_the_dead_letter_queue_is_named_as_queues_are(emulator):
     """Its name goes another way, and has to meet the queue that consumers of it look up."""
-    from kombu_cfqueues import account  # noqa: PLC0415
+    from kombu_cfqueues import account
 
     options = {"dead_letter_queue": "ошибки-celery"}
     with Connection(emulator.broker_url, transport_options=options) as connection:
@@ -187,5 +187,3 @@ def test_a_queue_that_really_has_such_a_name_goes_on(emulator):
     with Connection(emulator.broker_url) as connection:
         connection.Producer().publish({}, routing_key="0123456789abcdef" * 2)
     assert len(emulator.messages("0123456789abcdef" * 2)) == 1
-
-
