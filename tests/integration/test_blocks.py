@@ -268,7 +268,7 @@ def test_a_queue_that_is_overloaded_is_no_block(spool, caplog):
     """It is so today: others go on, and it is no warning of the token."""
     api = Api(["jobs", "others"])
     refusal = Json(429, {"success": False, "errors": [{"code": 10250, "message": "overloaded"}]})
-    with ScriptedServer(otherwise=lambda r: api(r)) as server:
+    with ScriptedServer(otherwise=api) as server:
         options = {**spool, "publish_timeout": 1}
         with Connection(server.broker_url, transport_options=options) as connection:
             connection.Producer().publish("x", routing_key="jobs")

@@ -81,11 +81,13 @@ def test_it_says_so_with_several_urls(nobody):
 def test_it_says_so_after_another_connection_was_lost(nobody):
     """The first URL took the message and died; the second is away: perhaps it arrived."""
     api = Api(["jobs"])
-    with ScriptedServer(
-        otherwise=lambda r: Die() if r.path.endswith("/messages") else api(r)
-    ) as server:
-        with app_for(f"{server.broker_url};{nobody}") as app:
-            error = failure_of(lambda: app.send_task("add", queue="jobs"))
+    with (
+        ScriptedServer(
+            otherwise=lambda r: Die() if r.path.endswith("/messages") else api(r)
+        ) as server,
+        app_for(f"{server.broker_url};{nobody}") as app,
+    ):
+        error = failure_of(lambda: app.send_task("add", queue="jobs"))
     assert error.delivered == "unknown"
 
 
@@ -190,6 +192,8 @@ def run(code, url, options):
         import kombu_cfqueues
         from kombu_cfqueues.errors import CFQueuesError
         connection = Connection({url!r}, transport_options={options!r})
+        # Made before the end, as Kombu itself imports a module to make one.
+        producer = connection.Producer(auto_declare=False)
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
@@ -206,7 +210,7 @@ AT_THE_END = {
         class Late:
             def __del__(self):
                 try:
-                    connection.Producer().publish("late", routing_key="jobs")
+                    producer.publish("late", routing_key="jobs")
                 except CFQueuesError as error:
                     sys.stderr.write(f"typed {error.delivered}")
                 except BaseException as error:
@@ -216,11 +220,11 @@ AT_THE_END = {
         sys.modules["late"] = late = Late()
     """,
     "del, after a first publish": """
-        connection.Producer().publish("early", routing_key="jobs")
+        producer.publish("early", routing_key="jobs")
         class Late:
             def __del__(self):
                 try:
-                    connection.Producer().publish("late", routing_key="jobs")
+                    producer.publish("late", routing_key="jobs")
                 except CFQueuesError as error:
                     sys.stderr.write(f"typed {error.delivered}")
                 except BaseException as error:
@@ -251,11 +255,11 @@ def test_a_late_atexit_in_spool_mode_is_delivered_or_says_that_it_is_not(tmp_pat
     """Handlers run last in, first out: an early one runs when ours is over."""
     code = f"""
         def late():
-            connection.Producer().publish("late", routing_key="jobs")
+            producer.publish("late", routing_key="jobs")
             sys.stderr.write("accepted")
         atexit.register(late)
         if {first}:
-            connection.Producer().publish("early", routing_key="jobs")
+            producer.publish("early", routing_key="jobs")
     """
     with Emulator() as emulator:
         emulator.create_queue("jobs")

@@ -152,10 +152,8 @@ def test_delay_seconds_that_is_none_is_refused(emulator, seconds):
 def test_delay_seconds_past_the_retention_is_refused(emulator, tmp_path, mode):
     emulator.create_queue("brief", message_retention_period=60)
     options = {"publish_mode": mode, "spool_dir": str(tmp_path / "spool")}
-    with (
-        Connection(emulator.broker_url, transport_options=options) as connection,
-        pytest.raises(CFQueuesError, match="retention"),
-    ):
+    with Connection(emulator.broker_url, transport_options=options) as connection:
         producer = connection.Producer()
         connection.default_channel.queue_declare("brief", passive=True)  # which looks it up
-        producer.publish({}, routing_key="brief", DelaySeconds=600)
+        with pytest.raises(CFQueuesError, match="retention"):
+            producer.publish({}, routing_key="brief", DelaySeconds=600)

@@ -20,10 +20,9 @@ def emulator():
 
 
 def publish(emulator, count):
-    with Connection(emulator.broker_url) as connection:
-        with connection.Producer() as producer:
-            for number in range(count):
-                producer.publish(number, routing_key="jobs")
+    with Connection(emulator.broker_url) as connection, connection.Producer() as producer:
+        for number in range(count):
+            producer.publish(number, routing_key="jobs")
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def taken_by_another(emulator):
 
 def test_getting_one_message_gives_none_whose_lease_is_over(emulator, holding):
     """`basic_get` looks at what its channel's consumer has pulled."""
-    connection, consumer, _ = holding
+    _, consumer, _ = holding
     other, found = taken_by_another(emulator)
     assert found  # ready again, and elsewhere now
 

@@ -143,7 +143,7 @@ def test_missing_credentials_are_an_error_of_authentication(code):
     """A proxy that takes the header away: the message is not what is wrong."""
     with (
         ScriptedServer(otherwise=lambda _: Failure(400, code, "Missing headers")) as server,
-        pytest.raises(AuthenticationFailed, match="api_token|API token"),
+        pytest.raises(AuthenticationFailed, match=r"api_token|API token"),
         Connection(server.broker_url) as connection,
     ):
         publish(connection)
@@ -157,7 +157,7 @@ def test_missing_credentials_do_not_spoil_a_batch_message_by_message(emulator, c
         emulator.requests.clear()
         refuse(emulator, "push", "batch", status=400, code=code, times=None)
         producer = connection.Producer()
-        with pytest.raises(BatchPublishError), producer.batch():
+        with pytest.raises(BatchPublishError), producer.batch():  # noqa: PT012
             for number in range(20):
                 producer.publish(number, routing_key="jobs")
     assert len(emulator.requests) < 10

@@ -132,7 +132,7 @@ def test_a_ratelimit_header_slows_down_for_five_minutes_at_most(tmp_path, clock,
     slow = Say(200, slow.body, headers={"Ratelimit": said})
     with answering(slow) as server:
         publish(server, options)
-        with pytest.raises(PublishTimeout):  # it is heeded
+        with pytest.raises(PublishTimeout):  # noqa: PT012  it is heeded
             for _ in range(3):
                 publish(server, options)
         clock.advance(LONGEST + 1)
