@@ -58,6 +58,7 @@ CREATE TABLE message (
     size INTEGER NOT NULL DEFAULT 0,
     due REAL,                              -- wall clock: the message's own delay
     alone INTEGER,
+    eta REAL,                              -- wall clock: of a Celery task
     entered REAL NOT NULL,                 -- wall clock: for display
     expires REAL,                          -- wall clock: of a spooled message
     owner TEXT,                            -- the poster that waits for its outcome

@@ -209,7 +209,12 @@ class ConsumingChannel(RoutingChannel):
         consumer = group.next()
         if consumer is None:
             return False
-        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
+        delivery = arrival.delivery
+        if celery_task.is_worker(consumer.callback):
+            delivery.message["headers"] = celery_task.headers_for_worker(
+                delivery.message["headers"], delivery.raw.get("id")
+            )
+        message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop

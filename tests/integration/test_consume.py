@@ -469,7 +469,7 @@ def test_a_message_that_is_due_much_later_goes_back_for_the_rest(connection, emu
     from datetime import datetime, timedelta, timezone
 
     eta = (datetime.now(timezone.utc) + timedelta(hours=30)).isoformat()
-    publish(connection, "later", headers={"eta": eta})
+    publish(connection, "later", headers={"lang": "py", "task": "t", "id": "i", "eta": eta})
     got = Collector()
     with consume(connection, got):
         emulator.clock.advance(86_401)

@@ -252,7 +252,9 @@ def test_an_eta_in_the_past_is_delivered_at_once_whatever_the_queues_own_delay(e
     emulator.create_queue("slow", delivery_delay=600)
     past = (datetime.now(timezone.utc) - timedelta(hours=1)).isoformat()
     with Connection(emulator.broker_url) as connection:
-        connection.Producer().publish(1, routing_key="slow", headers={"eta": past})
+        connection.Producer().publish(
+            1, routing_key="slow", headers={"lang": "py", "task": "t", "id": "i", "eta": past}
+        )
         queue = connection.SimpleQueue("slow")
         queue.get(timeout=30).ack()
         queue.close()
