@@ -99,9 +99,16 @@ class Directory:
         self._is_probed = True
         return True
 
-    def require_probe(self) -> None:
-        """Let the next `probe` make a request, because a connection has failed."""
+    def require_probe(self, failure: TransientError | None = None) -> None:
+        """Let the next `probe` make a request, because a connection has failed.
+
+        Args:
+            failure: What probes raise for `PROBE_FAILURE_SECONDS` instead; None makes the request.
+        """
         self._is_probed = False
+        if failure is not None:
+            self._probe_failure = failure
+            self._probe_failure_ends = time.monotonic() + PROBE_FAILURE_SECONDS
 
     # By Kombu's name
 

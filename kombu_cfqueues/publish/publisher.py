@@ -22,7 +22,6 @@ from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
     ConfigurationError,
-    ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
     QueueNotFound,
@@ -119,8 +118,8 @@ class Publisher:
             address: The queue; its id is known.
             packed: The message.
             deadline: When to give up, in seconds of `time.monotonic`.
-            switches: Fail at once where surely nothing was sent, so that Kombu can go on to the
-                next URL of a fail-over list.
+            switches: Do not repeat a request that failed, so that Kombu can go on to the next URL
+                of a fail-over list.
 
         Raises:
             PublishTimeout: The deadline passed; its cause is the last failure.
@@ -269,7 +268,7 @@ def _judge(error: CFQueuesError) -> Verdict:
 
 
 def _judge_and_switch(error: CFQueuesError) -> Verdict:
-    if isinstance(error, ConnectionFailed) and error.delivered == "no":
+    if isinstance(error, TransientError):
         return Verdict.NEVER
     return _judge(error)
 

@@ -19,7 +19,6 @@ from ..api.models import Queue
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
-    ConnectionFailed,
     PermanentError,
     PublishTimeout,
     QueueNotFound,
@@ -27,9 +26,11 @@ from ..errors import (
 )
 from ..publish.reentrancy import no_reentry
 from ..spool.intake import Spooled
+from . import uncertain
 from .batch import PublishBatch
 from .celery_task import is_control_queue
 from .consumer import ConsumingChannel
+from .uncertain import Content
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,31 @@ class Channel(ConsumingChannel):
             for queue in queues:
                 self._put(queue, message, **kwargs)
             return None
-        with no_reentry:
-            spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
+        spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
+
+    def _put_all(
+        self,
+        queues: Sequence[str],
+        message: dict[str, Any],
+        content: Content,
+        given: dict[str, Any],
+    ) -> list[int]:
+        """Publish to each queue; return the row ids of what was spooled."""
+        client = self.connection.client if self.session.has_alternates else None
+        in_doubt = client is not None and uncertain.begin(client, content)
+        try:
+            with no_reentry:
+                spooled = [row for queue in queues for row in self._put(queue, message, **given)]
+        except CFQueuesError as error:
+            if in_doubt:
+                error.delivered = "unknown"
+            elif client is not None and error.delivered == "unknown":
+                uncertain.leave(client, content)
+            raise
+        if in_doubt:
+            uncertain.end(client)
+        return spooled
 
     def _put(
         self,
@@ -127,13 +150,12 @@ class Channel(ConsumingChannel):
             )
 
         try:
-            self.session.use_queue(queue, deadline, submit)
+            self.session.use_queue(queue, deadline, submit, publishes=True)
         except (TransientError, PublishTimeout) as error:
-            # If this raises, Kombu publishes to its next URL.  An earlier try may have arrived, but
-            # that is not worse than another try here.
-            may_repeat = error.delivered == "no" or self.session.options.retry_uncertain
-            if self.session.has_alternates and isinstance(error, ConnectionFailed) and may_repeat:
-                raise
+            # An earlier attempt may have arrived.  Then another one there is not worse than here.
+            next_url = self.session.for_next_url(error, deadline)
+            if next_url is not None:
+                raise next_url from error.__cause__
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:

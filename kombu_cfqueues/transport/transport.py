@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kombu.transport import virtual
 
 from ..errors import (
+    CFQueuesError,
     ConfigurationError,
     ConnectionFailed,
     PermanentError,
@@ -17,6 +18,7 @@ from ..errors import (
 )
 from ..options import BrokerUrl, Options, is_ours, shown_place
 from ..publish.reentrancy import no_reentry
+from . import uncertain
 from .channel import Channel
 from .session import Session
 
@@ -176,7 +178,9 @@ class Transport(virtual.Transport):
                         options, deadline=time.monotonic() + seconds
                     )
             super().establish_connection()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, CFQueuesError):
+                uncertain.say_so(self._client, error)
             self._leave_account()
             raise
         return self

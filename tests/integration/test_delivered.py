@@ -91,6 +91,44 @@ def test_it_says_so_after_another_connection_was_lost(nobody):
     assert error.delivered == "unknown"
 
 
+def test_it_says_so_after_another_broker_has_perhaps_taken_it():
+    """The second answers that it has not taken it, which says nothing of the first."""
+    api = Api(["jobs"])
+    with (
+        ScriptedServer(
+            otherwise=lambda r: Die() if r.path.endswith("/messages") else api(r)
+        ) as one,
+        ScriptedServer(
+            otherwise=lambda r: Failure(503, 1) if r.path.endswith("/messages") else api(r)
+        ) as two,
+        app_for(f"{one.broker_url};{two.broker_url}") as app,
+    ):
+        policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        error = failure_of(lambda: app.send_task("add", queue="jobs", retry_policy=policy))
+    assert error.delivered == "unknown"
+
+
+def test_the_next_message_over_the_same_connection_is_not_in_doubt():
+    """The doubt is that of one message."""
+    api = Api(["jobs"])
+    steps = [Die()]
+    with (
+        ScriptedServer(
+            otherwise=lambda r: (
+                (steps.pop() if steps else Failure(503, 1))
+                if r.path.endswith("/messages")
+                else api(r)
+            )
+        ) as server,
+        Connection(
+            f"{server.broker_url};{server.broker_url}", transport_options={"publish_timeout": 1}
+        ) as connection,
+    ):
+        producer = connection.Producer()
+        assert failure_of(lambda: producer.publish(1, routing_key="jobs")).delivered == "unknown"
+        assert failure_of(lambda: producer.publish(2, routing_key="jobs")).delivered == "no"
+
+
 @pytest.mark.parametrize(
     ("step", "delivered"),
     [(Drop(), "unknown"), (Hang(), "unknown"), (Failure(503, 15000), "no"),

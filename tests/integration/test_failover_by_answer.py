@@ -13,7 +13,7 @@ from kombu import Connection
 from support.scripted import Api, Failure, Html, Json, ScriptedServer
 
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.errors import CFQueuesError, PublishTimeout
+from kombu_cfqueues.errors import CFQueuesError, PublishTimeout, ServerError
 
 #: Answers of a server that has surely not taken the message.
 SURELY_NOT = {
@@ -133,6 +133,21 @@ def test_it_ends_where_no_broker_serves():
         seconds = time.monotonic() - began
     assert raised.value.delivered == "no"
     assert seconds < 6
+
+
+def test_a_broker_that_takes_no_messages_does_not_connect_for_a_moment(second):
+    """Kombu before 5.7 goes on to the next URL only where connecting fails."""
+    with (
+        first(Failure(503, 15000)) as broker,
+        Connection(urls(broker, second)) as connection,
+    ):
+        producer = connection.Producer()
+        with pytest.raises(ServerError):
+            producer.publish({}, routing_key="jobs")
+        connection.collect()  # as Kombu does
+        connection.connect()
+        connection.Producer().publish({}, routing_key="jobs")
+    assert len(second.messages("jobs")) == 1
 
 
 # -- what is right today and stays
