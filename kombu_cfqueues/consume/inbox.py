@@ -175,6 +175,29 @@ class Inbox:
         self._arrivals.extend(arrivals)
         self._changed.notify_all()
 
+    def newest(self, subscription: Subscription) -> Subscription:
+        """Return the newest subscription of this connection to the queue of *subscription*.
+
+        It gets all messages of the queue.  An application may have forgotten the earlier ones, and
+        messages that are delivered to those would stay leased.
+        """
+        queue_id = subscription.queue.id
+        return next(
+            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+        )
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a subscription; it takes over what waits for earlier ones to the same queue."""
+        self.subscriptions.append(subscription)
+        arrivals, self._arrivals = self._arrivals, deque()
+        for arrival in arrivals:
+            if arrival.subscription.queue.id == subscription.queue.id:
+                arrival.subscription.window.held -= 1
+                subscription.window.held += 1
+                arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
+            self._arrivals.append(arrival)
+        self.notify()
+
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
         self._changed.notify_all()

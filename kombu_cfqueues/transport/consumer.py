@@ -1,8 +1,8 @@
 """The half of a channel that consumes: Kombu's consuming methods over the receiver.
 
 Kombu's own virtual channel polls its queues one after the other in the application's thread, and
-keeps one callback per queue.  Here the receiver pulls, a channel delivers what has arrived, and the
-consumers of a queue take turns.
+keeps one callback per queue.  Here the receiver pulls, and a channel delivers what has arrived to
+the newest consumer of the queue.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class _Consumer(NamedTuple):
 
 
 class QueueConsumers:
-    """The consumers of one queue, which receive its messages in turn.
+    """The consumers of one queue.  The newest one receives the messages, as elsewhere in Kombu.
+
+    An application may have forgotten the earlier ones, for instance a `SimpleQueue` that it did not
+    close; messages that are delivered to those would stay leased.
 
     Args:
         subscription: Brings the messages; None for a queue of Celery's remote control, which
@@ -62,13 +65,11 @@ class QueueConsumers:
     def __init__(self, subscription: Subscription | None) -> None:
         self.subscription = subscription
         self.consumers: list[_Consumer] = []
-        self._delivered = 0
 
-    def next(self) -> _Consumer | None:
-        """Return the next in turn; None if another thread has just cancelled the last one."""
+    def newest(self) -> _Consumer | None:
+        """Return the newest consumer; None if another thread has just cancelled the last one."""
         consumers = self.consumers
-        self._delivered += 1
-        return consumers[self._delivered % len(consumers)] if consumers else None
+        return consumers[-1] if consumers else None
 
     def update_counts(self) -> None:
         """Let the messages take slots unless every consumer acknowledges them on receipt."""
@@ -112,7 +113,8 @@ class ConsumingChannel(RoutingChannel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message.  The consumers of a queue take turns.
+            callback: Called with each message, until the queue gets another consumer on this
+                connection.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -206,7 +208,7 @@ class ConsumingChannel(RoutingChannel):
         group = self._queue_consumers.get(arrival.subscription.name)
         if group is None or group.subscription is not arrival.subscription:
             return False
-        consumer = group.next()
+        consumer = group.newest()
         if consumer is None:
             return False
         delivery = arrival.delivery
