@@ -25,6 +25,14 @@ FORGOTTEN_SECONDS: Final = 300.0
 """After this time without a refusal, the next one starts a new `PASSING_SECONDS`."""
 
 
+def is_passing(error: BaseException | None) -> bool:
+    """Whether *error* is a refusal of the token that may pass, as `PassingRefusals` decided.
+
+    It is not news: if it does not pass, another error follows.
+    """
+    return isinstance(error, ServerError) and error.code in PASSING_CODES
+
+
 class PassingRefusals:
     """Decides whether a refusal of the token counts.  Threads may share it."""
 

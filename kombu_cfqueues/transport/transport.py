@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from kombu.transport import virtual
 
 from ..errors import (
-    CFQueuesError,
     ConfigurationError,
     ConnectionFailed,
     PermanentError,
     PublishTimeout,
     TransientError,
+    copy_of,
 )
 from ..options import BrokerUrl, Options, is_ours, shown_place
 from ..publish.reentrancy import no_reentry
@@ -179,9 +179,11 @@ class Transport(virtual.Transport):
                     )
             super().establish_connection()
         except BaseException as error:
-            if isinstance(error, CFQueuesError):
-                uncertain.say_so(self._client, error)
             self._leave_account()
+            if isinstance(error, TransientError):
+                uncertain.say_so(self._client, error)
+                # With other transports, Kombu's error has the transport's own as its cause.
+                raise copy_of(error) from error
             raise
         return self
 
