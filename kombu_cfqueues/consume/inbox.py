@@ -154,11 +154,12 @@ class Inbox:
         """
         with self._lock:
             while True:
-                for arrival in self._arrivals:
-                    if arrival.subscription is subscription:
-                        self._arrivals.remove(arrival)
-                        self._hand_out(arrival, had_to_wait=False)
-                        return arrival
+                arrival = self._pop(
+                    one for one in list(self._arrivals) if one.subscription is subscription
+                )
+                if arrival is not None:
+                    self._hand_out(arrival, had_to_wait=False)
+                    return arrival
                 left = deadline - time.monotonic()
                 if not subscription.in_flight or left <= 0:
                     return None
@@ -221,8 +222,15 @@ class Inbox:
     # Private; the caller holds the lock
 
     def _pop_deliverable(self) -> Arrival | None:
+        return self._pop(self._deliverable())
+
+    def _pop(self, candidates: Iterator[Arrival]) -> Arrival | None:
+        """Remove and return the first of *candidates* whose lease has not ended.
+
+        Every message goes through here before its delivery.
+        """
         now = time.monotonic()
-        for arrival in self._deliverable():
+        for arrival in candidates:
             self._arrivals.remove(arrival)
             if arrival.delivery.leased_until > now:
                 return arrival
