@@ -24,6 +24,7 @@ from ..errors import (
     QueueNotFound,
     TransientError,
 )
+from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool.intake import Spooled
 from . import uncertain
@@ -69,9 +70,11 @@ class Channel(ConsumingChannel):
             InvalidMessage: No queue is bound for the message; see the option ``unroutable``.
             PublishTimeout: A queue did not accept the message in time.
             SpoolFull, SpoolUnavailable: The spool cannot take the message.
-            PermanentError: A signal handler publishes while its thread is publishing.
+            PermanentError: A signal handler publishes while its thread is publishing; or the
+                interpreter is ending.
             CFQueuesError: The message was refused.
         """
+        refuse_at_end()
         self._inplace_augment_message(message, exchange, routing_key)
         # Set here, so that the copies for several queues share it.
         properties = message["properties"]

@@ -17,6 +17,7 @@ from ..errors import (
     copy_of,
 )
 from ..options import BrokerUrl, Options, is_ours, shown_place
+from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import uncertain
 from .channel import Channel
@@ -168,6 +169,7 @@ class Transport(virtual.Transport):
         Raises:
             CFQueuesError: The request failed.
         """
+        refuse_at_end()
         options = self.session.options
         seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
         try:
