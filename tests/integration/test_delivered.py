@@ -250,11 +250,11 @@ AT_THE_END = {
                 try:
                     producer.publish("late", routing_key="jobs")
                 except CFQueuesError as error:
-                    sys.stderr.write(f"typed {error.delivered}")
+                    print("typed", error.delivered, file=sys.stderr, flush=True)
                 except BaseException as error:
-                    sys.stderr.write(f"raised {type(error).__name__}: {error}")
+                    print("raised", repr(error), file=sys.stderr, flush=True)
                 else:
-                    sys.stderr.write("accepted")
+                    print("accepted", file=sys.stderr, flush=True)
         sys.modules["late"] = late = Late()
     """,
     "del, after a first publish": """
@@ -264,11 +264,11 @@ AT_THE_END = {
                 try:
                     producer.publish("late", routing_key="jobs")
                 except CFQueuesError as error:
-                    sys.stderr.write(f"typed {error.delivered}")
+                    print("typed", error.delivered, file=sys.stderr, flush=True)
                 except BaseException as error:
-                    sys.stderr.write(f"raised {type(error).__name__}: {error}")
+                    print("raised", repr(error), file=sys.stderr, flush=True)
                 else:
-                    sys.stderr.write("accepted")
+                    print("accepted", file=sys.stderr, flush=True)
         sys.modules["late"] = late = Late()
     """,
 }
@@ -294,7 +294,7 @@ def test_a_late_atexit_in_spool_mode_is_delivered_or_says_that_it_is_not(tmp_pat
     code = f"""
         def late():
             producer.publish("late", routing_key="jobs")
-            sys.stderr.write("accepted")
+            print("accepted", file=sys.stderr, flush=True)
         atexit.register(late)
         if {first}:
             producer.publish("early", routing_key="jobs")
