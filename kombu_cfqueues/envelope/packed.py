@@ -31,6 +31,11 @@ class Address(NamedTuple):
         """Return the address of a queue of which only the id is known."""
         return cls(f"#{cloudflare_id}", cloudflare_id=cloudflare_id)
 
+    @property
+    def is_id(self) -> bool:
+        """Whether only the queue's id is known."""
+        return self.name.startswith("#")
+
 
 class Packed(NamedTuple):
     """A message that is ready to be posted.

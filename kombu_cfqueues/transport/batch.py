@@ -17,7 +17,7 @@ from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
 from ..runtime.fork import renew_in_child
-from ..spool.intake import Spooled
+from ..spool import Place, Spooled
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class BatchChannel(Protocol):
     ) -> list[CFQueuesError | None]:
         """Publish messages to one queue; return the error of each, or None if it is accepted."""
 
-    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
-        """Put all messages or none into the spool of this machine; return their row ids."""
+    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
+        """Put all messages or none into the spool of this machine; return where they are."""
 
 
 class PublishBatch:

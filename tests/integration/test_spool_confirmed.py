@@ -75,8 +75,9 @@ def test_what_a_killed_process_has_claimed_goes_on_at_once(server, limited):
         """
         from kombu_cfqueues.account import Account
         account = Account.open(connect().transport.session.options)
-        claims = account.publisher._line._claims
-        while not getattr(claims.claim(), "entries", None):
+        from kombu_cfqueues.waiting_room import ClaimTerms
+        room = account.publisher.relay._spool.room
+        while not getattr(room.claim(ClaimTerms(1)), "items", None):
             time.sleep(0.001)
         print(1, flush=True)
         time.sleep(60)
