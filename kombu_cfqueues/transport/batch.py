@@ -185,6 +185,8 @@ class PublishBatch:
         if not all(errors):
             self._progressed_at = time.monotonic()
         all_refused = all(isinstance(error, PermanentError) for error in errors)
+        # Read again: the other thread may have counted its request meanwhile.
+        refused = self._refused_in_a_row.get(request.queue, 0)
         self._refused_in_a_row[request.queue] = refused + 1 if all_refused else 0
         return errors
 

@@ -53,7 +53,7 @@ TIMEOUTS = """
     import random, threading
     from kombu_cfqueues import errors
     connection = connect()
-    connection.default_channel._queue("jobs", time.monotonic() + 300)
+    connection.transport.session.use_queue("jobs", time.monotonic() + 300, lambda queue: None)
     refused, returned = [], []
     def work(name):
         chance, producer = random.Random(name), connection.clone().Producer()
