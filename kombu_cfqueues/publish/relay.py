@@ -121,6 +121,9 @@ class Relay:
     def notify(self) -> None:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
         self._news.set()
+        if self._over:
+            self._empty_here()
+            return
         thread = self._thread
         if thread is None or not thread.is_alive():
             self._start()
@@ -169,6 +172,21 @@ class Relay:
         self._over = True
         self._end.set()
         self._news.set()
+
+    def _empty_here(self) -> None:
+        """Post in the caller's thread, because an exit handler spools after `finish` has run."""
+        end = self._clock.monotonic() + EXIT_SECONDS
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
+            while self._spool.has_backlog():
+                if self._commit.sender.pause is not None or self._clock.monotonic() >= end:
+                    logger.warning(
+                        "messages stay in the spool %s, because this process is ending: the next "
+                        "process that spools, or 'cfqueues relay', delivers them",
+                        self.path,
+                    )
+                    break
+                self._clock.sleep(min(self._step_safely() or 0.0, LOOK_SECONDS))
+            self._stand_down()
 
     def _serve(self) -> None:
         while not self._over:
