@@ -3,7 +3,8 @@
 ::
 
     CFQueuesError
-      TransientError              a retry may succeed; Kombu reconnects
+      TransientError              a retry may succeed; Kombu reconnects; also kombu's
+                                  OperationalError
         ConnectionFailed            no answer: DNS, TCP, TLS, a proxy, a lost response, a timeout
         ServerError                 the server failed: 5xx, an HTML error page, invalid JSON
         RateLimited                 429: the allowance of the token or of the queue is used up
@@ -76,8 +77,12 @@ class CFQueuesError(Exception):
         self.delivered = delivered
 
 
-class TransientError(CFQueuesError):
-    """A retry may succeed."""
+class TransientError(CFQueuesError, exceptions.OperationalError):
+    """A retry may succeed.
+
+    Kombu raises an `OperationalError` when its retries are used up.  As this is one, Kombu raises
+    it as it is, and `delivered` and the other attributes are kept.
+    """
 
 
 class ConnectionFailed(TransientError):
@@ -180,6 +185,7 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
     It does not list messages of earlier flushes, which succeeded.
 
     Attributes:
+        delivered: ``"no"`` if certainly no message arrived, otherwise ``"unknown"``.
         accepted: An `Outcome` for each message that is in its queue.
         refused: An `Outcome` for each message that is certainly not in its queue.
         uncertain: An `Outcome` for each message whose answer was lost.  Publishing such a message
@@ -191,6 +197,10 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
         self.accepted = [outcome for outcome in outcomes if outcome.error is None]
         self.refused = [o for o in outcomes if o.error and o.error.delivered == "no"]
         self.uncertain = [o for o in outcomes if o.error and o.error.delivered == "unknown"]
+
+    @property
+    def delivered(self) -> Delivered:  # noqa: D102  see the class
+        return "unknown" if self.accepted or self.uncertain else "no"
 
     def __str__(self) -> str:
         return str(self.args[0])

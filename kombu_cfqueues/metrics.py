@@ -42,6 +42,7 @@ PROCESS_COUNTS: Final = (
     "permits",
     "permit_wait_seconds",
     "retries",
+    "unroutable",
 )
 """Names of the counts that only the process has."""
 
@@ -129,6 +130,13 @@ class Metrics:
             self._counts["", "retries"] += 1
         if telemetry := instruments():
             telemetry.retried(error)
+
+    def unroutable(self) -> None:
+        """Count a message that was dropped because no queue is bound for it."""
+        with self._lock:
+            self._counts["", "unroutable"] += 1
+        if telemetry := instruments():
+            telemetry.unroutable()
 
     def waited(self, seconds: float) -> None:
         """Count a permit for which a request waited *seconds*."""

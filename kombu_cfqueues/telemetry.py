@@ -86,6 +86,10 @@ class Instruments:
             "kombu_cfqueues.retries", "{request}", "Failures that were followed by a retry"
         )
 
+        self._unroutable = meter.create_counter(
+            "kombu_cfqueues.unroutable", "{message}", "Messages dropped for want of a bound queue"
+        )
+
     def requested(
         self,
         operation: Operation,
@@ -123,6 +127,10 @@ class Instruments:
     def retried(self, error: CFQueuesError) -> None:
         """Record a retry after *error*."""
         self._retries.add(1, _of_error(type(error).__name__))
+
+    def unroutable(self) -> None:
+        """Record a message that was dropped because no queue is bound for it."""
+        self._unroutable.add(1, _SYSTEM)
 
     def waited(self, seconds: float) -> None:
         """Record a permit for which a request waited *seconds*."""

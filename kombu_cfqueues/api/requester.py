@@ -23,6 +23,7 @@ from ..options import Secret, Token
 from ..runtime.fork import notice_fork, renew_in_child
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
+from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
 from .responses import PULL_STATUSES, Response, payload_of
 
@@ -83,6 +84,7 @@ class Requester:
         self._pools_of_parent: list[Pool] = []
         self._pool: Pool | None = None  # guarded by _lock
         self._lock = threading.Lock()
+        self._refusals = PassingRefusals()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
@@ -119,13 +121,16 @@ class Requester:
         self._permits.observe(response.headers.get("Ratelimit"))
         statuses = PULL_STATUSES if request.path.endswith("/pull") else None
         try:
-            return payload_of(response, request.action, statuses, token)
-        except CFQueuesError as error:
+            payload = payload_of(response, request.action, statuses, token)
+        except CFQueuesError as refusal:
+            error = self._refusals.judge(refusal, token, request.method, request.path)
             self._permits.refused(error, queue=request.queue_id)
             # Local variables here and in the frames below hold the response, in which a server
             # may repeat the token.
             del response
             raise error.with_traceback(None) from None
+        self._refusals.accepted(token, request.method, request.path)
+        return payload
 
     def _exchange(self, request: ApiRequest, token: Secret) -> Response:
         # The exception that the application is handling is not ours, although Python links to it.

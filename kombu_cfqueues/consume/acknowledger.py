@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from ..api.client import Client
+from ..api.passing_refusals import is_passing
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -371,7 +372,11 @@ def _log_refusals(queue: str, batch: Sequence[_PendingLease], warnings: Mapping[
 
 def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
     """Log the begin and the end of an outage, once each."""
-    if before is None and isinstance(now, TransientError):
+    if is_passing(before):
+        before = None
+    if is_passing(now):
+        logger.debug("messages of queue %r cannot be settled: %s", queue, now)
+    elif before is None and isinstance(now, TransientError):
         logger.warning(
             "messages of queue %r cannot be settled now; retrying until their leases end: %s",
             queue,

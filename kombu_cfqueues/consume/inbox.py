@@ -154,11 +154,12 @@ class Inbox:
         """
         with self._lock:
             while True:
-                for arrival in self._arrivals:
-                    if arrival.subscription is subscription:
-                        self._arrivals.remove(arrival)
-                        self._hand_out(arrival, had_to_wait=False)
-                        return arrival
+                arrival = self._pop(
+                    one for one in list(self._arrivals) if one.subscription is subscription
+                )
+                if arrival is not None:
+                    self._hand_out(arrival, had_to_wait=False)
+                    return arrival
                 left = deadline - time.monotonic()
                 if not subscription.in_flight or left <= 0:
                     return None
@@ -174,6 +175,29 @@ class Inbox:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
         self._changed.notify_all()
+
+    def newest(self, subscription: Subscription) -> Subscription:
+        """Return the newest subscription of this connection to the queue of *subscription*.
+
+        It gets all messages of the queue.  An application may have forgotten the earlier ones, and
+        messages that are delivered to those would stay leased.
+        """
+        queue_id = subscription.queue.id
+        return next(
+            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+        )
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a subscription; it takes over what waits for earlier ones to the same queue."""
+        self.subscriptions.append(subscription)
+        arrivals, self._arrivals = self._arrivals, deque()
+        for arrival in arrivals:
+            if arrival.subscription.queue.id == subscription.queue.id:
+                arrival.subscription.window.held -= 1
+                subscription.window.held += 1
+                arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
+            self._arrivals.append(arrival)
+        self.notify()
 
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
@@ -198,8 +222,15 @@ class Inbox:
     # Private; the caller holds the lock
 
     def _pop_deliverable(self) -> Arrival | None:
+        return self._pop(self._deliverable())
+
+    def _pop(self, candidates: Iterator[Arrival]) -> Arrival | None:
+        """Remove and return the first of *candidates* whose lease has not ended.
+
+        Every message goes through here before its delivery.
+        """
         now = time.monotonic()
-        for arrival in self._deliverable():
+        for arrival in candidates:
             self._arrivals.remove(arrival)
             if arrival.delivery.leased_until > now:
                 return arrival

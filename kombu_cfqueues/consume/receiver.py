@@ -122,8 +122,7 @@ class Receiver:
         with self._lock:
             self._subscriptions.append(subscription)
             window.queue_count += 1
-            inbox.subscriptions.append(subscription)
-            inbox.notify()
+            inbox.add(subscription)
         return subscription
 
     def cancel(self, subscription: Subscription) -> None:
@@ -265,7 +264,8 @@ class Receiver:
 
     def _pull_at(self, subscription: Subscription, now: float) -> float:
         """When the queue may be pulled next; infinity if not before something changes."""
-        if not subscription.inbox.asked:
+        inbox = subscription.inbox
+        if not inbox.asked or inbox.newest(subscription) is not subscription:
             return math.inf
         if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.last_pull_full else 1):
             return math.inf
@@ -364,10 +364,13 @@ class Receiver:
 
         The caller holds the lock.
         """
-        late, kept = (arrivals, []) if subscription.cancelled else ([], arrivals)
-        subscription.window.held -= count - len(kept)
-        subscription.inbox.put(kept)
-        return late
+        subscription.window.held -= count
+        if subscription.cancelled:
+            return arrivals
+        newest = subscription.inbox.newest(subscription)
+        newest.window.held += len(arrivals)
+        subscription.inbox.put([Arrival(newest, arrival.delivery) for arrival in arrivals])
+        return []
 
     def _schedule(
         self,

@@ -17,19 +17,20 @@ from typing import Final
 
 from vine import promise
 
+from .. import limits
 from ..api.client import Client
 from ..api.directory import Directory
-from ..envelope import Address, Packed
+from ..envelope import Address, Packed, retention_error
 from ..errors import (
     CFQueuesError,
     ConfigurationError,
-    ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
     PublishTimeout,
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
+    TransientError,
 )
 from ..options import Options
 from ..rate_limit import Budget
@@ -99,7 +100,7 @@ class Publisher:
             address: The queue; its id is known.
             packed: The message.
             deadline: When to give up, in seconds of `time.monotonic`.
-            switches: Fail at once if nothing was sent, so that Kombu can try the next broker URL.
+            switches: Do not repeat a failed request, so that Kombu can try the next broker URL.
 
         Raises:
             PublishTimeout: The deadline passed; its cause is the last failure.
@@ -241,11 +242,33 @@ class Publisher:
         queue_id = address.cloudflare_id
         if queue_id is None:
             queue_id = self._resolve(address, deadline)
+        self._judge_retention(address, batch, deadline)
         try:
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
             self._directory.forget_address(address, queue_id)
             raise
+
+    def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
+        """Refuse what the queue would delete: whoever spooled it may have known nothing of it.
+
+        Raises:
+            InvalidMessage: A message of the batch is due later than the queue keeps it.
+            CFQueuesError: A look-up failed.
+        """
+        is_late = [
+            retention_error(packed, address.name, limits.MIN_RETENTION_SECONDS) for packed in batch
+        ]
+        if not any(is_late):
+            return
+        retention = self._directory.retention_seconds(address)
+        if retention is None and not address.is_id:
+            self._resolve(address._replace(cloudflare_id=None), deadline)
+            retention = self._directory.retention_seconds(address)
+        for packed in batch:
+            error = retention_error(packed, address.name, retention)
+            if error is not None:
+                raise error
 
     def _resolve(self, address: Address, deadline: float) -> str:
         try:
@@ -272,7 +295,7 @@ def post_seconds(options: Options) -> float:
 
 
 def _judge_and_switch(error: CFQueuesError) -> Verdict:
-    if isinstance(error, ConnectionFailed) and error.delivered == "no":
+    if isinstance(error, TransientError):
         return Verdict.NEVER
     return verdict_of(error)
 

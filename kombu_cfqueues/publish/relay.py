@@ -141,6 +141,7 @@ class Relay:
             call_at_exit(partial(_finish, weakref.ref(self)))
         if self._exits_by is not None:  # an exit handler that ran after ours has spooled it
             self.finish(0.0)
+            self._log_what_stays()
             return
         self._spooled.set()
         thread = self._thread
@@ -216,6 +217,15 @@ class Relay:
             else:
                 pause = self._step()
             self._clock.sleep(EXIT_POLL_SECONDS if pause is None else pause)
+
+    def _log_what_stays(self) -> None:
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
+            if self._spool.has_backlog():
+                logger.warning(
+                    "messages stay in the spool %s, because this process is exiting: the next "
+                    "process that spools, or 'cfqueues relay', delivers them",
+                    self.path,
+                )
 
     def _serve(self) -> None:
         while not self._exits:

@@ -167,7 +167,7 @@ def _drop_expired(connection: sqlite3.Connection, rows: Sequence[int]) -> int:
 def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int]) -> list[Item]:
     marks = ",".join("?" * len(rows))
     found = connection.execute(
-        "SELECT id, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch "  # noqa: S608
+        "SELECT id, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch "  # noqa: S608
         f"FROM message WHERE id IN ({marks})",
         tuple(rows),
     )
@@ -175,10 +175,10 @@ def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int])
 
 
 def _item(address: Address, columns: Sequence[Any]) -> Item:
-    row, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch = columns
+    row, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch = columns
     item = Item(
         address,
-        Packed(fragment, size, due, bool(alone)),
+        Packed(fragment, size, due, bool(alone), eta),
         Kind(kind),
         repeats=bool(repeats),
         uncertain=bool(uncertain),

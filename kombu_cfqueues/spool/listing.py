@@ -117,9 +117,13 @@ class Listing:
                 "refused": State.REFUSED,
             }
             found = []
-            for *counts, oldest, paused_until, why in connection.execute(_QUEUES, values):
+            for queue, *counts, oldest, paused_until, why in connection.execute(_QUEUES, values):
+                confirmed, waiting, sending, refused, size = counts
                 age = None if oldest is None else max(0.0, wall - oldest)
-                found.append(QueueState(*counts, age, max(0.0, paused_until - now), why))
+                paused = max(0.0, paused_until - now)
+                found.append(
+                    QueueState(queue, confirmed, waiting, sending, refused, size, age, paused, why)
+                )
             return found
 
         return self._file.read(look)

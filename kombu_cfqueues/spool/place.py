@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -126,16 +127,20 @@ def _try_out(folder: Path) -> None:
 def _file_system(folder: Path) -> str | None:
     """Return the type of the file system that holds *folder*; None if it is unknown."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
     except OSError:
         return None
     path = folder.resolve()
     best, kind = "", None
     for line in lines:
-        left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")
+        left, separator, right = line.partition(b" - ")
+        if not separator:
+            continue
+        # The kernel writes blanks and backslashes as octal numbers, and other bytes as they are.
+        escaped = left.split()[4]
+        mount = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), escaped))
         if len(mount) >= len(best) and path.is_relative_to(mount):  # later ones cover earlier ones
-            best, kind = mount, right.split()[0]
+            best, kind = mount, os.fsdecode(right.split()[0])
     return kind
 
 

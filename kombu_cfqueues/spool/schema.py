@@ -56,6 +56,7 @@ CREATE TABLE message (
     size INTEGER NOT NULL DEFAULT 0,
     due REAL,                              -- wall clock: when the message's delay ends
     alone INTEGER,
+    eta REAL,                              -- wall clock: of a Celery task
     entered REAL NOT NULL,                 -- wall clock: for display
     expires REAL,                          -- wall clock: when a spooled message is dropped
     owner TEXT,                            -- process that waits for the outcome
