@@ -1,4 +1,4 @@
-"""Spooled messages: kept on the disk until they are delivered, by whichever process."""
+"""Spooled messages: kept on the disk until any process of the machine has delivered them."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ It bounds how long a dead process holds its claims.  A search reads a folder and
 each process, so it costs more than a look into the file."""
 
 OUTCOME_POLL_SECONDS: Final = 0.008
-"""Poll interval for outcomes while another process posts this process's messages.
+"""Poll interval for outcomes while another process posts this process's messages, or is about to.
 
-It is what an outcome may come late: little compared with a request."""
+A publish returns later by up to this interval, which is little compared with a request."""
 
 SLOW_OUTCOME_POLL_SECONDS: Final = SWEEP_SECONDS / 5
 """Poll interval for outcomes once a request has taken longer than usual.
@@ -50,7 +50,7 @@ USUAL_REQUEST_SECONDS: Final = 0.16
 """Nearly every request is answered within this time; then the slow poll interval applies."""
 
 FAST_POLLS: Final = round(USUAL_REQUEST_SECONDS / OUTCOME_POLL_SECONDS)
-"""Number of polls without an outcome at the fast interval."""
+"""Number of polls without an outcome before the slow interval applies."""
 
 NOWHERE: Final = ("", 0)
 """The place of a message that must not enter the file any more."""
@@ -173,7 +173,6 @@ class SpoolRoom:
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             self.sweep(until=until)
-
         seen = self._file.read(self._look, until=until)
         settled = self._lost(seen.file)
         if seen.settled:
@@ -330,7 +329,7 @@ class SpoolRoom:
     def _settle(
         self, connection: sqlite3.Connection, claim: Claim, outcome: ClaimOutcome
     ) -> list[tuple[str, int]]:
-        """Write *outcome*; return where this process's messages were that it gives up."""
+        """Write *outcome*; return the places of this process's messages that it gives up."""
         for item, error in outcome.settled.items():
             if item.place is not None:
                 outcomes.settle_item(connection, claim.number, item, error)
@@ -354,12 +353,12 @@ class SpoolRoom:
             self._file.write(lambda c: free(c, "claim = ?", number), until=until)
 
     def sweep(self, *, until: float = inf) -> None:
-        """Release claims that expired or whose process died; delete outcomes that nobody read."""
+        """Release claims that expired or whose process died; delete outcomes nobody read."""
         sweep.sweep(self._file, until=until)
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
-    """Whether the file needs *outcome*: not if the message got a permit at once and is settled."""
+    """Whether *outcome* changes the file: messages claimed at once and settled are not in it."""
     return bool(outcome.returned) or any(item.place is not None for item in claim.items)
 
 

@@ -1,4 +1,4 @@
-"""The machine's request allowance, with the interface of `Budget`.
+"""The machine's request allowance, with the interface of `rate_limit.Budget`.
 
 Admin requests carry no message, but they wait for permits in the same order as messages.
 """
@@ -27,7 +27,7 @@ from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reserv
 logger = logging.getLogger(__name__)
 
 SHARERS: Final = 16
-"""Without the file, a process uses one part of this many of the allowance.
+"""Without the file, a process uses the allowance divided by this number.
 
 If each process of a web server used the whole allowance, together they would cause the block that
 the allowance exists to avoid."""
@@ -46,7 +46,7 @@ If that fails, the row's own deadline ends it."""
 MAX_SLEEP_SECONDS: Final = 1.0
 """Longest sleep of a request that waits for a permit.
 
-Then it looks whether requests before it have given up."""
+After it, the request checks whether requests before it have given up."""
 
 
 class SharedBudget:
@@ -234,7 +234,7 @@ class Permits:
         return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
     def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
-        """Whether *request* may take a free permit although there is none for each before it."""
+        """Whether *request* may take a free permit although others may be entitled to it."""
         return (
             first is None or first.message == request or self._reservation.has_expired(first, now)
         )

@@ -1,4 +1,4 @@
-"""Cleaning up: claims of dead processes, claims that expired, and outcomes that nobody read."""
+"""Cleaning up: claims of dead processes, expired claims, and outcomes that were never read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STALE: Final = "deadline < ? AND state != 1"
 
 
 def sweep(file: File, *, until: float) -> None:
-    """Release claims that expired or whose process died; delete outcomes that nobody read.
+    """Release claims that expired or whose process died; delete outcomes that were never read.
 
     Args:
         file: The spool's file.
