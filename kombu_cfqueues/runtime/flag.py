@@ -1,4 +1,4 @@
-"""Something to wait for, that any thread may set, in one step."""
+"""A flag that any thread can set in a single step, and one thread waits for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .clock import Clock
 
 
 class Flag:
-    """A flag that one thread waits for, and clears by having waited.
+    """A flag for which one thread waits.  The wait clears it.
 
-    Unlike `threading.Event`, whose methods hold a lock of their own, it survives an exception that
-    a signal handler raises in the thread that sets it: setting it is a single step.
+    Setting it is a single step, so a signal handler may raise an exception in the thread that sets
+    it.  The methods of `threading.Event` hold a lock, which such an exception would leave locked.
 
     Args:
-        clock: Makes the lock that it is.
+        clock: Makes the lock inside.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -22,13 +22,13 @@ class Flag:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Set it.  Any thread may do so, as often as it likes."""
+        """Set the flag.  Any thread may call this, any number of times."""
         try:
             if self._lock.locked():
                 self._lock.release()
-        except RuntimeError:  # another thread was faster
+        except RuntimeError:  # another thread has released it
             pass
 
     def wait(self, seconds: float) -> None:
-        """Block until it is set, at most *seconds*; clear it."""
+        """Block until the flag is set, for at most *seconds*; clear it."""
         self._lock.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX))
