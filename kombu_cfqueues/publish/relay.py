@@ -52,7 +52,7 @@ PROMISES_PER_QUERY: Final = 500
 """Number of promises that one SQL statement asks about."""
 
 PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
-"""Maximum number of promises in one poll.  A process may keep a hundred thousand."""
+"""About how many promises one poll asks about.  A process may keep a hundred thousand."""
 
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
 """Poll interval while another process posts the last spooled messages: about one request."""
@@ -164,7 +164,7 @@ class Relay:
         while not stop.is_set():
             pause = self._step_safely()
             stop.wait(idle_seconds if pause is None else pause)
-        self._stand_down()
+        self._resign()
 
     def finish(self, seconds: float) -> None:
         """Block for at most *seconds* while the thread posts and succeeds; then end the thread."""
@@ -277,7 +277,7 @@ class Relay:
         left = self._spool.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
-            delivery = reference and reference()
+            delivery = None if reference is None else reference()
             if delivery is not None:
                 delivery.settle(error)
         return bool(left) or len(waiting) < len(places)
