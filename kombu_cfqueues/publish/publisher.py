@@ -194,7 +194,7 @@ class Publisher:
         if self._spool_of_machine is None:
             raise SpoolUnavailable(
                 "the spool needs file locks (fcntl), which this system does not have; "
-                "set publish_mode='confirmed'"
+                "set publish_mode='confirm'"
             )
         return self._spool_of_machine
 

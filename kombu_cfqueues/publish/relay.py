@@ -54,7 +54,7 @@ PROMISES_PER_QUERY: Final = 500
 """Number of promises that one SQL statement asks about."""
 
 PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
-"""Maximum number of promises in one poll.  A process may keep a hundred thousand."""
+"""About how many promises one poll asks about.  A process may keep a hundred thousand."""
 
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
 """Poll interval while another process posts the last spooled messages: about one request."""
@@ -323,7 +323,7 @@ class Relay:
         left = self._spool.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
-            delivery = reference() if reference is not None else None
+            delivery = None if reference is None else reference()
             if delivery is not None:
                 delivery.settle(error)
         return bool(left) or len(waiting) < len(places)
