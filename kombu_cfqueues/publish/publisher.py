@@ -45,7 +45,7 @@ from .sender import Sender, verdict_of
 
 logger = logging.getLogger(__name__)
 
-ADVISE_AFTER_WAITS: Final = 20
+PUBLISHES_BEFORE_ADVICE: Final = 20
 """The log advises a batch after this many publishes of a thread in a row waited for a permit."""
 
 
@@ -285,7 +285,7 @@ class Publisher:
             self._waits.in_a_row = 0
             return
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
-        if self._waits.in_a_row == ADVISE_AFTER_WAITS:
+        if self._waits.in_a_row == PUBLISHES_BEFORE_ADVICE:
             _advise_to_batch()
 
 

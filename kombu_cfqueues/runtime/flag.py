@@ -11,9 +11,9 @@ from .clock import Clock, Lock
 class Flag:
     """A flag for which one thread waits.  The wait clears it.
 
-    Setting it is a single step.  `threading.Event` holds a lock of its own while it is set, which an
-    exception out of a signal handler can leave locked for ever.  Here such an exception delays the
-    waiter at most until its timeout.
+    Setting it is a single step.  `threading.Event` holds a lock of its own while it is set, which
+    an exception out of a signal handler can leave locked for ever.  Here such an exception delays
+    the waiter at most until its timeout.
 
     Args:
         clock: Makes the lock that the waiter sleeps on.
