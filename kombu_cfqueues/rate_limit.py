@@ -258,11 +258,14 @@ def parse_ratelimit(header: str) -> tuple[int, int] | None:
     >>> parse_ratelimit('"default";r=50;t=30')
     (50, 30)
 
+    The reset is at most one of Cloudflare's windows away, whatever the header says: a wrong value
+    must not slow down all processes of the machine for a day.
+
     Returns None if *header* has no such policy: the header is a hint, and must not fail a request.
     """
     grants = []
     for policy in header.split(","):
         left, reset = _LEFT_PATTERN.search(policy), _RESET_PATTERN.search(policy)
         if left and reset and int(reset[1]) > 0:
-            grants.append((int(left[1]), int(reset[1])))
+            grants.append((int(left[1]), min(int(reset[1]), limits.WINDOW_SECONDS)))
     return min(grants, key=lambda grant: grant[0] / grant[1], default=None)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from .. import limits
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -33,6 +35,11 @@ from ..errors import (
 
 STATUS_PAGE: Final = "If trying again does not help, see https://www.cloudflarestatus.com."
 """What to do if the API fails."""
+
+MAX_RETRY_AFTER_SECONDS: Final = limits.WINDOW_SECONDS
+"""Longest pause that a response can cause.  Cloudflare's own blocks last this long.  A proxy, a
+maintenance page or a wrong clock may ask for days, and the spool's file would keep such a stop even
+after a restart."""
 
 _PERMISSION: Final = (
     "The API token needs the permission 'Account > Queues > Edit' (Queues Edit) "
@@ -171,12 +178,19 @@ def _error(
         text = f": {text}"
     elif payload is None:
         text = _unreadable(response, secret)
+    pause = _retry_after(response.headers)
+    if pause is not None and pause > MAX_RETRY_AFTER_SECONDS:
+        advice += (
+            f" The server asked for a pause of {pause:,.0f} s; the library waits at most "
+            f"{MAX_RETRY_AFTER_SECONDS} s."
+        )
+        pause = float(MAX_RETRY_AFTER_SECONDS)
     error = kind(
-        f"{action} failed ({facts}){text}. {advice}".rstrip(". ") + ".",
+        f"{action} failed ({facts}){text}. {advice.strip()}".rstrip(". ") + ".",
         status=response.status,
         code=code,
         ray_id=ray_id or None,
-        retry_after=_retry_after(response.headers.get("Retry-After")),
+        retry_after=pause,
     )
     # A 503 says that nothing was done.  Any other failure of the server may have happened after
     # the message was written.
@@ -238,16 +252,30 @@ def _masked(text: str, secret: str) -> str:
     return text.replace(secret, "**") if secret else text
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, which may also be a date (RFC 9110)."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of ``Retry-After``, which may also be a date (RFC 9110).
+
+    A date is compared with the response's own date, because the two clocks may differ.
+    """
+    value = headers.get("Retry-After")
     if value is None:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
+        due, now = _epoch(value), _epoch(headers.get("Date", ""))
+        if due is None:
             return None
+        seconds = due - (time.time() if now is None else now)
     # In this order, the comparison refuses NaN too.
     return max(0.0, seconds) if seconds < 1e9 else None
+
+
+def _epoch(date: str) -> float | None:
+    """Return an HTTP date in seconds since the epoch; None if it is not a date."""
+    try:
+        read = parsedate_to_datetime(date)
+        # Without a time zone it is in UTC too (RFC 9110), but Python would take the local one.
+        return (read if read.tzinfo else read.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -229,6 +229,8 @@ def test_who_waits_already_heeds_a_new_answer(time, budget, acquire):
         ('"default";r=5;t=0', None),
         ('"default";r=5;t=1', (5, 1)),
         ('"default";r=1e3;t=30', (1, 30)),
+        ('"default";r=0;t=86400', (0, 300)),
+        ('"day";r=9;t=86400, "default";r=1;t=1', (9, 300)),
         ("limit=100, remaining=50, reset=50", None),
         ("r" * 10_000, None),
         (f'"default";r={"9" * 5_000};t=30', None),

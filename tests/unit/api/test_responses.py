@@ -1,6 +1,7 @@
 """What an HTTP answer means: statuses, codes, and bodies that are not the API's."""
 
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -203,6 +204,8 @@ def test_a_route_may_have_meanings_of_its_own():
         ("0", 0),
         ("300", 300),
         ("1.5", 1.5),
+        ("301", 300),
+        ("86400", 300),
         ("-5", 0),
         ("soon", None),
         ("", None),
@@ -222,6 +225,35 @@ def test_retry_after_may_be_a_date():
     soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=60), usegmt=True)
 
     assert 55 < error_of(refused(429, Retry_After=soon)).retry_after <= 60
+
+
+@pytest.mark.parametrize(
+    ("date", "due", "seconds"),
+    [
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:27:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Thu, 22 Oct 2015 07:28:00 GMT", 300),
+        # Both without a time zone, and in two of the forms that RFC 9110 allows.
+        ("Wed Oct 21 07:28:00 2015", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed Oct 21 07:28:30 2015", 30),
+        ("Wednesday, 21-Oct-15 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("yesterday", "Wed, 21 Oct 2015 07:28:30 GMT", 0),
+    ],
+)
+def test_a_date_is_compared_with_the_date_of_the_response(monkeypatch, date, due, seconds):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert error_of(refused(429, Retry_After=due, Date=date)).retry_after == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_pause_that_is_cut_short_is_named():
+    error = error_of(refused(503, 15000, Retry_After="86400"))
+
+    assert "asked for a pause of 86,400 s; the library waits at most 300 s" in str(error)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
