@@ -1,4 +1,4 @@
-"""The request allowance of an API token: how many requests may leave, and what a 429 stops.
+"""The request allowance of an API token: how many requests may leave, and what stops them.
 
 Cloudflare counts requests per token.  Exceeding the limit blocks *every* call of the token for 5
 minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
@@ -11,11 +11,10 @@ of a machine.
 from __future__ import annotations
 
 import re
-from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from . import limits
-from .errors import CFQueuesError, RateLimited
+from .errors import CFQueuesError, RateLimited, Scope
 from .metrics import metrics
 from .options import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
 from .runtime.clock import Clock
@@ -39,26 +38,6 @@ class Limit(NamedTuple):
 
 CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
 """The default limit of requests to Cloudflare."""
-
-
-class Scope(Enum):
-    """What a 429 stops."""
-
-    QUEUE = auto()
-    """Publishing to one queue, which is overloaded, full or disabled."""
-    PUBLISHING = auto()
-    """Publishing to any queue of the account, whose plan allows no more operations today."""
-    EVERYTHING = auto()
-    """Every call of the token."""
-
-
-def scope_of(code: int | None) -> Scope:
-    """Return what a 429 with Cloudflare's error *code* stops; `EVERYTHING` for unknown codes."""
-    if code in (10250, 10251, 10252):
-        return Scope.QUEUE
-    if code == 10253:
-        return Scope.PUBLISHING
-    return Scope.EVERYTHING
 
 
 class Allowance(NamedTuple):
@@ -119,7 +98,7 @@ class Allowance(NamedTuple):
         )
 
     def stopped(self, scope: Scope, until: float) -> Allowance:
-        """Return a copy after a 429 of *scope*, which is not `Scope.QUEUE`."""
+        """Return a copy after the API has stopped *scope*, which is not `Scope.QUEUE`."""
         if scope is Scope.EVERYTHING:
             return self._replace(stopped_until=max(self.stopped_until, until))
         return self._replace(publishing_stopped_until=max(self.publishing_stopped_until, until))
@@ -131,7 +110,8 @@ class Budget:
     Threads get permits in the order in which they asked.
 
     Args:
-        limit: The limit; None if requests are not limited, so that only a 429 makes callers wait.
+        limit: The limit; None if requests are not limited, so that only a refusal of the API makes
+            callers wait.
         clock: Time and waiting.
     """
 
@@ -191,14 +171,14 @@ class Budget:
             self._allowance = counted.guarded(self._limit, *grant)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for its ``retry_after``.  Any other *error* stops nothing.
+        """Stop what *error* stops (`CFQueuesError.stops`), for its ``retry_after``.
 
-        A 429 without ``retry_after`` does not stop a single queue, because the caller that retries
-        backs off.  It stops everything else for the length of Cloudflare's window.
+        Without ``retry_after``, a single queue is not stopped, because the caller that retries
+        backs off.  Anything else is stopped for the length of Cloudflare's window.
         """
-        if error.status != 429:
+        scope = error.stops
+        if scope is None:
             return
-        scope = scope_of(error.code)
         with self._lock:
             now = self._clock.monotonic()
             self._free = False

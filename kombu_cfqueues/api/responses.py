@@ -2,7 +2,7 @@
 
 The HTTP status alone is not enough: an error may come with status 200, and failures of Cloudflare's
 edge are HTML pages.  ``success`` and ``errors[].code`` decide; the status decides where they are
-missing.
+missing.  A limit is the exception, because it must not be missed: it is one if either says so.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import time
 from collections.abc import Mapping
 from datetime import timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
 from ..errors import (
+    LIMIT_CODES,
     AuthenticationFailed,
     CFQueuesError,
     ConfigurationError,
@@ -105,6 +107,7 @@ CODES: Final[Mapping[int, Meaning]] = {
     7003: (ConfigurationError, "Check account_id and base_url."),
     971: (RateLimited, _BLOCKED),
     6100: (RateLimited, _BLOCKED),
+    10429: (RateLimited, _BLOCKED),
     15000: (ServerError, STATUS_PAGE),
 }
 """Cloudflare's error codes: from its list at developers.cloudflare.com/queues (101xx, 102xx), from
@@ -167,7 +170,7 @@ def _error(
     statuses: Mapping[int, Meaning],
     secret: str,
 ) -> CFQueuesError:
-    code, text = _first_failure(payload)
+    code, text = _failure(payload)
     kind, advice = _meaning(response, code, statuses, has_json=payload is not None)
     ray_id = _masked(response.headers.get("CF-Ray", ""), secret)[:100]
     facts = f"HTTP {response.status}"
@@ -199,13 +202,18 @@ def _error(
     return error
 
 
-def _first_failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
-    """Return code and text of the first entry of ``errors``, as far as they can be read."""
-    errors = payload.get("errors") if payload else None
-    first = errors[0] if isinstance(errors, list) and errors else None
-    if not isinstance(first, dict):
+def _failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
+    """Return code and text of an entry of ``errors``: the first about a limit, else the first."""
+    entries = payload.get("errors") if payload else None
+    failures = [_code_and_text(entry) for entry in entries] if isinstance(entries, list) else []
+    first = failures[0] if failures else (None, "")
+    return next((failure for failure in failures if failure[0] in LIMIT_CODES), first)
+
+
+def _code_and_text(entry: Any) -> tuple[int | None, str]:
+    if not isinstance(entry, dict):
         return None, ""
-    code, text = first.get("code"), first.get("message")
+    code, text = entry.get("code"), entry.get("message")
     is_code = isinstance(code, int) and not isinstance(code, bool)
     return code if is_code else None, text if isinstance(text, str) else ""
 
@@ -213,6 +221,8 @@ def _first_failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
 def _meaning(
     response: Response, code: int | None, statuses: Mapping[int, Meaning], *, has_json: bool
 ) -> Meaning:
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS and code not in LIMIT_CODES:
+        return _STATUSES[HTTPStatus.TOO_MANY_REQUESTS]
     if "cf-mitigated" in response.headers:
         advice = (
             "Cloudflare's edge challenged the request: check whether this machine's IP is blocked."

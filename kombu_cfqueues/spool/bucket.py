@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from ..errors import RateLimited
-from ..rate_limit import Allowance, Limit, Scope
+from ..errors import RateLimited, Scope
+from ..rate_limit import Allowance, Limit
 from .schema import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)

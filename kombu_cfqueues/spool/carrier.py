@@ -252,8 +252,8 @@ class Carrier:
         longest = min(most, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
         self._pauses += 1
         pause = rng.uniform(0, longest)
-        if error.retry_after is not None and error.status != 429:
-            pause = max(pause, error.retry_after)  # a 429 stops what it stops in the file
+        if error.retry_after is not None and error.stops is None:
+            pause = max(pause, error.retry_after)  # the file has what an answer stops
         self.resume_at = self._clock.monotonic() + pause
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, RateLimited, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, RateLimited, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, Scope, parse_ratelimit, scope_of
+from ..rate_limit import Budget, Limit, parse_ratelimit
 from ..runtime.fork import renew_in_child
 from . import turns
 from .bucket import last_kind
@@ -68,8 +68,8 @@ class SharedBudget:
             self.alone.observe(ratelimit)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for every process; any other *error* stops nothing."""
-        if error.status == 429:
+        """Stop what *error* stops, for every process."""
+        if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
 
@@ -214,8 +214,10 @@ class Permits:
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
     def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
-        """Stop what a 429 stops: one queue, publishing, or all calls of the token."""
-        scope = scope_of(error.code)
+        """Stop what *error* stops: one queue, publishing, or all calls of the token."""
+        scope = error.stops
+        if scope is None:
+            return
         queue_only = scope is Scope.QUEUE
         if queue_only and not (cloudflare_id and error.retry_after):
             return  # whoever repeats the request backs off

@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 from virtual_time import VirtualTime
 
 from kombu_cfqueues import limits
-from kombu_cfqueues.errors import QueueFull, RateLimited, ServerError
+from kombu_cfqueues.errors import QueueFull, RateLimited, Scope, ServerError
 from kombu_cfqueues.rate_limit import (
     CLOUDFLARE_LIMIT,
     INITIAL_TOKENS,
     Allowance,
     Budget,
     Limit,
-    Scope,
     parse_ratelimit,
-    scope_of,
 )
 
 FOUR = Limit(rate=4.0, burst=10)
@@ -257,23 +255,6 @@ def test_an_answer_without_the_header_changes_nothing(time, budget, acquire):
 
 
 # -- what a 429 stops --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "scope"),
-    [
-        (10250, Scope.QUEUE),
-        (10251, Scope.QUEUE),
-        (10252, Scope.QUEUE),
-        (10253, Scope.PUBLISHING),
-        (971, Scope.EVERYTHING),
-        (6100, Scope.EVERYTHING),
-        (12345, Scope.EVERYTHING),
-        (None, Scope.EVERYTHING),
-    ],
-)
-def test_the_code_of_a_429_says_what_it_stops(code, scope):
-    assert scope_of(code) is scope
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,30 @@ def test_a_route_may_have_meanings_of_its_own():
     assert type(error_of(refused(405, 10000), statuses)) is errors.AuthenticationFailed
 
 
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 500, 503])
+@pytest.mark.parametrize("code", [971, 6100, 10429])
+def test_a_limit_is_known_by_its_code_under_any_status(status, code):
+    error = error_of(refused(status, code))
+
+    assert type(error) is errors.RateLimited
+    assert error.delivered == "no"
+
+
+@pytest.mark.parametrize("code", [*sorted(CODES.keys() - errors.LIMIT_CODES.keys()), 0, None])
+def test_a_429_is_a_limit_whatever_its_code(code):
+    """With another class, requests would go on, or a worker would end."""
+    assert type(error_of(refused(429, code))) is errors.RateLimited
+    assert type(error_of(refused(429, code, cf_mitigated="challenge"))) is errors.RateLimited
+
+
+def test_a_limit_need_not_be_the_first_of_several_errors():
+    entries = [None, {"code": 10000, "message": "no"}, {"code": 971, "message": "too many"}]
+    error = error_of(answer(403, {"success": False, "errors": entries}))
+
+    assert (type(error), error.code) == (errors.RateLimited, 971)
+    assert "too many" in str(error)
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
