@@ -52,6 +52,11 @@ _NO_QUEUE: Final = (
     "'queues'."
 )
 _MALFORMED_TOKEN: Final = "The API token is malformed: check api_token."  # noqa: S105  a text
+_NO_CREDENTIALS: Final = (
+    "The API got no token, or credentials of another kind: check api_token, and whether a proxy "
+    "removes the Authorization header."
+)
+_UNBIND: Final = "remove that first, and wait some seconds for it to take effect."
 _BLOCKED: Final = "Every call with this token is blocked for up to five minutes."
 
 
@@ -95,12 +100,17 @@ CODES: Final[Mapping[int, Meaning]] = {
     11001: (PermanentError, "The Worker has no queue handler."),
     11003: (ConfigurationError, "A queue name has 1 to 63 letters, digits and dashes."),
     11004: (PermanentError, "The queue has a consumer already."),
+    11005: (PermanentError, f"A Worker has a producer binding to the queue: {_UNBIND}"),
+    11006: (PermanentError, "The queue has no such consumer: it was removed already."),
     11009: (QueueNameConflict, "A queue with that name exists already."),
+    11017: (PermanentError, f"An R2 bucket sends its notifications to the queue: {_UNBIND}"),
     100127: (ConfigurationError, "Check consumer_max_retries and dead_letter_queue."),
     100128: (ConfigurationError, "Check the queue's settings."),
     6003: (AuthenticationFailed, _MALFORMED_TOKEN),
     6103: (AuthenticationFailed, _MALFORMED_TOKEN),
     6111: (AuthenticationFailed, _MALFORMED_TOKEN),
+    9103: (AuthenticationFailed, _NO_CREDENTIALS),
+    9106: (AuthenticationFailed, _NO_CREDENTIALS),
     9109: (AuthenticationFailed, _PERMISSION),
     10000: (AuthenticationFailed, _PERMISSION),
     7000: (ConfigurationError, "Check account_id and base_url."),

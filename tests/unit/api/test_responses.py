@@ -198,6 +198,23 @@ def test_a_route_may_have_meanings_of_its_own():
     assert type(error_of(refused(405, 10000), statuses)) is errors.AuthenticationFailed
 
 
+@pytest.mark.parametrize(
+    ("code", "kind", "advice"),
+    [
+        (9103, errors.AuthenticationFailed, "check api_token"),
+        (9106, errors.AuthenticationFailed, "Authorization header"),
+        (11005, errors.PermanentError, "producer binding"),
+        (11006, errors.PermanentError, "no such consumer"),
+        (11017, errors.PermanentError, "R2 bucket"),
+    ],
+)
+def test_rarer_refusals_say_what_to_do(code, kind, advice):
+    error = error_of(refused(404 if code == 11006 else 400, code))
+
+    assert type(error) is kind
+    assert advice in str(error)
+
+
 @pytest.mark.parametrize("status", [200, 401, 403, 404, 500, 503])
 @pytest.mark.parametrize("code", [971, 6100, 10429])
 def test_a_limit_is_known_by_its_code_under_any_status(status, code):
