@@ -30,7 +30,7 @@ from kombu.connection import Connection
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.file import File
-from kombu_cfqueues.spool.gate import Permits
+from kombu_cfqueues.spool.shared_budget import Permits
 
 SPAWN = multiprocessing.get_context("spawn")
 BODY = "x" * 1000

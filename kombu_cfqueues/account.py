@@ -13,12 +13,10 @@ from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
-from .publish.publisher import Publisher
+from .publish.publisher import Publisher, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import renew_in_child
-from .spool.file import File
-from .spool.gate import SharedBudget
-from .spool.posters import AVAILABLE
+from .spool import SharedBudget, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +58,11 @@ class Account:
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
-        file = _file(options, limit) if AVAILABLE else None
+        spool = open_spool(options) if Spool.available else None
         self.budget: Budget | SharedBudget = Budget(limit)
         if limit is not None and options.budget_scope == "host":
-            if file is not None:
-                self.budget = SharedBudget(file, limit)
+            if spool is not None:
+                self.budget = spool.budget(limit)
             else:  # pragma: no cover  Windows
                 logger.warning(
                     "this system cannot share the request allowance between processes: each one "
@@ -78,8 +76,9 @@ class Account:
             read_timeout=options.read_timeout,
             permits=self.budget,
         )
-        self.directory = Directory(self.client)
-        self.publisher = Publisher(self.client, self.directory, self.budget, options, file)
+        shares = isinstance(self.budget, SharedBudget)
+        self.directory = Directory(self.client, spool.facts if spool and shares else None)
+        self.publisher = Publisher(self.client, self.directory, self.budget, options, spool)
         self.receiver = Receiver(self.client, self.directory, self._publish_copy)
 
     @classmethod
@@ -129,13 +128,16 @@ def _warn_of_difference(name: str, given: object, first: object) -> None:
     )
 
 
-def _file(options: Options, limit: Limit | None) -> File:
-    return File(
+def open_spool(options: Options) -> Spool:
+    """Return the spool of an account on this machine; its file is opened when it is used."""
+    rate = options.request_rate
+    return Spool.open(
         options.base_url,
         options.account_id,
-        limit,
+        None if rate is None else Limit(rate, options.request_burst),
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
+        post_seconds=post_seconds(options),
     )
 
 

@@ -11,6 +11,7 @@ of a machine.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from . import limits
@@ -25,6 +26,29 @@ INITIAL_TOKENS: Final = 5
 
 _ROUNDING: Final = 1e-9
 """The fraction of a token that a sum of floats may miss."""
+
+
+LATE_SECONDS: Final = 1.0
+"""A place in the line is given up if its owner does not ask within this time of its turn."""
+
+
+class NoPermit(RateLimited):
+    """The request allowance is used up.  That is our own word, not the server's."""
+
+
+class Place:
+    """A place in the line for permits.  It may be used for one permit after the other.
+
+    Attributes:
+        since: When its owner began to wait, in monotonic seconds; None: it does not.
+        ready_at: When its owner is to ask again, in monotonic seconds.
+    """
+
+    __slots__ = ("ready_at", "since")
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.ready_at = 0.0
 
 
 class Limit(NamedTuple):
@@ -124,7 +148,7 @@ class Budget:
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
         self._queue_stopped_until: dict[str, float] = {}
-        self._line: list[object] = []  # who waits for a token, in order
+        self._line: list[Place] = []  # who waits for a token, in order
         self._free = limit is None  # nothing to wait for, ever yet; also read without the lock
         renew_in_child(self)
 
@@ -135,12 +159,23 @@ class Budget:
         tokens = min(self._allowance.tokens, INITIAL_TOKENS)
         self._allowance = self._allowance._replace(tokens=tokens)
 
-    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
+    def acquire(
+        self,
+        deadline: float,
+        *,
+        queue: str | None = None,
+        for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
+    ) -> None:
         """Block until one more request may leave.
 
         Args:
             deadline: Until when this may block, in seconds of the clock.
             queue: Where the request publishes to; None for every other call.
+            for_message: Whether a message waits for the answer.  In one process first come, first
+                served is fair enough, so it makes no difference here.
+            is_known: Whether another process has found out what the request asks for.  A process
+                alone has no others.
 
         Raises:
             RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token
@@ -148,16 +183,33 @@ class Budget:
         """
         if self._free:
             return
-        place = object()
-        since = self._clock.monotonic()
+        place = Place()
         try:
-            while wait := self._try(place, queue, deadline):
-                self._clock.sleep(wait)
-            metrics.waited(self._clock.monotonic() - since)
+            while (wait := self._try(place, queue)) is not None:
+                now = self._clock.monotonic()
+                if place.ready_at > max(now, deadline):
+                    raise wait
+                self._clock.sleep(place.ready_at - now)
         finally:
-            if place in self._line:
-                with self._lock:
-                    self._line.remove(place)
+            self.leave(place)
+
+    def try_take(self, place: Place, *, queue: str) -> RateLimited | None:
+        """Take a permit for a request that publishes to *queue*, if one is free.
+
+        Args:
+            place: The caller's place in the line, of which it is at ``place.ready_at`` again.
+            queue: Where the request publishes to.
+
+        Returns:
+            None if a permit was taken, else why not; ``place.ready_at`` is when one may be free.
+        """
+        return None if self._free else self._try(place, queue)
+
+    def leave(self, place: Place) -> None:
+        """Give up a place in the line."""
+        if place in self._line:
+            with self._lock:
+                self._leave(place)
 
     def observe(self, ratelimit: str | None) -> None:
         """Adapt to the ``Ratelimit`` header of an answer; None if it had none."""
@@ -189,22 +241,29 @@ class Budget:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
                 self._queue_stopped_until = stops | {queue: now + error.retry_after}
 
-    def _try(self, place: object, queue: str | None, deadline: float) -> float:
-        """Spend a token and return 0, or return the seconds after which to try again."""
+    def _try(self, place: Place, queue: str | None) -> RateLimited | None:
+        """Spend a token, or return why not; `Place.ready_at` says when to try again."""
         with self._lock:
             now = self._clock.monotonic()
-            ready_at, why = self._ready_at(place, queue, now)
-            if ready_at > max(now, deadline):
-                raise RateLimited(why, retry_after=ready_at - now)
-            if ready_at > now:
-                return ready_at - now
+            if place.since is None:
+                place.since = now
+            place.ready_at, stopped = self._ready_at(place, queue, now)
+            seconds = place.ready_at - now
+            if seconds > 0:
+                if stopped:
+                    return RateLimited(stopped, retry_after=seconds)
+                return NoPermit("the request allowance is used up", retry_after=seconds)
             self._allowance = self._allowance.spent()
-            if place in self._line:
-                self._line.remove(place)
-            return 0.0
+            self._leave(place)
+            metrics.waited(now - place.since)
+            place.since = None
+            return None
 
-    def _ready_at(self, place: object, queue: str | None, now: float) -> tuple[float, str]:
-        """Return when *place* may go as things stand, and why not now.  The caller holds _lock."""
+    def _ready_at(self, place: Place, queue: str | None, now: float) -> tuple[float, str]:
+        """Return when *place* may go as things stand, and what the API has stopped, if anything.
+
+        The caller holds _lock.
+        """
         allowance = self._allowance
         stop, why = allowance.stopped_until, "the API has stopped every call of the token"
         if queue is not None:
@@ -214,18 +273,23 @@ class Budget:
                 (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
             )
         if stop > now:
-            if place in self._line:
-                self._line.remove(place)  # those whom this does not stop may go
+            self._leave(place)  # those whom this does not stop may go
             return stop, why
         if self._limit is None:
             return now, ""
         self._allowance = allowance.counted(self._limit, now)
+        # A thread that was interrupted in the line does not ask again, and holds nobody off.
+        self._line = [other for other in self._line if now < other.ready_at + LATE_SECONDS]
         if place not in self._line:
             self._line.append(place)
         # A caller may go when there are tokens for all callers before it as well.  So no caller has
         # to wake another, and a caller that is late or gives up delays nobody.
         tokens = 1 + self._line.index(place)
-        return self._allowance.ready_at(self._limit, tokens), "the request allowance is used up"
+        return self._allowance.ready_at(self._limit, tokens), ""
+
+    def _leave(self, place: Place) -> None:
+        if place in self._line:
+            self._line.remove(place)
 
 
 _LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")

@@ -7,7 +7,7 @@ for the caller to decide.  Deadlines are in seconds of `time.monotonic`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -72,17 +72,29 @@ class Client:
 
     # Queues
 
-    def list_queues(self, *, page: int = 1, name: str | None = None, deadline: float) -> QueuePage:
+    def list_queues(
+        self,
+        *,
+        page: int = 1,
+        name: str | None = None,
+        deadline: float,
+        is_known: Callable[[], bool] | None = None,
+    ) -> QueuePage:
         """Return one page of the account's queues.
 
         Args:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
+            is_known: Returns whether another process knows the result by now.
+
+        Raises:
+            Unneeded: It does, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         action = "listing the queues" if name is None else f"looking up queue {name!r}"
-        payload = self._admin("GET", f"?{query}", action=action, deadline=deadline)
+        self._permits.acquire(deadline, for_message=name is not None, is_known=is_known)
+        payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)
         for queue in found.queues:
             self.remember_name(queue.id, queue.name)
@@ -101,7 +113,8 @@ class Client:
         """
         action = f"creating queue {name!r}"
         body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
-        payload = self._admin("POST", "", body, action=action, deadline=deadline)
+        self._permits.acquire(deadline, for_message=True)
+        payload = self._permitted("POST", "", body, action=action, deadline=deadline)
         queue = Queue.from_json(payload.get("result"))
         if queue is None:
             raise ServerError(f"{action} failed: the response has no queue id. {STATUS_PAGE}")
@@ -269,8 +282,14 @@ class Client:
         self, method: str, path: str, body: Any = None, *, action: str, deadline: float
     ) -> dict[str, Any]:
         """Take a permit, then make a request that carries no message."""
-        data = None if body is None else _json(body)
         self._permits.acquire(deadline)
+        return self._permitted(method, path, body, action=action, deadline=deadline)
+
+    def _permitted(
+        self, method: str, path: str, body: Any = None, *, action: str, deadline: float
+    ) -> dict[str, Any]:
+        """Make a request that carries no message; its permit is taken."""
+        data = None if body is None else _json(body)
         try:
             with metrics.request("admin"):
                 return self._requester.send(ApiRequest(method, path, action, deadline, data))

@@ -16,7 +16,9 @@ from typing import Final
 from ..envelope import Address
 from ..errors import QueueNameConflict, QueueNotFound, TransientError, copy_of
 from ..options import Options
+from ..rate_limit import NoPermit
 from ..runtime.fork import renew_in_child
+from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
 from .models import PullConsumer, Queue
 from .pull_consumers import PullConsumers
@@ -42,10 +44,12 @@ class Directory:
 
     Args:
         client: Makes the requests.
+        facts: What other processes of the machine have learned; None if they share nothing.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, facts: SharedFacts | None = None) -> None:
         self._client = client
+        self._facts = facts
         self._names = QueueNames()
         self._pull_consumers = PullConsumers(client, self._names)
         self._queues: dict[str, Queue] = {}  # by name at Cloudflare; guarded by _lock
@@ -85,8 +89,17 @@ class Directory:
         began = time.monotonic()
         if self._probe_failure is not None and began < self._probe_failure_ends:
             raise copy_of(self._probe_failure)
+        is_known = None if self._facts is None else self._facts.token_works
         try:
-            page = self._client.list_queues(deadline=deadline)
+            page = self._client.list_queues(deadline=deadline, is_known=is_known)
+        except Unneeded:  # another process has connected: this one would learn nothing else
+            self._is_probed = True
+            return True
+        except NoPermit as error:
+            # The server has not refused anything.  Other processes use up the allowance, so it
+            # answers and accepts the token.
+            logger.debug("connecting without a request: %s", error)
+            return True
         except TransientError as error:
             ended = time.monotonic()
             if ended - began > SLOW_PROBE_SECONDS:
@@ -97,6 +110,8 @@ class Directory:
             raise
         self._learn(page.queues)
         self._is_probed = True
+        if self._facts is not None:
+            self._facts.note_token(works=True)
         return True
 
     def require_probe(self) -> None:
@@ -210,6 +225,8 @@ class Directory:
             # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
                 del self._queues[address.name]
+        if self._facts is not None:
+            self._facts.forget_queue(address.name)
 
     def retention_seconds(self, address: Address) -> int | None:
         """Return how long a queue keeps messages; None if this process does not know it."""
@@ -233,7 +250,11 @@ class Directory:
 
         def ask() -> Queue | None:
             found = self._look_up(name, deadline)
-            return self._create(name, deadline) if found is None and create else found
+            if found is None and create:
+                found = self._create(name, deadline)
+            if found is not None and self._facts is not None:
+                self._facts.note_queue(name, KnownQueue(found.id, found.retention_seconds))
+            return found
 
         return self._queues.get(name) or self._flights.run(
             (name, create),
@@ -247,7 +268,15 @@ class Directory:
         """Read pages of queues until one has that name: the server may ignore the filter."""
         seen: set[str] = set()
         for page_number in itertools.count(1):
-            page = self._client.list_queues(page=page_number, name=name, deadline=deadline)
+            try:
+                page = self._client.list_queues(
+                    page=page_number,
+                    name=name,
+                    deadline=deadline,
+                    is_known=None if self._facts is None else lambda: self._is_known(name),
+                )
+            except Unneeded:
+                return self._queues.get(name)
             self._learn(page.queues)
             for queue in page.queues:
                 if queue.name == name or (any_case and queue.name.lower() == name.lower()):
@@ -258,6 +287,15 @@ class Directory:
                 break
             seen |= new
         return None
+
+    def _is_known(self, name: str) -> bool:
+        """Learn a queue that another process has looked up; return whether one has."""
+        known = None if self._facts is None else self._facts.queue(name)
+        if known is None:
+            return False
+        self._learn([Queue(known.id, name, known.retention_seconds)])
+        self._client.remember_name(known.id, name)
+        return True
 
     def _create(self, name: str, deadline: float) -> Queue:
         try:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
+from ..account import open_spool
 from ..api.models import Queue, QueuePage
 from ..errors import (
     AuthenticationFailed,
@@ -30,9 +31,7 @@ from ..errors import (
 )
 from ..options import Options, is_loopback
 from ..rate_limit import Limit
-from ..spool.file import File
-from ..spool.listing import Listing
-from ..spool.posters import AVAILABLE
+from ..spool import Spool
 from . import _console as console
 from ._broker import RawOptions
 from ._commands import in_one_line
@@ -302,7 +301,7 @@ def _machine(session: Session) -> Iterator[Check]:
         text = f"{rate:g} requests per second for each process (budget_scope is 'process')"
         yield Check("allowance", "ok", text)
         return
-    if not AVAILABLE:
+    if not Spool.available:
         text = (
             "this system has no file locks, so processes cannot share the allowance: divide "
             "request_rate by the number of processes"
@@ -310,26 +309,19 @@ def _machine(session: Session) -> Iterator[Check]:
         yield Check("spool", "warning", text)
         return
     limit = None if rate is None else Limit(rate, options.request_burst)
-    token = options.api_token
-    file = File(
-        options.base_url,
-        options.account_id,
-        limit,
-        token if callable(token) else lambda: token,
-        spool_dir=options.spool_dir,
-    )
+    spool = open_spool(options)
     try:
         if limit is not None:
-            yield _allowance(Listing(file), limit, reported)
-        yield _spool(file)
+            yield _allowance(spool, limit, reported)
+        yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
         yield Check("spool", "problem", in_one_line(error))
     finally:
-        file.close()
+        spool.close()
 
 
-def _allowance(listing: Listing, limit: Limit, reported: tuple[int, float] | None) -> Check:
-    allowed = listing.allowed()
+def _allowance(spool: Spool, limit: Limit, reported: tuple[int, float] | None) -> Check:
+    allowed = spool.allowed()
     if allowed.stopped_seconds:
         return Check(
             "allowance",
@@ -347,14 +339,13 @@ def _allowance(listing: Listing, limit: Limit, reported: tuple[int, float] | Non
     )
 
 
-def _spool(file: File) -> Check:
-    listing = Listing(file)
-    folder = file.path.parent
+def _spool(spool: Spool) -> Check:
+    folder = spool.path.parent
     users = "this user's group" if folder.stat().st_mode & 0o020 else "this user only"
-    pids = listing.sharers()
+    pids = spool.sharers()
     sharers = f"shared with process {', '.join(map(str, pids))}" if pids else "not shared now"
-    text = f"{file.path}, for {users}; {sharers}"
-    refused, waiting = len(listing.refused()), sum(queue.waiting for queue in listing.queues())
+    text = f"{spool.path}, for {users}; {sharers}"
+    refused, waiting = len(spool.refused()), sum(queue.waiting for queue in spool.queues())
     if waiting:
         text += f"; {console.plural(waiting, 'message')} waiting"
     if refused:

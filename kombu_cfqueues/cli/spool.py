@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
+from ..account import open_spool
 from ..errors import CFQueuesError
 from ..options import Options
-from ..spool.file import File
-from ..spool.listing import Listing, QueueState, Refused
-from ..spool.posters import AVAILABLE
+from ..spool import QueueState, Refused, Spool
 from . import _console as console
 from ._broker import takes_broker
 
@@ -25,17 +24,17 @@ from ._broker import takes_broker
 @click.pass_context
 def command(context: click.Context, options: Options, as_json: bool) -> None:
     """Show the messages in this machine's spool; retry or drop those that were refused."""
-    if not AVAILABLE:
+    if not Spool.available:
         raise click.ClickException("this system has no file locks, so it cannot have a spool")
-    file = File(options.base_url, options.account_id, None, lambda: "", spool_dir=options.spool_dir)
-    context.obj = file
+    spool = open_spool(options)
+    context.obj = spool
     if context.invoked_subcommand is None:
         try:
-            _show(file, as_json=as_json)
+            _show(spool, as_json=as_json)
         except CFQueuesError as error:
             raise click.ClickException(str(error)) from error
         finally:
-            file.close()
+            spool.close()
 
 
 @command.command()
@@ -43,9 +42,9 @@ def command(context: click.Context, options: Options, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Retry every refused message.")
 @console.takes_json
 @click.pass_obj
-def retry(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+def retry(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Send the refused messages with the ids MESSAGES again."""
-    count = _apply(file, messages, everything, Listing.retry)
+    count = _apply(spool, messages, everything, Spool.retry)
     if as_json:
         click.echo(json.dumps({"retried": count}))
         return
@@ -58,43 +57,41 @@ def retry(file: File, messages: tuple[int, ...], everything: bool, as_json: bool
 @click.option("--all", "everything", is_flag=True, help="Drop every refused message.")
 @console.takes_json
 @click.pass_obj
-def drop(file: File, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+def drop(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Delete the refused messages with the ids MESSAGES."""
-    count = _apply(file, messages, everything, Listing.drop)
+    count = _apply(spool, messages, everything, Spool.drop)
     deleted = f"Deleted {console.plural(count, 'message')}."
     click.echo(json.dumps({"dropped": count}) if as_json else deleted)
 
 
 def _apply(
-    file: File,
+    spool: Spool,
     messages: tuple[int, ...],
     everything: bool,
-    change: Callable[[Listing, list[int]], int],
+    change: Callable[[Spool, list[int]], int],
 ) -> int:
     if everything == bool(messages):
         raise click.UsageError("give the ids of messages, or --all")
     try:
-        listing = Listing(file)
-        chosen = [refused.id for refused in listing.refused()] if everything else list(messages)
-        return change(listing, chosen)
+        chosen = [refused.id for refused in spool.refused()] if everything else list(messages)
+        return change(spool, chosen)
     except CFQueuesError as error:
         raise click.ClickException(str(error)) from error
     finally:
-        file.close()
+        spool.close()
 
 
-def _show(file: File, *, as_json: bool) -> None:
-    listing = Listing(file)
-    queues, refused = listing.queues(), listing.refused()
+def _show(spool: Spool, *, as_json: bool) -> None:
+    queues, refused = spool.queues(), spool.refused()
     if as_json:
         shown: dict[str, Any] = {
-            "file": str(file.path),
+            "file": str(spool.path),
             "queues": [queue._asdict() for queue in queues],
             "refused": [message._asdict() for message in refused],
         }
         click.echo(json.dumps(shown, indent=2))
         return
-    click.echo(f"Spool: {file.path}")
+    click.echo(f"Spool: {spool.path}")
     click.echo("All processes that use this file share one request allowance.\n")
     if not queues:
         click.echo("No messages wait.")

@@ -1,136 +1,114 @@
 """Group commit: many callers, few requests, an outcome for each caller.
 
-A request is what is scarce, and it carries many items, so callers that come at about the same time
-share one.  No thread stands behind a lane: one of the callers *leads*.  It waits until a request
-may leave, and only *then* takes what waits, also what came meanwhile, posts it and settles every
-item of it.  The others sleep until they are settled, are asked to lead, or run out of time.
+A request is what is scarce, and it carries many messages, so callers that come at about the same
+time share one.  No thread stands behind a group commit: one of the callers *leads*.  It asks the
+waiting room for a permit and what it is for, posts that, and tells each caller its outcome.  The
+others sleep until they are told, are asked to lead, or run out of time.
 
-The life of an item::
-
-    submit --> WAITING --take--> TAKEN --accepted, or refused for good--> SETTLED
-                  ^                |
-                  +--put back------+   (at its deadline an item is SETTLED from either state)
-
-Everything that a caller owns in a lane (its waiting items, the lead, a batch on its way) is filed
-under that caller, so whatever ends it, `Lane._leave` finds what must be passed on.
+An exception may end a caller between any two instructions: a signal, a killed greenlet, a bug.  So
+nothing here depends on a caller that cleans up behind itself: who leads says until when it will
+have acted, and what is on its way says when it is over; whoever comes later repairs the rest.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from enum import Enum, auto
-from itertools import chain, count
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any, Final
 
-from .. import limits
-from ..errors import CFQueuesError, ConnectionFailed, PublishTimeout, TransientError, copy_of
-from ..metrics import metrics
-from ..runtime.clock import Clock, Lock
+from ..envelope import Address
+from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
+from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
-
-T = TypeVar("T")
+from ..waiting_room import (
+    Claim,
+    ClaimTerms,
+    Item,
+    Kind,
+    RoomBusy,
+    Settled,
+    Wait,
+    WaitingRoom,
+    Withdrawn,
+)
+from .callers import Caller
+from .in_flight import InFlight
+from .leadership import ALIKE_SECONDS, LEASE_SECONDS, Leadership
+from .sender import FILE_RETRY_SECONDS, Judge, Sender
+from .try_times import TryTimes
 
 BULK_IN_FLIGHT: Final = 2
-"""Requests in flight for `Lane.submit_many`: two reach what one queue takes (5,000 a second)."""
+"""Requests in flight for `GroupCommit.submit_many`: two reach what one queue takes (5,000/s)."""
 
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 5.0
+ROOM_SECONDS: Final = LEASE_SECONDS / 2
+"""How long a leader tries to use a room that is busy, before it looks at its own time again."""
 
-HOLD_ON: Final = 3
-"""So many callers in a quarter of the hold are worth another quarter."""
+HURRY_SECONDS: Final = 1.0
+"""A caller this close to its deadline posts only messages of its own process: it might have to give
+up on a slow answer, and the others would be sent twice."""
 
-REFUSED_ALIKE: Final = 3
-"""So many single items of a batch refused alike, and none accepted: the rest is not asked."""
-
-
-class Verdict(Enum):
-    """What a failed post says."""
-
-    THE_ITEMS = auto()
-    """Something about the items: the batch is split until the bad one is alone."""
-    NOT_NOW = auto()
-    """Nothing about the items: they are posted again until each one's own deadline."""
-    NEVER = auto()
-    """Nothing about the items, but repeating is useless: all of the batch fail with it."""
+JITTER_SECONDS: Final = 0.004
+"""Processes that wait for the same permit wake at random within this time."""
 
 
-class Lane(Generic[T]):
-    """The callers that share requests: all that publish to one queue of one account.
+class GroupCommit:
+    """Callers of this process that share requests.
 
     An error that several callers share reaches each as a copy of its own.
 
     Args:
-        post: Sends these items; returns or raises by the deadline (seconds of *clock*).  Its
-            `CFQueuesError` is an answer, which *judge* reads.  Anything else that it raises ends
-            that caller alone: the rest of its batch goes out once more under another.
-        permit: Blocks until one request may leave; a `TransientError` says that none will before
-            the deadline.  Anything else that it raises reaches the caller as it is.
-        judge: Says what a failed post means.
-        max_items: Most items of one request.
-        max_bytes: Most bytes of one request, counted by the sizes that the callers give.  An
-            item that is larger goes alone.
-        max_in_flight: Requests on their way at once.
-        hold_seconds: How long callers that shared the last request are waited for.
-        retry_uncertain: Whether items are posted again that may have arrived.
+        room: Where their messages wait.
+        sender: Posts claims.
+        max_in_flight: Requests of this process on their way at once for one queue.
+        repeats: Whether messages are posted again that may have arrived.
         clock: Time and waiting.
     """
 
     def __init__(
         self,
-        post: Callable[[Sequence[T], float], None],
-        permit: Callable[[float], None],
-        judge: Callable[[CFQueuesError], Verdict],
+        room: WaitingRoom,
+        sender: Sender,
         *,
-        max_items: int = limits.BATCH_MESSAGES,
-        max_bytes: int = limits.BATCH_BYTES,
         max_in_flight: int = 1,
-        hold_seconds: float = 0.002,
-        retry_uncertain: bool = True,
+        repeats: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._post = post
-        self._permit = permit
-        self._judge = judge
-        self._max_items = max_items
-        self._max_bytes = max_bytes
+        self.sender = sender
+        self._room = room
         self._max_in_flight = max_in_flight
-        self._hold_seconds = hold_seconds
-        self._retry_uncertain = retry_uncertain
+        self._repeats = repeats
         self._clock = clock or Clock()
+        self._times = TryTimes(sender, shared=room.shared)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Start empty.  What the parent's callers wait for is the parent's to settle."""
-        # _lock guards all that follows, and the entries' states and outcomes.  It is never held
-        # over a post, a permit or a sleep.  _leader and _resume_at are also read without it.
+        # _lock guards _lead and the callers.  It is never held over the room, a post or a sleep.
+        # Who leads is also read without it.
         self._lock = self._clock.lock()
-        self._numbers = count()
-        self._singles: _Waiting[T] = OrderedDict()  # entries in the order of their numbers
-        self._bulk: _Waiting[T] = OrderedDict()
-        self._bulk_first = False  # the last request had no room for bulk
-        self._leader: _Caller[T] | None = None  # who waits for a permit, and then takes and posts
-        self._posting: dict[_Caller[T], list[_Entry[T]]] = {}  # what is on its way, by who posts
-        self._sharers = 0  # single callers of the last request
-        self._post_seconds = 0.0  # how long the last accepted post took
-        self._trouble: CFQueuesError | None = None  # why nothing leaves before _resume_at
-        self._pauses = 0  # in a row
-        self._resume_at = 0.0
-        # How the first single items of a split batch were refused; None: some were accepted.
-        self._refusals: list[tuple[type[CFQueuesError], int | None]] | None = None
+        self._in_flight = InFlight()
+        self._lead = Leadership(self.sender, self._times, self._is_busy)
 
-    def submit(self, item: T, size: int, deadline: float) -> None:
-        """Hand over *item*, of *size* bytes; block until it is accepted.
+    def submit(
+        self, address: Address, message: Any, *, deadline: float, judge: Judge | None = None
+    ) -> None:
+        """Publish; block until the message is accepted.
+
+        Args:
+            address: The queue.
+            message: What is posted; has a ``size`` in bytes.
+            deadline: When to give up, in monotonic seconds.
+            judge: What a failure means to this caller; None: what it means to all.
 
         Raises:
-            PublishTimeout: *deadline* passed, or the server asks to wait for longer than that.
-                The last failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this item was refused; ``delivered`` counts its earlier tries too.
+            PublishTimeout: No request could leave, or was answered, by *deadline*.  The last
+                failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
+            CFQueuesError: Why this message was refused; ``delivered`` counts earlier tries too.
+            SpoolUnavailable, SpoolFull: The room cannot be used, and nothing was sent.
         """
-        (outcome,) = self._serve([(item, size)], deadline, self._singles)
+        (outcome,) = self._serve(address, [message], Kind.SINGLE, deadline, judge)
         if outcome is not None:
             try:
                 raise outcome
@@ -138,382 +116,346 @@ class Lane(Generic[T]):
                 del outcome  # its traceback holds this frame: no cycle
 
     def submit_many(
-        self, items: Sequence[tuple[T, int]], deadline: float
+        self,
+        address: Address,
+        messages: Sequence[Any],
+        *,
+        deadline: float,
+        judge: Judge | None = None,
     ) -> list[CFQueuesError | None]:
-        """Hand over many ``(item, size)``; block until each is settled.
+        """Publish many; block until each message is settled.
 
-        They leave in their order, behind what single callers wait for; a request that had no room
-        for them is followed by one that has.  Two threads that call this reach two requests in
-        flight, also where single callers have one.
+        They leave in their order, behind what single callers wait for.
 
         Returns:
             The outcome of each: None if it was accepted, else what `submit` would raise.  What
             ends the caller itself (an interrupt, a bug) is raised, and what has not left is
             taken back.
         """
-        return self._serve(items, deadline, self._bulk)
+        if not messages:
+            return []
+        return self._serve(address, messages, Kind.BULK, deadline, judge)
+
+    def catch_up(self) -> None:
+        """Say what became of earlier requests, if that could not be said at the time."""
+        self.sender.catch_up(self._tell)
+
+    def post_backlog(self) -> Wait | None:
+        """Post one request of what waits in the room, for nobody in particular.
+
+        Returns:
+            None if something was posted, else when to ask again.
+        """
+        pause, now = self.sender.pause, self._clock.monotonic()
+        if pause is not None and pause.until > now:
+            return Wait(pause.until)
+        kinds = tuple(Kind)[:3] if self.sender.trusted else (Kind.SPOOLED,)
+        terms = ClaimTerms(rng.getrandbits(62), kinds, sample=self.sender.suspected())
+        try:
+            found = self._room.claim(terms)
+            if isinstance(found, Wait):
+                return found
+            self.sender.send(found, self._tell, deadline=inf, judge=_judge_of)
+        except BaseException:
+            self._room.release(terms.number)
+            raise
+        return None
 
     # -- a caller's way through ---------------------------------------------------------------
 
     def _serve(
-        self, items: Iterable[tuple[T, int]], deadline: float, waiting: _Waiting[T]
+        self,
+        address: Address,
+        messages: Sequence[Any],
+        kind: Kind,
+        deadline: float,
+        judge: Judge | None,
     ) -> list[CFQueuesError | None]:
-        came = self._clock.monotonic()
-        caller: _Caller[T] = _Caller(came, deadline, waiting, self._clock.lock())
-        try:
-            with self._lock:
-                for item, size in items:
-                    entry = _Entry(next(self._numbers), item, size, self._max_items, caller)
-                    caller.entries.append(entry)
-                    caller.unsettled += 1
-                    waiting[entry] = None
-                self._appoint()
-                self._overtake(caller)
-            while caller.unsettled:
-                now = self._clock.monotonic()
-                if deadline <= max(now, self._resumes_for(caller)) and self._expire(caller, now):
-                    continue
-                if self._leader is caller:
-                    self._lead(caller, now)
-                else:
-                    caller.wake.acquire(timeout=min(deadline - now, threading.TIMEOUT_MAX))
-        finally:
-            # Read without the lock: nobody hands anything to a caller whose items are settled.
-            if caller.unsettled or self._leader is caller or caller in self._posting:
-                self._leave(caller)
-            entries, caller.entries = caller.entries, []  # no cycle: memory is free at once
-        return [entry.error and _outcome(entry, entry.error) for entry in entries]
-
-    def _lead(self, caller: _Caller[T], now: float) -> None:
-        """Send one request, as soon as one may leave."""
-        resumes_at = min(self._resumes_for(caller), caller.deadline)
-        if resumes_at > now:
-            caller.asleep_until = resumes_at
-            self._clock.sleep(resumes_at - now)
-            with self._lock:  # so that whoever overtakes has either done so, or cannot any more
-                caller.asleep_until = 0.0
-            return  # the world may have changed
-        # A permit that leaves no time to post would be lost, and the post cut short for everyone.
-        reserve = min(self._post_seconds, (caller.deadline - now) / 2)
-        try:
-            self._permit(caller.deadline - reserve)
-        except TransientError as error:
-            self._expire(caller, now, error)
-            return
-        self._hold(now)
-        with self._lock:
-            batch = self._take(caller)
-        if batch:
-            self._send(caller, batch)
-
-    def _resumes_for(self, caller: _Caller[T]) -> float:
-        """Return when *caller* may post, after a failure.
-
-        A pause that the server did not ask for is only our caution.  It must not keep a caller in a
-        hurry from its first try: perhaps the trouble is over.
-        """
-        trouble = self._trouble
-        tried = caller.failed or any(entry.error for entry in caller.entries)
-        if trouble is None or trouble.retry_after or tried:
-            return self._resume_at
-        return min(self._resume_at, (caller.came + caller.deadline) / 2)
-
-    def _hold(self, since: float) -> None:
-        """Let the callers of the last request come again, or they split into two lines.
-
-        Sixty threads need more than the usual hold only to wake up, one after the other, so it
-        goes on for as long as they come thick and fast; not where others may be on their way
-        already, since who comes too late for this request finds another.
-        """
-        before = len(self._singles)
-        while self._sharers > 1 and (here := len(self._singles)) < self._sharers:
-            held = self._clock.monotonic() - since
-            thick = here - before >= HOLD_ON and self._max_in_flight == 1
-            if held >= self._hold_seconds and not thick:
-                return
-            before = here
-            self._clock.sleep(self._hold_seconds / 4)
-
-    def _send(self, caller: _Caller[T], batch: list[_Entry[T]]) -> None:
-        started = self._clock.monotonic()
-        try:
-            self._post([entry.item for entry in batch], caller.deadline)
-        except CFQueuesError as error:
-            if error.__traceback__ is not None:
-                # Who keeps the error keeps no batch: without this frame, which holds it.
-                error.__traceback__ = error.__traceback__.tb_next
-            verdict = self._judge(error)
-            with self._lock:
-                self._refused(caller, error, verdict)
-        else:
-            with self._lock:
-                self._accepted(caller)
-                self._post_seconds = self._clock.monotonic() - started
-
-    def _expire(self, caller: _Caller[T], now: float, why: CFQueuesError | None = None) -> bool:
-        """Settle what *caller* waits for in vain, and take the lead from it.
-
-        That is what still waits; what was taken may be answered until the deadline itself.
-        """
-        with self._lock:
-            over = [
-                entry
-                for entry in caller.entries
-                if entry.state is _State.WAITING
-                or (entry.state is _State.TAKEN and caller.deadline <= now)
-            ]
-            for entry in over:
-                self._settle(entry, _timeout(entry, why or entry.error or self._trouble))
-            if caller.deadline <= now:
-                caller.unsettled = 0  # whatever became of its items: nobody waits for ever
-            self._step_down(caller)
-        return bool(over) or not caller.unsettled
-
-    def _leave(self, caller: _Caller[T]) -> None:
-        """Pass on what *caller* leaves behind: an interrupt, a killed greenlet or a bug ended it.
-
-        Nobody else will ever wake those who wait for it.
-        """
-        interrupted = ConnectionFailed(
-            "the thread that was posting the message was interrupted", delivered="unknown"
+        now = self._clock.monotonic()
+        caller = Caller(
+            address, kind, now=now, deadline=deadline, judge=judge, wake=self._clock.lock()
         )
-        with self._lock:
-            for entry in caller.entries:
-                self._settle(entry, interrupted)
-            orphans = self._posting.get(caller, [])
-            for entry in orphans:
-                entry.uncertain = True
-                # Once: an item that ends whoever posts it must not go through all callers.
-                if entry.orphaned or not self._retry_uncertain:
-                    self._settle(entry, interrupted)
-                entry.orphaned = True
-            self._put_back(orphans)
-            self._posting.pop(caller, None)
-            self._step_down(caller)
+        items = [
+            Item(
+                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
+                owner=caller,
+            )
+            for message in messages
+        ]  # fmt: skip
+        caller.unsettled = dict.fromkeys(items)
+        try:
+            self._enter(caller, items)
+            while caller.unsettled:
+                self._step(caller)
+        finally:
+            if caller.unsettled or caller.claims or caller in self._lead.callers:
+                self._leave(caller)
+        outcomes = [caller.outcomes[item] for item in items]
+        caller.outcomes = {}  # no cycle: memory is free at once
+        return [error and copy_of(error) for error in outcomes]
 
-    # -- below, the caller of each method holds _lock -----------------------------------------
-
-    def _appoint(self) -> None:
-        """Give the lead, if it is free and a request may be on its way, to who came first."""
-        if self._leader is not None:
+    def _enter(self, caller: Caller, items: list[Item]) -> None:
+        """Let the messages wait; or, where nothing has to, post at once."""
+        now = self._clock.monotonic()
+        may_skip = (
+            caller.kind is Kind.SINGLE
+            and self.sender.pause is None
+            and not self._is_busy(caller, now)
+        )
+        number = caller.new_claim()
+        try:
+            claim = self._room.enter(items, number=number, may_skip=may_skip, until=caller.deadline)
+        except RoomBusy as error:
+            caller.claims.pop(number)
+            self._settle_all(dict.fromkeys(items, _timeout(error, sent=False)))
             return
-        bulk_in_flight = max(self._max_in_flight, BULK_IN_FLIGHT)
-        for waiting, in_flight in (
-            (self._singles, self._max_in_flight),
-            (self._bulk, bulk_in_flight),
-        ):
-            if len(self._posting) < in_flight:
-                for entry in waiting:
-                    if entry.caller not in self._posting:
-                        self._leader = entry.caller
-                        entry.caller.call()
-                        return
-
-    def _overtake(self, caller: _Caller[T]) -> None:
-        """Take the lead from one that sleeps through a pause which *caller* has no time for."""
-        leader = self._leader
-        if (
-            leader is not None
-            and leader.asleep_until > self._resumes_for(caller)
-            and len(self._posting) < self._max_in_flight
-        ):
-            self._leader = caller
-
-    def _step_down(self, caller: _Caller[T]) -> None:
-        if self._leader is caller:
-            self._leader = None
-        self._appoint()
-
-    def _take(self, caller: _Caller[T]) -> list[_Entry[T]]:
-        """Make *caller* post the next batch, and free the lead for the one after."""
-        batch = self._posting[caller] = []
-        singles, bulk = len(self._singles), len(self._bulk)
-        size = 0
-        queues = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)
-        for waiting in queues:
-            while waiting:
-                entry = next(iter(waiting))
-                # Items of a refused batch stay among themselves.
-                if batch and (
-                    len(batch) >= entry.most
-                    or entry.most != batch[0].most
-                    or size + entry.size > self._max_bytes
-                ):
-                    break
-                batch.append(entry)
-                entry.state = _State.TAKEN
-                del waiting[entry]
-                size += entry.size
-        self._sharers = singles - len(self._singles)
-        self._bulk_first = 0 < bulk == len(self._bulk)
-        if not batch:
-            del self._posting[caller]
-        self._step_down(caller)
-        return batch
-
-    def _accepted(self, caller: _Caller[T]) -> None:
-        self._trouble, self._pauses, self._resume_at = None, 0, 0.0
-        self._refusals = None
-        for entry in self._posting.get(caller, ()):
-            self._settle(entry, None)
-        self._posting.pop(caller, None)
-        self._appoint()
-
-    def _refused(self, caller: _Caller[T], error: CFQueuesError, verdict: Verdict) -> None:
-        posted = self._posting.get(caller, [])
-        # Who ran out of time meanwhile has its outcome.
-        batch = [entry for entry in posted if entry.state is _State.TAKEN]
-        uncertain = error.delivered == "unknown"
-        for entry in batch:
-            entry.error = error
-            entry.uncertain |= uncertain
-        if verdict is Verdict.NEVER or (uncertain and not self._retry_uncertain):
-            for entry in batch:
-                self._settle(entry, error)
-        elif verdict is Verdict.NOT_NOW:
-            caller.failed = True
-            self._put_back(batch)
-            self._pause(error)
-            metrics.retried(error)
-        elif len(posted) == 1:
-            self._settle(posted[0], error)
-            self._give_up_alike(error)
+        if claim is not None:
+            self._carry(caller, claim)
         else:
-            if posted[0].most == self._max_items:  # these are refused for the first time
-                self._refusals = []
-            for entry in batch:
-                entry.most = (len(posted) + 1) // 2
-            self._put_back(batch)
-        self._posting.pop(caller, None)
-        self._appoint()
+            caller.claims.pop(number)
+        with self._lock:
+            self._lead.join(caller, self._clock.monotonic())
 
-    def _put_back(self, batch: list[_Entry[T]]) -> None:
-        for entry in batch:
-            if entry.state is _State.TAKEN:
-                entry.caller.waiting[entry] = None
-                entry.state = _State.WAITING
-        for waiting in (self._singles, self._bulk):
-            for entry in sorted(waiting, key=_number):
-                waiting.move_to_end(entry)
+    def _step(self, caller: Caller) -> None:
+        now = self._clock.monotonic()
+        if caller.deadline <= now:
+            self._withdraw([caller], None, claimed=True)
+        elif not caller.is_late and self._times.last_moment(caller) <= now:
+            # A request that cannot be answered in time would leave it open whether it arrived.
+            self._make_late(caller)
+        elif self._times.is_hopeless(caller):
+            pause = self.sender.pause
+            self._withdraw([caller], pause and pause.why, claimed=False)
+            caller.is_late = bool(caller.unsettled)
+        elif self._lead.leader is caller:
+            self._act(caller, now)
+        else:
+            self._follow(caller, now)
 
-    def _pause(self, error: CFQueuesError) -> None:
-        """Send nothing for a while: as long as the server asks for, else twice as long each time.
+    def _follow(self, caller: Caller, now: float) -> None:
+        """Sleep until there is news; lead, if who leads is dead or sleeps for longer than this."""
+        wake_at = caller.deadline if caller.is_late else self._times.last_moment(caller)
+        with self._lock:
+            self._lead.callers[caller] = None  # one that was taken for dead comes back here
+            self._lead.appoint(now)
+            leader = self._lead.leader
+            if leader is caller:
+                return
+            if leader is not None:
+                wake_at = min(wake_at, leader.acts_by + LEASE_SECONDS)
+                resumes_at = self._times.resumes_at(caller)
+                if leader.paused_until > resumes_at and not caller.is_late:
+                    if resumes_at <= now:
+                        self._lead.appoint(now, caller)
+                        return
+                    wake_at = min(wake_at, resumes_at)
+            else:
+                wake_at = min(wake_at, now + LEASE_SECONDS)
+        caller.sleep(wake_at - now)
 
-        The pause is random, so that those whom one outage stopped do not come back as one.
-        """
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._pauses, 10))
-        pause = max(rng.uniform(0, longest), error.retry_after or 0.0)
-        self._pauses += 1
-        self._trouble = error
-        self._resume_at = self._clock.monotonic() + pause
-        for entry in chain(self._singles, self._bulk):
-            if entry.caller.deadline <= self._resume_at:
-                entry.caller.call()
+    # -- the leader's work --------------------------------------------------------------------
 
-    def _give_up_alike(self, error: CFQueuesError) -> None:
-        """Stop splitting where the server seems to refuse everything: requests are scarce."""
-        if self._refusals is None or len(self._refusals) >= REFUSED_ALIKE:
+    def _act(self, caller: Caller, now: float) -> None:
+        """Look once for news and for a permit; post, or sleep until there can be some."""
+        caller.acts_by = now
+        try:
+            self.sender.catch_up(self._tell)
+            news = self._room.outcomes(until=now + ROOM_SECONDS)
+            self._tell(news.settled)
+            if not caller.unsettled or self._lead.leader is not caller:
+                return
+            if not news.waiting or caller.is_late:
+                look_at = caller.deadline if news.look_at is None else news.look_at
+                self._sleep(caller, look_at, idle=True)
+                return
+            resumes_at = self._times.resumes_at(caller)
+            if resumes_at > now:
+                self._pause(caller, resumes_at)
+                return
+            terms = self._terms(caller, now)
+            found = self._room.claim(terms)
+            if isinstance(found, Claim):
+                self._carry(caller, found)
+                return
+            caller.claims.pop(terms.number, None)
+            self._wait(caller, found)
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            # The messages are in the room, and others may reach it.  Each caller has its deadline.
+            self._sleep(caller, now + FILE_RETRY_SECONDS)
+
+    def _terms(self, caller: Caller, now: float) -> ClaimTerms:
+        left = caller.deadline - now
+        return ClaimTerms(
+            caller.new_claim(),
+            (Kind.SINGLE, Kind.BULK, Kind.SPOOLED),
+            busy=self._busy(caller, now),
+            only_own=not self.sender.trusted or left < HURRY_SECONDS,
+            # A request that carries others is not to be shorter than they allow.
+            latest=inf if left >= self.sender.post_seconds else caller.deadline + ALIKE_SECONDS,
+            request_seconds=self.sender.request_seconds,
+            sample=self.sender.suspected(),
+            until=now + ROOM_SECONDS,
+        )
+
+    def _wait(self, caller: Caller, wait: Wait) -> None:
+        """Sleep until a permit may be there; those who cannot wait as long are told at once."""
+        if wait.until is not None and wait.why is not None:
+            self._give_up_before(wait.until, wait.why, wait.queue)
+        # Once more: another process may have taken ours along, and its answer comes long before
+        # the next permit.
+        news = self._room.outcomes(until=self._clock.monotonic() + ROOM_SECONDS)
+        self._tell(news.settled)
+        if not caller.unsettled:
             return
-        self._refusals.append((type(error), error.code))
-        if len(set(self._refusals)) > 1:
-            return
-        suspects = [e for e in chain(self._singles, self._bulk) if e.most < self._max_items]
-        if len(self._refusals) == REFUSED_ALIKE:
-            for entry in suspects:
-                self._settle(entry, error)
-        elif len(self._refusals) == REFUSED_ALIKE - 1 and suspects:
-            # Bad items are often neighbours.  The one farthest off is asked, alone, before all
-            # the rest is given up.
-            farthest = suspects[-1]
-            farthest.most = 1
-            farthest.caller.waiting.move_to_end(farthest, last=False)
+        wake_at = caller.deadline
+        if wait.until is not None:
+            wake_at = wait.until
+            if self._room.shared:
+                wake_at += rng.uniform(0, JITTER_SECONDS)
+        if news.look_at is not None:
+            wake_at = min(wake_at, news.look_at)
+        self._sleep(caller, wake_at, idle=wait.until is None)
 
-    def _settle(self, entry: _Entry[T], error: CFQueuesError | None) -> None:
-        if entry.state is _State.SETTLED:
-            return
-        if entry.state is _State.WAITING:
-            entry.caller.waiting.pop(entry, None)
-        entry.error = error
-        entry.state = _State.SETTLED
-        entry.caller.unsettled -= 1
-        if not entry.caller.unsettled:
-            entry.caller.call()
+    def _pause(self, caller: Caller, until: float) -> None:
+        """Sleep out a pause after a failure."""
+        caller.paused_until = until
+        self._sleep(caller, until)
+        caller.paused_until = 0.0
+
+    def _sleep(self, caller: Caller, until: float, *, idle: bool = False) -> None:
+        now = self._clock.monotonic()
+        until = min(until, caller.deadline if caller.is_late else self._times.last_moment(caller))
+        caller.acts_by, caller.idle = max(until, now), idle
+        caller.sleep(until - now)
+        caller.idle = False
+
+    def _carry(self, caller: Caller, claim: Claim) -> None:
+        """Post a claim; meanwhile another caller leads."""
+        now = self._clock.monotonic()
+        end = min(caller.deadline, now + self.sender.post_seconds)
+        with self._lock:
+            caller.posts = True
+            self._in_flight.add(claim, over_at=end + LEASE_SECONDS)
+            self._lead.step_down(caller, now)
+        try:
+            self.sender.send(claim, self._tell, deadline=caller.deadline, judge=_judge_of)
+        finally:
+            pause = self.sender.pause
+            caller.failed |= pause is not None and pause.since >= now
+            self._land(caller, claim)
+        caller.claims.pop(claim.number, None)
+
+    def _land(self, caller: Caller, claim: Claim) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            caller.posts = False
+            self._in_flight.remove(claim.number)
+            self._lead.appoint(now)
+            if self._lead.leader is not None:
+                self._lead.leader.call()
+            for other in self._lead.callers:
+                if self._times.is_hopeless(other):
+                    other.call()
+            for item in claim.items:  # those that wait again may have no more time to
+                owner = item.owner
+                if owner is not None and item in owner.unsettled and owner.is_late:
+                    owner.is_late = False
+                    owner.call()
+
+    def _is_busy(self, caller: Caller, now: float) -> bool:
+        return caller.address.name in self._busy(caller, now)
+
+    def _busy(self, caller: Caller, now: float) -> list[str]:
+        """Return the queues to which this process posts as much as it may, for *caller*."""
+        most = self._max_in_flight
+        if caller.kind is Kind.BULK:
+            most = max(most, BULK_IN_FLIGHT)
+        return self._in_flight.busy(most, now)
+
+    # -- giving up ----------------------------------------------------------------------------
+
+    def _make_late(self, caller: Caller) -> None:
+        """Take back what nobody has claimed, from when on no request would be answered in time."""
+        self._withdraw([caller], None, claimed=False)
+        with self._lock:
+            caller.is_late = True
+            if self._lead.leader is caller:
+                self._lead.step_down(caller, self._clock.monotonic())
+
+    def _give_up_before(self, until: float, why: CFQueuesError, queue: str | None) -> None:
+        """Tell those who cannot wait until then: nothing of theirs can leave."""
+        with self._lock:
+            late = [
+                caller
+                for caller in self._lead.callers
+                if queue in (None, caller.address.name) and self._times.last_moment(caller) < until
+            ]
+        if late:
+            self._withdraw(late, why, claimed=False)
+
+    def _withdraw(
+        self, callers: Sequence[Caller], why: CFQueuesError | None, *, claimed: bool
+    ) -> None:
+        """Settle what callers wait for in vain: what nobody has claimed surely did not arrive."""
+        pause = self.sender.pause
+        items = [item for caller in callers for item in list(caller.unsettled)]
+        known: Mapping[Item, Withdrawn | CFQueuesError | None]
+        try:
+            known = self._room.withdraw(items, claimed=claimed, until=self._clock.monotonic())
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            known = dict.fromkeys(items, Withdrawn.PERHAPS_SENT) if claimed else {}
+        settled: dict[Item, CFQueuesError | None] = {}
+        for item, found in known.items():
+            if isinstance(found, Withdrawn):
+                reason = why or item.error or (pause and pause.why)
+                settled[item] = _timeout(reason, sent=found is Withdrawn.PERHAPS_SENT)
+            else:
+                settled[item] = found
+        self._tell(settled)
+        if claimed:  # whatever the room says: nobody waits past its deadline
+            self._tell({item: _timeout(why, sent=True) for item in items})
+
+    def _leave(self, caller: Caller) -> None:
+        """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended it."""
+        try:
+            for number in list(caller.claims):
+                self._room.release(number)
+                self._in_flight.remove(number)
+            if caller.unsettled:
+                self._withdraw([caller], None, claimed=True)
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            pass  # the room frees what the dead have claimed
+        with self._lock:
+            self._lead.leave(caller, self._clock.monotonic())
+
+    # -- telling ------------------------------------------------------------------------------
+
+    def _tell(self, settled: Settled) -> None:
+        """Tell the callers of this process what became of their messages."""
+        if settled:
+            with self._lock:
+                self._settle_all(settled)
+
+    def _settle_all(self, settled: Settled) -> None:
+        for item, error in settled.items():
+            owner: Caller | None = item.owner
+            if owner is not None:
+                owner.settle(item, error)
 
 
-class _State(Enum):
-    WAITING = auto()  # in one of the lane's two lines
-    TAKEN = auto()  # in the batch of somebody who posts
-    SETTLED = auto()  # its outcome stands
+def _judge_of(item: Item) -> Judge | None:
+    caller: Caller = item.owner
+    return caller.judge
 
 
-class _Caller(Generic[T]):
-    """A thread that waits for its items.  Its lane's lock guards it."""
-
-    __slots__ = (
-        "asleep_until", "came", "deadline", "entries", "failed", "unsettled", "waiting", "wake",
-    )  # fmt: skip
-
-    def __init__(self, came: float, deadline: float, waiting: _Waiting[T], wake: Lock) -> None:
-        self.came = came
-        self.asleep_until = 0.0  # where it leads, and waits for a pause to end
-        self.failed = False  # it has posted in vain, perhaps only what came before its own items
-        self.deadline = deadline
-        self.waiting = waiting  # the line that its items stand in
-        self.entries: list[_Entry[T]] = []
-        self.unsettled = 0
-        self.wake = wake  # locked while there is no news
-        wake.acquire()
-
-    def call(self) -> None:
-        """Wake this caller: it is settled, leads, or has waited in vain."""
-        if self.wake.locked():
-            self.wake.release()
-
-
-class _Entry(Generic[T]):
-    """An item on its way.  Its lane's lock guards it."""
-
-    __slots__ = (
-        "caller", "error", "item", "most", "number", "orphaned", "size", "state", "uncertain",
-    )  # fmt: skip
-
-    def __init__(self, number: int, item: T, size: int, most: int, caller: _Caller[T]) -> None:
-        self.number = number
-        self.item = item
-        self.size = size
-        self.most = most  # items that may travel with it, itself included
-        self.caller = caller
-        self.state = _State.WAITING
-        self.error: CFQueuesError | None = None  # of the last try; once SETTLED, the outcome
-        self.uncertain = False  # it may have arrived, although no answer said so
-        self.orphaned = False  # who posted it was interrupted
-
-
-_Waiting: TypeAlias = "OrderedDict[_Entry[T], None]"
-"""A line whose first can be read, and any member taken out, in constant time."""
-
-
-def _number(entry: _Entry[Any]) -> int:
-    return entry.number
-
-
-def _timeout(entry: _Entry[Any], why: CFQueuesError | None) -> PublishTimeout:
-    if entry.state is _State.TAKEN:
-        entry.uncertain = True
+def _timeout(why: CFQueuesError | None, *, sent: bool) -> PublishTimeout:
+    text = "no request could leave for the message in time"
+    if sent:
         text = "the request that carries the message was not answered in time"
-    else:
-        text = "no request could leave for the message in time"
     error = PublishTimeout(
         f"{text} (last failure: {why})" if why else text,
         retry_after=why.retry_after if why else None,
+        delivered="unknown" if sent else "no",
     )
     error.__cause__ = why
     return error
-
-
-def _outcome(entry: _Entry[Any], error: CFQueuesError) -> CFQueuesError:
-    """Return *error* for one caller: raising adds to a traceback, which is not to be shared."""
-    copy = copy_of(error)
-    if entry.uncertain:  # by an earlier try, whatever the last one says
-        copy.delivered = "unknown"
-    return copy

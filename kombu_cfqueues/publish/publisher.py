@@ -1,23 +1,24 @@
 """Publishing: packed messages travel in shared requests, and each caller gets its answer.
 
-Who shares them: the threads of the process, in lanes; or all processes of the machine, through the
-spool, where the requests are limited.
+Which callers share them: the threads of the process, through a room in memory for each queue; or
+all processes of the machine, through the spool, where the requests are limited.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from math import inf
+from typing import Final
 
 from vine import promise
 
 from ..api.client import Client
 from ..api.directory import Directory
-from ..api.permits import RequestPermits
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
@@ -25,36 +26,27 @@ from ..errors import (
     ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
+    PublishTimeout,
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
-    TransientError,
 )
 from ..options import Options
+from ..rate_limit import Budget
+from ..retry import Verdict
 from ..runtime.fork import renew_in_child
-from ..spool.carrier import Carrier
-from ..spool.claims import Claims
-from ..spool.file import File
-from ..spool.gate import SharedBudget
-from ..spool.intake import Intake, Spooled
-from ..spool.line import Line
-from ..spool.relay import Relay
-from .group_commit import Lane, Verdict
+from ..spool import Place, SharedBudget, Spool, Spooled
+from ..waiting_room import RoomBusy, WaitingRoom
+from .group_commit import GroupCommit
+from .memory_room import MemoryRoom
+from .relay import Relay
+from .sender import Sender, verdict_of
 
 logger = logging.getLogger(__name__)
 
-#: A thread that had to wait for a permit so many times in a row would be better served by a batch.
-WAITS_IN_A_ROW = 20
-
-#: A claim is anybody's so long after its request must have ended.
-CLAIM_RESERVE_SECONDS = 5.0
-
-
-class Budget(RequestPermits, Protocol):
-    """The request allowance, as far as publishing needs it."""
-
-    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
-        """Block until one more request may leave, to *queue* if it publishes."""
+ADVISE_AFTER: Final = 20
+"""Publishes of a thread, one after the other, that waited for a permit: then the log advises it to
+use a batch."""
 
 
 class Publisher:
@@ -66,16 +58,16 @@ class Publisher:
         budget: The request allowance; each post takes a permit from it.
         options: ``connect_timeout``, ``max_in_flight``, ``read_timeout``, ``request_rate`` and
             ``retry_uncertain`` are used.
-        file: The spool's; None: this system cannot have one.
+        spool: The machine's; None: this system cannot have one.
     """
 
     def __init__(
         self,
         client: Client,
         directory: Directory,
-        budget: Budget,
+        budget: Budget | SharedBudget,
         options: Options,
-        file: File | None = None,
+        spool: Spool | None = None,
     ) -> None:
         self._client = client
         self._directory = directory
@@ -84,31 +76,20 @@ class Publisher:
         # A publish that took longer than half the time between two permits has waited for one.
         self._long_wait = 0.5 / options.request_rate if options.request_rate else float("inf")
         self._waits = threading.local()
-        self._intake: Intake | None = None
-        self._line: Line | None = None
+        self._spool_of_machine = spool
+        self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
-        if file is not None:
-            self._intake = intake = Intake(file)
-            claims = Claims(file, post_seconds(options) + CLAIM_RESERVE_SECONDS)
-            carrier = Carrier(
-                claims, self._post_for_all, _judge, post_seconds=post_seconds(options)
-            )
-            self._relay = Relay(file, intake, claims, carrier)
-            if isinstance(budget, SharedBudget):
-                self._line = Line(
-                    intake,
-                    claims,
-                    carrier,
-                    max_in_flight=options.max_in_flight,
-                    retry_uncertain=options.retry_uncertain,
-                )
+        if spool is not None:
+            sender = Sender(spool.room, self._post_for_all, post_seconds=post_seconds(options))
+            self._shared = self._commit(spool.room, sender)
+            self._relay = Relay(spool, self._shared)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Start with empty lanes: what the parent's threads wait for is the parent's."""
-        self._lock = threading.Lock()  # guards _lanes
-        self._lanes: dict[tuple[str, bool], Lane[Packed]] = {}
+        """Start with empty rooms: what the parent's threads wait for is the parent's."""
+        self._lock = threading.Lock()  # guards _alone
+        self._alone: dict[str, GroupCommit] = {}  # by queue id
 
     def submit(
         self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
@@ -127,17 +108,16 @@ class Publisher:
             CFQueuesError: The message was refused.
         """
         started = time.monotonic()
-        line = self._shared_line()
+        judge = _judge_and_switch if switches else None
+        shared = self._shared_commit()
         try:
-            if line is not None:
-                judge = _judge_and_switch if switches else _judge
-                line.submit(address, packed, deadline=deadline, judge=judge)
+            if shared is not None:
+                shared.submit(address, packed, deadline=deadline, judge=judge)
         except (SpoolUnavailable, SpoolFull) as error:
             self._go_alone(error)
-            line = None
-        if line is None:
-            lane = self._lane(address, switches=switches)
-            lane.submit(packed, packed.size, deadline)
+            shared = None
+        if shared is None:
+            self._commit_alone(address).submit(address, packed, deadline=deadline, judge=judge)
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
@@ -147,39 +127,49 @@ class Publisher:
 
         Single messages of other threads go before them.
         """
-        line = self._shared_line()
-        if line is not None:
+        shared = self._shared_commit()
+        if shared is not None:
             try:
-                return line.submit_many(address, packed, deadline=deadline, judge=_judge)
+                return shared.submit_many(address, packed, deadline=deadline)
             except (SpoolUnavailable, SpoolFull) as error:
                 self._go_alone(error)
-        items = [(one, one.size) for one in packed]
-        return self._lane(address, switches=False).submit_many(items, deadline)
+        return self._commit_alone(address).submit_many(address, packed, deadline=deadline)
 
-    def spool(self, messages: Sequence[Spooled], *, max_bytes: int) -> list[int]:
+    def spool(
+        self, messages: Sequence[Spooled], *, max_bytes: int, deadline: float = inf
+    ) -> list[Place]:
         """Return once the messages are on this machine's disk; they are posted from there.
 
         Args:
             messages: All of them are kept, or none.
-            max_bytes: Most bytes that may wait on this disk.
+            max_bytes: Bytes that may wait on this disk.
+            deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
             What `promise` takes.
 
         Raises:
+            PublishTimeout: The spool's file was in use until *deadline*.
             SpoolFull: There is no room for them.
             SpoolUnavailable: No place on this machine can hold the spool.
         """
-        intake, relay = self._spool()
-        rows = intake.spool(messages, max_bytes=max_bytes, repeats=self._options.retry_uncertain)
-        relay.notify()
+        repeats = self._options.retry_uncertain
+        try:
+            places = self._spool().keep(
+                messages, max_bytes=max_bytes, repeats=repeats, until=deadline
+            )
+        except RoomBusy as error:
+            raise PublishTimeout(
+                f"the message could not be spooled in time, and was not: {error}"
+            ) from error
+        self.relay.notify()
         # Nothing here waits for a network, where a greenlet would make room for others.
         time.sleep(0)
-        return rows
+        return places
 
-    def promise(self, rows: Sequence[int]) -> promise:
+    def promise(self, places: Sequence[Place]) -> promise:
         """A promise that is kept when the messages are delivered, and broken if one is refused."""
-        return self._spool()[1].promise(rows)
+        return self.relay.promise(places)
 
     @property
     def relay(self) -> Relay:
@@ -188,35 +178,45 @@ class Publisher:
         Raises:
             SpoolUnavailable: This system cannot have a spool.
         """
-        return self._spool()[1]
+        self._spool()
+        assert self._relay is not None  # noqa: S101  it comes with the spool
+        return self._relay
 
-    def _spool(self) -> tuple[Intake, Relay]:
-        if self._intake is None or self._relay is None:
+    def _spool(self) -> Spool:
+        if self._spool_of_machine is None:
             raise SpoolUnavailable("the spool needs locks that this system does not have (fcntl)")
-        return self._intake, self._relay
+        return self._spool_of_machine
 
-    def _shared_line(self) -> Line | None:
+    def _shared_commit(self) -> GroupCommit | None:
         if isinstance(self._budget, SharedBudget) and self._budget.is_shared():
-            return self._line
+            return self._shared
         return None
 
     def _go_alone(self, error: CFQueuesError) -> None:
         if isinstance(self._budget, SharedBudget):
             self._budget.give_up(error)
 
-    def _lane(self, address: Address, *, switches: bool) -> Lane[Packed]:
+    def _commit_alone(self, address: Address) -> GroupCommit:
+        """The callers of this process that publish to a queue without the file."""
         queue_id = address.cloudflare_id or ""
         with self._lock:
-            lane = self._lanes.get((queue_id, switches))
-            if lane is None:
-                lane = self._lanes[queue_id, switches] = Lane(
-                    functools.partial(self._post, queue_id),
-                    functools.partial(self._budget.acquire, queue=queue_id),
-                    _judge_and_switch if switches else _judge,
-                    max_in_flight=self._options.max_in_flight,
-                    retry_uncertain=self._options.retry_uncertain,
-                )
-            return lane
+            commit = self._alone.get(queue_id)
+            if commit is None:
+                budget = self._budget
+                permits = budget.alone if isinstance(budget, SharedBudget) else budget
+                room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
+                sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
+                commit = self._alone[queue_id] = self._commit(room, sender)
+            return commit
+
+    def _commit(self, room: WaitingRoom, sender: Sender) -> GroupCommit:
+        options = self._options
+        return GroupCommit(
+            room, sender, max_in_flight=options.max_in_flight, repeats=options.retry_uncertain
+        )
+
+    def _post_by_id(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
+        self._post(address.cloudflare_id or "", batch, deadline)
 
     def _post(self, queue_id: str, batch: Sequence[Packed], deadline: float) -> None:
         now = time.time()
@@ -243,7 +243,8 @@ class Publisher:
         except (InvalidMessage, MessageTooLarge) as error:
             # Whatever the server has against the question, it has nothing against the messages.
             raise ConfigurationError(str(error)) from error
-        self._spool()[0].learn(address._replace(cloudflare_id=queue_id))
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # others may ask as well
+            self._spool().learn(address._replace(cloudflare_id=queue_id))
         return queue_id
 
     def _count_wait(self, seconds: float) -> None:
@@ -251,7 +252,7 @@ class Publisher:
             self._waits.in_a_row = 0
             return
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
-        if self._waits.in_a_row == WAITS_IN_A_ROW:
+        if self._waits.in_a_row == ADVISE_AFTER:
             _advise_to_batch()
 
 
@@ -260,18 +261,10 @@ def post_seconds(options: Options) -> float:
     return options.connect_timeout + options.read_timeout
 
 
-def _judge(error: CFQueuesError) -> Verdict:
-    if isinstance(error, TransientError):
-        return Verdict.NOT_NOW
-    if isinstance(error, (InvalidMessage, MessageTooLarge)):
-        return Verdict.THE_ITEMS
-    return Verdict.NEVER
-
-
 def _judge_and_switch(error: CFQueuesError) -> Verdict:
     if isinstance(error, ConnectionFailed) and error.delivered == "no":
         return Verdict.NEVER
-    return _judge(error)
+    return verdict_of(error)
 
 
 @functools.cache  # once a process: it is advice, not news

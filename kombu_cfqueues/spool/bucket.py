@@ -6,8 +6,8 @@ import sqlite3
 from typing import Final
 
 from ..errors import RateLimited, Scope
-from ..rate_limit import Allowance, Limit
-from .schema import Kind
+from ..rate_limit import Allowance, Limit, NoPermit
+from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
 """In practice none, for a spool towards a host without one."""
@@ -51,6 +51,13 @@ class Bucket:
             until = self._allowance.publishing_stopped_until
             why = "the API has stopped publishing"
         return RateLimited(why, retry_after=until - self._now) if until > self._now else None
+
+    def exhausted(self) -> RateLimited | None:
+        """Return why no request can leave now, whoever makes it; None: one may."""
+        seconds = self.ready_at() - self._now
+        if seconds <= 0:
+            return None
+        return NoPermit("the request allowance is used up", retry_after=seconds)
 
     def spend(self, kind: Kind) -> None:
         """Take a permit for *kind*."""

@@ -7,21 +7,25 @@ happens meanwhile: a transaction never waits for a network or for another lock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from math import inf
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import pause_at_fork, renew_in_child
 from ..runtime.rng import rng
-from .posters import KernelLock
+from ..waiting_room import RoomBusy
+from .liveness import KernelLock
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,9 @@ APPLICATION_ID: Final = 0x43465153
 
 BUSY_SECONDS: Final = 5.0
 """After so long in vain, the file is taken for stuck: somebody stopped while writing."""
+
+FORK_SECONDS: Final = 5.0
+"""How long a fork waits at most for a thread that is inside SQLite."""
 
 SPARE_PAGES: Final = 256
 """So many empty pages stay in the file, and so many are given back in one transaction."""
@@ -98,6 +105,8 @@ class Database:
         self._prepare = prepare
         self._clock = clock or Clock()
         self._connection: sqlite3.Connection | None = None
+        self._forks = 0
+        self._in_use = False  # a thread was inside SQLite when the process forked
         self.renew_after_fork()
         renew_in_child(self)
         pause_at_fork(self)
@@ -105,41 +114,56 @@ class Database:
     def renew_after_fork(self) -> None:
         """Leave the parent's connection alone, and open one of our own when it is needed."""
         if self._connection is not None:
-            _handles_of_parents.append(self._connection)
+            _abandon(self._connection, in_use=self._in_use)
         self._connection = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: _Identity | None = None
         self._durable = False
+        self._forks += 1
+        self._in_use = False
         self._lock = self._clock.lock()  # guards the fields above and all use of the connection
+        self._holder = 0  # the thread that had it last
+        self._paused = False
 
     def pause_for_fork(self) -> None:
         """Wait for the thread that is inside SQLite, whose own locks a child would find locked."""
-        self._lock.acquire()
+        if self._lock.locked() and self._holder == threading.get_ident():
+            self._in_use = False
+            return  # a signal handler forks, and has interrupted this thread between two statements
+        self._paused = self._lock.acquire(timeout=FORK_SECONDS)
+        self._in_use = not self._paused
 
     def resume_after_fork(self) -> None:
         """Go on in the parent."""
-        self._lock.release()
+        if self._paused:
+            self._paused = False
+            self._lock.release()
 
-    def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+    def write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        durable: bool = False,
+        until: float = inf,
+    ) -> T:
         """Do *work* in a transaction, alone among all processes; it must be short.
 
         Args:
             work: May be called more than once; only what the last call did remains.
             durable: Whether to return only once it is on the disk, safe from a power failure.
                 Without, it is safe from the end of any process.
+            until: When to give up at the latest, in monotonic seconds.  One try is made in any
+                case.
 
         Raises:
+            RoomBusy: Others used the file until then.
             SpoolFull: The disk is full.
             SpoolUnavailable: The file cannot be used.
         """
-        return self._insist("BEGIN IMMEDIATE", work, durable)
+        return self._insist("BEGIN IMMEDIATE", work, durable, until)
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do *work*, which only reads, in a transaction.
-
-        Raises:
-            SpoolUnavailable: The file cannot be used.
-        """
-        return self._insist("BEGIN", work, None)
+    def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
+        """Do *work*, which only reads, in a transaction; what `write` says holds here too."""
+        return self._insist("BEGIN", work, None, until)
 
     def shrink(self) -> bool:
         """Give the disk back some of what a backlog has taken; return whether there was much."""
@@ -151,7 +175,9 @@ class Database:
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
+        me = threading.get_ident()
         with self._lock:
+            self._holder = me
             self._close()
 
     def __del__(self) -> None:
@@ -159,21 +185,29 @@ class Database:
         self._close()
 
     def _insist(
-        self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None
+        self,
+        begin: str,
+        work: Callable[[sqlite3.Connection], T],
+        durable: bool | None,
+        until: float,
     ) -> T:
-        give_up_at = self._clock.monotonic() + BUSY_SECONDS
+        stuck_at = self._clock.monotonic() + BUSY_SECONDS
         nap, repaired = FIRST_NAP_SECONDS, False
         while True:
             try:
                 return self._once(begin, work, durable)
             except sqlite3.Error as error:  # noqa: PERF203  it is seldom
                 trouble = trouble_of(error)
-                if trouble is Trouble.BUSY and self._clock.monotonic() < give_up_at:
+                now = self._clock.monotonic()
+                if trouble is Trouble.BUSY and now < min(stuck_at, until):
+                    nap = min(nap, until - now)
                     self._clock.sleep(rng.uniform(nap / 2, nap))
                     nap = min(2 * nap, LONGEST_NAP_SECONDS)
                 elif trouble is Trouble.BROKEN and not repaired:
                     repaired = True
-                    self._put_aside(str(error))
+                    self._repair(str(error))
+                elif trouble is Trouble.BUSY and until < stuck_at:
+                    raise RoomBusy(f"{self.path} is in use: {error}") from error
                 elif trouble is Trouble.FULL:
                     raise SpoolFull(f"the disk that holds {self.path} is full") from error
                 else:
@@ -182,25 +216,21 @@ class Database:
                 raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
 
     def _once(self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None) -> T:
+        me = threading.get_ident()  # before: a signal handler may run after each call
         with self._lock:
+            self._holder = me
             connection = self._open()
             if durable is not None and durable is not self._durable:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._durable = durable
-            return _transact(connection, begin, work)
+            return self._transact(connection, begin, work)
 
     # -- below, the caller of each method holds _lock -----------------------------------------
 
     def _open(self) -> sqlite3.Connection:
         """The connection, to the file that has the name now."""
-        try:
-            found = os.stat(self.path)  # noqa: PTH116  asked at each transaction: the cheap form
-        except FileNotFoundError:
-            identity = None
-        else:
-            identity = (found.st_dev, found.st_ino)
         if self._connection is not None:
-            if identity == self._identity:
+            if self._identify() == self._identity:
                 return self._connection
             self._close()  # somebody removed it, or put it aside
         # Who opens a file just while another puts it aside would leave a write-ahead log behind,
@@ -215,9 +245,13 @@ class Database:
 
     def _open_anew(self) -> sqlite3.Connection:
         self._create()
-        found = os.stat(self.path)  # noqa: PTH116
-        self._connection, self._identity = self._connect(), (found.st_dev, found.st_ino)
+        self._connection = self._connect()
+        self._identity = self._identify()
         return self._connection
+
+    def _identify(self) -> _Identity:
+        """Tell which files have the names now: the database, and what SQLite shares beside it."""
+        return _inode(self.path), _inode(f"{self.path}-shm")
 
     def _repair_lock(self) -> KernelLock:
         return KernelLock(self.path.with_suffix(".repair"), self._file_mode)
@@ -245,7 +279,7 @@ class Database:
             connection.execute("PRAGMA journal_size_limit=16777216")
             if sys.platform == "darwin":
                 connection.execute("PRAGMA fullfsync=1")
-            _transact(connection, "BEGIN IMMEDIATE", self._set_up)
+            self._transact(connection, "BEGIN IMMEDIATE", self._set_up)
         except BaseException:
             connection.close()
             raise
@@ -254,7 +288,7 @@ class Database:
 
     def _check(self, connection: sqlite3.Connection) -> None:
         # In one transaction: another process may be setting the file up just now.
-        ours, version, tables = _transact(connection, "BEGIN", _marks)
+        ours, version, tables = self._transact(connection, "BEGIN", _marks)
         if (ours, version, tables) == (0, 0, 0):
             return  # new
         if ours != APPLICATION_ID:
@@ -273,12 +307,34 @@ class Database:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={self._version}")
 
+    def _transact(
+        self, connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        forks = self._forks
+        try:
+            connection.execute(begin)
+            result = work(connection)
+            if forks != self._forks:  # a signal handler has forked, and this is the child
+                raise SpoolUnavailable("the process was forked in the middle of a transaction")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction and forks == self._forks:
+                connection.rollback()
+            raise
+        return result
+
     def _close(self) -> None:
         connection, self._connection, self._identity = self._connection, None, None
         if connection is not None:
             connection.close()
 
     # -- repair -------------------------------------------------------------------------------
+
+    def _repair(self, why: str) -> None:
+        try:
+            self._put_aside(why)
+        except OSError as error:  # somebody removes the folder meanwhile
+            raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
 
     def _put_aside(self, why: str) -> None:
         """Rename a file that is broken or not ours, once for all processes; never delete it."""
@@ -304,10 +360,12 @@ class Database:
             repair.release()
 
     def _is_broken(self) -> bool:
+        me = threading.get_ident()
         try:
             with self._lock:
+                self._holder = me
                 self._close()
-                rows = _transact(
+                rows = self._transact(
                     self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
                 )
         except sqlite3.Error as error:
@@ -316,9 +374,38 @@ class Database:
             broken = False
         else:
             broken = rows != [("ok",)]
-        with self._lock:
-            self._close()
+        self.close()
         return broken
+
+
+def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
+    """Leave a parent's connection alone, and see that nobody in this process uses it.
+
+    A signal handler may have forked in the middle of a transaction.  Its locks are the parent's,
+    but SQLite remembers them in this process too, and would find every later connection locked.
+
+    Args:
+        connection: The parent's.
+        in_use: Whether a thread of the parent was inside SQLite, whose own locks are locked then.
+    """
+    _handles_of_parents.append(connection)
+    if in_use:
+        return
+    with contextlib.suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.rollback()  # unlocks nothing of the parent's, and has written nothing
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+
+
+_Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
+
+
+def _inode(path: str | Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116  asked at each transaction: the cheap form
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
@@ -327,17 +414,3 @@ def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return ours, version, tables
-
-
-def _transact(
-    connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]
-) -> T:
-    try:
-        connection.execute(begin)
-        result = work(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.rollback()
-        raise
-    return result

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +16,12 @@ from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
+from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
 from .database import Database
-from .posters import KernelLock, Posters
-from .schema import VERSION, begin_anew, boot_id, forget, prepare
+from .liveness import KernelLock, LivenessLocks
+from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
 T = TypeVar("T")
 
@@ -60,15 +62,19 @@ class File:
         self.clock = clock or Clock()
         self._boot = boot
         self._database: Database | None = None
+        self._leaves_at_exit = False
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Become a poster of its own in a child; the parent's claims stay the parent's."""
-        self._opening = self.clock.lock()  # guards _database and _posters, while they are made
-        self._posters: Posters | None = None
+        """Become a process of its own in a child; the parent's claims stay the parent's."""
+        self._opening = self.clock.lock()  # guards what follows, while it is made
+        self._locks: LivenessLocks | None = None
         self._me = ""
         self._bucket_name = ""
+        self.id = ""
+        """What tells the file that is open now from any that had its name before.  Read in a
+        transaction: the file may be replaced between two."""
         lock: KernelLock | None = getattr(self, "_alive", None)
         if lock is not None:
             lock.release()
@@ -80,31 +86,42 @@ class File:
         return (self._database or self._open()).path
 
     @property
-    def poster(self) -> str:
-        """This process's id in the file."""
+    def me(self) -> str:
+        """This process's name in the file."""
         if not self._me:
             self._open()
         return self._me
+
+    @property
+    def token_hash(self) -> str:
+        """What stands for this process's token in the file."""
+        return hashlib.sha256(self._token().encode()).hexdigest()[:16]
 
     @property
     def is_limited(self) -> bool:
         """Whether there is a request allowance at all."""
         return self._limit is not NO_LIMIT
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do *work*, which only reads, in a transaction."""
+    def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
+        """Do *work*, which only reads, in a transaction; what `Database.write` says holds here."""
         database = self._open()
         try:
-            return database.read(work)
+            return database.read(work, until=until)
         except SpoolUnavailable:
             self._begin_anew_without(database.path.parent)
             raise
 
-    def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+    def write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        durable: bool = False,
+        until: float = inf,
+    ) -> T:
         """Do *work* in a transaction; what `Database.write` says holds here too."""
         database = self._open()
         try:
-            return database.write(work, durable=durable)
+            return database.write(work, durable=durable, until=until)
         except SpoolUnavailable:
             self._begin_anew_without(database.path.parent)
             raise
@@ -128,72 +145,95 @@ class File:
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
     @property
-    def posters(self) -> Posters:
+    def locks(self) -> LivenessLocks:
         """All who use the file, and some who did."""
         self._open()
-        return self._posters or self._posters_of(self.path)
+        return self._locks or self._locks_of(self.path)
 
     def older(self) -> Iterator[Database]:
         """The files that older versions of this package have left, and nobody uses any more."""
         for version in range(1, VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
-            if path.exists() and not self._posters_of(path).living():
+            if path.exists() and not self._locks_of(path).living():
                 yield Database(path, self._place.file_mode, version, lambda *_: None)
 
     def close(self) -> None:
-        """Let go of the file, and of life as a poster.  The next use begins anew."""
+        """Let go of the file, and of life as a user of it.  The next use begins anew."""
         with self._opening:
-            if self._posters is None or self._database is None:
+            if self._locks is None or self._database is None:
                 return
-            me, posters = self._me, self._posters
+            me, locks = self._me, self._locks
             try:
                 self._database.write(lambda c: forget(c, me))
-            except (SpoolFull, SpoolUnavailable):
+                locks.remove_lock_file(me)
+            except (OSError, RoomBusy, SpoolFull, SpoolUnavailable):
                 pass  # whoever looks next finds it dead
-            else:
-                posters.bury(me)
             self._database.close()
             if self._alive is not None:
                 self._alive.release()
-            self._posters, self._alive = None, None
+            self._locks, self._alive = None, None
 
     def _open(self) -> Database:
         # Asked before any transaction: the token may come from a callable that takes its time.
-        self._bucket_name = hashlib.sha256(self._token().encode()).hexdigest()[:16]
-        if self._posters is not None and self._database is not None:
+        self._bucket_name = self.token_hash
+        if self._is_open():
+            assert self._database is not None  # noqa: S101  it is open
             return self._database
         with self._opening:
-            if self._posters is None or self._database is None:
+            if not self._is_open():
                 try:
-                    self._become_a_poster()
+                    self._join()
                 except OSError as error:
                     raise SpoolUnavailable(f"the spool cannot be used: {error}") from error
             assert self._database is not None  # noqa: S101  made above
             return self._database
 
+    def _is_open(self) -> bool:
+        """Whether others can tell that this process lives: its lock's file may have vanished."""
+        if self._locks is None or self._database is None:
+            return False
+        return os.path.exists(self._lock_path)  # noqa: PTH110  at each transaction: the cheap form
+
     def _begin_anew_without(self, folder: Path) -> None:
         """If somebody has removed the folder, let the next use make it again."""
         if not folder.is_dir():
-            self._posters = None
+            self._locks = None
 
-    def _become_a_poster(self) -> None:
+    def _join(self) -> None:
         self._place = place.find(self._spool_dir)
         path = self._place.folder / f"{self._name}-v{VERSION}.db"
-        posters = self._posters_of(path)
-        self._me, self._alive = posters.register()
-        if self._database is None or self._database.path != path:
+        locks = self._locks_of(path)
+        # Under the same name as before, where only its lock's file has vanished: it may wait.
+        before = self._me if self._locks is not None else None
+        self._me, self._alive = locks.register(before)
+        self._lock_path = locks.path_of(self._me)
+        if self._database is not None and self._database.path == path:
+            self._database.close()  # so that it is told our name
+        else:
             self._database = Database(
                 path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
             )
-        self._posters = posters
-        atexit.register(_close, weakref.ref(self))
+        self._locks = locks
+        if not self._leaves_at_exit:
+            self._leaves_at_exit = True
+            atexit.register(_close, weakref.ref(self))
 
-    def _posters_of(self, path: Path) -> Posters:
+    def _locks_of(self, path: Path) -> LivenessLocks:
         here = self._place
-        return Posters(path.with_suffix(".posters"), here.folder_mode, here.file_mode)
+        return LivenessLocks(path.with_suffix(".posters"), here.folder_mode, here.file_mode)
 
     def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
-        prepare(connection, new=new, boot=self._boot(), now=self.clock.monotonic())
+        self.id = prepare(
+            connection,
+            new=new,
+            boot=self._boot(),
+            now=self.clock.monotonic(),
+            me=self._me,
+            is_alive=self._is_alive,
+        )
+
+    def _is_alive(self, name: str) -> bool:
+        return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
         """The time, asked inside the transaction: whoever comes later sees a later one."""
@@ -203,7 +243,9 @@ class File:
             return now
         if seen - now < 1:
             return float(seen)
-        begin_anew(connection, self._boot(), now)
+        if not same_boot(connection, self._me, self._is_alive):
+            begin_anew(connection, self._boot(), now)
+            connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import from_text
+from ..waiting_room import Kind
 from .file import File
-from .posters import pid_of
-from .schema import Kind, State
+from .liveness import pid_of
+from .schema import State
 
 
 class QueueState(NamedTuple):
@@ -159,12 +160,12 @@ class Listing:
 
     def sharers(self) -> list[int]:
         """Process ids of the others who have the file open now, in order; each once."""
-        return sorted({*map(pid_of, self._file.posters.living())} - {os.getpid()})
+        return sorted({*map(pid_of, self._file.locks.living())} - {os.getpid()})
 
     def retry(self, messages: Sequence[int]) -> int:
         """Let refused messages wait again; return how many."""
         return self._decide(
-            "UPDATE message SET state = 0, error = NULL, claim = NULL, most = 1", messages
+            "UPDATE message SET state = 0, error = NULL, claim = NULL, max_batch = 1", messages
         )
 
     def drop(self, messages: Sequence[int]) -> int:

@@ -7,9 +7,9 @@ The life of a message's row::
                  |                  +------refused---> REFUSED    for its owner; without one, kept
                  +----release-------+
 
-A row with a deadline is a confirmed publish: its *owner*, a poster, waits for what becomes of it.
-A row without one is spooled: its publisher has gone on.  A ticket is an admin request that waits
-in the same line for its permit, and carries nothing.
+A row with a deadline is a confirmed publish: its *owner*, a process, waits for what becomes of it.
+A row without one is spooled: its publisher has gone on.  A row of an admin request waits in the
+same line for its permit, and carries nothing.
 """
 
 from __future__ import annotations
@@ -18,25 +18,18 @@ import functools
 import platform
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
 from ..errors import CFQueuesError, as_text
+from ..runtime.rng import rng
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables below; a part of the file's name, so that versions never meet in a file.
 
-A newer version takes over what is spooled: see `Intake.take_over` for what it relies on."""
-
-
-class Kind(IntEnum):
-    """Who waits."""
-
-    SINGLE = 0  # a `publish()`, for its confirmation
-    BULK = 1  # a part of a `Producer.batch()`, for its confirmation
-    SPOOLED = 2  # nobody
-    TICKET = 3  # an admin request, for a permit
+A newer version takes over what is spooled: see `MessageTable.take_over` for what it relies on."""
 
 
 class State(IntEnum):
@@ -60,10 +53,11 @@ CREATE TABLE message (
     alone INTEGER,
     entered REAL NOT NULL,                 -- wall clock: for display
     expires REAL,                          -- wall clock: of a spooled message
-    owner TEXT,                            -- the poster that waits for its outcome
+    owner TEXT,                            -- the process that waits for its outcome
     deadline REAL,                         -- monotonic: until when the owner waits
+    half_time REAL,                        -- monotonic: when half of that time is over
     repeats INTEGER NOT NULL DEFAULT 1,    -- may be posted again after an unknown outcome
-    most INTEGER,                          -- messages that may travel with it, itself included
+    max_batch INTEGER,                     -- messages that may travel with it, itself included
     uncertain INTEGER NOT NULL DEFAULT 0,  -- it may have arrived
     claim INTEGER,
     poster TEXT,                           -- who holds the claim
@@ -85,8 +79,9 @@ CREATE TABLE queue (
     paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: for what is spooled
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
     trouble TEXT,                            -- why what is spooled waits
-    refusal TEXT,                            -- of the last message refused alone
-    alike INTEGER NOT NULL DEFAULT -1        -- how many were, all alike; -1: not all alike
+    known_id TEXT,                           -- what a process has looked up, for the others
+    retention INTEGER,                       -- seconds for which it keeps messages
+    known_at REAL                            -- monotonic
 );
 
 CREATE TABLE bucket (
@@ -99,7 +94,17 @@ CREATE TABLE bucket (
     publishing_stopped_until REAL NOT NULL
 );
 
+CREATE TABLE token (
+    hash TEXT PRIMARY KEY,
+    works_at REAL NOT NULL                   -- monotonic: when the API has last taken it
+);
+
+CREATE TABLE process (
+    name TEXT PRIMARY KEY                    -- of each that has used the file since the last boot
+);
+
 CREATE TABLE machine (
+    file TEXT NOT NULL,                      -- tells this file from any that has its name later
     boot TEXT NOT NULL,                      -- whose monotonic clock the numbers are of
     bytes INTEGER NOT NULL DEFAULT 0,        -- of all messages here
     last_kind INTEGER,                       -- whose turn the last permit was
@@ -114,7 +119,15 @@ CREATE TRIGGER counts_what_goes AFTER DELETE ON message WHEN OLD.size > 0
 """
 
 
-def prepare(connection: sqlite3.Connection, *, new: bool, boot: str, now: float) -> None:
+def prepare(
+    connection: sqlite3.Connection,
+    *,
+    new: bool,
+    boot: str,
+    now: float,
+    me: str,
+    is_alive: Callable[[str], bool],
+) -> str:
     """Make the tables of a *new* file; in an old one, forget what another *boot* counted.
 
     Args:
@@ -122,15 +135,34 @@ def prepare(connection: sqlite3.Connection, *, new: bool, boot: str, now: float)
         new: Whether the file is empty.
         boot: What `boot_id` says.
         now: The monotonic clock.
+        me: This process, as others know it.
+        is_alive: Says whether a process is alive.
+
+    Returns:
+        What tells this file from any other.
     """
     if new:
         for statement in _statements(_TABLES):
             connection.execute(statement)
-        connection.execute("INSERT INTO machine (boot) VALUES (?)", (boot,))
-        return
-    (seen,) = connection.execute("SELECT boot FROM machine").fetchone()
-    if seen != boot:
-        begin_anew(connection, boot, now)
+        connection.execute(
+            "INSERT INTO machine (file, boot) VALUES (?, ?)", (f"{rng.getrandbits(64):016x}", boot)
+        )
+    else:
+        (seen,) = connection.execute("SELECT boot FROM machine").fetchone()
+        if seen != boot and not same_boot(connection, me, is_alive):
+            begin_anew(connection, boot, now)
+    connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (me,))
+    (file,) = connection.execute("SELECT file FROM machine").fetchone()
+    return str(file)
+
+
+def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str], bool]) -> bool:
+    """Return whether a process lives that used the file before: then there was no reboot.
+
+    Containers that share a folder may each have a boot id of their own.
+    """
+    names = connection.execute("SELECT name FROM process WHERE name != ?", (me,)).fetchall()
+    return any(is_alive(name) for (name,) in names)
 
 
 def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
@@ -157,16 +189,20 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
         {"now": now},
     )
     connection.execute("UPDATE machine SET boot = ?, drainer = NULL", (boot,))
+    connection.execute("DELETE FROM process")
+    connection.execute("DELETE FROM token")
+    connection.execute("UPDATE queue SET known_id = NULL")
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:
-    """Free what a poster that is dead has claimed, and drop what only it waits for."""
+    """Free what a process that is dead has claimed, and drop what only it waits for."""
     free(connection, "poster = ?", poster)
     # What it wanted published and nobody refused may still be posted, until its deadline.
     connection.execute(
-        "DELETE FROM message WHERE owner = ? AND (kind = ? OR state IN (?, ?))",
-        (poster, Kind.TICKET, State.ACCEPTED, State.REFUSED),
+        "DELETE FROM message WHERE owner = ? AND (queue IS NULL OR state IN (?, ?))",
+        (poster, State.ACCEPTED, State.REFUSED),
     )
+    connection.execute("DELETE FROM process WHERE name = ?", (poster,))
     connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
 
 

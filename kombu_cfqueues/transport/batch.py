@@ -17,7 +17,7 @@ from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
 from ..runtime.fork import renew_in_child
-from ..spool.intake import Spooled
+from ..spool import Place, Spooled
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class BatchChannel(Protocol):
     ) -> list[CFQueuesError | None]:
         """Publish messages to one queue; return the error of each, or None if it is accepted."""
 
-    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
-        """Put all messages or none into the spool of this machine; return their row ids."""
+    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
+        """Put all messages or none into the spool of this machine; return where they are."""
 
 
 class PublishBatch:
@@ -185,6 +185,8 @@ class PublishBatch:
         if not all(errors):
             self._progressed_at = time.monotonic()
         all_refused = all(isinstance(error, PermanentError) for error in errors)
+        # Read again: the other thread may have counted its request meanwhile.
+        refused = self._refused_in_a_row.get(request.queue, 0)
         self._refused_in_a_row[request.queue] = refused + 1 if all_refused else 0
         return errors
 

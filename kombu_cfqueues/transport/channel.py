@@ -27,7 +27,7 @@ from ..errors import (
     TransientError,
 )
 from ..publish.reentrancy import no_reentry
-from ..spool.intake import Spooled
+from ..spool import Place, Spooled
 from .batch import PublishBatch
 from .celery_task import is_control_exchange, is_control_queue
 from .consumer import ConsumingChannel, warn_once
@@ -95,21 +95,26 @@ class Channel(ConsumingChannel):
         confirm_timeout: float | None = None,
         publish_batch: PublishBatch | None = None,
         **_: Any,
-    ) -> list[int]:
-        """Publish to one queue, or collect for it; return the row ids of what was spooled."""
+    ) -> list[Place]:
+        """Publish to one queue, or collect for it; return where the spooled messages are."""
         if is_control_queue(queue):
             return []  # without fanout nobody can receive it, so it must not cost a request
         options = self.session.options
         packed = envelope.pack(message, queue, options)
         if options.publish_mode == "spool":
-            return self._spool(self._spooled(queue, packed, message), publish_batch)
+            spooled = self._spooled(queue, packed, message)
+            return self._spool(spooled, publish_batch, self._seconds(timeout, confirm_timeout))
         if publish_batch is not None:
             publish_batch.add(queue, packed)
             return []
-        # `min` in this order ignores a timeout that is NaN.
-        given = (options.publish_timeout, timeout, confirm_timeout)
-        self._submit(queue, packed, min(seconds for seconds in given if seconds is not None))
+        self._submit(queue, packed, self._seconds(timeout, confirm_timeout))
         return []
+
+    def _seconds(self, *timeouts: float | None) -> float:
+        """Return how long a publish may take."""
+        # `min` in this order ignores a timeout that is NaN.
+        given = (self.session.options.publish_timeout, *timeouts)
+        return min(seconds for seconds in given if seconds is not None)
 
     def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
         """Publish to one queue; block for *seconds* at most."""
@@ -146,24 +151,30 @@ class Channel(ConsumingChannel):
             raise error
         return Spooled(address, packed, envelope.expires_at(message))
 
-    def _spool(self, spooled: Spooled, publish_batch: PublishBatch | None) -> list[int]:
+    def _spool(
+        self, spooled: Spooled, publish_batch: PublishBatch | None, seconds: float
+    ) -> list[Place]:
         if publish_batch is None:
-            return self._spool_all([spooled])
+            return self._spool_all([spooled], seconds)
         publish_batch.add_spooled(spooled)
         return []
 
-    def spool_many(self, messages: Sequence[Spooled]) -> list[int]:
-        """Put all messages or none into the spool of this machine; return their row ids.
+    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
+        """Put all messages or none into the spool of this machine; return where they are.
 
         Raises:
+            PublishTimeout: The spool's file was in use for ``publish_timeout``.
             SpoolFull, SpoolUnavailable: The spool cannot take them.
         """
         with no_reentry:
-            return self._spool_all(messages)
+            return self._spool_all(messages, self._seconds())
 
-    def _spool_all(self, messages: Sequence[Spooled]) -> list[int]:
-        max_bytes = self.session.options.spool_max_bytes
-        return self.session.account.publisher.spool(messages, max_bytes=max_bytes)
+    def _spool_all(self, messages: Sequence[Spooled], seconds: float) -> list[Place]:
+        return self.session.account.publisher.spool(
+            messages,
+            max_bytes=self.session.options.spool_max_bytes,
+            deadline=time.monotonic() + seconds,
+        )
 
     def _address(self, queue: str, target: Queue) -> Address:
         address = self.session.account.directory.address(queue, self.session.options)

@@ -104,6 +104,26 @@ def test_a_room_with_a_door_is_entered_by_its_door(file):
     assert not inside
 
 
+def names_in(file: Path) -> set[str]:
+    """All identifiers of a file: what it defines, and what it uses."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        for field in ("name", "id", "attr", "arg"):
+            name = getattr(node, field, None)
+            if isinstance(name, str):
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("spool/*.py")), ids=name_of)
+def test_below_the_protocol_of_waiting_rooms_nobody_waits_leads_or_splits(file):
+    """Group commit is written once, above the two rooms."""
+    above = re.compile(r"caller|lead(er|s)?($|_)|follower|wake|notify|split|halve|judge|verdict")
+    methods_of_text = {"split", "splitlines"}
+    names = sorted(names_in(file) - methods_of_text)
+    assert [name for name in names if above.search(name.lower())] == []
+
+
 def test_kombu_is_imported_where_the_page_says():
     (said,) = re.findall(r"Kombu is imported by (.*?)\.\n", PAGE, re.DOTALL)
     importers = {

@@ -53,7 +53,7 @@ TIMEOUTS = """
     import random, threading
     from kombu_cfqueues import errors
     connection = connect()
-    connection.default_channel._queue("jobs", time.monotonic() + 300)
+    connection.transport.session.use_queue("jobs", time.monotonic() + 300, lambda queue: None)
     refused, returned = [], []
     def work(name):
         chance, producer = random.Random(name), connection.clone().Producer()
@@ -75,8 +75,9 @@ TIMEOUTS = """
 CLAIM = """
     from kombu_cfqueues.account import Account
     account = Account.open(connect().transport.session.options)
-    claims = account.publisher._line._claims
-    while not getattr(claims.claim(), "entries", None):
+    from kombu_cfqueues.waiting_room import ClaimTerms
+    room = account.publisher.relay._spool.room
+    while not getattr(room.claim(ClaimTerms(1)), "items", None):
         time.sleep(0.001)
     print(1, flush=True)
     time.sleep(60)

@@ -35,7 +35,7 @@ def bodies(server, queue="jobs"):
 PUBLISH_FOR_A_WHILE = """
     connection = connect()
     producer = connection.Producer()
-    connection.default_channel._queue("jobs", time.monotonic() + 60)
+    connection.transport.session.use_queue("jobs", time.monotonic() + 60, lambda queue: None)
     print(0, flush=True)
     sys.stdin.readline()
     count, end = 0, time.monotonic() + 3
@@ -75,8 +75,9 @@ def test_what_a_killed_process_has_claimed_goes_on_at_once(server, limited):
         """
         from kombu_cfqueues.account import Account
         account = Account.open(connect().transport.session.options)
-        claims = account.publisher._line._claims
-        while not getattr(claims.claim(), "entries", None):
+        from kombu_cfqueues.waiting_room import ClaimTerms
+        room = account.publisher.relay._spool.room
+        while not getattr(room.claim(ClaimTerms(1)), "items", None):
             time.sleep(0.001)
         print(1, flush=True)
         time.sleep(60)
@@ -119,7 +120,7 @@ def test_a_publisher_that_was_told_no_was_told_the_truth(server, limited):
         chance = random.Random(seed)
         with Connection(server.broker_url, transport_options=options) as connection:
             producer = connection.Producer()
-            connection.default_channel._queue("jobs", time.monotonic() + 60)
+            connection.transport.session.use_queue("jobs", time.monotonic() + 60, lambda queue: None)
             for number in range(40):
                 try:
                     timeout = chance.uniform(0.001, 0.1) if number % 10 else 30

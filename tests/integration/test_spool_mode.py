@@ -22,7 +22,6 @@ from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
 from kombu_cfqueues.errors import BatchPublishError
-from kombu_cfqueues.spool.listing import Listing
 
 BUSY = 3.0
 """Seconds for which another process writes; less than after which it would be taken for stuck."""
@@ -58,8 +57,8 @@ def bodies(server, queue="jobs"):
     return [json.loads(json.loads(m.body)["body"]) for m in server.messages(queue)]
 
 
-def listing(connection) -> Listing:
-    return Listing(connection.transport.session.account.publisher._relay._file)
+def listing(connection):
+    return connection.transport.session.account.publisher.relay._spool
 
 
 def publish(connection, body, **given):
@@ -108,7 +107,7 @@ def test_countdown_runs_on_through_an_outage(server, spooling):
         with server.outage():
             publish(connection, "late", delay_seconds=90)
             publish(connection, "later", delay_seconds=900)
-            file = connection.transport.session.account.publisher._relay._file
+            file = connection.transport.session.account.publisher.relay._spool._file
             # Ten minutes pass, as the wall clock counts them: for all that nobody holds just now.
             pass_by = "UPDATE message SET due = due - 600, alone = 0 WHERE state = 0 AND alone = 1"
             left = 2
@@ -297,7 +296,7 @@ def test_what_killed_processes_have_spooled_arrives_by_the_next_one(server, spoo
 def test_a_process_that_ends_delivers_first_if_it_can(server, spooling):
     script = Script(
         """
-        from kombu_cfqueues.spool import relay
+        from kombu_cfqueues.publish import relay
         relay.EXIT_SECONDS = 60.0  # this machine may be slow
         producer = connect().Producer()
         for number in range(250):
@@ -315,7 +314,7 @@ def test_a_process_that_ends_in_an_outage_ends_soon_and_loses_nothing(port, spoo
     url = f"cfqueues://{ACCOUNT_ID}:{TOKEN}@127.0.0.1:{port}/"
     script = Script(
         """
-        from kombu_cfqueues.spool import relay
+        from kombu_cfqueues.publish import relay
         relay.EXIT_SECONDS = 600.0  # not used up where nothing succeeds
         connect().Producer().publish(1, routing_key="jobs")
         """,
@@ -405,7 +404,7 @@ HEARTBEAT = """
             late[0] = max(late[0], time.monotonic() - due - waited_for_a_cpu() + waited)
     connection = connect()
     connection.Producer().publish(0, routing_key="jobs")
-    path = connection.transport.session.account.publisher._intake._file.path
+    path = connection.transport.session.account.publisher.relay.path
     print(json.dumps(str(path)), flush=True)
     sys.stdin.readline()
     heart = threading.Thread(target=beat)

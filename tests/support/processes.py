@@ -31,12 +31,39 @@ GREEN = {
     "eventlet": "import eventlet; eventlet.monkey_patch()\n",
 }
 
+#: What gives a process another boot id than the machine's, as LXC and systemd-nspawn do.
+BOOT = """
+import builtins, io, os, pathlib
+def _open(file, mode="r", *given, _real=io.open, **more):
+    if isinstance(file, (str, os.PathLike)) and os.fspath(file) == {path!r}:
+        return io.BytesIO({boot!r}.encode()) if "b" in mode else io.StringIO({boot!r})
+    return _real(file, mode, *given, **more)
+io.open = builtins.open = _open
+if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10
+    pathlib._NormalAccessor.open = staticmethod(_open)
+assert pathlib.Path({path!r}).read_text() == {boot!r}
+"""
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
 
 class Script:
-    """A Python process that runs *code*; its lines of output are read as JSON."""
+    """A Python process that runs *code*; its lines of output are read as JSON.
 
-    def __init__(self, code: str, url: str, options: dict, *, green: str = "") -> None:
+    Args:
+        code: What it runs, after `PRELUDE`.
+        url: The broker.
+        options: Transport options.
+        green: ``gevent`` or ``eventlet``.
+        boot: The boot id that it reads; ``""``: the machine's.
+    """
+
+    def __init__(
+        self, code: str, url: str, options: dict, *, green: str = "", boot: str = ""
+    ) -> None:
         patch = GREEN.get(green, "")
+        if boot:
+            patch += BOOT.format(path=BOOT_ID, boot=boot)
         self.process = subprocess.Popen(
             [
                 sys.executable,

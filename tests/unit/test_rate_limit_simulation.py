@@ -4,12 +4,11 @@ import os
 import random
 
 import pytest
-from lane_parts import ROUND_TRIP, judge
+from group_commit_parts import ROUND_TRIP, Commit
 from virtual_time import VirtualTime
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import RateLimited
-from kombu_cfqueues.publish.group_commit import Lane
 from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT, Budget
 
 HOUR = 3_600.0
@@ -45,7 +44,7 @@ class Publishers:
         self.time = VirtualTime(now=1e6)
         self.server = StrictServer(self.time)
         self.budget = Budget(limit, clock=self.time)
-        self.lane = Lane(self.server.post, self.budget.acquire, judge, clock=self.time)
+        self.lane = Commit(self.server.post, self.budget, clock=self.time)
         self.waits = []
 
     def publish(self):

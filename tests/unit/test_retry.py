@@ -34,7 +34,7 @@ def test_what_works_is_called_once():
 
 
 def test_what_may_work_later_is_tried_again(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.001)  # a test's time is dear
+    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(0.001, 0.001))  # a test's time is dear
 
     assert retry.until(soon(1), failing(ServerError("x"), ConnectionFailed("y"), "done")) == "done"
 
@@ -111,9 +111,41 @@ def test_a_deadline_that_is_no_number_ends_it_too():
 
 
 def test_pauses_grow_and_end_growing():
-    drawn = [[next(pauses) for _ in range(20)] for pauses in (retry.pauses() for _ in range(50))]
+    backoff, ceilings = retry.Backoff(first_seconds=0.2, longest_seconds=10.0), []
+    assert backoff.pause_seconds() == 0.0, "nothing has failed"
+    for _ in range(9):
+        backoff = backoff.after_failure()
+        ceilings.append(backoff.ceiling_seconds)
 
-    assert 0 <= max(first[0] for first in drawn) <= retry.FIRST_PAUSE
-    assert max(map(max, drawn)) <= retry.LONGEST_PAUSE
-    assert max(first[-1] for first in drawn) > retry.LONGEST_PAUSE / 2
-    assert len({first[5] for first in drawn}) == 50
+    assert ceilings == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
+    drawn = {backoff.pause_seconds() for _ in range(50)}
+    assert 0 <= min(drawn) < 5 < max(drawn) <= 10.0
+    assert len(drawn) == 50, "those that failed together do not come back together"
+    assert backoff.after_success().ceiling_seconds == 0.0
+
+
+def test_the_pauses_of_ten_thousand_failures_are_numbers():
+    backoff = retry.Backoff(first_seconds=0.2, longest_seconds=10.0, failures=10_000)
+
+    assert backoff.ceiling_seconds == 10.0
+
+
+def test_a_pause_leaves_time_for_a_last_try(monkeypatch):
+    """An outage that ends before the deadline fails nobody, however long the pauses are."""
+    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(3600.0, 3600.0))
+    up_at = time.monotonic() + 0.3
+
+    def call():
+        if time.monotonic() < up_at:
+            raise ServerError("down")
+        return "done"
+
+    assert retry.until(up_at + 0.2, call) == "done"
+
+
+def test_what_the_server_asks_for_is_not_cut():
+    call = failing(ServerError("down", retry_after=100.0))
+
+    with pytest.raises(ServerError):
+        retry.until(soon(1), call)
+    assert call.calls == 1

@@ -416,7 +416,7 @@ def test_a_bug_in_one_look_up_does_not_leave_the_others_waiting(serve):
     class KilledError(BaseException):
         pass
 
-    def killed(deadline):
+    def killed(deadline, **_):
         raise KilledError
 
     setting.budget.acquire = killed

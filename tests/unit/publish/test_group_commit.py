@@ -7,7 +7,7 @@ import random
 import weakref
 
 import pytest
-from lane_parts import ROUND_TRIP, Permits, Server, bad, judge
+from group_commit_parts import ROUND_TRIP, Commit, Permits, Server, bad
 from virtual_time import VirtualTime
 
 from kombu_cfqueues.errors import (
@@ -15,11 +15,12 @@ from kombu_cfqueues.errors import (
     CFQueuesError,
     ConnectionFailed,
     InvalidMessage,
+    PermanentError,
     PublishTimeout,
     RateLimited,
     ServerError,
 )
-from kombu_cfqueues.publish.group_commit import REFUSED_ALIKE, Lane
+from kombu_cfqueues.publish.sender import REFUSED_ALIKE
 from kombu_cfqueues.runtime.rng import rng
 
 
@@ -40,7 +41,7 @@ def permits(time):
 
 @pytest.fixture
 def lane(time, server, permits):
-    return Lane(server.post, permits.take, judge, clock=time)
+    return Commit(server.post, permits, clock=time)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_a_request_leaves_as_soon_as_all_have_come_again(time, lane, server):
 
 def test_what_was_accepted_is_forgotten_at_once(time):
     """A thread that sends a million messages needs no garbage collector to stay small."""
-    lane = Lane(lambda items, deadline: None, lambda deadline: None, judge, clock=time)
+    lane = Commit(lambda items, deadline: None, clock=time)
     sent = []
 
     def publish():
@@ -200,7 +201,7 @@ def test_an_item_over_the_limit_goes_alone(time, server, submit):
 
 @pytest.mark.parametrize("allowed", [1, 4])
 def test_no_more_requests_are_in_flight_than_allowed(time, server, permits, allowed):
-    lane = Lane(server.post, permits.take, judge, max_in_flight=allowed, clock=time)
+    lane = Commit(server.post, permits, max_in_flight=allowed, clock=time)
     for n in range(1_000):
         time.spawn(lane.submit, n, 1_000, 30.0)
     time.run()
@@ -256,9 +257,39 @@ def test_a_server_that_refuses_everything_costs_a_bounded_number_of_requests(
     callers = [submit(n) for n in range(100)]
     time.run()
 
-    assert set(kinds(callers)) == {InvalidMessage}
     halvings = 7  # of 100, 50, 25, 13, 7, 4, 2
     assert len(server.requests) <= halvings + REFUSED_ALIKE
+    assert kinds(callers).count(InvalidMessage) == REFUSED_ALIKE, "those that were asked"
+    unsent = [caller.error for caller in callers if type(caller.error) is PermanentError]
+    assert len(unsent) == 100 - REFUSED_ALIKE
+    assert {error.delivered for error in unsent} == {"no"}
+    assert all("was not sent" in str(error) for error in unsent)
+    assert {type(error.__cause__) for error in unsent} == {InvalidMessage}
+
+
+@pytest.mark.parametrize("bad_items", [{0, 1, 99}, {0, 99}, set(range(10)), {0, 1, 2, 3, 99}])
+def test_bad_messages_at_both_ends_condemn_none_between_them(
+    time, server, permits, submit, bad_items
+):
+    """Giving up on a queue that seems to take nothing must not refuse what was never asked."""
+    permits.at = [1.0]
+    server.refuse = bad(*bad_items)
+    callers = [submit(n) for n in range(100)]
+    time.run()
+
+    assert {n for n, caller in enumerate(callers) if caller.error} == bad_items
+    assert len(server.requests) < 16 * len(bad_items)
+
+
+def test_after_a_queue_that_took_nothing_new_messages_are_asked(time, server, permits, submit):
+    permits.at = [1.0]
+    server.refuse = until(1.9, time, InvalidMessage("no", status=400, code=10207))
+    for n in range(100):
+        submit(n)
+    later = [submit(n, at=2.0) for n in range(100, 150)]
+    time.run()
+
+    assert outcomes(later) == [None] * 50
 
 
 def test_items_that_split_do_not_mix_with_new_ones(time, server, permits, submit):
@@ -331,7 +362,7 @@ def test_an_outage_is_waited_out_and_the_order_kept(time, server, permits, submi
 @pytest.mark.parametrize("allowed", [1, 4])
 def test_the_order_survives_failures_of_several_requests(time, server, permits, allowed):
     """What failed goes back to where it stood, whichever request failed last."""
-    lane = Lane(server.post, permits.take, judge, max_in_flight=allowed, clock=time)
+    lane = Commit(server.post, permits, max_in_flight=allowed, clock=time)
     server.refuse = until(1.0, time, ConnectionFailed("refused"))
     callers = [time.spawn(lane.submit, n, 1_000, 30.0) for n in range(1_000)]
     time.run()
@@ -434,7 +465,7 @@ def test_a_lost_response_is_repeated_by_default(time, server, submit):
 
 
 def test_a_lost_response_is_not_repeated_if_duplicates_are_worse(time, server, permits):
-    lane = Lane(server.post, permits.take, judge, retry_uncertain=False, clock=time)
+    lane = Commit(server.post, permits, retry_uncertain=False, clock=time)
     server.round_trip = 0.0  # else a last try may have no time for its answer
     answers = [ConnectionFailed("response lost", delivered="unknown")]
     server.refuse = lambda items: answers.pop() if answers else None
@@ -448,18 +479,18 @@ def test_a_lost_response_is_not_repeated_if_duplicates_are_worse(time, server, p
     assert len(server.requests) == 2
 
 
-def test_a_follower_returns_at_its_own_deadline(time, server, submit):
+def test_a_follower_returns_at_its_own_deadline(time, server, permits, submit):
     """Its leader's request may take longer than it can wait."""
     server.round_trip = 20.0
-    submit("in flight")
-    submit("leader", timeout=60.0, at=1.0)
-    follower = submit("follower", timeout=24.0, at=1.0)
+    permits.at = [20.0]
+    submit("leader", timeout=60.0)
+    follower = submit("follower", timeout=25.0)
     time.run(until=25.0)
 
     assert isinstance(follower.error, PublishTimeout)
     assert follower.error.delivered == "unknown"
     time.run()
-    assert server.requests == [["in flight"], ["leader", "follower"]]
+    assert server.requests == [["leader", "follower"]]
 
 
 def test_who_was_told_that_nothing_was_sent_can_rely_on_it(time, server, submit):
@@ -566,9 +597,8 @@ def test_pauses_double_up_to_five_seconds(time, server, submit, monkeypatch):
 def test_callers_in_a_hurry_do_not_take_turns_without_a_pause(time, server, seed):
     """They stand so far behind that each time only messages of others leave, and fail at once."""
     rng.seed(seed)
-    lane = Lane(
-        server.post, lambda _: time.sleep(0.001), judge, max_items=2, max_in_flight=2, clock=time
-    )
+    permits = Permits(time, *(number / 1000 for number in range(1, 2000)))
+    lane = Commit(server.post, permits, max_batch=2, max_in_flight=2, clock=time)
     server.round_trip = 0.001
     server.refuse = lambda items: ConnectionFailed("down")
     callers = [time.spawn(lane.submit, n, 1, 2.0) for n in range(7)]
@@ -590,7 +620,7 @@ def test_a_leader_that_ends_in_a_pause_hands_on(time, server, submit):
 
 
 def test_an_interrupted_post_is_not_repeated_if_duplicates_are_worse(time, server, permits):
-    lane = Lane(server.post, permits.take, judge, retry_uncertain=False, clock=time)
+    lane = Commit(server.post, permits, retry_uncertain=False, clock=time)
     permits.at = [1.0]
     leader, other = (time.spawn(lane.submit, n, 1, 30.0) for n in range(2))
     time.run(until=1.01)
@@ -632,7 +662,7 @@ def test_a_judge_that_fails_takes_only_its_own_caller_along(time, server, permit
     def confused(error):
         raise ValueError("which error is that?")
 
-    lane = Lane(server.post, permits.take, confused, clock=time)
+    lane = Commit(server.post, permits, confused, clock=time)
     answers = [ServerError("down", status=500)]
     server.refuse = lambda items: answers.pop() if answers else None
     permits.at = [1.0]
@@ -712,7 +742,7 @@ def test_what_is_on_its_way_is_waited_for_where_the_rest_has_no_chance(time, per
         time.sleep(5.0)
 
     permits.at = [0.01]
-    lane = Lane(post, permits.take, judge, max_items=2, clock=time)
+    lane = Commit(post, permits, max_batch=2, clock=time)
     single = time.spawn(lane.submit, "single", 1, 30.0)
     many = time.spawn(lane.submit_many, [("goes along", 1), ("late", 1)], 30.0)
     time.run()

@@ -1,5 +1,8 @@
-"""The promises of a lane, held against any sequence of events that hypothesis can think of."""
+"""The promises of group commit over both rooms, held against any sequence of events."""
 
+import tempfile
+
+from group_commit_parts import Commit, judge
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -9,9 +12,10 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from lane_parts import judge
+from support.spools import Peer
 from virtual_time import VirtualTime
 
+from kombu_cfqueues import limits
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -20,8 +24,10 @@ from kombu_cfqueues.errors import (
     RateLimited,
     ServerError,
 )
-from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT, Lane
+from kombu_cfqueues.publish.group_commit import BULK_IN_FLIGHT
+from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.rng import rng
+from kombu_cfqueues.waiting_room import Claim
 
 MAX_ITEMS = 7
 MAX_BYTES = 1_000
@@ -40,8 +46,11 @@ class Item:
         self.confirmed = 0  # times that an answer said so
 
 
-class LaneMachine(RuleBasedStateMachine):
+class CommitMachine(RuleBasedStateMachine):
     """Callers come, wait, run out of time and are interrupted; the server has its moods."""
+
+    max_items = MAX_ITEMS
+    max_bytes = MAX_BYTES
 
     def __init__(self):
         super().__init__()
@@ -60,30 +69,35 @@ class LaneMachine(RuleBasedStateMachine):
     def begin(self, in_flight, retry_uncertain):
         self.retry_uncertain = retry_uncertain
         self.allowed = in_flight
-        self.lane = Lane(
+        self.lane = self.commit(
             self.post,
-            self.permit,
+            self,
             judge,
-            max_items=MAX_ITEMS,
-            max_bytes=MAX_BYTES,
             max_in_flight=in_flight,
             retry_uncertain=retry_uncertain,
             clock=self.time,
         )
 
+    def commit(self, *given, **options):
+        return Commit(*given, max_batch=MAX_ITEMS, max_bytes=MAX_BYTES, **options)
+
     # -- around the lane -------------------------------------------------------------------
 
-    def permit(self, deadline):
-        at = max(self.time.now, self.next_permit)
-        if at > deadline:
-            raise RateLimited("none in time", retry_after=at - self.time.now)
-        self.next_permit = at + self.permit_every
-        self.time.sleep(at - self.time.now)
+    def try_take(self, place, *, queue):
+        now = self.time.now
+        place.ready_at = max(now, self.next_permit)
+        if place.ready_at > now:
+            return RateLimited("none in time", retry_after=place.ready_at - now)
+        self.next_permit = now + self.permit_every
+        return None
+
+    def leave(self, place):
+        pass
 
     def post(self, items, deadline):
-        assert 1 <= len(items) <= MAX_ITEMS
+        assert 1 <= len(items) <= self.max_items
         assert len(set(items)) == len(items)
-        assert len(items) == 1 or sum(item.size for item in items) <= MAX_BYTES
+        assert len(items) == 1 or sum(item.size for item in items) <= self.max_bytes
         assert not any(item.told for item in items), "posted after its publisher was told"
         self.requests.append(items)
         self.in_flight += 1
@@ -236,9 +250,73 @@ class LaneMachine(RuleBasedStateMachine):
         assert self.in_flight == 0
 
 
-TestLaneKeepsItsPromises = LaneMachine.TestCase
-TestLaneKeepsItsPromises.settings = settings(
+class SpoolMachine(CommitMachine):
+    """The same over the spool's file, as one of several processes of a machine."""
+
+    max_items = limits.BATCH_MESSAGES
+    max_bytes = limits.BATCH_BYTES
+
+    def commit(self, *given, **options):
+        self.folder = tempfile.TemporaryDirectory()
+        self.peer = Peer(self.folder.name, self.time, limit=Limit(1e6, 1))
+        self.others = [Peer(self.folder.name, self.time, limit=Limit(1e6, 1)) for _ in range(2)]
+        return Commit(*given, room=self.peer.room, **options)
+
+    @rule(round_trip=st.sampled_from([0.0, 0.03, 1.0]), every=st.sampled_from([0.0, 0.27, 4.0]))
+    def the_pace_changes(self, round_trip, every):
+        self.round_trip = round_trip
+        for peer in (self.peer, *self.others):
+            peer.file._limit = Limit(1 / every if every else 1e6, 1)
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 2.0]), returns=st.booleans())
+    def another_process_posts(self, seconds, returns):
+        """It takes what waits, and posts it; or gives it back, since its own proxy is broken."""
+
+        def post():
+            claim = self.others[0].try_claim()
+            if not isinstance(claim, Claim):
+                return
+            items = [self.lane._items[item.message.fragment] for item in claim.items]
+            assert not any(item.told for item in items), "posted after its publisher was told"
+            self.time.sleep(seconds)
+            if returns:
+                self.others[0].settle(claim, returned=claim.items)
+                return
+            self.requests.append(items)
+            for item in items:
+                item.delivered += 1
+                item.confirmed += 1
+            self.others[0].settle(claim)
+
+        self.time.spawn(post)
+        self.time.run(until=self.time.now)
+
+    @rule()
+    def another_process_dies_with_what_it_has_claimed(self):
+        self.others[1].try_claim()
+        self.others[1].die()
+        self.others[1] = Peer(self.folder.name, self.time, limit=self.peer.file._limit)
+
+    def teardown(self):
+        if hasattr(self, "lane"):
+            self.the_pace_changes(0.03, 0.0)
+            super().teardown()
+            for peer in (self.peer, *self.others):
+                peer.file.close()
+            self.folder.cleanup()
+
+
+TestMemoryKeepsItsPromises = CommitMachine.TestCase
+TestMemoryKeepsItsPromises.settings = settings(
     max_examples=300,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+TestSpoolKeepsItsPromises = SpoolMachine.TestCase
+TestSpoolKeepsItsPromises.settings = settings(
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

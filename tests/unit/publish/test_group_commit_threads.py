@@ -15,10 +15,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from lane_parts import judge
+from group_commit_parts import Commit
 
 from kombu_cfqueues.errors import CFQueuesError, ConnectionFailed, InvalidMessage, RateLimited
-from kombu_cfqueues.publish.group_commit import Lane
 
 ROOT = Path(__file__).parents[3]
 
@@ -121,7 +120,7 @@ def test_two_hundred_threads_amid_failures_and_interrupts(max_in_flight):
     seed = int(os.environ.get("LANE_SEED") or random.randrange(10**6))
     print(f"LANE_SEED={seed}")
     server = ChaoticServer(seed)
-    lane = Lane(server.post, lambda deadline: None, judge, max_in_flight=max_in_flight)
+    lane = Commit(server.post, max_in_flight=max_in_flight)
     publishers = Publishers(lane, server, seed, seconds=3.0)
     for thread in publishers.threads:
         thread.start()
@@ -159,7 +158,7 @@ def test_a_signal_that_raises_ends_a_follower_at_once():
         posted.extend(items)
         release.wait(10)
 
-    lane = Lane(post, lambda deadline: None, judge)
+    lane = Commit(post)
     leader = threading.Thread(target=lane.submit, args=("leader", 1, time.monotonic() + 20))
     leader.start()
     while not posted:
@@ -199,8 +198,7 @@ def test_a_forked_child_starts_with_an_empty_lane():
     """Gunicorn and Celery fork while others publish: the child neither hangs nor repeats."""
     out = run_python("""
         import os, threading, time
-        from lane_parts import judge
-        from kombu_cfqueues.publish.group_commit import Lane
+        from group_commit_parts import Commit
 
         parent, busy, go_on = os.getpid(), threading.Event(), threading.Event()
 
@@ -211,19 +209,19 @@ def test_a_forked_child_starts_with_an_empty_lane():
             posted.extend(items)
 
         posted = []
-        lane = Lane(post, lambda deadline: None, judge)
+        lane = Commit(post)
         deadline = time.monotonic() + 30
         threads = [threading.Thread(target=lane.submit, args=(n, 1, deadline)) for n in range(10)]
         for thread in threads:
             thread.start()
         busy.wait(20)
         time.sleep(0.05)
-        lane._lock.acquire()  # as if another thread held it at the moment of the fork
+        lane.commit._lock.acquire()  # as if another thread held it at the moment of the fork
         child = os.fork()
         if not child:
             lane.submit("child", 1, time.monotonic() + 5)
             os._exit(0 if posted == ["child"] else 1)
-        lane._lock.release()
+        lane.commit._lock.release()
         _, status = os.waitpid(child, 0)
         go_on.set()
         for thread in threads:
@@ -235,9 +233,8 @@ def test_a_forked_child_starts_with_an_empty_lane():
 
 GREEN = """
     import random, time, threading
-    from lane_parts import judge
+    from group_commit_parts import Commit
     from kombu_cfqueues.errors import ConnectionFailed
-    from kombu_cfqueues.publish.group_commit import Lane
 
     requests, posted, failures = [], [], []
 
@@ -252,7 +249,7 @@ GREEN = """
         for n in range(5):
             lane.submit((name, n), 1_000, time.monotonic() + 30)
 
-    lane = Lane(post, lambda deadline: None, judge)
+    lane = Commit(post)
     began = time.monotonic()
 """
 
@@ -311,12 +308,11 @@ def test_a_patch_that_comes_after_the_import_holds_as_well():
     """Celery and gunicorn patch late: what was imported before must not block the whole hub."""
     pytest.importorskip("gevent")
     out = run_python("""
-        from kombu_cfqueues.publish.group_commit import Lane
-        from lane_parts import judge
+        from group_commit_parts import Commit
         from gevent import monkey; monkey.patch_all()
         import gevent, time
 
-        lane = Lane(lambda items, deadline: time.sleep(0.05), lambda deadline: None, judge)
+        lane = Commit(lambda items, deadline: time.sleep(0.05))
         ticks = []
         ticker = gevent.spawn(lambda: [ticks.append(gevent.sleep(0.005)) for _ in range(1000)])
         publishers = [gevent.spawn(lane.submit, n, 1, time.monotonic() + 9) for n in range(50)]

@@ -8,9 +8,8 @@ from support.spools import packed
 from kombu_cfqueues import errors
 from kombu_cfqueues.errors import Scope
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.spool.claims import Fate
 from kombu_cfqueues.spool.listing import Listing, QueueState
-from kombu_cfqueues.spool.posters import KernelLock
+from kombu_cfqueues.spool.liveness import KernelLock
 
 SIZE = packed().size
 
@@ -32,9 +31,10 @@ def listing(process):
 
 def refuse(process, text="bad", code=10203, **given):
     """Have one spooled message refused; return its row."""
-    (row,) = process.spool(text, **given)
+    ((_, row),) = process.spool(text, **given)
     refused = errors.InvalidMessage("it is bad", code=code, status=400)
-    process.claims.settle(process.claim(), Fate({row: refused}))
+    claim = process.claim()
+    process.settle(claim, dict.fromkeys(claim.items, refused))
     return row
 
 
@@ -106,8 +106,9 @@ def test_an_age_is_never_negative(listing, process, monkeypatch):
 
 
 def test_the_refusal_of_a_message_with_an_owner_is_its_owners(listing, peer, process):
-    row = peer().enter()
-    process.claims.settle(process.claim(), Fate({row: errors.InvalidMessage("bad")}))
+    _, row = peer().enter().place
+    claim = process.claim()
+    process.settle(claim, dict.fromkeys(claim.items, errors.InvalidMessage("bad")))
 
     assert listing.refused() == []
     assert listing.drop([row]) == listing.retry([row]) == 0
@@ -117,11 +118,11 @@ def test_what_is_left_of_the_allowance(listing, process, clock):
     clock.now += 60
     assert listing.allowed() == (5, 0.0)
 
-    process.enter(straight=True)
+    process.enter(may_skip=True)
     assert listing.allowed() == (4, 0.0)
 
     for _ in range(4):
-        process.enter(straight=True)
+        process.enter(may_skip=True)
     assert listing.allowed() == (0, 0.0)
 
     process.file.write(lambda c: process.file.bucket(c).stop(Scope.PUBLISHING, 90.0))
@@ -145,13 +146,13 @@ def test_what_was_refused_can_be_tried_again_alone(listing, process):
 
     assert listing.retry([row, 12345]) == 1
 
-    assert [entry.row for entry in process.claim().entries] == [row], "it may be bad still"
+    assert [item.place[1] for item in process.claim().items] == [row], "it may be bad still"
     assert [one.id for one in listing.refused()] == [stays]
 
 
 def test_what_was_refused_can_be_dropped(listing, process):
     row, stays = refuse(process), refuse(process, "other")
-    (waits,) = process.spool("waits")
+    ((_, waits),) = process.spool("waits")
 
     assert listing.drop([row, waits]) == 1
 

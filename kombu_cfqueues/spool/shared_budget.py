@@ -1,6 +1,6 @@
 """The machine's request allowance, in the form in which a client wants it.
 
-Admin requests, which carry no message, stand in the same line as messages do: by a ticket.
+Admin requests, which carry no message, stand in the same line as messages do.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, RateLimited, Scope, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, parse_ratelimit
+from ..rate_limit import Budget, Limit, NoPermit, parse_ratelimit
 from ..runtime.fork import renew_in_child
-from . import turns
+from ..shared_facts import Unneeded
+from ..waiting_room import Kind, RoomBusy, Wait
+from . import permit_scheduler as scheduler
 from .bucket import last_kind
+from .facts import FileFacts
 from .file import File
-from .schema import Kind
-from .turns import TURN_SECONDS, Patience, Wait
+from .permit_scheduler import TURN_SECONDS, Eligible, Patience
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ processes had the whole allowance, they would cause the block that it is there t
 
 TROUBLE_SECONDS: Final = 30.0
 """So long after the file could not be used it is not tried again."""
+
+GIVE_BACK_SECONDS: Final = 0.1
+"""How long a place in the line is tried to be given back; its own deadline ends it otherwise."""
 
 LONGEST_SLEEP_SECONDS: Final = 1.0
 """How often who waits for a permit looks at the line."""
@@ -46,6 +51,7 @@ class SharedBudget:
 
     def __init__(self, file: File, limit: Limit) -> None:
         self._permits = Permits(file)
+        self._facts = FileFacts(file)
         self._clock = file.clock
         self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
         """What this process may send by itself while the file cannot be used."""
@@ -57,9 +63,17 @@ class SharedBudget:
         self._alone_until = 0.0  # monotonic; read and written at once: it needs no lock
         self._warned = False
 
-    def acquire(self, deadline: float, *, queue: str | None = None) -> None:
+    def acquire(
+        self,
+        deadline: float,
+        *,
+        queue: str | None = None,
+        for_message: bool = False,
+        is_known: Callable[[], bool] | None = None,
+    ) -> None:
         """Block until one more request may leave; what `Budget.acquire` says holds here too."""
-        if not self._in_file(lambda: self._acquire(deadline)):
+        kind = Kind.LOOKUP if for_message else Kind.ADMIN
+        if not self._in_file(lambda: self._acquire(deadline, kind, is_known)):
             self.alone.acquire(deadline, queue=queue)
 
     def observe(self, ratelimit: str | None) -> None:
@@ -69,6 +83,8 @@ class SharedBudget:
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop what *error* stops, for every process."""
+        if error.stops is None and error.status in (401, 403):
+            self._facts.note_token(works=False)
         if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
@@ -99,30 +115,34 @@ class SharedBudget:
             return False
         return True
 
-    def _acquire(self, deadline: float) -> None:
-        ticket: int | None = None
+    def _acquire(self, deadline: float, kind: Kind, is_known: Callable[[], bool] | None) -> None:
+        place: int | None = None
         since = self._clock.monotonic()
         try:
             while True:
-                ticket, wait = self._permits.request_permit(ticket, deadline)
+                place, wait = self._permits.request_permit(place, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
                     return
+                if is_known is not None and is_known():
+                    raise Unneeded
                 now = self._clock.monotonic()
-                until = now if wait.until is None else wait.until
-                if wait.why is not None and until > deadline:
+                if wait.why is not None and now + (wait.why.retry_after or 0.0) > deadline:
                     raise wait.why
+                until = now if wait.until is None else wait.until
                 if now >= deadline:
-                    raise RateLimited("the request allowance is used up", retry_after=until - now)
+                    raise NoPermit("the request allowance is used up", retry_after=until - now)
                 self._clock.sleep(max(0.0, min(until, deadline) - now))
+        except RoomBusy as error:
+            raise NoPermit(f"the request allowance cannot be asked: {error}") from error
         finally:
-            if ticket is not None:
-                self._give_back(ticket)
+            if place is not None:
+                self._give_back(place)
 
-    def _give_back(self, ticket: int) -> None:
+    def _give_back(self, place: int) -> None:
         try:
-            self._permits.give_back(ticket)
-        except (SpoolUnavailable, SpoolFull) as error:
+            self._permits.give_back(place)
+        except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             # Its deadline ends it.
             logger.debug("a place in the line for permits could not be given back: %s", error)
 
@@ -138,53 +158,61 @@ class Permits:
         self._file = file
         self._patience = Patience()
 
-    def request_permit(self, ticket: int | None, deadline: float) -> tuple[int | None, Wait | None]:
-        """Take a permit for an admin request, or a place in the line for one.
+    def request_permit(
+        self, place: int | None, deadline: float, kind: Kind = Kind.ADMIN
+    ) -> tuple[int | None, Wait | None]:
+        """Take a permit for a request that carries no message, or a place in the line for one.
 
         Args:
-            ticket: The place, from the last call.
-            deadline: Until when the caller waits.
+            place: The place, from the last call.
+            deadline: Until when the caller waits, in monotonic seconds.
+            kind: ``ADMIN``, or ``LOOKUP`` if a message waits for the answer.
 
         Returns:
             The place, and when to ask again; None and None: the permit.
         """
-        if ticket is not None:
+        if place is not None:
             # Looking first: most who look have to wait on, and only one process can write.
-            wait = self._file.read(lambda c: self._wait(c, ticket))
-            if wait is not None:
-                return ticket, wait
-
-        def work(connection: sqlite3.Connection) -> tuple[int | None, Wait | None]:
-            place = ticket
-            wait = self._wait(connection, place)
-            if wait is not None and wait.why is None and place is None:
-                place = self._stand_in_line(connection, deadline)
-                wait = self._wait(connection, place)
+            wait = self._file.read(lambda c: self._wait(c, place, kind), until=deadline)
             if wait is not None:
                 return place, wait
-            self._file.bucket(connection).spend(Kind.TICKET)
-            connection.execute("DELETE FROM message WHERE id = ?", (place,))
+
+        def work(connection: sqlite3.Connection) -> tuple[int | None, Wait | None]:
+            mine = place
+            wait = self._wait(connection, mine, kind)
+            if wait is not None and wait.until is None:
+                mine = self._stand_in_line(connection, deadline, kind)
+                wait = self._wait(connection, mine, kind)
+            if wait is not None:
+                return mine, wait
+            self._file.bucket(connection).spend(kind)
+            connection.execute(
+                "DELETE FROM message WHERE id = ? AND owner = ?", (mine, self._file.me)
+            )
             return None, None
 
-        return self._file.write(work)
+        return self._file.write(work, until=deadline)
 
-    def _wait(self, connection: sqlite3.Connection, ticket: int | None) -> Wait | None:
-        """How long *ticket*, or who has none yet, has to wait; None: the permit may be taken."""
+    def _wait(self, connection: sqlite3.Connection, place: int | None, kind: Kind) -> Wait | None:
+        """Return how long *place*, or who has none yet, has to wait; None: take the permit.
+
+        ``until`` is None where a place in the line is needed first.
+        """
         bucket = self._file.bucket(connection)
         now = self._file.clock.monotonic()
         stop = bucket.stopped(publishing=False)
         if stop is not None:
             return Wait(now + (stop.retry_after or 0.0), stop)
-        line = turns.waiting(connection, now)
-        if ticket is None:
-            return None if not line and bucket.tokens >= 1 else Wait(now)
-        before = turns.tickets_before(connection, ticket, now)
-        before += sum(turn.message < ticket for turn in line if turn.kind is not Kind.TICKET)
+        line = scheduler.waiting(connection, Eligible(now))
+        if place is None:
+            return None if not line and bucket.tokens >= 1 else Wait(None)
+        last = last_kind(connection)
+        before = scheduler.permits_before(connection, line, place, last, now)
         if bucket.tokens >= 1:
-            first = turns.next_turn(line, last_kind(connection))
+            first = scheduler.next_turn(line, last)
             if (
                 first is None
-                or first.message == ticket
+                or first.message == place
                 or bucket.tokens >= 1 + before
                 or self._patience.is_over(first, now)
             ):
@@ -192,18 +220,23 @@ class Permits:
         # Each who waits knows its own time, so that not all wake for each permit; and looks now
         # and then whether those before it have given up.
         mine = max(bucket.ready_at(1 + before), now + TURN_SECONDS if before else 0.0)
-        return Wait(min(mine, now + LONGEST_SLEEP_SECONDS))
+        return Wait(min(mine, now + LONGEST_SLEEP_SECONDS), bucket.exhausted())
 
-    def _stand_in_line(self, connection: sqlite3.Connection, deadline: float) -> int:
+    def _stand_in_line(self, connection: sqlite3.Connection, deadline: float, kind: Kind) -> int:
         done = connection.execute(
             "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
-            (Kind.TICKET, self._file.poster, deadline, time.time()),
+            (kind, self._file.me, deadline, time.time()),
         )
         return int(done.lastrowid or 0)
 
-    def give_back(self, ticket: int) -> None:
+    def give_back(self, place: int) -> None:
         """Leave the line of admin requests."""
-        self._file.write(lambda c: c.execute("DELETE FROM message WHERE id = ?", (ticket,)))
+        now = self._file.clock.monotonic()
+        me = self._file.me
+        self._file.write(
+            lambda c: c.execute("DELETE FROM message WHERE id = ? AND owner = ?", (place, me)),
+            until=now + GIVE_BACK_SECONDS,
+        )
 
     def heed(self, ratelimit: str) -> None:
         """Heed a ``Ratelimit`` header."""

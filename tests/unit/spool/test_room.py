@@ -1,16 +1,18 @@
 """What waits in the spool, who may post it, and what becomes of it: the rules, one by one."""
 
+import math
 import time
 
 import pytest
 from support.spools import CLAIM_SECONDS, packed, texts
 
 from kombu_cfqueues import errors
+from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.spool.claims import SILENCE_SECONDS, Claim, Fate
+from kombu_cfqueues.spool.election import SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
-from kombu_cfqueues.spool.schema import Kind, State
-from kombu_cfqueues.spool.turns import PATIENCE_SECONDS, Wait
+from kombu_cfqueues.spool.permit_scheduler import PATIENCE_SECONDS
+from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
 
 
 def refusal(code=10203):
@@ -29,21 +31,21 @@ def test_whoever_gets_the_permit_carries_what_all_processes_wait_to_publish(peer
     claim = processes[7].claim()
 
     assert texts(claim) == [str(number) for number in range(16)]
-    assert [entry.mine for entry in claim.entries] == [number == 7 for number in range(16)]
+    assert [item.owned_here for item in claim.items] == [number == 7 for number in range(16)]
 
 
 def test_a_permit_that_is_free_is_taken_at_once_and_nothing_enters(peer):
     """A lone publisher costs the file one small transaction."""
     process = peer()
-    assert process.enter(straight=True) is None
-    assert isinstance(process.claims.claim(), Wait)
+    assert process.enter(may_skip=True) is None
+    assert isinstance(process.try_claim(), Wait)
 
 
 def test_nobody_takes_the_straight_way_past_those_who_wait(peer, clock):
     waiting, late = peer(), peer()
     waiting.enter("first")
     clock.now += 60
-    assert late.enter("second", straight=True) is not None
+    assert late.enter("second", may_skip=True) is not None
     assert texts(late.claim()) == ["first", "second"]
 
 
@@ -51,20 +53,20 @@ def test_what_another_process_posted_is_told_to_its_owner_alone(peer):
     owner, poster, other = peer(), peer(), peer()
     row = owner.enter()
     claim = poster.claim()
-    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
+    poster.settle(claim)
 
-    assert other.intake.outcomes() == ({}, False)
-    assert owner.intake.outcomes() == ({row: None}, False)
-    assert owner.intake.outcomes() == ({}, False)
+    assert other.outcomes() == ({}, False)
+    assert owner.outcomes() == ({row: None}, False)
+    assert owner.outcomes() == ({}, False)
 
 
 def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
     owner, poster = peer(), peer()
     row = owner.enter()
     claim = poster.claim()
-    poster.claims.refuse_alone(claim, refusal())
+    poster.settle(claim, dict.fromkeys(claim.items, refusal()))
 
-    [(told, error)] = owner.intake.outcomes()[0].items()
+    [(told, error)] = owner.outcomes()[0].items()
     assert told == row
     assert type(error) is errors.InvalidMessage
     assert (str(error), error.code, error.status, error.delivered) == ("refused", 10203, 400, "no")
@@ -73,10 +75,10 @@ def test_a_refusal_reaches_its_owner_as_the_error_that_it_was(peer):
 def test_a_batch_is_cut_by_count_and_by_bytes(peer):
     process = peer()
     process.spool(count=130)
-    assert len(process.claim().entries) == 100
-    assert len(process.claim().entries) == 30
+    assert len(process.claim().items) == 100
+    assert len(process.claim().items) == 30
     process.spool("x" * 100_000, count=3)
-    assert len(process.claim().entries) == 2
+    assert len(process.claim().items) == 2
 
 
 # -- permits and turns
@@ -85,7 +87,7 @@ def test_a_batch_is_cut_by_count_and_by_bytes(peer):
 def test_permits_are_one_allowance_for_all(peer, clock):
     """Sixteen buckets of their own would cause the very block that they are to avoid."""
     processes = [peer(limit=Limit(1.0, 5)) for _ in range(16)]
-    spent = [process.enter(straight=True) is None for process in processes]
+    spent = [process.enter(may_skip=True) is None for process in processes]
     assert spent.count(True) == 5
 
 
@@ -158,7 +160,7 @@ def test_admin_requests_stand_in_the_same_line(peer, clock):
 
     assert texts(late.claim()) == ["first"]
     clock.now += 1
-    assert isinstance(late.claims.claim(), Wait), "it is the admin request's turn"
+    assert isinstance(late.try_claim(), Wait), "it is the admin request's turn"
     assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
     assert texts(late.claim()) == ["second"]
 
@@ -173,16 +175,48 @@ def test_an_admin_request_comes_between_two_permits_of_a_batch(peer, clock):
     assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
 
 
+def test_many_who_connect_take_every_second_permit_and_no_more(peer, clock):
+    """A deploy of a hundred processes is no reason to keep messages waiting."""
+    processes = [peer() for _ in range(6)]
+    places = {p: p.permits.request_permit(None, clock.now + 900)[0] for p in processes}
+    for number in range(3):
+        processes[0].enter(f"message {number}", queue=f"q{number}")
+    order = []
+    for _ in range(6):
+        clock.now += 1
+        for process, place in list(places.items()):
+            if place and process.permits.request_permit(place, clock.now + 900) == (None, None):
+                order.append("connect")
+                del places[process]
+                break
+        else:
+            order += texts(processes[0].try_claim())
+
+    assert order == ["message 0", "connect", "message 1", "connect", "message 2", "connect"]
+
+
+def test_a_look_up_for_a_message_ranks_as_that_message(peer, clock):
+    publisher, asks, late = peer(), peer(), peer()
+    publisher.permits.request_permit(None, clock.now + 900)
+    place, _ = asks.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
+    late.enter("late")
+    clock.now += 1
+
+    assert isinstance(late.try_claim(), Wait), "it is the look-up's turn"
+    assert asks.permits.request_permit(place, clock.now + 900, Kind.LOOKUP) == (None, None)
+    assert texts(late.claim()) == ["late"]
+
+
 def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
     """A stopped process has a place in the line, and no use for it."""
     stopped, other = peer(), peer()
-    stopped.permits.request_permit(None, clock.now + 900)
-    stopped.permits.request_permit(None, clock.now + 900)
+    stopped.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
+    stopped.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
     other.enter("waits")
     clock.now += 60
-    assert isinstance(other.claims.claim(), Wait)
+    assert isinstance(other.try_claim(), Wait)
     clock.now += PATIENCE_SECONDS
-    assert isinstance(other.claims.claim(), Claim)
+    assert isinstance(other.try_claim(), Claim)
 
 
 def test_an_uncontended_permit_for_an_admin_request_is_there_at_once(peer, clock):
@@ -206,7 +240,7 @@ def test_a_stop_of_the_token_reaches_every_process_at_once(peer, clock):
     told.permits.stop(blocked, None)
     other.enter()
     clock.now += 100
-    wait = other.claims.claim()
+    wait = other.try_claim()
     assert wait.until == pytest.approx(clock.now + 100)
     assert wait.why.retry_after == pytest.approx(100)
     assert other.permits.request_permit(None, clock.now + 1)[1].why is not None
@@ -218,14 +252,14 @@ def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
     used_up = errors.RateLimited("used up", status=429, code=10253, retry_after=200)
     process.permits.stop(used_up, None)
 
-    wait = process.claims.claim()
+    wait = process.try_claim()
     assert wait.until == clock.now + 200
     assert "publishing" in str(wait.why)
     ticket, _ = process.permits.request_permit(None, clock.now + 100)
     clock.now += PATIENCE_SECONDS
     assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
     clock.now = wait.until
-    assert texts(process.claims.claim()) == ["x"]
+    assert texts(process.try_claim()) == ["x"]
 
 
 def test_a_stop_of_one_queue_stops_that_queue(peer, clock):
@@ -252,7 +286,7 @@ def test_what_the_server_has_left_is_shared_by_all(peer, clock, header, permits)
     for _ in range(50):
         clock.now += 0.1
         other.spool()
-        spent += isinstance(other.claims.claim(), Claim)
+        spent += isinstance(other.try_claim(), Claim)
     assert spent == permits
 
 
@@ -260,10 +294,10 @@ def test_a_new_token_finds_the_messages_and_the_debt_of_the_old_one(peer, clock)
     """Rotating a token strands nothing, and is no way to a second allowance."""
     old = peer(limit=Limit(1.0, 60), token="old")
     for _ in range(5):
-        assert old.enter(straight=True) is None
+        assert old.enter(may_skip=True) is None
     old.spool("waits")
     new = peer(limit=Limit(1.0, 60), token="new")
-    assert isinstance(new.claims.claim(), Wait)
+    assert isinstance(new.try_claim(), Wait)
     assert texts(new.claim()) == ["waits"]
 
 
@@ -276,7 +310,7 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     other.enter("waits")
     victim.claim()
     victim.die()
-    other.claims.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -296,14 +330,14 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     other.enter("waits")
     claim = slow.claim()
     clock.now += CLAIM_SECONDS - 1
-    other.claims.sweep()
-    assert isinstance(other.claims.claim(), Wait)
+    other.room.sweep()
+    assert isinstance(other.try_claim(), Wait)
     clock.now += 2
-    other.claims.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
-    slow.claims.settle(claim, Fate(dict.fromkeys([claim.entries[0].row])))
-    assert other.intake.outcomes() == ({}, False)
+    slow.settle(claim)
+    assert other.outcomes() == ({}, False)
 
 
 def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
@@ -312,8 +346,8 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
     row = owner.enter(repeats=False)
     victim.claim()
     victim.die()
-    owner.claims.sweep()
-    [(told, error)] = owner.intake.outcomes()[0].items()
+    owner.room.sweep()
+    [(told, error)] = owner.outcomes()[0].items()
     assert (told, error.delivered) == (row, "unknown")
 
 
@@ -323,7 +357,7 @@ def test_a_dead_admin_request_leaves_the_line(peer, clock):
     victim.permits.request_permit(None, clock.now + 900)
     victim.die()
     other.enter("waits")
-    other.claims.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -334,7 +368,7 @@ def test_a_message_past_its_deadline_is_never_posted(peer, clock):
     owner, other = peer(), peer()
     owner.enter("late", seconds=5)
     clock.now += 6
-    assert isinstance(other.claims.claim(), Wait)
+    assert isinstance(other.try_claim(), Wait)
 
 
 def test_withdrawing_says_whether_it_surely_did_not_arrive(peer, clock):
@@ -342,50 +376,51 @@ def test_withdrawing_says_whether_it_surely_did_not_arrive(peer, clock):
     unclaimed, claimed = owner.enter(queue="a"), owner.enter(queue="b")
     uncertain = owner.enter(queue="a", uncertain=True)
     clock.now += 60
-    assert isinstance(other.claims.claim(without=["a"]), Claim)
+    assert isinstance(other.try_claim(busy=["a"]), Claim)
 
-    assert owner.intake.withdraw([unclaimed, claimed, uncertain, 12345]) == {
-        unclaimed: State.WAITING,
-        claimed: State.CLAIMED,
-        uncertain: State.CLAIMED,
-        12345: State.CLAIMED,
+    known = owner.room.withdraw([unclaimed, claimed, uncertain], claimed=True, until=math.inf)
+
+    assert known == {
+        unclaimed: Withdrawn.NOT_SENT,
+        claimed: Withdrawn.PERHAPS_SENT,
+        uncertain: Withdrawn.PERHAPS_SENT,
     }
-    assert isinstance(owner.claims.claim(), Wait)
+    assert isinstance(owner.try_claim(), Wait)
 
 
 def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     owner, poster = peer(), peer()
-    row = owner.enter(seconds=90)
-    poster.claims.settle(poster.claim(), Fate(dict.fromkeys([row])))
+    owner.enter(seconds=90)
+    poster.settle(poster.claim())
     clock.now += 100
-    poster.claims.sweep()
-    assert owner.intake.outcomes() == ({}, False)
+    poster.room.sweep()
+    assert owner.outcomes() == ({}, False)
 
 
 # -- refusals
 
 
-def split(process, claim):
-    rows = [entry.row for entry in claim.entries]
-    process.claims.settle(claim, Fate(returned=rows, most=(len(rows) + 1) // 2, error=refusal()))
-
-
 def post_until_quiet(process, is_bad):
     """Post as a server answers that refuses what *is_bad*; return requests, accepted, refused."""
     requests, accepted = 0, []
-    while True:
-        process.clock.now += 60
-        claim = process.claims.claim()
-        if isinstance(claim, Wait):
-            return requests, accepted
+
+    def post(_address, messages, _deadline):
+        nonlocal requests
         requests += 1
-        if not any(map(is_bad, texts(claim))):
-            accepted += texts(claim)
-            process.claims.settle(claim, Fate(dict.fromkeys([e.row for e in claim.entries])))
-        elif len(claim.entries) > 1:
-            split(process, claim)
+        bodies = [message.fragment.split(b'"')[3].decode() for message in messages]
+        if any(map(is_bad, bodies)):
+            raise refusal()
+        accepted.extend(bodies)
+
+    sender = Sender(process.room, post, post_seconds=10, clock=process.clock)
+    while True:
+        process.clock.now += 0.02  # a permit, and no end of a pause
+        claim = process.try_claim(sample=sender.suspected())
+        if isinstance(claim, Wait):
+            if not claim.why:
+                return requests, accepted
         else:
-            process.claims.refuse_alone(claim, refusal())
+            sender.send(claim, lambda _: None, deadline=math.inf, judge=lambda _: None)
 
 
 def refused_rows(process):
@@ -396,7 +431,7 @@ def refused_rows(process):
 
 def test_a_refused_batch_is_split_until_the_bad_message_is_alone(peer):
     """One bad message costs a few requests, and no other message."""
-    process = peer()
+    process = peer(limit=Limit(100.0, 100))
     for number in range(50):
         process.spool(f"bad{number}" if number == 17 else "good")
     requests, accepted = post_until_quiet(process, lambda text: text.startswith("bad"))
@@ -406,15 +441,19 @@ def test_a_refused_batch_is_split_until_the_bad_message_is_alone(peer):
 
 
 def test_a_server_that_refuses_everything_does_not_cost_the_allowance(peer):
-    process = peer()
+    process = peer(limit=Limit(100.0, 100))
     process.spool("bad", count=100)
     requests, accepted = post_until_quiet(process, lambda _: True)
-    assert (accepted, len(refused_rows(process))) == ([], 100)
+    assert (accepted, len(refused_rows(process))) == ([], REFUSED_ALIKE)
     assert requests <= 12
+    (jobs,) = Listing(process.file).queues()
+    assert jobs.waiting == 100 - REFUSED_ALIKE, "what was never asked is not refused"
+    assert jobs.paused_seconds > 0
+    assert "refused" in jobs.why
 
 
 def test_bad_neighbours_do_not_condemn_the_rest(peer):
-    process = peer()
+    process = peer(limit=Limit(100.0, 100))
     process.spool("bad", count=3)
     process.spool("good", count=97)
     _, accepted = post_until_quiet(process, lambda text: text == "bad")
@@ -430,9 +469,7 @@ def test_the_spool_refuses_more_bytes_than_it_may_hold(peer):
     process.spool(count=2, max_bytes=3 * size)
     with pytest.raises(errors.SpoolFull, match="spool_max_bytes"):
         process.spool(count=2, max_bytes=3 * size)
-    process.claims.settle(
-        claim := process.claim(), Fate(dict.fromkeys([e.row for e in claim.entries]))
-    )
+    process.settle(process.claim())
     process.spool(count=3, max_bytes=3 * size)
 
 
@@ -449,20 +486,21 @@ def test_where_nothing_may_be_posted_it_is_known_from_when_on(peer, clock):
     process.enter(queue="stopped")
     overloaded = errors.RateLimited("overloaded", status=429, code=10251, retry_after=30)
     process.permits.stop(overloaded, "id-of-stopped")
-    assert process.claims.claim() == Wait(clock.now + 30)
+    wait = process.try_claim()
+    assert (wait.until, wait.queue) == (clock.now + 30, "stopped")
+    assert "takes no messages now" in str(wait.why)
 
     process.spool(queue="paused")
-    claim = process.claims.claim()
-    process.claims.settle(claim, Fate(returned=[entry.row for entry in claim.entries]))
-    process.claims.pause(claim.queue, 60)
+    claim = process.try_claim()
+    process.settle(claim, returned=claim.items, pause=QUEUE_BACKOFF)
     clock.now += 0.2
-    assert process.claims.claim(kinds=[Kind.SINGLE]) == Wait(clock.now + 29.8)
+    assert process.try_claim(kinds=[Kind.SINGLE]).until == clock.now + 29.8
     clock.now += 0.2
-    assert process.claims.claim().until < clock.now + 1, "the first pause is short"
+    assert process.try_claim().until < clock.now + 1, "the first pause is short"
 
 
 def test_where_nothing_waits_there_is_no_time_to_wait_for(peer):
-    assert peer().claims.claim() == Wait(None)
+    assert peer().try_claim() == Wait(None)
 
 
 def test_a_paused_queue_holds_no_other_up(peer, clock):
@@ -470,10 +508,9 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
     process.spool("paused", queue="a")
     process.spool("other", queue="b")
     clock.now += 60
-    claim = process.claims.claim()
-    process.claims.settle(claim, Fate(returned=[e.row for e in claim.entries]))
-    process.claims.pause(claim.queue, 60)
-    assert texts(process.claim(without=[])) in (["other"], ["paused"])
+    claim = process.try_claim()
+    process.settle(claim, returned=claim.items, pause=QUEUE_BACKOFF)
+    assert texts(process.claim()) in (["other"], ["paused"])
 
 
 # -- who empties it
@@ -481,24 +518,24 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
 
 def test_one_process_at_a_time_empties_the_spool(peer, clock):
     first, second = peer(), peer()
-    assert first.claims.elect()
-    assert not second.claims.elect()
-    assert first.claims.elect()
-    first.claims.stand_down()
-    assert second.claims.elect()
+    assert first.spool_.elect()
+    assert not second.spool_.elect()
+    assert first.spool_.elect()
+    first.spool_.resign()
+    assert second.spool_.elect()
     second.die()
-    first.claims.sweep()
-    assert first.claims.elect(), "the dead one is not waited for"
+    first.room.sweep()
+    assert first.spool_.elect(), "the dead one is not waited for"
 
 
 def test_who_is_elected_and_stuck_is_replaced(peer, clock):
     stopped, other = peer(), peer()
-    assert stopped.claims.elect()
+    assert stopped.spool_.elect()
     clock.now += SILENCE_SECONDS - 1
-    assert not other.claims.elect()
+    assert not other.spool_.elect()
     clock.now += 2
-    assert other.claims.elect()
-    assert not stopped.claims.elect()
+    assert other.spool_.elect()
+    assert not stopped.spool_.elect()
 
 
 # -- clocks
@@ -513,18 +550,18 @@ def test_after_a_reboot_nothing_is_earned_and_nobody_waits(peer, clock, tmp_path
 
     clock.now = 5.0
     after = peer(limit=Limit(1.0, 60), boot="another")
-    wait = after.claims.claim()
+    wait = after.try_claim()
     assert wait.until == pytest.approx(205), "no time has passed for the stop"
     clock.now = 206
-    assert texts(after.claims.claim()) == ["kept", "kept"]
+    assert texts(after.try_claim()) == ["kept", "kept"]
 
 
 def test_a_monotonic_clock_that_began_anew_earns_nothing(peer, clock):
     """Where no boot id tells of a reboot, the clock itself does."""
     process = peer(limit=Limit(1.0, 60))
-    assert process.enter(straight=True) is None
+    assert process.enter(may_skip=True) is None
     clock.now = 10.0
-    free = [process.enter(straight=True) is None for _ in range(3)]
+    free = [process.enter(may_skip=True) is None for _ in range(3)]
     assert free == [True, False, False]
 
 
@@ -532,8 +569,9 @@ def test_a_refusal_after_an_uncertain_try_says_so(peer):
     """The last answer is no; an earlier request, whose answer was lost, may have delivered it."""
     owner, poster = peer(), peer()
     owner.enter(uncertain=True)
-    poster.claims.refuse_alone(poster.claim(), refusal())
-    [error] = owner.intake.outcomes()[0].values()
+    claim = poster.claim()
+    poster.settle(claim, dict.fromkeys(claim.items, refusal()))
+    [error] = owner.outcomes()[0].values()
     assert error.delivered == "unknown"
 
 
@@ -541,9 +579,9 @@ def test_withdrawing_before_the_deadline_leaves_what_may_yet_be_answered(peer):
     owner, poster = peer(), peer()
     row = owner.enter()
     claim = poster.claim()
-    assert owner.intake.withdraw([row], taken=False) == {}
-    poster.claims.settle(claim, Fate(dict.fromkeys([row])))
-    assert owner.intake.outcomes() == ({row: None}, False)
+    assert owner.room.withdraw([row], claimed=False, until=math.inf) == {}
+    poster.settle(claim)
+    assert owner.outcomes() == ({row: None}, False)
 
 
 @pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])
@@ -555,8 +593,8 @@ def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkey
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + step)
     assert texts(victim.claim()) == ["waits"]
-    assert isinstance(process.claims.claim(), Wait), "the permit is spent, whatever the time"
-    process.claims.sweep()
+    assert isinstance(process.try_claim(), Wait), "the permit is spent, whatever the time"
+    process.room.sweep()
     assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"
 
 
@@ -568,7 +606,7 @@ def test_what_a_killed_publisher_waited_for_is_shown_until_its_deadline(peer, cl
     killed, looker = peer(), peer()
     killed.enter(seconds=10)
     killed.enter(seconds=70)
-    killed.claim(only_mine=True)  # a minute later: of the second, which is all that may be sent
+    killed.claim(only_own=True)  # a minute later: of the second, which is all that may be sent
     killed.die()
     (queue,) = Listing(looker.file).queues()
     assert (queue.confirmed, queue.sending) == (0, 1)

@@ -8,12 +8,12 @@ from support.processes import eventually
 from support.spools import Peer
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.publish.group_commit import Verdict
+from kombu_cfqueues.publish import relay as module
+from kombu_cfqueues.publish.group_commit import GroupCommit
+from kombu_cfqueues.publish.relay import Relay
+from kombu_cfqueues.publish.sender import Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.clock import Clock
-from kombu_cfqueues.spool import relay as module
-from kombu_cfqueues.spool.carrier import Carrier
-from kombu_cfqueues.spool.relay import Relay
 
 
 class Process:
@@ -24,8 +24,9 @@ class Process:
         self.posted = []
         self.down = False
         self.bad = b"bad"
-        self.carrier = Carrier(self.peer.claims, self.post, self.judge, post_seconds=10)
-        self.relay = Relay(self.peer.file, self.peer.intake, self.peer.claims, self.carrier)
+        self.machine = self.peer.spool_
+        self.sender = Sender(self.peer.room, self.post, post_seconds=10)
+        self.relay = Relay(self.machine, GroupCommit(self.peer.room, self.sender))
 
     def post(self, address, batch, deadline):
         if self.down:
@@ -33,10 +34,6 @@ class Process:
         if any(self.bad in one.fragment for one in batch):
             raise errors.InvalidMessage("it is bad", status=400, code=10203)
         self.posted += [address.name] * len(batch)
-
-    def judge(self, error):
-        bad = isinstance(error, errors.InvalidMessage)
-        return Verdict.THE_ITEMS if bad else Verdict.NOT_NOW
 
     def spool(self, text="x", **given):
         """Spool; return the promise."""
@@ -92,19 +89,19 @@ def test_nothing_is_worked_for_a_promise_that_nobody_keeps(process):
     one.spool()
 
     assert eventually(lambda: one.posted)
-    assert not one.relay._promises
+    assert eventually(lambda: not one.relay._promises)
 
 
 def test_one_process_at_a_time_empties_the_spool(process):
     one, other = process(), process()
     other.down = True
-    assert one.peer.claims.elect()
+    assert one.machine.elect()
     promise = other.spool()
     time.sleep(0.1)
-    assert other.carrier.trouble is None, "it has not tried"
+    assert other.sender.pause is None, "it has not tried"
 
-    one.peer.claims.stand_down()
-    assert eventually(lambda: other.carrier.trouble)
+    one.machine.resign()
+    assert eventually(lambda: other.sender.pause)
     one.relay.notify()
     assert eventually(lambda: promise.ready), "in trouble, it let the other one do it"
     assert one.posted == ["jobs"]
@@ -114,7 +111,7 @@ def test_an_outage_is_outlasted(process):
     one = process()
     one.down = True
     promise = one.spool(count=3)
-    assert eventually(lambda: one.carrier.trouble)
+    assert eventually(lambda: one.sender.pause)
 
     one.down = False
     assert eventually(lambda: promise.ready)
@@ -122,16 +119,16 @@ def test_an_outage_is_outlasted(process):
 
 
 def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog, monkeypatch):
-    monkeypatch.setattr(module.rng, "random", lambda: -0.99)  # the pauses are long
+    monkeypatch.setattr(module, "TROUBLE_SECONDS", 0.01)  # the pauses are long
     one, fails = process(), [errors.SpoolUnavailable("the disk is gone")] * 3
-    has_backlog = one.peer.intake.has_backlog
+    has_backlog = one.machine.has_backlog
 
     def look():
         if fails:
             raise fails.pop()
         return has_backlog()
 
-    monkeypatch.setattr(one.peer.intake, "has_backlog", look)
+    monkeypatch.setattr(one.machine, "has_backlog", look)
     promise = one.spool()
 
     assert eventually(lambda: promise.ready)
@@ -140,16 +137,16 @@ def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog
 
 @pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
-    monkeypatch.setattr(module.rng, "random", lambda: -0.99)
+    monkeypatch.setattr(module, "TROUBLE_SECONDS", 0.01)
     one, answers = process(), [ZeroDivisionError("a bug")]
-    post = one.carrier._post
+    post = one.sender._post
 
     def buggy(*given):
         if answers:
             raise answers.pop()
         post(*given)
 
-    one.carrier._post = buggy
+    one.sender._post = buggy
     promise = one.spool()
 
     assert eventually(lambda: promise.ready)
@@ -170,14 +167,14 @@ def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
     stop.set()
     runner.join(30)
     assert not runner.is_alive()
-    assert process().peer.claims.elect(), "it has stood down"
+    assert process().machine.elect(), "it has stood down"
 
 
 def test_a_process_that_ends_goes_on_while_it_succeeds(process):
     one = process()
     gate = threading.Event()
-    post = one.carrier._post
-    one.carrier._post = lambda *given: gate.wait(30) and post(*given)
+    post = one.sender._post
+    one.sender._post = lambda *given: gate.wait(30) and post(*given)
     one.spool()
     assert eventually(lambda: one.relay._elected)
     threading.Timer(0.1, gate.set).start()
@@ -191,14 +188,14 @@ def test_a_process_that_ends_in_an_outage_does_not_wait(process):
     one = process()
     one.down = True
     one.spool()
-    assert eventually(lambda: one.carrier.trouble)
+    assert eventually(lambda: one.sender.pause)
     started = time.monotonic()
 
     one.relay.finish(60)
 
     assert time.monotonic() - started < 30
     assert eventually(lambda: not one.relay._thread.is_alive())
-    assert one.peer.intake.has_backlog()
+    assert one.machine.has_backlog()
 
 
 def test_a_forked_child_has_no_thread_until_it_spools(process):

@@ -1,4 +1,4 @@
-"""Who is alive: each poster holds a kernel lock as long as it lives, and nobody can forget it.
+"""Who is alive: each process holds a kernel lock as long as it lives, and nobody can forget it.
 
 A claim's age says little: a slow request is no death, and a dead process must not hold what
 others wait for until a timeout.  The kernel frees the lock in the moment in which its holder ends.
@@ -6,6 +6,7 @@ others wait for until a timeout.  The kernel frees the lock in the moment in whi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -70,13 +71,13 @@ class KernelLock:
         self.release()
 
 
-def pid_of(poster: str) -> int:
-    """The process that is, or was, a poster."""
-    return int(poster.partition("-")[0])
+def pid_of(name: str) -> int:
+    """Return the process id in a name."""
+    return int(name.partition("-")[0])
 
 
-class Posters:
-    """The locks of all posters of one spool, a file each.
+class LivenessLocks:
+    """The locks of all processes that use one spool, a file each.
 
     Args:
         folder: Where they are; made if it is missing.
@@ -86,25 +87,44 @@ class Posters:
 
     def __init__(self, folder: Path, folder_mode: int, file_mode: int) -> None:
         self._folder = folder
+        self._folder_mode = folder_mode
         self._file_mode = file_mode
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            return
-        folder.chmod(folder_mode)
 
-    def register(self) -> tuple[str, KernelLock]:
-        """Become a poster: an id that no other has, and the lock that tells it is alive."""
+    def register(self, name: str | None = None) -> tuple[str, KernelLock]:
+        """Take the lock that tells others that this process is alive.
+
+        Args:
+            name: The name that others know it by already, whose lock's file has vanished.
+
+        Returns:
+            The name, which no other process has, and the lock.
+
+        Raises:
+            OSError: The lock cannot be had.
+        """
         while True:
-            name = f"{os.getpid()}-{secrets.token_hex(8)}"
-            lock = KernelLock(self._folder / name, self._file_mode)
-            # Until the lock is there, anybody may take the file for a dead poster's and remove it.
-            if lock.acquire() and self.is_alive(name):
-                return name, lock
+            self._make_folder()
+            mine = name or f"{os.getpid()}-{secrets.token_hex(8)}"
+            lock = KernelLock(self._folder / mine, self._file_mode)
+            # Until the lock is there, anybody may take the file for a dead process's and remove it.
+            with contextlib.suppress(FileNotFoundError):  # the folder may vanish at any moment
+                if lock.acquire() and self.is_alive(mine):
+                    return mine, lock
             lock.release()
 
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir()
+        except FileExistsError:
+            return
+        self._folder.chmod(self._folder_mode)
+
+    def path_of(self, name: str) -> Path:
+        """Return the file of *name*'s lock."""
+        return self._folder / name
+
     def is_alive(self, name: str) -> bool:
-        """Whether the poster *name* still holds its lock."""
+        """Whether the process *name* still holds its lock."""
         try:
             file = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -121,13 +141,19 @@ class Posters:
         return False
 
     def living(self) -> list[str]:
-        """The ids of those who live."""
-        return [name for name in os.listdir(self._folder) if self.is_alive(name)]  # noqa: PTH208
+        """Return the names of those who live."""
+        return [name for name in self._names() if self.is_alive(name)]
 
     def dead(self) -> list[str]:
-        """The ids of those who have died, and are not buried."""
-        return [name for name in os.listdir(self._folder) if not self.is_alive(name)]  # noqa: PTH208
+        """Return the names of those who have died, and left their files behind."""
+        return [name for name in self._names() if not self.is_alive(name)]
 
-    def bury(self, name: str) -> None:
-        """Remove what a poster left behind."""
+    def remove_lock_file(self, name: str) -> None:
+        """Remove what a process left behind."""
         (self._folder / name).unlink(missing_ok=True)
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._folder)  # noqa: PTH208
+        except FileNotFoundError:  # somebody has removed the folder
+            return []

@@ -1,8 +1,8 @@
 """Empties the spool: a daemon thread of each process that spools, or ``cfqueues relay``.
 
-One process at a time does it, elected in the file; that spares the file, and nothing depends on
-it, since permits and claims keep apart whoever posts.  The others look now and then whether they
-are needed.  A process that has nothing to wait for does nothing.
+One process at a time does it, elected in the file; that spares the file, and nothing depends on it,
+since permits and claims keep apart whoever posts.  The others look now and then whether they are
+needed: the one that is elected, or a publisher whose messages wait, may have been killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import contextlib
 import logging
 import threading
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,27 +22,39 @@ from vine import promise
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
+from ..runtime.flag import Flag
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
-from .carrier import Carrier
-from .claims import Claims
-from .file import File
-from .intake import Intake
-from .turns import Wait
+from ..spool import Place, Spool
+from ..waiting_room import RoomBusy
+from .group_commit import GroupCommit
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS: Final = 5.0
+"""Pause between two looks of a process that has spooled and waits for nothing: a publisher that was
+killed may have left messages behind."""
+
 STANDBY_SECONDS: Final = 0.5
-"""How often one that is not elected looks whether it is needed."""
+"""Pause between two looks of a process that is not elected, while messages wait."""
 
 SWEEP_SECONDS: Final = 0.5
-"""How often is looked whether those who post are alive."""
+"""Pause between two looks whether the processes that post are alive."""
 
 PROMISE_SECONDS: Final = 0.25
-"""How often is looked what became of messages whose publisher has kept the promise."""
+"""Poll interval for promises that are still referenced."""
+
+PROMISES: Final = 500
+"""How many promises are asked about in one statement."""
+
+MOST_PROMISES: Final = 4_000
+"""How many promises are asked about in one poll: a process may keep a hundred thousand."""
 
 LOOK_SECONDS: Final = 0.05
-"""How often is looked again while another process posts the last of what is spooled."""
+"""Pause between two looks while another process posts the last of what is spooled."""
+
+TROUBLE_SECONDS: Final = 1.0
+"""Pause after the file could not be used; a random part of it is added."""
 
 EXIT_SECONDS: Final = 3.0
 """How long a process that ends goes on emptying the spool, while it succeeds."""
@@ -50,26 +64,14 @@ class Relay:
     """Posts what is spooled, as soon as permits allow.
 
     Args:
-        file: The spool.
-        intake: What waits.
-        claims: Is swept now and then.
-        carrier: Posts.
+        spool: What waits.
+        commit: Posts.
         clock: Time and waiting.
     """
 
-    def __init__(
-        self,
-        file: File,
-        intake: Intake,
-        claims: Claims,
-        carrier: Carrier,
-        *,
-        clock: Clock | None = None,
-    ) -> None:
-        self._file = file
-        self._intake = intake
-        self._claims = claims
-        self._carrier = carrier
+    def __init__(self, spool: Spool, commit: GroupCommit, *, clock: Clock | None = None) -> None:
+        self._spool = spool
+        self._commit = commit
         self._clock = clock or Clock()
         self.renew_after_fork()
         renew_in_child(self)
@@ -78,10 +80,13 @@ class Relay:
         """Forget the thread, which is the parent's; this process's starts when it spools."""
         self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
-        self._news = threading.Event()
-        self._over = threading.Event()
+        self._news = Flag(self._clock)  # something was spooled
+        self._end = Flag(self._clock)  # the process ends
+        self._over = False
         self._elected = False
-        self._promises: weakref.WeakValueDictionary[int, promise] = weakref.WeakValueDictionary()
+        # By the message's place, the oldest first; and in the order in which they are asked about.
+        self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
+        self._asked: deque[Place] = deque()
         self._promises_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
@@ -94,18 +99,20 @@ class Relay:
         Raises:
             SpoolUnavailable: There is no place for one.
         """
-        return self._file.path
+        return self._spool.path
 
-    def promise(self, rows: Sequence[int]) -> promise:
+    def promise(self, places: Sequence[Place]) -> promise:
         """Return a promise that is fulfilled when the messages have left the spool.
 
-        It is rejected with the reason if one of them is refused.  It is worked for only as long as
-        somebody keeps it.
+        It is rejected with the reason if one of them is refused.  It resolves only while somebody
+        holds a reference to it.
         """
-        made = _Delivery(len(rows))
-        for row in rows:
-            self._promises[row] = made
-        if rows:
+        made = _Delivery(len(places))
+        kept = weakref.ref(made)
+        for place in places:
+            self._promises[place] = kept
+            self._asked.append(place)
+        if places:
             self.notify()
         else:
             made()
@@ -114,13 +121,14 @@ class Relay:
     def notify(self) -> None:
         """Something was spooled: start, or go on, emptying the spool in this process's thread."""
         self._news.set()
-        if self._thread is None:
+        thread = self._thread
+        if thread is None or not thread.is_alive():
             self._start()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name="cfqueues-relay", daemon=True)
         with self._lock:
-            if self._thread is not None:
+            if self._thread is not None and self._thread.ident and self._thread.is_alive():
                 return
             self._thread = thread
         try:
@@ -148,85 +156,113 @@ class Relay:
         self._stand_down()
 
     def finish(self, seconds: float) -> None:
-        """Go on for at most so long, while there is something to post and it succeeds."""
+        """Go on for at most *seconds*, while there is something to post and it succeeds."""
         end = self._clock.monotonic() + seconds
-        with contextlib.suppress(SpoolUnavailable, SpoolFull):  # it waits for the next process
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
             while (
                 self._elected
-                and self._carrier.trouble is None
+                and self._commit.sender.pause is None
                 and self._clock.monotonic() < end
-                and self._intake.has_backlog()
+                and self._spool.has_backlog()
             ):
                 self._clock.sleep(0.02)
-        self._over.set()
+        self._over = True
+        self._end.set()
         self._news.set()
 
     def _serve(self) -> None:
-        while not self._over.is_set():
-            self._news.clear()
+        while not self._over:
             pause = self._step_safely()
             if pause is None:
-                self._news.wait()  # nothing is waiting: no work, and no look at the file
+                self._news.wait(IDLE_SECONDS)
             elif pause > 0:
-                self._over.wait(pause)
+                self._end.wait(pause)
 
     def _step_safely(self) -> float | None:
         """Do one step; a failure is reported once, and never ends the thread."""
         try:
             return self._step()
-        except (SpoolUnavailable, SpoolFull) as error:
+        except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             if str(error) != self._reported:
                 logger.error("the spool cannot be emptied now: %s", error)
                 self._reported = str(error)
         except Exception:  # a bug, ours or of a callable of the application's
             logger.exception("emptying the spool failed")
         self._stand_down()
-        return 1.0 + rng.random()
+        return TROUBLE_SECONDS * (1 + rng.random())
 
     def _step(self) -> float | None:
         """Post once, if it is time; return after how many seconds to go on, or None: no need."""
         if not self._took_over:
-            self._intake.take_over()
+            self._spool.take_over()
             self._took_over = True
+        self._commit.catch_up()
         self._keep_promises()
-        if not self._intake.has_backlog():
-            while self._elected and self._file.shrink():
+        if not self._spool.has_backlog():
+            while self._elected and self._spool.shrink():
                 pass
             self._stand_down()
             return PROMISE_SECONDS if self._promises else None
         now = self._clock.monotonic()
-        if now < self._carrier.resume_at:
+        pause = self._commit.sender.pause
+        if pause is not None and now < pause.until:
             self._stand_down()  # the trouble may be this process's alone: let another try
-            return min(self._carrier.resume_at - now, STANDBY_SECONDS)
+            return min(pause.until - now, STANDBY_SECONDS)
         if now - self._swept_at > SWEEP_SECONDS:
             self._swept_at = now
-            self._claims.sweep()
-        self._elected = self._claims.elect()
+            self._spool.room.sweep()
+        self._elected = self._spool.elect()
         if not self._elected:
             return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
-        claim = self._carrier.claim(spooled=True)
-        if isinstance(claim, Wait):
-            if claim.until is None:
-                return LOOK_SECONDS  # another process is posting the last of it
-            return max(0.001, min(claim.until - self._clock.monotonic(), SWEEP_SECONDS))
-        self._carrier.carry(claim)
-        return 0.0
+        wait = self._commit.post_backlog()
+        if wait is None:
+            return 0.0
+        if wait.until is None:
+            return LOOK_SECONDS  # another process is posting the last of it
+        return max(0.001, min(wait.until - self._clock.monotonic(), SWEEP_SECONDS))
 
     def _stand_down(self) -> None:
         if self._elected:
             self._elected = False
-            with contextlib.suppress(SpoolUnavailable, SpoolFull):  # then its silence tells
-                self._claims.stand_down()
+            with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # its silence tells
+                self._spool.resign()
+
+    # -- promises -----------------------------------------------------------------------------
 
     def _keep_promises(self) -> None:
+        """Ask what became of messages, the oldest first, and of some of the others in turn."""
         now = self._clock.monotonic()
         if not self._promises or now - self._promises_at < PROMISE_SECONDS:
             return
         self._promises_at = now
-        for row, error in self._intake.fates(list(self._promises)).items():
-            kept = self._promises.pop(row, None)
-            if isinstance(kept, _Delivery):
-                kept.settle(error)
+        for _ in range(MOST_PROMISES // PROMISES):
+            if not self._ask(self._oldest()):
+                break
+        some = [self._asked.popleft() for _ in range(min(PROMISES, len(self._asked)))]
+        self._ask(some)
+        self._asked.extend(place for place in some if place in self._promises)
+
+    def _oldest(self) -> list[Place]:
+        while True:
+            with contextlib.suppress(RuntimeError):  # another thread has just spooled something
+                return list(islice(self._promises, PROMISES))
+
+    def _ask(self, places: Sequence[Place]) -> bool:
+        """Keep the promises of those that have left; return whether any is off the list."""
+        waiting = []
+        for place in places:
+            kept = self._promises.get(place)
+            if kept is not None and kept() is not None:
+                waiting.append(place)
+            else:
+                self._promises.pop(place, None)
+        left = self._spool.left(waiting) if waiting else {}
+        for place, error in left.items():
+            kept = self._promises.pop(place, None)
+            made = None if kept is None else kept()
+            if made is not None:
+                made.settle(error)
+        return bool(left) or len(waiting) < len(places)
 
 
 class _Delivery(promise):

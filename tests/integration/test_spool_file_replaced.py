@@ -1,0 +1,168 @@
+"""The spool's file is removed, or breaks and is begun anew, while processes use it.
+
+Row numbers begin anew in the new file.  What somebody remembers of the old one must not be taken
+for a message that somebody else has put into the new one.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+from support.processes import eventually
+from support.publishers import Publisher, arrivals, held
+
+from kombu_cfqueues.emulator import Emulator
+
+
+@pytest.fixture
+def server():
+    with Emulator(tokens={"other": "edit"}) as emulator:
+        emulator.create_queue("jobs")
+        yield emulator
+
+
+@pytest.fixture
+def options(server, tmp_path):
+    return {
+        "request_rate": 10.0,
+        "request_burst": 2,
+        "spool_dir": str(tmp_path / "spool"),
+        "queues": {"jobs": server.queue_id("jobs")},
+    }
+
+
+def the_file(options) -> Path:
+    [path] = Path(options["spool_dir"]).glob("*.db")
+    return path
+
+
+def remove(path: Path) -> None:
+    """As somebody does who frees disk space."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def break_it(path: Path) -> None:
+    """As a disk does: what is there under the name is no database any more."""
+    remove(path)
+    path.write_bytes(b"no database " * 1000)
+
+
+replacing = pytest.mark.parametrize("replace", [remove, break_it], ids=["removed", "broken"])
+
+
+def wait_until_held(server, options, **counts) -> None:
+    def there() -> bool:
+        found = held(server.broker_url, options["spool_dir"])
+        return all(found[name] == count for name, count in counts.items())
+
+    assert eventually(there, 20), counts
+
+
+@replacing
+def test_callers_whose_time_is_over_delete_no_message_of_a_newer_file(server, options, replace):
+    """What a process was told is on the disk arrives, whatever others remember of an older file."""
+    kept = [f"kept {number}" for number in range(5)]
+    with (
+        Publisher(server.broker_url, options) as confirming,
+        Publisher(server.broker_url, options | {"publish_mode": "spool"}) as spooling,
+    ):
+        with server.outage():
+            confirming.publish(*(f"waits {number}" for number in range(5)), timeout=6)
+            wait_until_held(server, options, confirmed=5)
+            replace(the_file(options))
+            spooling.publish(*kept, one_thread=True)
+            accepted = spooling.outcomes(5)
+            assert {outcome.told for outcome in accepted.values()} == {"returned"}
+            given_up = confirming.outcomes(5, 20)
+            assert len(given_up) == 5
+        wait_until_held(server, options, waiting=0, sending=0)
+        arrived = arrivals(server)
+    lost = [body for body in kept if body not in arrived]
+    assert not lost, f"{len(lost)} of 5 accepted messages were deleted: {lost}"
+
+
+@replacing
+def test_every_publish_returns_although_the_file_is_replaced_between_them(server, options, replace):
+    """Three publishes wait in the old file and three in the new one: each ends by its time-out."""
+    with Publisher(server.broker_url, options) as publisher:
+        with server.outage():
+            publisher.publish(*(f"old {number}" for number in range(3)), timeout=5)
+            wait_until_held(server, options, confirmed=3)
+            replace(the_file(options))
+            publisher.publish(*(f"new {number}" for number in range(3)), timeout=5)
+            outcomes = publisher.outcomes(6, 9)
+        names = {f"{age} {number}" for age in ("old", "new") for number in range(3)}
+        never = sorted(names - {*outcomes})
+    assert not never, f"{len(never)} of 6 publishes never returned: {never}"
+    assert {outcome.told for outcome in outcomes.values()} <= {"no", "unknown"}
+
+
+def test_callers_whose_file_is_gone_are_told_that_it_is_unknown(server, options):
+    """Another process may have had their messages in hand, and nothing says so any more."""
+    with (
+        Publisher(server.broker_url, options) as confirming,
+        Publisher(server.broker_url, options) as other,
+    ):
+        with server.outage():
+            confirming.publish(*(f"waits {number}" for number in range(3)), timeout=5)
+            wait_until_held(server, options, confirmed=3)
+            remove(the_file(options))
+            other.publish(*(f"others {number}" for number in range(3)), timeout=12)
+            outcomes = confirming.outcomes(3, 20)
+        others = other.outcomes(3, 14)
+        arrived = arrivals(server)
+    assert [outcome.told for outcome in outcomes.values()] == ["unknown"] * 3
+    assert {body: outcome.told for body, outcome in others.items()} == {
+        f"others {number}": "returned" for number in range(3)
+    }
+    assert {*others} <= {*arrived}
+
+
+def test_an_admin_request_that_gives_up_deletes_no_message_of_a_newer_file(server, options):
+    """Its place in the line has a number too; a message of the new file may have the same."""
+    slow = options | {"request_rate": 0.05, "request_burst": 1, "publish_timeout": 6}
+    kept = [f"kept {number}" for number in range(3)]
+    with (
+        Publisher(server.broker_url, slow) as confirming,  # connecting takes the only permit
+        Publisher(server.broker_url, slow | {"publish_mode": "spool"}) as spooling,
+        server.outage(),
+    ):
+        confirming.publish("asks for its queue", queue="unknown")
+        time.sleep(1)  # nothing shows from outside that a look-up waits
+        remove(the_file(options))
+        spooling.publish(*kept, one_thread=True)
+        accepted = spooling.outcomes(3)
+        assert {outcome.told for outcome in accepted.values()} == {"returned"}
+        assert len(confirming.outcomes(1, 20)) == 1
+        found = held(server.broker_url, options["spool_dir"])
+    assert found["waiting"] + found["sending"] == 3, "an accepted message was deleted"
+
+
+@pytest.mark.parametrize("ends", ["delivered", "refused"])
+def test_a_promise_does_not_end_by_what_became_of_a_message_of_a_newer_file(server, options, ends):
+    """The message is lost with its file.  Nobody is told that it was delivered, nor why another
+    process's message was refused."""
+    server.faults.refuse_messages(lambda body: "refused" in body)
+    options = options | {"publish_mode": "spool", "keep_promises": ["lost"]}
+    with (
+        Publisher(server.broker_url, options) as publisher,
+        Publisher(server.broker_url, options) as other,
+    ):
+        with server.outage():
+            publisher.publish("lost")
+            assert publisher.outcomes(1)["lost"].told == "returned"
+            remove(the_file(options))
+            other.publish(ends)
+            assert other.outcomes(1)[ends].told == "returned"
+        if ends == "refused":
+            wait_until_held(server, options, refused=1)
+        else:
+            assert eventually(lambda: arrivals(server)[ends])
+        end = time.monotonic() + 3  # a promise is looked at several times a second
+        while not any(publisher.promises()["lost"][:2]) and time.monotonic() < end:
+            time.sleep(0.1)
+        ready, failed, why = publisher.promises()["lost"]
+    assert arrivals(server)["lost"] == 0
+    assert "ordered to be refused" not in why, why
+    assert failed or not ready, "the promise is fulfilled, and the message is lost"

@@ -1,0 +1,152 @@
+"""Exceptions and forks at chosen places of a call, as a signal handler brings them there.
+
+CPython runs signal handlers where a function begins, after a call has returned, and where a loop
+turns; nowhere else.  A `Place` is one of these in the library's code, or in that of ``threading``
+as the library uses it.  `places` finds those that a call passes; `at` acts at one of them.
+Nothing here knows what the library's modules are called.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import kombu_cfqueues
+
+PACKAGE = str(Path(kombu_cfqueues.__file__).parent)
+THREADING = threading.__file__
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises: as Ctrl-C, a timeout, or the end of a worker."""
+
+
+class Place(NamedTuple):
+    """Where a signal handler may run."""
+
+    code: CodeType
+    offset: int
+    line: int
+
+    def __str__(self) -> str:
+        file = self.code.co_filename.removeprefix(PACKAGE)
+        return f"{file}:{self.line} ({self.code.co_name})"
+
+
+@cache
+def _calls(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions after whose end a handler may run."""
+    found = set()
+    before = ""
+    for instruction in dis.get_instructions(code):
+        # ``with`` calls ``__enter__`` and ``__exit__`` without a break in between.
+        if instruction.opname.startswith("CALL") and before != "LOAD_SPECIAL":
+            found.add(instruction.offset)
+        before = instruction.opname
+    return frozenset(found)
+
+
+@cache
+def _guards(code: CodeType) -> tuple[tuple[int, int, int], ...]:
+    """Which instructions a ``with``, ``except`` or ``finally`` guards: first, end, and handler."""
+    entries = getattr(dis.Bytecode(code), "exception_entries", ())  # from Python 3.11 on
+    return tuple((entry.start, entry.end, entry.target) for entry in entries)
+
+
+def _guard(code: CodeType, offset: int) -> int | None:
+    return next((t for start, end, t in _guards(code) if start <= offset < end), None)
+
+
+def _is_place(code: CodeType, last: int, offset: int) -> bool:
+    """Whether a handler may run between these two instructions.
+
+    What it raises comes out of the first one, and ours comes out of the second.  So where only one
+    of the two is guarded (``return call()`` in a ``with``), there is no place of ours.
+    """
+    if last not in _calls(code) and offset >= last:
+        return False
+    return _guard(code, last) == _guard(code, offset)
+
+
+class _Tracer:
+    """Calls *reached* with each place that this thread passes."""
+
+    def __init__(self, reached: Callable[[Place, FrameType], None]) -> None:
+        self._reached = reached
+        self._last: dict[FrameType, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "call":
+            if not _is_ours(frame):
+                return self if frame.f_code.co_filename == THREADING else None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            self._last.pop(frame, None)
+            return self
+        if event == "opcode":
+            last = self._last.get(frame)
+            self._last[frame] = frame.f_lasti
+            if last is None or _is_place(frame.f_code, last, frame.f_lasti):
+                self._reached(Place(frame.f_code, frame.f_lasti, frame.f_lineno), frame)
+        elif event == "return":
+            self._last.pop(frame, None)
+        return self
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether the library runs here, or ``threading`` on its behalf."""
+    link: FrameType | None = frame
+    while link is not None and link.f_code.co_filename == THREADING:
+        link = link.f_back
+    return link is not None and link.f_code.co_filename.startswith(PACKAGE)
+
+
+@contextmanager
+def _traced(reached: Callable[[Place, FrameType], None]) -> Iterator[None]:
+    sys.settrace(_Tracer(reached))
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+def places(call: Callable[[], object]) -> list[Place]:
+    """Make the call, and return the places that it passes in this thread, each once."""
+    found: dict[Place, None] = {}
+    with _traced(lambda place, _: found.setdefault(place)):
+        call()
+    return list(found)
+
+
+def at(place: Place, act: Callable[[], None], call: Callable[[], object]) -> bool:
+    """Make the call, and *act* the first time that it passes *place*; return whether it did.
+
+    What *act* raises is raised there.  What comes out of the call is left alone.
+    """
+    passed = False
+
+    def reached(here: Place, _: FrameType) -> None:
+        nonlocal passed
+        if not passed and here == place:
+            passed = True
+            sys.settrace(None)
+            act()
+
+    try:
+        with _traced(reached):
+            call()
+    except BaseException:  # noqa: BLE001  whatever the library makes of it
+        return passed
+    return passed
+
+
+def interrupt() -> None:
+    """Raise what a handler raises."""
+    raise Interrupt
