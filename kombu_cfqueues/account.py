@@ -59,7 +59,8 @@ class Account:
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
         spool = open_spool(options) if Spool.available else None
-        self.budget: Budget | SharedBudget = Budget(limit)
+        stop_log = spool.stop_log if spool is not None else None
+        self.budget: Budget | SharedBudget = Budget(limit, stop_log=stop_log)
         if limit is not None and options.budget_scope == "host":
             if spool is not None:
                 self.budget = spool.budget(limit)

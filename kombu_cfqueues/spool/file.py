@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
-from ..rate_limit import Limit
+from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..waiting_room import RoomBusy
@@ -60,6 +60,8 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
+        self.stop_log = StopLog(self.clock)
+        """Where stops are logged that this process meets in the file, or in an answer."""
         self._boot = boot
         self._database: Database | None = None
         self._leaves_at_exit = False

@@ -31,6 +31,7 @@ from .file import File
 from .message_table import insert, queue_row
 from .permit_scheduler import Patience, Turn
 from .schema import State, forget, free
+from .shared_budget import log_stop
 
 LOOK_SECONDS: Final = 0.008
 """Pause between two looks for an answer while another process posts, or is about to."""
@@ -104,6 +105,7 @@ class SpoolRoom:
         if not skips:
             return None
         metrics.waited(0.0)
+        self._file.stop_log.resumed()
         return Claim(number, address, items)
 
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
@@ -259,11 +261,13 @@ class SpoolRoom:
         # one process at a time can write.
         found = self._file.read(look, until=terms.until)
         if isinstance(found, Wait):
+            log_stop(self._file.stop_log, found)
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
             metrics.waited(self._file.clock.monotonic() - self._waits_since)
             self._waits_since = None
+            self._file.stop_log.resumed()
         return claimed
 
     def _claimer(self) -> claims.Claimer:

@@ -45,6 +45,8 @@ class Spool:
         """Where the messages wait for their requests."""
         self.facts = FileFacts(file)
         """What the processes of the machine tell each other."""
+        self.stop_log = file.stop_log
+        """Where it is logged that the API has stopped the token."""
 
     @classmethod
     def open(
