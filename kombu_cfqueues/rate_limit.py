@@ -233,7 +233,7 @@ class Budget:
     ) -> None:
         self._limit = limit
         self._clock = clock or Clock()
-        self._stop_log = stop_log or StopLog(self._clock)
+        self.stop_log = stop_log or StopLog(self._clock)
         self._lock = self._clock.lock()  # guards all fields below; never held during a sleep
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
@@ -333,13 +333,13 @@ class Budget:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
                 self._queue_stopped_until = stops | {queue: now + seconds}
         if scope is not Scope.QUEUE:
-            self._stop_log.stopped(error, seconds)
+            self.stop_log.stopped(error, seconds)
 
     def _try(self, place: Place, queue: str | None) -> RateLimited | None:
         """Spend a token, or return why not; `Place.ready_at` says when to try again."""
         why = self._try_locked(place, queue)
         if why is None:
-            self._stop_log.resumed()
+            self.stop_log.resumed()
         return why
 
     def _try_locked(self, place: Place, queue: str | None) -> RateLimited | None:

@@ -229,13 +229,24 @@ class Publisher:
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Post what any process wants to publish; who spools may not know the queue's id."""
         queue_id = address.cloudflare_id
-        if queue_id is None:
-            queue_id = self._resolve(address, deadline)
         try:
+            if queue_id is None:
+                queue_id = self._resolve(address, deadline)
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
-            self._directory.forget_address(address, queue_id)
+            if queue_id is not None:
+                self._directory.forget_address(address, queue_id)
             raise
+        except CFQueuesError as error:
+            self._stop_others(error, queue_id)
+            raise
+
+    def _stop_others(self, error: CFQueuesError, queue_id: str | None) -> None:
+        """Let other processes that empty the spool heed a 429; the client tells a shared budget."""
+        if error.status != 429 or isinstance(self._budget, SharedBudget):
+            return
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # they will be told too
+            self._spool().stop(error, queue_id)
 
     def _resolve(self, address: Address, deadline: float) -> str:
         try:

@@ -37,6 +37,7 @@ class File:
         spool_dir: The option.
         clock: Time and waiting.
         boot: What `boot_id` says.
+        stop_log: Where stops are logged that this process meets in the file.
 
     Raises:
         SpoolUnavailable: (every method) no file can be used.
@@ -53,6 +54,7 @@ class File:
         spool_dir: str | None = None,
         clock: Clock | None = None,
         boot: Callable[[], str] = boot_id,
+        stop_log: StopLog | None = None,
     ) -> None:
         digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
         self._name = digest[:16]
@@ -60,8 +62,7 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
-        self.stop_log = StopLog(self.clock)
-        """Where stops are logged that this process meets in the file, or in an answer."""
+        self.stop_log = stop_log or StopLog(self.clock)
         self._boot = boot
         self._database: Database | None = None
         self._leaves_at_exit = False

@@ -111,7 +111,7 @@ def test_a_confirmed_publish_heeds_a_429_that_the_spool_was_answered(blocked, sp
         one.Producer().publish("x", routing_key="jobs")
         assert eventually(lambda: kombu_cfqueues.stats()["retries"] > before, 5)
         sent = len(posts(blocked))
-        with pytest.raises(CFQueuesError):
+        with pytest.raises(OperationalError):  # it cannot even connect
             two.Producer().publish("x", routing_key="jobs")
         assert len(posts(blocked)) == sent
 
