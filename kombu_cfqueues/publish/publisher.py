@@ -35,6 +35,7 @@ from ..options import Options
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..spool import Place, SharedBudget, Spool, Spooled
 from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
@@ -47,6 +48,10 @@ logger = logging.getLogger(__name__)
 ADVISE_AFTER: Final = 20
 """Publishes of a thread, one after the other, that waited for a permit: then the log advises it to
 use a batch."""
+
+
+UNUSED_SECONDS: Final = 3_600.0
+"""How long a queue to which nothing is published is remembered, where the process is alone."""
 
 
 class Publisher:
@@ -89,7 +94,7 @@ class Publisher:
     def renew_after_fork(self) -> None:
         """Start with empty rooms: what the parent's threads wait for is the parent's."""
         self._lock = threading.Lock()  # guards _alone
-        self._alone: dict[str, GroupCommit] = {}  # by queue id
+        self._alone: Recent[str, GroupCommit] = Recent(UNUSED_SECONDS)  # by queue id
 
     def submit(
         self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
@@ -199,15 +204,16 @@ class Publisher:
     def _commit_alone(self, address: Address) -> GroupCommit:
         """The callers of this process that publish to a queue without the file."""
         queue_id = address.cloudflare_id or ""
+
+        def make() -> GroupCommit:
+            budget = self._budget
+            permits = budget.alone if isinstance(budget, SharedBudget) else budget
+            room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
+            sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
+            return self._commit(room, sender)
+
         with self._lock:
-            commit = self._alone.get(queue_id)
-            if commit is None:
-                budget = self._budget
-                permits = budget.alone if isinstance(budget, SharedBudget) else budget
-                room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
-                sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
-                commit = self._alone[queue_id] = self._commit(room, sender)
-            return commit
+            return self._alone.get(queue_id, make)
 
     def _commit(self, room: WaitingRoom, sender: Sender) -> GroupCommit:
         options = self._options
@@ -229,13 +235,24 @@ class Publisher:
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Post what any process wants to publish; who spools may not know the queue's id."""
         queue_id = address.cloudflare_id
-        if queue_id is None:
-            queue_id = self._resolve(address, deadline)
         try:
+            if queue_id is None:
+                queue_id = self._resolve(address, deadline)
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
-            self._directory.forget_address(address, queue_id)
+            if queue_id is not None:
+                self._directory.forget_address(address, queue_id)
             raise
+        except CFQueuesError as error:
+            self._stop_others(error, queue_id)
+            raise
+
+    def _stop_others(self, error: CFQueuesError, queue_id: str | None) -> None:
+        """Let other processes that empty the spool heed a stop; the client tells a shared budget."""
+        if error.stops is None or isinstance(self._budget, SharedBudget):
+            return
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # they will be told too
+            self._spool().stop(error, queue_id)
 
     def _resolve(self, address: Address, deadline: float) -> str:
         try:

@@ -10,7 +10,7 @@ from ..rate_limit import Allowance, Limit, NoPermit
 from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
-"""In practice none, for a spool towards a host without one."""
+"""None, for a spool towards a host without one, or where each process paces itself."""
 
 _COLUMNS: Final = ", ".join(Allowance._fields)
 
@@ -32,16 +32,22 @@ class Bucket:
         self._token = token
         self._limit = limit
         self._now = now
-        self._allowance = self._load().counted(limit, now)
+        self._allowance = self._load()
+        if limit is not NO_LIMIT:
+            self._allowance = self._allowance.counted(limit, now)
 
     @property
     def tokens(self) -> float:
         """Requests that may leave at once."""
+        if self._limit is NO_LIMIT:
+            return float(self._limit.burst)
         # A sum of floats may lack a little.
         return self._allowance.tokens + 1e-9
 
     def ready_at(self, tokens: int = 1) -> float:
         """When so many requests may leave."""
+        if self._limit is NO_LIMIT:
+            return self._now
         return self._allowance.ready_at(self._limit, tokens)
 
     def stopped(self, *, publishing: bool) -> RateLimited | None:
@@ -60,8 +66,9 @@ class Bucket:
         return NoPermit("the request allowance is used up", retry_after=seconds)
 
     def spend(self, kind: Kind) -> None:
-        """Take a permit for *kind*."""
-        self._save(self._allowance.spent())
+        """Take a permit for *kind*.  Without a limit, what others may spend stays as it is."""
+        if self._limit is not NO_LIMIT:
+            self._save(self._allowance.spent())
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def stop(self, scope: Scope, seconds: float) -> None:

@@ -13,11 +13,19 @@ from ..errors import RateLimited
 from ..waiting_room import ClaimTerms, Item, Kind, Wait
 from . import permit_scheduler as scheduler
 from .bucket import Bucket, last_kind
-from .permit_scheduler import ELIGIBLE, TURN_SECONDS, Eligible, Patience, Turn
+from .permit_scheduler import ELIGIBLE, TURN_SECONDS, WAITING_QUEUES, Eligible, Patience, Turn
 from .schema import State
 
 LOOKED_AT: Final = 4 * limits.BATCH_MESSAGES
 """How many of a queue's oldest messages are looked at for one request."""
+
+
+_HELD_UP: Final = f"""
+{WAITING_QUEUES}
+SELECT q.address, q.stopped_until, q.paused_until
+FROM waits CROSS JOIN queue AS q ON q.id = waits.queue
+WHERE max(q.stopped_until, q.paused_until) > :now
+"""  # noqa: S608  our own words
 
 
 class Found(NamedTuple):
@@ -87,16 +95,12 @@ def find_turn(
 def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -> Wait:
     """When something of this may be postable: a queue's stop or pause ends."""
     ends: list[tuple[float, str, bool]] = []
-    for name, stopped, paused in connection.execute(
-        "SELECT address, stopped_until, paused_until FROM queue AS q "
-        "WHERE max(stopped_until, paused_until) > ? "
-        "AND EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = q.id)",
-        (now,),
-    ):
-        if stopped > now:
-            ends.append((stopped, name, True))
-        elif Kind.SPOOLED in kinds:
-            ends.append((paused, name, False))
+    for kind in kinds:
+        for name, stopped, paused in connection.execute(_HELD_UP, {"kind": kind, "now": now}):
+            if stopped > now:
+                ends.append((stopped, name, True))
+            elif kind is Kind.SPOOLED:
+                ends.append((paused, name, False))
     if not ends:
         return Wait(None)
     until, name, stops = min(ends)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
-from ..rate_limit import Limit
+from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..waiting_room import RoomBusy
@@ -37,6 +37,7 @@ class File:
         spool_dir: The option.
         clock: Time and waiting.
         boot: What `boot_id` says.
+        stop_log: Where stops are logged that this process meets in the file.
 
     Raises:
         SpoolUnavailable: (every method) no file can be used.
@@ -53,6 +54,7 @@ class File:
         spool_dir: str | None = None,
         clock: Clock | None = None,
         boot: Callable[[], str] = boot_id,
+        stop_log: StopLog | None = None,
     ) -> None:
         digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
         self._name = digest[:16]
@@ -60,6 +62,7 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
+        self.stop_log = stop_log or StopLog(self.clock)
         self._boot = boot
         self._database: Database | None = None
         self._leaves_at_exit = False

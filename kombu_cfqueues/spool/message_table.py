@@ -22,6 +22,12 @@ to the last byte could never be emptied."""
 BLOCK: Final = 500
 """Rows of one statement."""
 
+UNUSED_SECONDS: Final = 86_400.0
+"""A queue that was not used for this long is forgotten; its next use looks it up again."""
+
+NOTE_USE_SECONDS: Final = 3_600.0
+"""How exactly the last use of a queue is known: not every use is worth a write."""
+
 Place: TypeAlias = "tuple[str, int]"
 """Where a message is: the file's id, since the file may be replaced, and the row."""
 
@@ -188,22 +194,54 @@ def insert(
 
 def queue_row(connection: sqlite3.Connection, address: Address) -> int:
     """Return the row of a queue, made if it is new; note what *address* knows of it."""
+    now = time.time()
     found = connection.execute(
-        "SELECT id, creates, cloudflare_id FROM queue WHERE address = ?", (address.name,)
+        "SELECT id, creates, cloudflare_id, used_at FROM queue WHERE address = ?", (address.name,)
     ).fetchone()
     if found is None:
         done = connection.execute(
-            "INSERT INTO queue (address, creates, cloudflare_id) VALUES (?, ?, ?)", address
+            "INSERT INTO queue (address, creates, cloudflare_id, used_at) VALUES (?, ?, ?, ?)",
+            (*address, now),
         )
         return int(done.lastrowid or 0)
-    row, creates, known = found
-    if (address.creates and not creates) or (address.cloudflare_id or known) != known:
+    row, creates, known, used_at = found
+    is_news = (address.creates and not creates) or (address.cloudflare_id or known) != known
+    if is_news or abs(now - used_at) > NOTE_USE_SECONDS:
         connection.execute(
-            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id) "
-            "WHERE id = ?",
-            (address.creates, address.cloudflare_id, row),
+            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id), "
+            "used_at = ? WHERE id = ?",
+            (address.creates, address.cloudflare_id, now, row),
         )
     return int(row)
+
+
+def forget_unused(connection: sqlite3.Connection, now: float) -> None:
+    """Forget queues and tokens that were not used for `UNUSED_SECONDS`.
+
+    Reply queues come and go, and so do tokens that expire.  A queue that something waits for, or
+    that was refused and is kept, is in use.
+
+    Args:
+        connection: In a transaction.
+        now: The monotonic clock.
+    """
+    before = time.time() - UNUSED_SECONDS
+    connection.execute(
+        "DELETE FROM queue WHERE id IN (SELECT id FROM queue AS q WHERE used_at < ? "
+        "AND max(stopped_until, paused_until) <= ? "
+        "AND NOT EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = q.id "
+        "AND kind IN (0, 1, 2)) "
+        "AND id NOT IN (SELECT queue FROM message WHERE state = 1 AND queue IS NOT NULL) "
+        "AND id NOT IN (SELECT queue FROM message WHERE state = 3 AND queue IS NOT NULL) "
+        "LIMIT ?)",
+        (before, now, BLOCK),
+    )
+    connection.execute("DELETE FROM token WHERE works_at < ?", (now - UNUSED_SECONDS,))
+    connection.execute(
+        "DELETE FROM bucket WHERE counted_at < ? AND max(stopped_until, publishing_stopped_until) "
+        "<= ? AND counted_at < (SELECT max(counted_at) FROM bucket)",
+        (now - UNUSED_SECONDS, now),
+    )
 
 
 def _keep(connection: sqlite3.Connection, message: Spooled, **more: Any) -> int:

@@ -28,9 +28,10 @@ from ..waiting_room import (
 )
 from . import claims
 from .file import File
-from .message_table import insert, queue_row
+from .message_table import forget_unused, insert, queue_row
 from .permit_scheduler import Patience, Turn
 from .schema import State, forget, free
+from .shared_budget import log_stop
 
 LOOK_SECONDS: Final = 0.008
 """Pause between two looks for an answer while another process posts, or is about to."""
@@ -43,6 +44,9 @@ PATIENT_LOOKS: Final = 20
 
 SWEEP_SECONDS: Final = 0.25
 """Pause between two looks whether the processes that post are alive."""
+
+FORGET_SECONDS: Final = 600.0
+"""Pause between two looks for queues that are not used any more."""
 
 OUTCOME_SECONDS: Final = 5.0
 """How long after its deadline an outcome is kept for an owner that is late."""
@@ -75,6 +79,7 @@ class SpoolRoom:
         self._own: dict[Any, Item] = {}
         self._patience = Patience()
         self._swept_at = 0.0
+        self._forgot_at = 0.0
         self._quiet_looks = 0
         self._waits_since: float | None = None  # for a permit
 
@@ -104,6 +109,7 @@ class SpoolRoom:
         if not skips:
             return None
         metrics.waited(0.0)
+        self._file.stop_log.resumed()
         return Claim(number, address, items)
 
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
@@ -259,11 +265,13 @@ class SpoolRoom:
         # one process at a time can write.
         found = self._file.read(look, until=terms.until)
         if isinstance(found, Wait):
+            log_stop(self._file.stop_log, found)
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
             metrics.waited(self._file.clock.monotonic() - self._waits_since)
             self._waits_since = None
+            self._file.stop_log.resumed()
         return claimed
 
     def _claimer(self) -> claims.Claimer:
@@ -359,14 +367,20 @@ class SpoolRoom:
     def sweep(self, *, until: float = inf) -> None:
         """Free what the dead have claimed, and forget what nobody waits for any more."""
         dead = self._file.locks.dead()
+        now = self._file.clock.monotonic()
+        forgets = now - self._forgot_at >= FORGET_SECONDS
+        if forgets:
+            self._forgot_at = now
 
         def is_due(connection: sqlite3.Connection) -> bool:
-            return bool(dead) or _has_stale(connection, self._file.clock.monotonic())
+            return forgets or bool(dead) or _has_stale(connection, self._file.clock.monotonic())
 
         def work(connection: sqlite3.Connection) -> None:
             for name in dead:
                 forget(connection, name)
             _clear(connection, self._file.clock.monotonic())
+            if forgets:
+                forget_unused(connection, self._file.clock.monotonic())
 
         if self._file.read(is_due, until=until):
             self._file.write(work, until=until)

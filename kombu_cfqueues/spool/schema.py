@@ -79,10 +79,13 @@ CREATE TABLE queue (
     paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: for what is spooled
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
     trouble TEXT,                            -- why what is spooled waits
+    used_at REAL NOT NULL,                   -- wall clock: of its last use, about
     known_id TEXT,                           -- what a process has looked up, for the others
     retention INTEGER,                       -- seconds for which it keeps messages
     known_at REAL                            -- monotonic
 );
+
+CREATE INDEX used ON queue (used_at);
 
 CREATE TABLE bucket (
     token TEXT PRIMARY KEY,                  -- a hash

@@ -14,7 +14,7 @@ from typing import Final
 from .. import limits
 from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, NoPermit, parse_ratelimit
+from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
@@ -53,7 +53,10 @@ class SharedBudget:
         self._permits = Permits(file)
         self._facts = FileFacts(file)
         self._clock = file.clock
-        self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
+        self._stop_log = file.stop_log
+        self.alone = Budget(
+            Limit(limit.rate / SHARERS, 1), clock=self._clock, stop_log=file.stop_log
+        )
         """What this process may send by itself while the file cannot be used."""
         self.renew_after_fork()
         renew_in_child(self)
@@ -123,7 +126,9 @@ class SharedBudget:
                 place, wait = self._permits.request_permit(place, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
+                    self._stop_log.resumed()
                     return
+                log_stop(self._stop_log, wait)
                 if is_known is not None and is_known():
                     raise Unneeded
                 now = self._clock.monotonic()
@@ -145,6 +150,12 @@ class SharedBudget:
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             # Its deadline ends it.
             logger.debug("a place in the line for permits could not be given back: %s", error)
+
+
+def log_stop(stop_log: StopLog, wait: Wait) -> None:
+    """Log that the API has stopped the token, if that is what *wait* waits for."""
+    if wait.why is not None and wait.queue is None and not isinstance(wait.why, NoPermit):
+        stop_log.stopped(wait.why, wait.why.retry_after or 0.0)
 
 
 class Permits:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from ..envelope import Address
 from ..errors import CFQueuesError
-from ..rate_limit import Limit
+from ..rate_limit import Budget, Limit
 from .election import Election
 from .facts import FileFacts
 from .file import File
 from .listing import Allowed, Listing, QueueState, Refused
 from .liveness import AVAILABLE
 from .message_table import MessageTable, Place, Spooled
+from .paced_room import PacedRoom
 from .room import SpoolRoom
-from .shared_budget import SharedBudget
+from .shared_budget import Permits, SharedBudget
 
 CLAIM_RESERVE_SECONDS = 5.0
 """A claim is anybody's this long after its request must have ended."""
@@ -31,17 +32,23 @@ class Spool:
     Args:
         file: Where it is.
         claim_seconds: After this long a claim is anybody's, although its process lives.
+        permits: The allowance of this process; None if the machine shares one, in the file.
     """
 
     available = AVAILABLE
     """Whether this system has the locks that a spool needs; Windows has not."""
 
-    def __init__(self, file: File, claim_seconds: float) -> None:
+    def __init__(self, file: File, claim_seconds: float, permits: Budget | None = None) -> None:
         self._file = file
         self._messages = MessageTable(file)
         self._election = Election(file)
         self._listing = Listing(file)
-        self.room = SpoolRoom(file, claim_seconds)
+        self._permits = Permits(file)
+        self.room = (
+            SpoolRoom(file, claim_seconds)
+            if permits is None
+            else PacedRoom(file, claim_seconds, permits)
+        )
         """Where the messages wait for their requests."""
         self.facts = FileFacts(file)
         """What the processes of the machine tell each other."""
@@ -56,19 +63,22 @@ class Spool:
         *,
         spool_dir: str | None = None,
         post_seconds: float = 15.0,
+        permits: Budget | None = None,
     ) -> Spool:
         """Return the spool of an account; its file is opened when it is used.
 
         Args:
             base_url: Where the API is; with *account_id* it chooses the file.
             account_id: The account.
-            limit: The request allowance; None: none.
+            limit: The allowance of the machine; None: none, or each process has its own.
             token: Returns the API token, whose hash chooses the allowance.
             spool_dir: The option.
             post_seconds: How long one request takes at most.
+            permits: The allowance of this process; None if the machine shares one.
         """
-        file = File(base_url, account_id, limit, token, spool_dir=spool_dir)
-        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS)
+        stop_log = None if permits is None else permits.stop_log
+        file = File(base_url, account_id, limit, token, spool_dir=spool_dir, stop_log=stop_log)
+        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS, permits)
 
     @property
     def path(self) -> Path:
@@ -115,6 +125,10 @@ class Spool:
     def shrink(self) -> bool:
         """Give the disk back some of what a backlog has taken; return whether there was much."""
         return self._file.shrink()
+
+    def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
+        """Stop what *error* stops, for every process that empties the spool."""
+        self._permits.stop(error, cloudflare_id)
 
     # -- who empties it
 
