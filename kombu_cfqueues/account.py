@@ -13,7 +13,7 @@ from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
-from .publish.publisher import Publisher, post_seconds
+from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import renew_in_child
 from .spool import SharedBudget, Spool
@@ -146,7 +146,7 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
         Limit(rate, options.request_burst) if rate is not None and by_host else None,
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
-        post_seconds=post_seconds(options),
+        post_seconds=post_seconds(options) + lookup_seconds(options),
         permits=permits,
     )
 

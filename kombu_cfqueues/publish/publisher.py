@@ -50,6 +50,9 @@ ADVISE_AFTER: Final = 20
 use a batch."""
 
 
+LOOKUP_PERMITS: Final = 3
+"""Requests that finding or creating a queue takes: a look-up, a creation, and one in reserve."""
+
 UNUSED_SECONDS: Final = 3_600.0
 """How long a queue to which nothing is published is remembered, where the process is alone."""
 
@@ -85,7 +88,12 @@ class Publisher:
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
         if spool is not None:
-            sender = Sender(spool.room, self._post_for_all, post_seconds=post_seconds(options))
+            sender = Sender(
+                spool.room,
+                self._post_for_all,
+                post_seconds=post_seconds(options),
+                lookup_seconds=lookup_seconds(options),
+            )
             self._shared = self._commit(spool.room, sender)
             self._relay = Relay(spool, self._shared)
         self.renew_after_fork()
@@ -248,7 +256,7 @@ class Publisher:
             raise
 
     def _stop_others(self, error: CFQueuesError, queue_id: str | None) -> None:
-        """Let other processes that empty the spool heed a stop; the client tells a shared budget."""
+        """Let other processes that empty the spool heed a stop."""
         if error.stops is None or isinstance(self._budget, SharedBudget):
             return
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # they will be told too
@@ -271,6 +279,11 @@ class Publisher:
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
         if self._waits.in_a_row == ADVISE_AFTER:
             _advise_to_batch()
+
+
+def lookup_seconds(options: Options) -> float:
+    """Most seconds until a queue's look-up has its permits: at a low rate, longer than a post."""
+    return LOOKUP_PERMITS / options.request_rate if options.request_rate else 0.0
 
 
 def post_seconds(options: Options) -> float:
