@@ -13,7 +13,7 @@ from ..errors import RateLimited
 from ..waiting_room import ClaimTerms, Item, Kind, Wait
 from . import permit_scheduler as scheduler
 from .bucket import Bucket, last_kind
-from .permit_scheduler import ELIGIBLE, TURN_SECONDS, WAITING_QUEUES, Eligible, Patience, Turn
+from .permit_scheduler import BACKLOGGED, ELIGIBLE, TURN_SECONDS, Eligible, Patience, Turn
 from .schema import State
 
 LOOKED_AT: Final = 4 * limits.BATCH_MESSAGES
@@ -21,7 +21,7 @@ LOOKED_AT: Final = 4 * limits.BATCH_MESSAGES
 
 
 _HELD_UP: Final = f"""
-{WAITING_QUEUES}
+{BACKLOGGED}
 SELECT q.address, q.stopped_until, q.paused_until
 FROM waits CROSS JOIN queue AS q ON q.id = waits.queue
 WHERE max(q.stopped_until, q.paused_until) > :now

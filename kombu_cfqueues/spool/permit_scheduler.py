@@ -74,7 +74,7 @@ m.state = 0 AND ifnull(m.deadline, 9e999) <= :latest
     AND (:owner IS NULL OR m.owner IS :owner)
 """
 
-WAITING_QUEUES: Final = """
+BACKLOGGED: Final = """
 WITH RECURSIVE waits (queue) AS (
     SELECT (
         SELECT queue FROM message WHERE state = 0 AND kind = :kind AND queue IS NOT NULL
@@ -92,7 +92,7 @@ WITH RECURSIVE waits (queue) AS (
 thousands of queues that are known, and have nothing waiting, cost nothing."""
 
 _OLDEST: Final = f"""
-{WAITING_QUEUES}
+{BACKLOGGED}
 SELECT (
     SELECT m.id FROM message AS m
     WHERE m.kind = :kind AND m.queue = q.id AND {ELIGIBLE}
