@@ -40,7 +40,7 @@ class ApiRequest(NamedTuple):
             with it.
         deadline: When to give up, in seconds of `time.monotonic`.
         body: JSON; None if there is none.
-        queue_id: The queue whose messages it is about; a 429 may then stop only that queue.
+        queue_id: The queue whose messages it is about; its refusal may stop only that queue.
     """
 
     method: str

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, NoPermit, Scope, parse_ratelimit, scope_of
+from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
@@ -61,7 +61,10 @@ class SharedBudget:
         self._permits = Permits(file)
         self._facts = FileFacts(file)
         self._clock = file.clock
-        self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
+        self._stop_log = file.stop_log
+        self.alone = Budget(
+            Limit(limit.rate / SHARERS, 1), clock=self._clock, stop_log=file.stop_log
+        )
         """What this process may send alone, while the file cannot be used."""
         self.renew_after_fork()
         renew_in_child(self)
@@ -90,10 +93,10 @@ class SharedBudget:
             self.alone.observe(ratelimit)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """After a 429, stop the requests it applies to, for every process; ignore other errors."""
-        if error.status in (401, 403):
+        """Stop the requests that *error* concerns, for every process."""
+        if error.stops is None and error.status in (401, 403):
             self._facts.note_token(works=False)
-        if error.status == 429:
+        if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
 
@@ -131,7 +134,9 @@ class SharedBudget:
                 request, wait = self._permits.request_permit(request, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
+                    self._stop_log.resumed()
                     return
+                log_stop(self._stop_log, wait)
                 if is_known is not None and is_known():
                     raise Unneeded
                 self._sleep(wait, deadline)
@@ -161,6 +166,12 @@ class SharedBudget:
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             # The row ends at its deadline.
             logger.debug("a request for a permit could not be given back: %s", error)
+
+
+def log_stop(stop_log: StopLog, wait: Wait) -> None:
+    """Log that the API has stopped the token, if that is what *wait* waits for."""
+    if wait.why is not None and wait.queue is None and not isinstance(wait.why, NoPermit):
+        stop_log.stopped(wait.why, wait.why.retry_after or 0.0)
 
 
 class Permits:
@@ -265,8 +276,10 @@ class Permits:
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
     def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
-        """Stop the requests that a 429 applies to: one queue, publishing, or every call."""
-        scope = scope_of(error.code)
+        """Stop the requests that *error* concerns: one queue, publishing, or every call."""
+        scope = error.stops
+        if scope is None:
+            return
         queue_only = scope is Scope.QUEUE
         if queue_only and not (cloudflare_id and error.retry_after):
             return  # the retry of the request backs off
