@@ -127,7 +127,9 @@ class Requester:
             self._permits.refused(error, queue=request.queue_id)
             # Local variables here and in the frames below hold the response, in which a server
             # may repeat the token.
+            # *error* may be a new one, which has the refusal as its context.
             del response
+            refusal.with_traceback(None)
             raise error.with_traceback(None) from None
         self._refusals.accepted(token, request.method, request.path)
         return payload
