@@ -380,7 +380,7 @@ SIGNALS = """
                 published[queue] += 1
             except PermanentError as error:
                 assert error.delivered == "no"
-                assert "publishing already" in str(error)
+                assert "already publishing" in str(error)
                 refused += 1
         # In the middle of something else each time.
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.03))
