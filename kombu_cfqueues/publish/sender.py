@@ -101,7 +101,8 @@ class Sender:
         post: Sends messages.
         judge: Says what a failure means, for messages without a caller in this process.
         post_seconds: Maximum seconds that one post takes.
-        lookup_seconds: Seconds that a post may take in addition if its queue must be looked up.
+        lookup_seconds: Maximum seconds that *post* waits for permits, in order to look up the id or
+            the retention of the queue.
         clock: Tells the time and sleeps.
     """
 
@@ -177,10 +178,7 @@ class Sender:
         self, claim: Claim, deadline: float, judge: Callable[[Item], Judge | None]
     ) -> ClaimOutcome:
         started = self._clock.monotonic()
-        end = started + self.post_seconds
-        if claim.address.cloudflare_id is None:
-            end += self._lookup_seconds
-        end = min(deadline, end)
+        end = min(deadline, started + self._lookup_seconds + self.post_seconds)
         try:
             self._post(claim.address, [item.message for item in claim.items], end)
         except CFQueuesError as error:
