@@ -148,13 +148,13 @@ class Allowance(NamedTuple):
 
 
 class StopLog:
-    """Tells people that the API has stopped the token: a line when it begins, and when it is over.
+    """Logs when the API stops the token, and when requests leave again: one line for each.
 
-    Any thread may use it, but not with a lock held or in a transaction, because a log handler is
-    the application's code.
+    Threads may share it.  Do not call it with a lock held or in a transaction, because a log
+    handler is the application's code.
 
     Args:
-        clock: Time.
+        clock: Tells the time.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -163,26 +163,26 @@ class StopLog:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Say it in each process."""
+        """Log stops in the child too."""
         self._lock = self._clock.lock()
         self._until = 0.0  # guarded by _lock, but also read without it; 0.0: not stopped
 
-    def stopped(self, error: CFQueuesError, seconds: float) -> None:
-        """Log that nothing leaves for *seconds*, unless that is known; *error* says why."""
+    def stopped(self, error: CFQueuesError, until: float) -> None:
+        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged."""
         now = self._clock.monotonic()
         with self._lock:
             is_known = now < self._until
-            self._until = max(self._until, now + seconds)
+            self._until = max(self._until, until)
         if not is_known:
             logger.warning(
                 "the request limit of the API token is reached (HTTP 429), so no message leaves "
                 "for %.0f s; messages wait: %s",
-                seconds,
+                max(0.0, until - now),
                 error,
             )
 
     def resumed(self) -> None:
-        """Log that requests leave again, if they did not."""
+        """Log that requests leave again, if a stop is logged and has ended."""
         if not self._until:
             return
         with self._lock:
@@ -314,7 +314,7 @@ class Budget:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
                 self._queue_stopped_until = stops | {queue: now + seconds}
         if scope is not Scope.QUEUE:
-            self.stop_log.stopped(error, seconds)
+            self.stop_log.stopped(error, now + seconds)
 
     def _try(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
         """Spend a token, or return why not; `Waiter.ready_at` says when to try again."""

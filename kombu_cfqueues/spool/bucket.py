@@ -74,9 +74,11 @@ class Bucket:
             self._save(self._allowance.spent())
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-    def stop(self, scope: Scope, seconds: float) -> None:
-        """Stop the requests of *scope* for this many seconds."""
-        self._save(self._allowance.stopped(scope, self._now + seconds))
+    def stop(self, scope: Scope, seconds: float) -> float:
+        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones."""
+        until = self._now + seconds
+        self._save(self._allowance.stopped(scope, until))
+        return until
 
     def would_heed(self, left: int, reset_seconds: float) -> bool:
         """Whether `heed` would change anything."""

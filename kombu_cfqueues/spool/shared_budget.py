@@ -169,9 +169,11 @@ class SharedBudget:
 
 
 def log_stop(stop_log: StopLog, wait: Wait) -> None:
-    """Log that the API has stopped the token, if that is what *wait* waits for."""
-    if wait.why is not None and wait.queue is None and not isinstance(wait.why, NoPermit):
-        stop_log.stopped(wait.why, wait.why.retry_after or 0.0)
+    """Log that the API has stopped the token, if that is why *wait* waits."""
+    if wait.until is None or wait.why is None or wait.queue is not None:
+        return
+    if not isinstance(wait.why, NoPermit):
+        stop_log.stopped(wait.why, wait.until)
 
 
 class Permits:
@@ -285,13 +287,16 @@ class Permits:
             return  # the retry of the request backs off
         seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
 
-        def work(connection: sqlite3.Connection) -> None:
-            if queue_only:
-                connection.execute(
-                    "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
-                    (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
-                )
-            else:
-                self._file.bucket(connection).stop(scope, seconds)
+        def work(connection: sqlite3.Connection) -> float | None:
+            if not queue_only:
+                return self._file.bucket(connection).stop(scope, seconds)
+            connection.execute(
+                "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
+                (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
+            )
+            return None
 
-        self._file.write(work)
+        until = self._file.write(work)
+        if until is not None:
+            # A process that also counts by itself has logged an end that is a moment earlier.
+            self._file.stop_log.stopped(error, until)
