@@ -13,7 +13,7 @@ from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
-from .publish.publisher import Publisher, post_seconds
+from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
 from .spool import SharedBudget, Spool
@@ -58,9 +58,13 @@ class Account:
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
-        spool = open_spool(options) if Spool.available else None
-        self.budget: Budget | SharedBudget = Budget(limit)
-        if limit is not None and options.budget_scope == "host":
+        by_host = limit is not None and options.budget_scope == "host"
+        alone = Budget(limit)
+        spool = None
+        if Spool.available:
+            spool = open_spool(options, None if by_host else alone)
+        self.budget: Budget | SharedBudget = alone
+        if limit is not None and by_host:
             if spool is not None:
                 self.budget = spool.budget(limit)
             else:  # pragma: no cover  Windows
@@ -130,16 +134,22 @@ def _warn_of_difference(name: str, given: object, first: object) -> None:
     )
 
 
-def open_spool(options: Options) -> Spool:
-    """Return the spool of an account on this machine; its file is opened when it is used."""
-    rate = options.request_rate
+def open_spool(options: Options, permits: Budget | None = None) -> Spool:
+    """Return the spool of an account on this machine; its file is opened when it is used.
+
+    Args:
+        options: The account, its allowance and the place of the spool.
+        permits: The allowance of this process, where the machine does not share one.
+    """
+    rate, by_host = options.request_rate, options.budget_scope == "host"
     return Spool.open(
         options.base_url,
         options.account_id,
-        None if rate is None else Limit(rate, options.request_burst),
+        Limit(rate, options.request_burst) if rate is not None and by_host else None,
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
-        post_seconds=post_seconds(options),
+        post_seconds=post_seconds(options) + lookup_seconds(options),
+        permits=permits,
     )
 
 

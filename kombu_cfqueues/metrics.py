@@ -101,7 +101,7 @@ class Metrics:
                 counts[queue, "empty_pulls"] += not messages
             if error is not None:
                 counts[queue, "failed_requests"] += 1
-                counts[queue, "limited_requests"] += getattr(error, "status", None) == 429
+                counts[queue, "limited_requests"] += getattr(error, "stops", None) is not None
         if telemetry := instruments():
             telemetry.requested(operation, queue, seconds, messages, error)
 

@@ -1,4 +1,4 @@
-"""The request allowance of an API token: how many requests may leave, and what a 429 stops.
+"""The request allowance of an API token: how many requests may leave, and what stops them.
 
 Cloudflare counts requests per token.  Exceeding the limit blocks *every* call of the token for 5
 minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
@@ -10,17 +10,19 @@ of a machine.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from . import limits
-from .errors import CFQueuesError, RateLimited
+from .errors import CFQueuesError, RateLimited, Scope
 from .metrics import metrics
 from .options import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
 from .runtime.clock import Clock
 from .runtime.fork import renew_in_child
+
+logger = logging.getLogger(__name__)
 
 INITIAL_TOKENS: Final = 5
 """Tokens of a new bucket: requests that left before this process started are unknown."""
@@ -66,26 +68,6 @@ CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
 """The default limit of requests to Cloudflare."""
 
 
-class Scope(Enum):
-    """What a 429 stops."""
-
-    QUEUE = auto()
-    """Publishing to one queue, which is overloaded, full or disabled."""
-    PUBLISHING = auto()
-    """Publishing to any queue of the account, whose plan allows no more operations today."""
-    EVERYTHING = auto()
-    """Every call of the token."""
-
-
-def scope_of(code: int | None) -> Scope:
-    """Return what a 429 with Cloudflare's error *code* stops; `EVERYTHING` for unknown codes."""
-    if code in (10250, 10251, 10252):
-        return Scope.QUEUE
-    if code == 10253:
-        return Scope.PUBLISHING
-    return Scope.EVERYTHING
-
-
 class Allowance(NamedTuple):
     """What a token may still send, as plain numbers.  Times are seconds of one monotonic clock."""
 
@@ -109,8 +91,9 @@ class Allowance(NamedTuple):
         """Return a copy with the tokens that were earned until *now*."""
         if now < self.counted_at:  # the clock restarted: earn nothing, and keep at most one
             return self._replace(tokens=min(self.tokens, 1.0), counted_at=now)
-        slow = max(0.0, min(now, self.slow_until) - self.counted_at)
-        full = now - self.counted_at - slow
+        start = min(now, self._earns_from)
+        slow = max(0.0, min(now, self.slow_until) - start)
+        full = now - start - slow
         tokens = min(float(limit.burst), self.tokens + slow * self.slow_rate + full * limit.rate)
         return self._replace(tokens=tokens, counted_at=now)
 
@@ -119,10 +102,16 @@ class Allowance(NamedTuple):
         missing = tokens - self.tokens
         if missing <= _ROUNDING:
             return self.counted_at
-        slow = max(0.0, self.slow_until - self.counted_at)
+        start = self._earns_from
+        slow = max(0.0, self.slow_until - start)
         if missing <= slow * self.slow_rate:
-            return self.counted_at + missing / self.slow_rate
-        return self.counted_at + slow + (missing - slow * self.slow_rate) / limit.rate
+            return start + missing / self.slow_rate
+        return start + slow + (missing - slow * self.slow_rate) / limit.rate
+
+    @property
+    def _earns_from(self) -> float:
+        """Since when tokens have been earned that are not counted yet: none during a block."""
+        return max(self.counted_at, self.stopped_until)
 
     def spent(self) -> Allowance:
         """Return a copy with one token less."""
@@ -144,10 +133,64 @@ class Allowance(NamedTuple):
         )
 
     def stopped(self, scope: Scope, until: float) -> Allowance:
-        """Return a copy after a 429 of *scope*, which is not `Scope.QUEUE`."""
-        if scope is Scope.EVERYTHING:
-            return self._replace(stopped_until=max(self.stopped_until, until))
-        return self._replace(publishing_stopped_until=max(self.publishing_stopped_until, until))
+        """Return a copy after the API has stopped *scope*, which is not `Scope.QUEUE`.
+
+        After a block of the token, the bucket is as good as new: what was saved before is gone,
+        or all machines that were blocked would come back with a full burst in the same second.
+        """
+        if scope is Scope.PUBLISHING:
+            until = max(self.publishing_stopped_until, until)
+            return self._replace(publishing_stopped_until=until)
+        return self._replace(
+            tokens=min(self.tokens, float(INITIAL_TOKENS)),
+            stopped_until=max(self.stopped_until, until),
+        )
+
+
+class StopLog:
+    """Logs when the API stops the token, and when requests leave again: one line for each.
+
+    Threads may share it.  Do not call it with a lock held or in a transaction, because a log
+    handler is the application's code.
+
+    Args:
+        clock: Tells the time.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Log stops in the child too."""
+        self._lock = self._clock.lock()
+        self._until = 0.0  # guarded by _lock, but also read without it; 0.0: not stopped
+
+    def stopped(self, error: CFQueuesError, until: float) -> None:
+        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged."""
+        now = self._clock.monotonic()
+        with self._lock:
+            is_known = now < self._until
+            self._until = max(self._until, until)
+        if not is_known:
+            logger.warning(
+                "the request limit of the API token is reached (HTTP 429), so no message leaves "
+                "for %.0f s; messages wait: %s",
+                max(0.0, until - now),
+                error,
+            )
+
+    def resumed(self) -> None:
+        """Log that requests leave again, if a stop is logged and has ended."""
+        if not self._until:
+            return
+        with self._lock:
+            is_over = 0.0 < self._until <= self._clock.monotonic()
+            if is_over:
+                self._until = 0.0
+        if is_over:
+            logger.info("the block of the API token (HTTP 429) is over; messages leave again")
 
 
 class Budget:
@@ -156,15 +199,21 @@ class Budget:
     Threads get permits in the order in which they asked.
 
     Args:
-        limit: The limit; None means no limit, so that only a 429 makes callers wait.
+        limit: The limit; None means no limit, so that only the API's refusals make callers wait.
         clock: Tells the time and sleeps.
+        stop_log: Logs stops.
     """
 
     def __init__(
-        self, limit: Limit | None = CLOUDFLARE_LIMIT, *, clock: Clock | None = None
+        self,
+        limit: Limit | None = CLOUDFLARE_LIMIT,
+        *,
+        clock: Clock | None = None,
+        stop_log: StopLog | None = None,
     ) -> None:
         self._limit = limit
         self._clock = clock or Clock()
+        self.stop_log = stop_log or StopLog(self._clock)
         self._lock = self._clock.lock()  # guards all fields below; never held during a sleep
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
@@ -243,28 +292,38 @@ class Budget:
             self._allowance = counted.guarded(self._limit, *grant)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop the requests that a 429 concerns, for its ``retry_after`` seconds.
+        """Stop the requests that *error* concerns (`CFQueuesError.stops`).
 
-        Any other *error* stops nothing.
+        They stop for its ``retry_after`` seconds.
 
-        A 429 without ``retry_after`` does not stop a single queue, because the caller that retries
-        backs off.  It stops everything else for the length of Cloudflare's window.
+        Without ``retry_after``, a single queue is not stopped, because the caller that retries
+        backs off.  Anything else is stopped for the length of Cloudflare's window.
         """
-        if error.status != 429:
+        scope = error.stops
+        if scope is None:
             return
-        scope = scope_of(error.code)
+        seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
         with self._lock:
             now = self._clock.monotonic()
             self._free = False
             if scope is not Scope.QUEUE:
-                seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
+                if self._limit is not None:
+                    self._allowance = self._allowance.counted(self._limit, now)
                 self._allowance = self._allowance.stopped(scope, now + seconds)
             elif queue is not None and error.retry_after:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
-                self._queue_stopped_until = stops | {queue: now + error.retry_after}
+                self._queue_stopped_until = stops | {queue: now + seconds}
+        if scope is not Scope.QUEUE:
+            self.stop_log.stopped(error, now + seconds)
 
     def _try(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
         """Spend a token, or return why not; `Waiter.ready_at` says when to try again."""
+        why = self._try_locked(waiter, queue)
+        if why is None:
+            self.stop_log.resumed()
+        return why
+
+    def _try_locked(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
         with self._lock:
             now = self._clock.monotonic()
             if waiter.since is None:
@@ -326,11 +385,14 @@ def parse_ratelimit(header: str) -> tuple[int, int] | None:
     >>> parse_ratelimit('"default";r=50;t=30')
     (50, 30)
 
+    The reset is at most one of Cloudflare's windows away, whatever the header says: a wrong value
+    must not slow down all processes of the machine for a day.
+
     Returns None if *header* has no such policy: the header is a hint, and must not fail a request.
     """
     grants = []
     for policy in header.split(","):
         left, reset = _LEFT_PATTERN.search(policy), _RESET_PATTERN.search(policy)
         if left and reset and int(reset[1]) > 0:
-            grants.append((int(left[1]), int(reset[1])))
+            grants.append((int(left[1]), min(int(reset[1]), limits.WINDOW_SECONDS)))
     return min(grants, key=lambda grant: grant[0] / grant[1], default=None)

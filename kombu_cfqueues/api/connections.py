@@ -1,17 +1,20 @@
 """Connections to the API: what lies between a request and the sockets.
 
-They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, and end
-every response at its timeout.  They use the proxies and CA bundles of the environment.
+They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, skip
+interim responses, and end every response at its timeout.  They use the proxies and CA bundles of
+the environment.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import select
 import socket
 import time
-from http.client import HTTPResponse
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse, parse_headers
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -148,10 +151,36 @@ class _TimedReader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
+    """The final response to a request.
+
+    Python's own class takes an interim response (such as 102 or 103) for the final one, unless it
+    is 100.  The next request on the connection would then read the response to this one.
+    """
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         # urllib3 has just set the socket's timeout to the time that remains for the response.
         self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach()))
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Return the status line of the final response; also used for a proxy's tunnel."""
+        while True:
+            line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            status = line[1]
+            if status == HTTPStatus.SWITCHING_PROTOCOLS:  # no request asks for it
+                raise HTTPException("the server switched to another protocol")
+            if status >= HTTPStatus.OK:
+                return line
+            parse_headers(self.fp)
+
+    def begin(self) -> None:
+        super().begin()
+        # These have no body (RFC 9110).  If the headers announce one, the server may send it, and
+        # the next request on the connection would read it.
+        if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) and (
+            self.chunked or self.headers.get("Content-Length", "0").strip() != "0"
+        ):
+            self.will_close = True
 
 
 class _SharedTimeout(HTTPConnection):
@@ -241,10 +270,29 @@ class _Adapter(HTTPAdapter):
             manager = super().proxy_manager_for(proxy, **kwargs)
         except ValueError as error:  # such as an unknown version of SOCKS
             raise requests.exceptions.InvalidProxyURL(str(error)) from error
-        if not proxy.lower().startswith("socks"):  # a SOCKS proxy has its own connection classes
+        if proxy.lower().startswith("socks"):
+            _use_our_responses(manager)
+        else:
             _use_our_pools(manager)
         return manager
 
 
 def _use_our_pools(manager: Any) -> None:
     manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _use_our_responses(manager: Any) -> None:
+    """Keep the connections of *manager*, which speak SOCKS, but read responses as we do."""
+    manager.pool_classes_by_scheme = {
+        scheme: _reading_our_responses(pool)
+        for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
+
+
+@functools.cache  # a class each would grow with each request
+def _reading_our_responses(pool: Any) -> Any:
+    connection = pool.ConnectionCls
+    if connection.response_class is _Response:
+        return pool
+    ours = type(connection.__name__, (connection,), {"response_class": _Response, "debuglevel": 0})
+    return type(pool.__name__, (pool,), {"ConnectionCls": ours})

@@ -40,7 +40,7 @@ class ApiRequest(NamedTuple):
             with it.
         deadline: When to give up, in seconds of `time.monotonic`.
         body: JSON; None if there is none.
-        queue_id: The queue whose messages it is about; a 429 may then stop only that queue.
+        queue_id: The queue whose messages it is about; its refusal may stop only that queue.
     """
 
     method: str
@@ -127,7 +127,9 @@ class Requester:
             self._permits.refused(error, queue=request.queue_id)
             # Local variables here and in the frames below hold the response, in which a server
             # may repeat the token.
+            # *error* may be a new one, which has the refusal as its context.
             del response
+            refusal.with_traceback(None)
             raise error.with_traceback(None) from None
         self._refusals.accepted(token, request.method, request.path)
         return payload

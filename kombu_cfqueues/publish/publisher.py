@@ -36,6 +36,7 @@ from ..options import Options
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..spool import Place, SharedBudget, Spool, Spooled
 from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
@@ -47,6 +48,12 @@ logger = logging.getLogger(__name__)
 
 PUBLISHES_BEFORE_ADVICE: Final = 20
 """The log advises a batch after this many publishes of a thread in a row waited for a permit."""
+
+LOOKUP_PERMITS: Final = 3
+"""Maximum requests to find or create a queue: a look-up, a creation, and one in reserve."""
+
+UNUSED_SECONDS: Final = 3_600.0
+"""The group commit of a queue is dropped after this time without a publish."""
 
 
 class Publisher:
@@ -80,7 +87,12 @@ class Publisher:
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
         if spool is not None:
-            sender = Sender(spool.room, self._post_for_all, post_seconds=post_seconds(options))
+            sender = Sender(
+                spool.room,
+                self._post_for_all,
+                post_seconds=post_seconds(options),
+                lookup_seconds=lookup_seconds(options),
+            )
             self._shared = self._commit(spool.room, sender)
             self._relay = Relay(spool, self._shared)
         self.renew_after_fork()
@@ -89,7 +101,7 @@ class Publisher:
     def renew_after_fork(self) -> None:
         """Start with empty rooms: only the parent posts what its threads wait for."""
         self._lock = threading.Lock()  # guards _alone
-        self._alone: dict[str, GroupCommit] = {}  # by queue id
+        self._alone: Recent[str, GroupCommit] = Recent(UNUSED_SECONDS)  # by queue id
 
     def submit(
         self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
@@ -210,15 +222,16 @@ class Publisher:
     def _commit_alone(self, address: Address) -> GroupCommit:
         """Return the group commit of this process's callers for one queue, in memory."""
         queue_id = address.cloudflare_id or ""
+
+        def make() -> GroupCommit:
+            budget = self._budget
+            permits = budget.alone if isinstance(budget, SharedBudget) else budget
+            room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
+            sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
+            return self._commit(room, sender)
+
         with self._lock:
-            commit = self._alone.get(queue_id)
-            if commit is None:
-                budget = self._budget
-                permits = budget.alone if isinstance(budget, SharedBudget) else budget
-                room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
-                sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
-                commit = self._alone[queue_id] = self._commit(room, sender)
-            return commit
+            return self._alone.get(queue_id, make)
 
     def _commit(self, room: WaitingRoom, sender: Sender) -> GroupCommit:
         options = self._options
@@ -240,14 +253,25 @@ class Publisher:
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Post messages of any process; a process that spools may not know the queue's id."""
         queue_id = address.cloudflare_id
-        if queue_id is None:
-            queue_id = self._resolve(address, deadline)
-        self._judge_retention(address, batch, deadline)
         try:
+            if queue_id is None:
+                queue_id = self._resolve(address, deadline)
+            self._judge_retention(address, batch, deadline)
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
-            self._directory.forget_address(address, queue_id)
+            if queue_id is not None:
+                self._directory.forget_address(address, queue_id)
             raise
+        except CFQueuesError as error:
+            self._stop_others(error, queue_id)
+            raise
+
+    def _stop_others(self, error: CFQueuesError, queue_id: str | None) -> None:
+        """Record a stop in the spool's file, for other processes that empty the spool."""
+        if error.stops is None or isinstance(self._budget, SharedBudget):
+            return
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the API tells them too
+            self._spool().stop(error, queue_id)
 
     def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Refuse what the queue would delete: whoever spooled it may have known nothing of it.
@@ -287,6 +311,11 @@ class Publisher:
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
         if self._waits.in_a_row == PUBLISHES_BEFORE_ADVICE:
             _advise_to_batch()
+
+
+def lookup_seconds(options: Options) -> float:
+    """Return the maximum seconds until a look-up has its permits; at a low rate, many."""
+    return LOOKUP_PERMITS / options.request_rate if options.request_rate else 0.0
 
 
 def post_seconds(options: Options) -> float:

@@ -101,6 +101,8 @@ class Sender:
         post: Sends messages.
         judge: Says what a failure means, for messages without a caller in this process.
         post_seconds: Maximum seconds that one post takes.
+        lookup_seconds: Maximum seconds that *post* waits for permits, in order to look up the id or
+            the retention of the queue.
         clock: Tells the time and sleeps.
     """
 
@@ -111,9 +113,11 @@ class Sender:
         judge: Judge = verdict_of,
         *,
         post_seconds: float,
+        lookup_seconds: float = 0.0,
         clock: Clock | None = None,
     ) -> None:
         self.post_seconds = post_seconds
+        self._lookup_seconds = lookup_seconds
         self._room = room
         self._post = post
         self._judge = judge
@@ -174,7 +178,7 @@ class Sender:
         self, claim: Claim, deadline: float, judge: Callable[[Item], Judge | None]
     ) -> ClaimOutcome:
         started = self._clock.monotonic()
-        end = min(deadline, started + self.post_seconds)
+        end = min(deadline, started + self._lookup_seconds + self.post_seconds)
         try:
             self._post(claim.address, [item.message for item in claim.items], end)
         except CFQueuesError as error:
@@ -331,7 +335,7 @@ class Sender:
         if isinstance(error, QueueNotFound):
             seconds = 0.0  # messages to other queues may leave
         asked = error.retry_after or 0.0
-        if self._room.shared and error.status == 429:
+        if self._room.shared and error.stops is not None:
             asked = 0.0
         self.pause = Pause(now, now + max(seconds, asked), now + asked, error)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from ..errors import RateLimited
-from ..rate_limit import Allowance, Limit, NoPermit, Scope
+from ..errors import RateLimited, Scope
+from ..rate_limit import Allowance, Limit, NoPermit
 from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
-"""An allowance that no program reaches, for a server without a rate limit."""
+"""No limit: for a server without a rate limit, or where each process limits its own requests."""
 
 _COLUMNS: Final = ", ".join(Allowance._fields)
 
@@ -32,16 +32,22 @@ class Bucket:
         self._token = token
         self._limit = limit
         self._now = now
-        self._allowance = self._load().counted(limit, now)
+        self._allowance = self._load()
+        if limit is not NO_LIMIT:
+            self._allowance = self._allowance.counted(limit, now)
 
     @property
     def tokens(self) -> float:
         """Number of requests that may leave now."""
+        if self._limit is NO_LIMIT:
+            return float(self._limit.burst)
         # Rounding may leave the sum slightly below an integer.
         return self._allowance.tokens + 1e-9
 
     def ready_at(self, tokens: int = 1) -> float:
         """Return when *tokens* requests may leave, in monotonic seconds."""
+        if self._limit is NO_LIMIT:
+            return self._now
         return self._allowance.ready_at(self._limit, tokens)
 
     def stopped(self, *, publishing: bool) -> RateLimited | None:
@@ -60,13 +66,19 @@ class Bucket:
         return NoPermit("the request allowance is used up", retry_after=seconds)
 
     def spend(self, kind: Kind) -> None:
-        """Take a permit for a request of *kind*."""
-        self._save(self._allowance.spent())
+        """Take a permit for a request of *kind*.
+
+        Without a limit, the bucket stays as it is, because other processes may have a limit.
+        """
+        if self._limit is not NO_LIMIT:
+            self._save(self._allowance.spent())
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-    def stop(self, scope: Scope, seconds: float) -> None:
-        """Stop the requests of *scope* for this many seconds."""
-        self._save(self._allowance.stopped(scope, self._now + seconds))
+    def stop(self, scope: Scope, seconds: float) -> float:
+        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones."""
+        until = self._now + seconds
+        self._save(self._allowance.stopped(scope, until))
+        return until
 
     def would_heed(self, left: int, reset_seconds: float) -> bool:
         """Whether `heed` would change anything."""

@@ -13,17 +13,25 @@ from ..errors import RateLimited
 from ..waiting_room import ClaimTerms, Item, Kind, Wait
 from . import permit_scheduler as scheduler
 from .bucket import Bucket, last_kind
-from .permit_scheduler import ELIGIBLE, RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
+from .permit_scheduler import (
+    BACKLOGGED,
+    ELIGIBLE,
+    RESERVED_POLL_SECONDS,
+    Contender,
+    Eligible,
+    Reservation,
+)
 from .schema import State
 
 MAX_CANDIDATES: Final = 4 * limits.BATCH_MESSAGES
 """Number of a queue's oldest messages of a kind that are considered for one request."""
 
-_ENDS_OF_DELAYS: Final = """
-SELECT address, stopped_until, paused_until FROM queue AS q
-WHERE max(stopped_until, paused_until) > ?
-    AND EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = q.id)
-"""
+_ENDS_OF_DELAYS: Final = f"""
+{BACKLOGGED}
+SELECT q.address, q.stopped_until, q.paused_until
+FROM waits CROSS JOIN queue AS q ON q.id = waits.queue
+WHERE max(q.stopped_until, q.paused_until) > :now
+"""  # noqa: S608  constant text
 
 _SUSPECT: Final = f"""
 SELECT m.id FROM message AS m
@@ -114,11 +122,14 @@ def _blocked(bucket: Bucket, now: float) -> Wait | None:
 def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -> Wait:
     """Return when the first stop or pause ends of a queue that has messages of *kinds*."""
     ends: list[tuple[float, str, bool]] = []
-    for name, stopped, paused in connection.execute(_ENDS_OF_DELAYS, (now,)):
-        if stopped > now:
-            ends.append((stopped, name, True))
-        elif Kind.SPOOLED in kinds:
-            ends.append((paused, name, False))
+    for kind in kinds:
+        for name, stopped, paused in connection.execute(
+            _ENDS_OF_DELAYS, {"kind": kind, "now": now}
+        ):
+            if stopped > now:
+                ends.append((stopped, name, True))
+            elif kind is Kind.SPOOLED:
+                ends.append((paused, name, False))
     if not ends:
         return Wait(None)
     until, name, is_stop = min(ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -60,11 +61,13 @@ class FileFacts:
     def note_queue(self, name: str, queue: KnownQueue) -> None:
         """See `SharedFacts.note_queue`."""
         change = (
-            "INSERT INTO queue (address, known_id, retention, known_at) VALUES (?, ?, ?, ?) "
+            "INSERT INTO queue (address, known_id, retention, known_at, used_at) "
+            "VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (address) DO UPDATE SET known_id = excluded.known_id, "
-            "retention = excluded.retention, known_at = excluded.known_at"
+            "retention = excluded.retention, known_at = excluded.known_at, "
+            "used_at = excluded.used_at"
         )
-        values = (name, *queue, self._file.clock.monotonic())
+        values = (name, *queue, self._file.clock.monotonic(), time.time())
         self._write(lambda c: c.execute(change, values))
 
     def forget_queue(self, name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
-from ..rate_limit import Limit
+from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
 from ..runtime.fork import notice_fork, renew_in_child
 from ..waiting_room import RoomBusy
@@ -42,6 +42,7 @@ class File:
         spool_dir: The option of this name.
         clock: Time and sleep.
         boot: Returns the id of this boot; see `boot_id`.
+        stop_log: Logs the stops that this process finds in the file.
 
     Raises:
         SpoolUnavailable: (every method) No file can be used.
@@ -58,6 +59,7 @@ class File:
         spool_dir: str | None = None,
         clock: Clock | None = None,
         boot: Callable[[], str] = boot_id,
+        stop_log: StopLog | None = None,
     ) -> None:
         digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
         self._name = digest[:16]
@@ -65,6 +67,7 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
+        self.stop_log = stop_log or StopLog(self.clock)
         self._find_boot = boot
         self._boot = ""
         self._database: Database | None = None

@@ -23,6 +23,9 @@ Delivery writes to the disk as well, so a spool that filled the disk could never
 MAX_ROWS: Final = 500
 """Maximum number of rows in one statement; older SQLite allows 999 parameters."""
 
+NOTE_USE_SECONDS: Final = 3_600.0
+"""The last use of a queue is recorded at most once in this time, because a write costs more."""
+
 Place: TypeAlias = "tuple[str, int]"
 """Where a message is: the id of the file, which may be replaced, and the row."""
 
@@ -206,20 +209,23 @@ def insert(
 
 def queue_row(connection: sqlite3.Connection, address: Address) -> int:
     """Return the row of a queue; insert it if it is new, and record what *address* adds."""
+    now = time.time()
     found = connection.execute(
-        "SELECT id, creates, cloudflare_id FROM queue WHERE address = ?", (address.name,)
+        "SELECT id, creates, cloudflare_id, used_at FROM queue WHERE address = ?", (address.name,)
     ).fetchone()
     if found is None:
         done = connection.execute(
-            "INSERT INTO queue (address, creates, cloudflare_id) VALUES (?, ?, ?)", address
+            "INSERT INTO queue (address, creates, cloudflare_id, used_at) VALUES (?, ?, ?, ?)",
+            (*address, now),
         )
         return int(done.lastrowid or 0)
-    row, creates, known = found
-    if (address.creates and not creates) or (address.cloudflare_id or known) != known:
+    row, creates, known, used_at = found
+    is_news = (address.creates and not creates) or (address.cloudflare_id or known) != known
+    if is_news or abs(now - used_at) > NOTE_USE_SECONDS:
         connection.execute(
-            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id) "
-            "WHERE id = ?",
-            (address.creates, address.cloudflare_id, row),
+            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id), "
+            "used_at = ? WHERE id = ?",
+            (address.creates, address.cloudflare_id, now, row),
         )
     return int(row)
 

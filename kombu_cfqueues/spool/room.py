@@ -29,12 +29,16 @@ from .file import File
 from .message_table import insert, queue_row
 from .permit_scheduler import Contender, Reservation
 from .schema import State, free
+from .shared_budget import log_stop
 
 SWEEP_SECONDS: Final = 0.25
 """Interval between two searches for processes that have died.
 
 It bounds how long a dead process holds its claims.  A search reads a folder and tries a lock for
 each process, so it costs more than a look into the file."""
+
+FORGET_SECONDS: Final = 600.0
+"""Interval between two searches for queues and tokens that are no longer used."""
 
 OUTCOME_POLL_SECONDS: Final = 0.008
 """Poll interval for outcomes while another process posts this process's messages, or is about to.
@@ -101,6 +105,7 @@ class SpoolRoom:
         self._own: dict[Any, Item] = {}
         self._reservation = Reservation()
         self._swept_at = 0.0
+        self._forgot_at = 0.0
         self._empty_polls = 0
         self._waiting_since: float | None = None  # for a permit
 
@@ -128,6 +133,7 @@ class SpoolRoom:
         if not skips:
             return None
         metrics.waited(0.0)
+        self._file.stop_log.resumed()
         return Claim(number, address, items)
 
     def _forget_places(self, items: Sequence[Item]) -> None:
@@ -287,11 +293,13 @@ class SpoolRoom:
         # and only one process at a time can write.
         found = self._file.read(look, until=terms.until)
         if isinstance(found, Wait):
+            log_stop(self._file.stop_log, found)
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
             metrics.waited(self._file.clock.monotonic() - self._waiting_since)
             self._waiting_since = None
+            self._file.stop_log.resumed()
         return claimed
 
     def _claimer(self) -> claims.Claimer:
@@ -353,8 +361,12 @@ class SpoolRoom:
             self._file.write(lambda c: free(c, "claim = ?", number), until=until)
 
     def sweep(self, *, until: float = inf) -> None:
-        """Release claims that expired or whose process died; delete outcomes nobody read."""
-        sweep.sweep(self._file, until=until)
+        """Release claims of dead processes and expired claims; delete what is no longer used."""
+        now = self._file.clock.monotonic()
+        forgets = now - self._forgot_at >= FORGET_SECONDS
+        if forgets:
+            self._forgot_at = now
+        sweep.sweep(self._file, until=until, forgets=forgets)
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:

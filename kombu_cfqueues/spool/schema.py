@@ -85,10 +85,13 @@ CREATE TABLE queue (
     paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: back-off of spooled messages
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
     trouble TEXT,                            -- why its messages are delayed
+    used_at REAL NOT NULL,                   -- wall clock: its last use, to the hour
     known_id TEXT,                           -- id that a process looked up, for the others
     retention INTEGER,                       -- seconds that it keeps messages
     known_at REAL                            -- monotonic
 );
+
+CREATE INDEX used ON queue (used_at);
 
 CREATE TABLE bucket (
     token TEXT PRIMARY KEY,                  -- a hash

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, NoPermit, Scope, parse_ratelimit, scope_of
+from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
@@ -61,7 +61,10 @@ class SharedBudget:
         self._permits = Permits(file)
         self._facts = FileFacts(file)
         self._clock = file.clock
-        self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
+        self._stop_log = file.stop_log
+        self.alone = Budget(
+            Limit(limit.rate / SHARERS, 1), clock=self._clock, stop_log=file.stop_log
+        )
         """What this process may send alone, while the file cannot be used."""
         self.renew_after_fork()
         renew_in_child(self)
@@ -90,10 +93,10 @@ class SharedBudget:
             self.alone.observe(ratelimit)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """After a 429, stop the requests it applies to, for every process; ignore other errors."""
-        if error.status in (401, 403):
+        """Stop the requests that *error* concerns, for every process."""
+        if error.stops is None and error.status in (401, 403):
             self._facts.note_token(works=False)
-        if error.status == 429:
+        if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
 
@@ -131,7 +134,9 @@ class SharedBudget:
                 request, wait = self._permits.request_permit(request, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
+                    self._stop_log.resumed()
                     return
+                log_stop(self._stop_log, wait)
                 if is_known is not None and is_known():
                     raise Unneeded
                 self._sleep(wait, deadline)
@@ -161,6 +166,14 @@ class SharedBudget:
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             # The row ends at its deadline.
             logger.debug("a request for a permit could not be given back: %s", error)
+
+
+def log_stop(stop_log: StopLog, wait: Wait) -> None:
+    """Log that the API has stopped the token, if that is why *wait* waits."""
+    if wait.until is None or wait.why is None or wait.queue is not None:
+        return
+    if not isinstance(wait.why, NoPermit):
+        stop_log.stopped(wait.why, wait.until)
 
 
 class Permits:
@@ -265,20 +278,25 @@ class Permits:
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
     def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
-        """Stop the requests that a 429 applies to: one queue, publishing, or every call."""
-        scope = scope_of(error.code)
+        """Stop the requests that *error* concerns: one queue, publishing, or every call."""
+        scope = error.stops
+        if scope is None:
+            return
         queue_only = scope is Scope.QUEUE
         if queue_only and not (cloudflare_id and error.retry_after):
             return  # the retry of the request backs off
         seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
 
-        def work(connection: sqlite3.Connection) -> None:
-            if queue_only:
-                connection.execute(
-                    "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
-                    (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
-                )
-            else:
-                self._file.bucket(connection).stop(scope, seconds)
+        def work(connection: sqlite3.Connection) -> float | None:
+            if not queue_only:
+                return self._file.bucket(connection).stop(scope, seconds)
+            connection.execute(
+                "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
+                (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
+            )
+            return None
 
-        self._file.write(work)
+        until = self._file.write(work)
+        if until is not None:
+            # A process that also counts by itself has logged an end that is a moment earlier.
+            self._file.stop_log.stopped(error, until)

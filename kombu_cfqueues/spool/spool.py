@@ -9,15 +9,16 @@ from typing import Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError
-from ..rate_limit import Limit
+from ..rate_limit import Budget, Limit
 from .election import Election
 from .facts import FileFacts
 from .file import File
 from .listing import Allowed, Listing, QueueState, Refused
 from .liveness import AVAILABLE
 from .message_table import MessageTable, Place, Spooled
+from .paced_room import PacedRoom
 from .room import SpoolRoom
-from .shared_budget import SharedBudget
+from .shared_budget import Permits, SharedBudget
 
 CLAIM_RESERVE_SECONDS: Final = 5.0
 """A claim expires this long after the timeout of its request.
@@ -35,17 +36,23 @@ class Spool:
     Args:
         file: The spool's file.
         claim_seconds: A claim expires after this time, even if its process is alive.
+        permits: The allowance of this process; None if the machine shares one, in the file.
     """
 
     available = AVAILABLE
     """Whether this system has the locks that a spool needs; Windows does not."""
 
-    def __init__(self, file: File, claim_seconds: float) -> None:
+    def __init__(self, file: File, claim_seconds: float, permits: Budget | None = None) -> None:
         self._file = file
         self._messages = MessageTable(file)
         self._election = Election(file)
         self._listing = Listing(file)
-        self.room = SpoolRoom(file, claim_seconds)
+        self._permits = Permits(file)
+        self.room = (
+            SpoolRoom(file, claim_seconds)
+            if permits is None
+            else PacedRoom(file, claim_seconds, permits)
+        )
         """The waiting room: messages that wait for a request."""
         self.facts = FileFacts(file)
         """Facts that the processes of the machine share."""
@@ -60,19 +67,22 @@ class Spool:
         *,
         spool_dir: str | None = None,
         post_seconds: float = 15.0,
+        permits: Budget | None = None,
     ) -> Spool:
         """Return the spool of an account; its file is opened at the first use.
 
         Args:
             base_url: The API's URL; together with *account_id* it selects the file.
             account_id: The account.
-            limit: The request allowance; None means no limit.
+            limit: The machine's allowance; None means no limit, or one for each process.
             token: Returns the API token, whose hash selects the allowance.
             spool_dir: The option of this name.
             post_seconds: Timeout of one request.
+            permits: The allowance of this process; None if the machine shares one.
         """
-        file = File(base_url, account_id, limit, token, spool_dir=spool_dir)
-        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS)
+        stop_log = None if permits is None else permits.stop_log
+        file = File(base_url, account_id, limit, token, spool_dir=spool_dir, stop_log=stop_log)
+        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS, permits)
 
     @property
     def path(self) -> Path:
@@ -122,6 +132,10 @@ class Spool:
     def shrink(self) -> bool:
         """Return some free pages to the disk; return False if there were few."""
         return self._file.shrink()
+
+    def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
+        """Stop the requests that *error* concerns, for every process that empties the spool."""
+        self._permits.stop(error, cloudflare_id)
 
     # -- the process that empties the spool
 
