@@ -24,6 +24,7 @@ from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.flag import Flag
 from ..runtime.fork import renew_in_child
+from ..runtime.once import Once
 from ..runtime.rng import rng
 from ..spool import Place, Spool
 from ..waiting_room import RoomBusy
@@ -90,7 +91,7 @@ class Relay:
         self._promises_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
-        self._reported = ""
+        self._once = Once()
 
     @property
     def path(self) -> Path:
@@ -183,9 +184,8 @@ class Relay:
         try:
             return self._step()
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
-            if str(error) != self._reported:
+            if self._once.is_new(str(error)):
                 logger.error("the spool cannot be emptied now: %s", error)
-                self._reported = str(error)
         except Exception:  # a bug, ours or of a callable of the application's
             logger.exception("emptying the spool failed")
         self._stand_down()

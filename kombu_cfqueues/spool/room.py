@@ -13,7 +13,6 @@ from .. import limits
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, as_text, from_text
 from ..metrics import metrics
 from ..runtime.fork import renew_in_child
-from ..runtime.rng import rng
 from ..waiting_room import (
     Claim,
     ClaimOutcome,
@@ -316,12 +315,12 @@ class SpoolRoom:
         if outcome.pause is None:
             return
         (pauses,) = connection.execute("SELECT pauses FROM queue WHERE id = ?", (queue,)).fetchone()
-        ceiling = replace(outcome.pause, failures=pauses + 1).ceiling_seconds
+        pause = replace(outcome.pause, failures=pauses + 1).pause_seconds(least=0.5)
         connection.execute(
             "UPDATE queue SET pauses = pauses + 1, paused_until = ?, "
             "cloudflare_id = CASE WHEN ? THEN cloudflare_id END WHERE id = ?",
             (
-                self._file.clock.monotonic() + ceiling * rng.uniform(0.5, 1),
+                self._file.clock.monotonic() + pause,
                 outcome.give_up is not None,
                 queue,
             ),

@@ -16,6 +16,7 @@ from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
 from ..rate_limit import Budget, Limit, NoPermit, Scope, parse_ratelimit, scope_of
 from ..runtime.fork import renew_in_child
+from ..runtime.once import Once
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
 from . import permit_scheduler as scheduler
@@ -61,7 +62,7 @@ class SharedBudget:
     def renew_after_fork(self) -> None:
         """Try the file again in a child."""
         self._alone_until = 0.0  # monotonic; read and written at once: it needs no lock
-        self._warned = False
+        self._once = Once()
 
     def acquire(
         self,
@@ -96,8 +97,7 @@ class SharedBudget:
     def give_up(self, error: CFQueuesError) -> None:
         """Do without the file for a while; say so once."""
         self._alone_until = self._clock.monotonic() + TROUBLE_SECONDS
-        if not self._warned:
-            self._warned = True
+        if self._once.is_new():
             logger.warning(
                 "this process paces its requests alone, at a sixteenth of the allowance, because "
                 "it cannot share it with the other processes of the machine: %s",

@@ -120,7 +120,9 @@ def test_a_publisher_that_was_told_no_was_told_the_truth(server, limited):
         chance = random.Random(seed)
         with Connection(server.broker_url, transport_options=options) as connection:
             producer = connection.Producer()
-            connection.transport.session.use_queue("jobs", time.monotonic() + 60, lambda queue: None)
+            connection.transport.session.use_queue(
+                "jobs", time.monotonic() + 60, lambda queue: None
+            )
             for number in range(40):
                 try:
                     timeout = chance.uniform(0.001, 0.1) if number % 10 else 30
