@@ -57,9 +57,13 @@ class Backoff:
             return 0.0
         return min(self.longest_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
 
-    def pause_seconds(self) -> float:
-        """Return how long to wait now; random, so each call returns another value."""
-        return rng.uniform(0, self.ceiling_seconds)
+    def pause_seconds(self, *, least: float = 0.0) -> float:
+        """Return how long to wait now; random, so each call returns another value.
+
+        Args:
+            least: Minimum, as a part of `ceiling_seconds` from 0 to 1.
+        """
+        return rng.uniform(least * self.ceiling_seconds, self.ceiling_seconds)
 
 
 BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)

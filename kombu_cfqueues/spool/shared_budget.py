@@ -16,6 +16,7 @@ from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
 from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
+from ..runtime.once import Once
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
 from . import permit_scheduler as scheduler
@@ -72,7 +73,7 @@ class SharedBudget:
     def renew_after_fork(self) -> None:
         """Try the file again in the child."""
         self._alone_until = 0.0  # monotonic; each access is atomic and needs no lock
-        self._warned = False
+        self._once = Once()
 
     def acquire(
         self,
@@ -107,8 +108,7 @@ class SharedBudget:
     def give_up(self, error: CFQueuesError) -> None:
         """Do not use the file for `FILE_RETRY_PAUSE_SECONDS`; log *error* the first time."""
         self._alone_until = self._clock.monotonic() + FILE_RETRY_PAUSE_SECONDS
-        if not self._warned:
-            self._warned = True
+        if self._once.is_new():
             logger.warning(
                 "this process paces its requests alone, at a sixteenth of the allowance, because "
                 "it cannot share the allowance with the other processes of this machine: %s",

@@ -236,9 +236,9 @@ def test_a_given_id_that_does_not_exist_is_told_as_such(server):
 
 @pytest.mark.parametrize("given", [{}, {"mandatory": True}])
 def test_a_message_without_a_queue_is_refused(server, given):
-    with connect(server) as connection:
-        with pytest.raises(errors.InvalidMessage, match="neither an exchange nor a routing key"):
-            publish(connection, queue="", **given)
+    refused = pytest.raises(errors.InvalidMessage, match="neither an exchange nor a routing key")
+    with connect(server) as connection, refused:
+        publish(connection, queue="", **given)
 
     assert not server.targets("POST")
 
