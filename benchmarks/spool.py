@@ -61,8 +61,8 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     connection.connect()
     if options["publish_mode"] == "confirm":
         for queue in queues:
-            channel: Any = connection.default_channel
-            channel._queue(queue, time.monotonic() + 300)
+            session = connection.transport.session
+            session.use_queue(queue, time.monotonic() + 300, lambda _: None)
     samples: list[Sample] = []
     errors: list[str] = []
 

@@ -20,6 +20,7 @@ from ..envelope import Packed
 from ..errors import CFQueuesError, InvalidMessage, MessageTooLarge, PublishTimeout, TransientError
 from ..options import Options
 from ..publish.group_commit import BULK_IN_FLIGHT
+from ..retry import Backoff
 from . import _console as console
 from ._broker import takes_broker
 from ._commands import in_one_line
@@ -31,11 +32,9 @@ from ._session import Session, open_session
 from ._source import Line, Source
 from ._stop import Stop, stop_on_signals
 
-FIRST_PAUSE_SECONDS: Final = 0.5
-"""Pause before the first retry of a batch that a transient failure refused.  It then doubles."""
-
-MAX_PAUSE_SECONDS: Final = 5.0
-"""Longest pause between two retries, and so the longest time to notice the end of an outage."""
+BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=5.0)
+"""Pauses between the tries of a batch that failed for a while.  The longest is the longest time to
+notice the end of an outage."""
 
 
 @dataclass
@@ -343,7 +342,7 @@ class Run:
         """Publish a batch from a thread of the pool, and retry its transient failures."""
         outcomes: list[CFQueuesError | None] = [None] * len(messages)
         todo = list(range(len(messages)))
-        last_accepted_at, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+        last_accepted_at, backoff = time.monotonic(), BACKOFF
         while True:
             sent = self._session.publish(self.queue, [messages[index] for index in todo])
             for index, error in zip(todo, sent, strict=True):
@@ -360,8 +359,8 @@ class Run:
                 return outcomes
             todo = again
             self._report_wait(outcomes[todo[0]])
-            self.stop.wait(pause)
-            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+            backoff = backoff.after_failure()
+            self.stop.wait(backoff.pause_seconds(least=1))
 
     def _may_be_retried(self, error: CFQueuesError) -> bool:
         certain = error.delivered == "no" or self._session.options.retry_uncertain

@@ -9,18 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from .. import limits
-from ..runtime.rng import rng
+from ..retry import Backoff
 
 MIN_INTERVAL_SECONDS: Final = 0.01
 """Shortest pause after an empty pull.  ``polling_interval=0`` asks for the fastest polling, which
 must not become a busy loop."""
 
-FIRST_PAUSE_SECONDS: Final = 0.5
-"""Longest pause after a first failure: one lost response delays messages by at most this."""
-
-LONGEST_PAUSE_SECONDS: Final = 10.0
-"""Longest pause after repeated failures.  As long as the default ``max_polling_interval``, so a
-queue that works again is noticed as soon as a message in an empty one."""
+BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
+"""Pauses after failures: one lost response delays messages by at most the first.  The longest is
+as long as the default ``max_polling_interval``, so a queue that works again is noticed as soon as a
+message in an empty one."""
 
 
 class PollInterval:
@@ -39,18 +37,18 @@ class PollInterval:
         self._first = max(interval, MIN_INTERVAL_SECONDS)
         self._longest = max(longest, MIN_INTERVAL_SECONDS)
         self._interval = self._first
-        self._failures = 0
+        self._backoff = BACKOFF
         self.due = now
 
     def reset(self, now: float) -> None:
         """Make the next pull due at once: messages arrived, or are known to be there."""
-        self._failures = 0
+        self._backoff = BACKOFF
         self._interval = self._first
         self.due = now
 
     def empty(self, now: float) -> None:
         """Back off after a pull that returned no message."""
-        self._failures = 0
+        self._backoff = BACKOFF
         self.due = now + self._interval
         self._interval = min(2 * self._interval, self._longest)
 
@@ -64,7 +62,6 @@ class PollInterval:
             now: The time now.
             retry_after: The server asks for a pause of at least this many seconds.
         """
-        ceiling = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
-        self._failures = min(self._failures + 1, 10)
-        pause = rng.uniform(ceiling / 2, ceiling)
+        self._backoff = self._backoff.after_failure()
+        pause = self._backoff.pause_seconds(least=0.5)
         self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))

@@ -46,7 +46,7 @@ from .sender import Sender, verdict_of
 
 logger = logging.getLogger(__name__)
 
-ADVISE_AFTER_WAITS: Final = 20
+PUBLISHES_BEFORE_ADVICE: Final = 20
 """The log advises a batch after this many publishes of a thread in a row waited for a permit."""
 
 LOOKUP_PERMITS: Final = 3
@@ -206,7 +206,7 @@ class Publisher:
         if self._spool_of_machine is None:
             raise SpoolUnavailable(
                 "the spool needs file locks (fcntl), which this system does not have; "
-                "set publish_mode='confirmed'"
+                "set publish_mode='confirm'"
             )
         return self._spool_of_machine
 
@@ -309,7 +309,7 @@ class Publisher:
             self._waits.in_a_row = 0
             return
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
-        if self._waits.in_a_row == ADVISE_AFTER_WAITS:
+        if self._waits.in_a_row == PUBLISHES_BEFORE_ADVICE:
             _advise_to_batch()
 
 

@@ -26,6 +26,7 @@ from ..runtime.clock import Clock
 from ..runtime.exits import call_at_exit
 from ..runtime.flag import Flag
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.once import Once
 from ..runtime.rng import rng
 from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
@@ -54,7 +55,7 @@ PROMISES_PER_QUERY: Final = 500
 """Number of promises that one SQL statement asks about."""
 
 PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
-"""Maximum number of promises in one poll.  A process may keep a hundred thousand."""
+"""About how many promises one poll asks about.  A process may keep a hundred thousand."""
 
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
 """Poll interval while another process posts the last spooled messages: about one request."""
@@ -106,7 +107,7 @@ class Relay:
         self._asked_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
-        self._last_error = ""  # the last one that was logged
+        self._once = Once()
 
     @property
     def path(self) -> Path:
@@ -240,9 +241,8 @@ class Relay:
         try:
             return self._step()
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
-            if str(error) != self._last_error:
+            if self._once.is_new(str(error)):
                 logger.error("the spool cannot be emptied now, and is tried again: %s", error)
-                self._last_error = str(error)
         except Exception:  # a bug of this library, or of a callback of the application
             logger.exception("emptying the spool failed, and is tried again")
         self._resign()
@@ -323,7 +323,7 @@ class Relay:
         left = self._spool.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
-            delivery = reference() if reference is not None else None
+            delivery = None if reference is None else reference()
             if delivery is not None:
                 delivery.settle(error)
         return bool(left) or len(waiting) < len(places)

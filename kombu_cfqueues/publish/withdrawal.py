@@ -32,13 +32,8 @@ def withdraw(
     Returns:
         The outcome of each message that was taken back.
     """
-    known: Mapping[Item, Withdrawn | CFQueuesError | None]
-    try:
-        known = room.withdraw(items, claimed=claimed, until=now)
-    except (SpoolUnavailable, SpoolFull, RoomBusy):
-        known = dict.fromkeys(items, Withdrawn.PERHAPS_SENT) if claimed else {}
     settled: dict[Item, CFQueuesError | None] = {}
-    for item, found in known.items():
+    for item, found in _take_back(room, items, claimed=claimed, now=now).items():
         if isinstance(found, Withdrawn):
             failure = reason or item.error or (pause and pause.why)
             settled[item] = timeout(item, failure, sent=found is Withdrawn.PERHAPS_SENT)
@@ -49,6 +44,15 @@ def withdraw(
             if item not in settled:
                 settled[item] = timeout(item, reason, sent=True)
     return settled
+
+
+def _take_back(
+    room: WaitingRoom, items: Sequence[Item], *, claimed: bool, now: float
+) -> Mapping[Item, Withdrawn | CFQueuesError | None]:
+    try:
+        return room.withdraw(items, claimed=claimed, until=now)
+    except (SpoolUnavailable, SpoolFull, RoomBusy):
+        return dict.fromkeys(items, Withdrawn.PERHAPS_SENT) if claimed else {}
 
 
 def timeout(item: Item, failure: CFQueuesError | None, *, sent: bool) -> PublishTimeout:

@@ -23,7 +23,8 @@ The rest of the package imports only from here, and mostly uses `Spool`.  The mo
     liveness          which processes are alive: kernel locks
     place             where the file may be
 
-Waiting for outcomes, choosing who posts, retrying and halving batches are in `publish`.
+Waiting for outcomes, choosing the thread that posts, retrying and halving batches happen in
+`publish`, above the protocol that both waiting rooms share.
 """
 
 from .listing import Allowed, QueueState, Refused

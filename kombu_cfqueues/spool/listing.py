@@ -1,4 +1,4 @@
-"""What is in the spool, for people: what waits, since when and why; and retrying or dropping it."""
+"""What is in the spool, for display; and retrying or dropping refused messages."""
 
 from __future__ import annotations
 
@@ -116,15 +116,7 @@ class Listing:
                 "claimed": State.CLAIMED,
                 "refused": State.REFUSED,
             }
-            found = []
-            for queue, *counts, oldest, paused_until, why in connection.execute(_QUEUES, values):
-                confirmed, waiting, sending, refused, size = counts
-                age = None if oldest is None else max(0.0, wall - oldest)
-                paused = max(0.0, paused_until - now)
-                found.append(
-                    QueueState(queue, confirmed, waiting, sending, refused, size, age, paused, why)
-                )
-            return found
+            return [_state(row, now, wall) for row in connection.execute(_QUEUES, values)]
 
         return self._file.read(look)
 
@@ -182,3 +174,10 @@ class Listing:
             return sum(changed)
 
         return self._file.write(work)
+
+
+def _state(row: tuple[Any, ...], now: float, wall: float) -> QueueState:
+    queue, confirmed, waiting, sending, refused, size, oldest, paused_until, why = row
+    age = None if oldest is None else max(0.0, wall - oldest)
+    paused = max(0.0, paused_until - now)
+    return QueueState(queue, confirmed, waiting, sending, refused, size, age, paused, why)

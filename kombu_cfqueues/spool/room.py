@@ -41,9 +41,9 @@ FORGET_SECONDS: Final = 600.0
 """Interval between two searches for queues and tokens that are no longer used."""
 
 OUTCOME_POLL_SECONDS: Final = 0.008
-"""Poll interval for outcomes while another process posts this process's messages.
+"""Poll interval for outcomes while another process posts this process's messages, or is about to.
 
-It is what an outcome may come late: little compared with a request."""
+A publish returns later by up to this interval, which is little compared with a request."""
 
 SLOW_OUTCOME_POLL_SECONDS: Final = SWEEP_SECONDS / 5
 """Poll interval for outcomes once a request has taken longer than usual.
@@ -54,7 +54,7 @@ USUAL_REQUEST_SECONDS: Final = 0.16
 """Nearly every request is answered within this time; then the slow poll interval applies."""
 
 FAST_POLLS: Final = round(USUAL_REQUEST_SECONDS / OUTCOME_POLL_SECONDS)
-"""Number of polls without an outcome at the fast interval."""
+"""Number of polls without an outcome before the slow interval applies."""
 
 NOWHERE: Final = ("", 0)
 """The place of a message that must not enter the file any more."""
@@ -179,7 +179,6 @@ class SpoolRoom:
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             self.sweep(until=until)
-
         seen = self._file.read(self._look, until=until)
         settled = self._lost(seen.file)
         if seen.settled:
@@ -338,7 +337,7 @@ class SpoolRoom:
     def _settle(
         self, connection: sqlite3.Connection, claim: Claim, outcome: ClaimOutcome
     ) -> list[tuple[str, int]]:
-        """Write *outcome*; return where this process's messages were that it gives up."""
+        """Write *outcome*; return the places of this process's messages that it gives up."""
         for item, error in outcome.settled.items():
             if item.place is not None:
                 outcomes.settle_item(connection, claim.number, item, error)
@@ -371,7 +370,7 @@ class SpoolRoom:
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
-    """Whether the file needs *outcome*: not if the message got a permit at once and is settled."""
+    """Whether *outcome* changes the file: messages claimed at once and settled are not in it."""
     return bool(outcome.returned) or any(item.place is not None for item in claim.items)
 
 

@@ -63,7 +63,7 @@ CREATE TABLE message (
     deadline REAL,                         -- monotonic: end of the owner's wait
     half_time REAL,                        -- monotonic: middle of the owner's wait
     repeats INTEGER NOT NULL DEFAULT 1,    -- whether to retry after an unknown outcome
-    max_batch INTEGER,                     -- most messages in its request, itself included
+    max_batch INTEGER,                     -- limit of messages in its request
     uncertain INTEGER NOT NULL DEFAULT 0,  -- whether it may have been delivered
     claim INTEGER,
     poster TEXT,                           -- process that holds the claim

@@ -1,4 +1,4 @@
-"""The machine's request allowance, with the interface of `Budget`.
+"""The machine's request allowance, with the interface of `rate_limit.Budget`.
 
 Admin requests carry no message, but they wait for permits in the same order as messages.
 """
@@ -16,6 +16,7 @@ from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
 from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
+from ..runtime.once import Once
 from ..shared_facts import Unneeded
 from ..waiting_room import Kind, RoomBusy, Wait
 from . import permit_scheduler as scheduler
@@ -27,7 +28,7 @@ from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reserv
 logger = logging.getLogger(__name__)
 
 SHARERS: Final = 16
-"""Without the file, a process uses one part of this many of the allowance.
+"""Without the file, a process uses the allowance divided by this number.
 
 If each process of a web server used the whole allowance, together they would cause the block that
 the allowance exists to avoid."""
@@ -46,7 +47,7 @@ If that fails, the row's own deadline ends it."""
 MAX_SLEEP_SECONDS: Final = 1.0
 """Longest sleep of a request that waits for a permit.
 
-Then it looks whether requests before it have given up."""
+After it, the request checks whether requests before it have given up."""
 
 
 class SharedBudget:
@@ -72,7 +73,7 @@ class SharedBudget:
     def renew_after_fork(self) -> None:
         """Try the file again in the child."""
         self._alone_until = 0.0  # monotonic; each access is atomic and needs no lock
-        self._warned = False
+        self._once = Once()
 
     def acquire(
         self,
@@ -107,8 +108,7 @@ class SharedBudget:
     def give_up(self, error: CFQueuesError) -> None:
         """Do not use the file for `FILE_RETRY_PAUSE_SECONDS`; log *error* the first time."""
         self._alone_until = self._clock.monotonic() + FILE_RETRY_PAUSE_SECONDS
-        if not self._warned:
-            self._warned = True
+        if self._once.is_new():
             logger.warning(
                 "this process paces its requests alone, at a sixteenth of the allowance, because "
                 "it cannot share the allowance with the other processes of this machine: %s",
@@ -247,7 +247,7 @@ class Permits:
         return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
     def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
-        """Whether *request* may take a free permit although there is none for each before it."""
+        """Whether *request* may take a free permit although others may be entitled to it."""
         return (
             first is None or first.message == request or self._reservation.has_expired(first, now)
         )

@@ -43,7 +43,7 @@ WHERE counted_at < :before AND max(stopped_until, publishing_stopped_until) <= :
 
 
 def sweep(file: File, *, until: float, forgets: bool) -> None:
-    """Release claims that expired or whose process died; delete outcomes that nobody read.
+    """Release claims that expired or whose process died; delete outcomes that were never read.
 
     Args:
         file: The spool's file.

@@ -153,7 +153,10 @@ class Session:
         may_repeat = error.delivered == "no" or self.options.retry_uncertain
         if not (may_repeat and self.has_alternates):
             return None
-        if isinstance(error, PublishTimeout) and time.monotonic() < deadline:
+        in_time = time.monotonic() < deadline
+        if error.delivered == "unknown" and not in_time:
+            return None  # the caller has waited for it, and would wait as long again
+        if isinstance(error, PublishTimeout) and in_time:
             # No request could leave before the deadline, because of a 429 for instance.
             error = (
                 copy_of(error.__cause__) if isinstance(error.__cause__, TransientError) else error

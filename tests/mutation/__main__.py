@@ -77,7 +77,15 @@ PARTS = {
     ),
     "rate_limit": Part(["rate_limit"], [*unit("rate_limit"), "unit/test_metrics.py"]),
     "group_commit": Part(
-        ["publish/group_commit"],
+        [
+            "publish/callers",
+            "publish/group_commit",
+            "publish/in_flight",
+            "publish/leadership",
+            "publish/memory_room",
+            "publish/sender",
+            "publish/try_times",
+        ],
         [*unit("publish"), "integration/test_confirmed.py", "integration/test_batch.py"],
     ),
     "directory": Part(
