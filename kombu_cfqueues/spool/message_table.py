@@ -24,7 +24,9 @@ MAX_ROWS: Final = 500
 """Maximum number of rows in one statement; older SQLite allows 999 parameters."""
 
 NOTE_USE_SECONDS: Final = 3_600.0
-"""The last use of a queue is recorded at most once in this time, because a write costs more."""
+"""The last use of a queue is recorded at most once in this time.
+
+Most publishes have nothing else to write to its row."""
 
 Place: TypeAlias = "tuple[str, int]"
 """Where a message is: the id of the file, which may be replaced, and the row."""
