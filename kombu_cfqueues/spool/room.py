@@ -278,8 +278,9 @@ class SpoolRoom:
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:
         """See `WaitingRoom.claim`.  The permit and the messages are taken in one transaction."""
-        if self._waiting_since is None:
-            self._waiting_since = self._file.clock.monotonic()
+        # Read once: another thread of this process may take the permit, and reset it.
+        waiting_since = self._waiting_since or self._file.clock.monotonic()
+        self._waiting_since = waiting_since
 
         def look(connection: sqlite3.Connection) -> Contender | Wait:
             bucket = self._file.bucket(connection)
@@ -297,7 +298,7 @@ class SpoolRoom:
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
-            metrics.waited(self._file.clock.monotonic() - self._waiting_since)
+            metrics.waited(self._file.clock.monotonic() - waiting_since)
             self._waiting_since = None
             self._file.stop_log.resumed()
         return claimed
