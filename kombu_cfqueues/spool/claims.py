@@ -92,7 +92,7 @@ def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -
         "WHERE max(stopped_until, paused_until) > ? "
         "AND EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = q.id)",
         (now,),
-    ):
+    ).fetchall():
         if stopped > now:
             ends.append((stopped, name, True))
         elif Kind.SPOOLED in kinds:
@@ -143,7 +143,7 @@ def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int])
         "SELECT id, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch "  # noqa: S608
         f"FROM message WHERE id IN ({marks})",
         tuple(rows),
-    )
+    ).fetchall()
     items = []
     for row, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch in found:
         item = Item(

@@ -148,7 +148,9 @@ class Database:
         """Do *work* in a transaction, alone among all processes; it must be short.
 
         Args:
-            work: May be called more than once; only what the last call did remains.
+            work: May be called more than once; only what the last call did remains.  It keeps no
+                cursor that has more rows: one that outlives it, in the frames of a traceback
+                perhaps, holds a lock, and makes the file busy for this very connection.
             durable: Whether to return only once it is on the disk, safe from a power failure.
                 Without, it is safe from the end of any process.
             until: When to give up at the latest, in monotonic seconds.  One try is made in any

@@ -115,7 +115,7 @@ class Listing:
                     "claimed": State.CLAIMED,
                     "refused": State.REFUSED,
                 },
-            )
+            ).fetchall()
             found = []
             for queue, *counts, oldest, paused_until, why in rows:
                 age = None if oldest is None else max(0.0, wall - oldest)
@@ -138,7 +138,7 @@ class Listing:
                 "JOIN queue AS q ON m.queue = q.id WHERE m.state = ? AND m.owner IS NULL "
                 "ORDER BY m.id",
                 (State.REFUSED,),
-            )
+            ).fetchall()
             found = []
             for row, queue, entered, size, error in rows:
                 why = from_text(error)

@@ -135,7 +135,7 @@ class MessageTable:
                 rows = here[start : start + BLOCK]
                 marks = ",".join("?" * len(rows))
                 query = f"SELECT id, state, error FROM message WHERE id IN ({marks})"  # noqa: S608
-                for row, state, error in connection.execute(query, rows):
+                for row, state, error in connection.execute(query, rows).fetchall():
                     states[row] = state, error
             left: dict[Place, CFQueuesError | None] = {}
             for place in places:
