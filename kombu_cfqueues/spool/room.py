@@ -146,11 +146,13 @@ class SpoolRoom:
         if connection.execute("SELECT 1 FROM message WHERE state = 0 LIMIT 1").fetchone():
             return False
         bucket = self._file.bucket(connection)
-        stopped = connection.execute("SELECT stopped_until FROM queue WHERE id = ?", (queue,))
+        (stopped_until,) = connection.execute(
+            "SELECT stopped_until FROM queue WHERE id = ?", (queue,)
+        ).fetchone()
         if (
             bucket.exhausted()
             or bucket.stopped(publishing=True)
-            or stopped.fetchone()[0] > self._file.clock.monotonic()
+            or stopped_until > self._file.clock.monotonic()
         ):
             return False
         bucket.spend(Kind.SINGLE)
