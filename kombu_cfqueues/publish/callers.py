@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from ..envelope import Address
-from ..errors import CFQueuesError
+from ..errors import CFQueuesError, PublishTimeout
 from ..runtime.clock import Lock
 from ..runtime.rng import rng
 from ..waiting_room import Item, Kind
@@ -104,3 +104,28 @@ class Caller:
             self.unsettled.pop(item, None)
             if not self.unsettled:
                 self.call()
+
+
+def judge_of(item: Item) -> Judge | None:
+    """Return what a failure means to the caller of *item*."""
+    caller: Caller = item.owner
+    return caller.judge
+
+
+def timeout_error(why: CFQueuesError | None, *, sent: bool) -> PublishTimeout:
+    """Return what a caller is told whose message was not accepted in time.
+
+    Args:
+        why: The last failure.
+        sent: Whether a request that carried the message may have arrived.
+    """
+    text = "no request could leave for the message in time"
+    if sent:
+        text = "the request that carries the message was not answered in time"
+    error = PublishTimeout(
+        f"{text} (last failure: {why})" if why else text,
+        retry_after=why.retry_after if why else None,
+        delivered="unknown" if sent else "no",
+    )
+    error.__cause__ = why
+    return error

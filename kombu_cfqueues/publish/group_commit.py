@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Final
 
 from ..envelope import Address
-from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, copy_of
+from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable, copy_of
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -32,7 +32,7 @@ from ..waiting_room import (
     WaitingRoom,
     Withdrawn,
 )
-from .callers import Caller
+from .callers import Caller, judge_of, timeout_error
 from .in_flight import InFlight
 from .leadership import ALIKE_SECONDS, LEASE_SECONDS, Leadership
 from .sender import FILE_RETRY_SECONDS, Judge, Sender
@@ -155,7 +155,7 @@ class GroupCommit:
             found = self._room.claim(terms)
             if isinstance(found, Wait):
                 return found
-            self.sender.send(found, self._tell, deadline=inf, judge=_judge_of)
+            self.sender.send(found, self._tell, deadline=inf, judge=judge_of)
         except BaseException:
             self._room.release(terms.number)
             raise
@@ -207,7 +207,7 @@ class GroupCommit:
             claim = self._room.enter(items, number=number, may_skip=may_skip, until=caller.deadline)
         except RoomBusy as error:
             caller.claims.pop(number)
-            self._settle_all(dict.fromkeys(items, _timeout(error, sent=False)))
+            self._settle_all(dict.fromkeys(items, timeout_error(error, sent=False)))
             return
         if claim is not None:
             self._carry(caller, claim)
@@ -338,7 +338,7 @@ class GroupCommit:
             self._in_flight.add(claim, over_at=end + LEASE_SECONDS)
             self._lead.step_down(caller, now)
         try:
-            self.sender.send(claim, self._tell, deadline=caller.deadline, judge=_judge_of)
+            self.sender.send(claim, self._tell, deadline=caller.deadline, judge=judge_of)
         finally:
             pause = self.sender.pause
             caller.failed |= pause is not None and pause.since >= now
@@ -408,12 +408,12 @@ class GroupCommit:
         for item, found in known.items():
             if isinstance(found, Withdrawn):
                 reason = why or item.error or (pause and pause.why)
-                settled[item] = _timeout(reason, sent=found is Withdrawn.PERHAPS_SENT)
+                settled[item] = timeout_error(reason, sent=found is Withdrawn.PERHAPS_SENT)
             else:
                 settled[item] = found
         self._tell(settled)
         if claimed:  # whatever the room says: nobody waits past its deadline
-            self._tell({item: _timeout(why, sent=True) for item in items})
+            self._tell({item: timeout_error(why, sent=True) for item in items})
 
     def _leave(self, caller: Caller) -> None:
         """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended it."""
@@ -441,21 +441,3 @@ class GroupCommit:
             owner: Caller | None = item.owner
             if owner is not None:
                 owner.settle(item, error)
-
-
-def _judge_of(item: Item) -> Judge | None:
-    caller: Caller = item.owner
-    return caller.judge
-
-
-def _timeout(why: CFQueuesError | None, *, sent: bool) -> PublishTimeout:
-    text = "no request could leave for the message in time"
-    if sent:
-        text = "the request that carries the message was not answered in time"
-    error = PublishTimeout(
-        f"{text} (last failure: {why})" if why else text,
-        retry_after=why.retry_after if why else None,
-        delivered="unknown" if sent else "no",
-    )
-    error.__cause__ = why
-    return error

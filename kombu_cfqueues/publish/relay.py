@@ -210,7 +210,7 @@ class Relay:
             return min(pause.until - now, STANDBY_SECONDS)
         if now - self._swept_at > SWEEP_SECONDS:
             self._swept_at = now
-            self._spool.room.sweep()
+            self._spool.sweep()
         self._elected = self._spool.elect()
         if not self._elected:
             return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)

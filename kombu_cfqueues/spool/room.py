@@ -6,7 +6,6 @@ import contextlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any, Final
 
 from .. import limits
@@ -29,7 +28,8 @@ from . import claims
 from .file import File
 from .message_table import insert, queue_row
 from .permit_scheduler import Patience, Turn
-from .schema import State, forget, free
+from .schema import State, free
+from .sweep import sweep
 
 LOOK_SECONDS: Final = 0.008
 """Pause between two looks for an answer while another process posts, or is about to."""
@@ -42,10 +42,6 @@ PATIENT_LOOKS: Final = 20
 
 SWEEP_SECONDS: Final = 0.25
 """Pause between two looks whether the processes that post are alive."""
-
-OUTCOME_SECONDS: Final = 5.0
-"""How long after its deadline an outcome is kept for an owner that is late."""
-
 
 NOWHERE: Final = ("", 0)
 """The place of a message that is not to enter the file any more."""
@@ -144,7 +140,7 @@ class SpoolRoom:
         now = self._file.clock.monotonic()
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
-            self.sweep(until=until)
+            sweep(self._file, until=until)
 
         def look(connection: sqlite3.Connection) -> tuple[str, list[tuple[int, str, int]], bool]:
             me = self._file.me
@@ -357,23 +353,6 @@ class SpoolRoom:
         with contextlib.suppress(RoomBusy, SpoolFull, SpoolUnavailable):  # it ends some time
             self._file.write(lambda c: free(c, "claim = ?", number), until=until)
 
-    def sweep(self, *, until: float = inf) -> None:
-        """Free what the dead have claimed, and forget what nobody waits for any more."""
-        dead = self._file.locks.dead()
-
-        def is_due(connection: sqlite3.Connection) -> bool:
-            return bool(dead) or _has_stale(connection, self._file.clock.monotonic())
-
-        def work(connection: sqlite3.Connection) -> None:
-            for name in dead:
-                forget(connection, name)
-            _clear(connection, self._file.clock.monotonic())
-
-        if self._file.read(is_due, until=until):
-            self._file.write(work, until=until)
-        for name in dead:
-            self._file.locks.remove_lock_file(name)
-
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
     """Whether the file has to hear of *outcome*: not of a message that skipped the line."""
@@ -433,21 +412,3 @@ def _told(error: str, uncertain: bool | int) -> CFQueuesError:
     if uncertain:
         told.delivered = "unknown"
     return told
-
-
-_STALE: Final = "deadline < ? AND state != 1"
-
-
-def _has_stale(connection: sqlite3.Connection, now: float) -> bool:
-    return any(
-        connection.execute(f"SELECT 1 FROM message WHERE {condition} LIMIT 1", (value,)).fetchone()  # noqa: S608
-        for condition, value in (
-            ("state = 1 AND claimed_until < ?", now),
-            (_STALE, now - OUTCOME_SECONDS),
-        )
-    )
-
-
-def _clear(connection: sqlite3.Connection, now: float) -> None:
-    free(connection, "claimed_until < ?", now)
-    connection.execute(f"DELETE FROM message WHERE {_STALE}", (now - OUTCOME_SECONDS,))  # noqa: S608

@@ -17,6 +17,7 @@ from .liveness import AVAILABLE
 from .message_table import MessageTable, Place, Spooled
 from .room import SpoolRoom
 from .shared_budget import SharedBudget
+from .sweep import sweep
 
 CLAIM_RESERVE_SECONDS = 5.0
 """A claim is anybody's this long after its request must have ended."""
@@ -115,6 +116,10 @@ class Spool:
     def shrink(self) -> bool:
         """Give the disk back some of what a backlog has taken; return whether there was much."""
         return self._file.shrink()
+
+    def sweep(self) -> None:
+        """Free what dead processes have claimed."""
+        sweep(self._file)
 
     # -- who empties it
 

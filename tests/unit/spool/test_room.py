@@ -310,7 +310,7 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     other.enter("waits")
     victim.claim()
     victim.die()
-    other.room.sweep()
+    other.spool_.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -330,10 +330,10 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     other.enter("waits")
     claim = slow.claim()
     clock.now += CLAIM_SECONDS - 1
-    other.room.sweep()
+    other.spool_.sweep()
     assert isinstance(other.try_claim(), Wait)
     clock.now += 2
-    other.room.sweep()
+    other.spool_.sweep()
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
     slow.settle(claim)
@@ -346,7 +346,7 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
     row = owner.enter(repeats=False)
     victim.claim()
     victim.die()
-    owner.room.sweep()
+    owner.spool_.sweep()
     [(told, error)] = owner.outcomes()[0].items()
     assert (told, error.delivered) == (row, "unknown")
 
@@ -357,7 +357,7 @@ def test_a_dead_admin_request_leaves_the_line(peer, clock):
     victim.permits.request_permit(None, clock.now + 900)
     victim.die()
     other.enter("waits")
-    other.room.sweep()
+    other.spool_.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -393,7 +393,7 @@ def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     owner.enter(seconds=90)
     poster.settle(poster.claim())
     clock.now += 100
-    poster.room.sweep()
+    poster.spool_.sweep()
     assert owner.outcomes() == ({}, False)
 
 
@@ -524,7 +524,7 @@ def test_one_process_at_a_time_empties_the_spool(peer, clock):
     first.spool_.resign()
     assert second.spool_.elect()
     second.die()
-    first.room.sweep()
+    first.spool_.sweep()
     assert first.spool_.elect(), "the dead one is not waited for"
 
 
@@ -594,7 +594,7 @@ def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkey
     monkeypatch.setattr(time, "time", lambda: real() + step)
     assert texts(victim.claim()) == ["waits"]
     assert isinstance(process.try_claim(), Wait), "the permit is spent, whatever the time"
-    process.room.sweep()
+    process.spool_.sweep()
     assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"
 
 
