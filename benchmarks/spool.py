@@ -62,7 +62,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     if options["publish_mode"] == "confirm":
         for queue in queues:
             session = connection.transport.session
-            session.use_queue(queue, time.monotonic() + 300, lambda found: None)
+            session.use_queue(queue, time.monotonic() + 300, lambda _: None)
     samples: list[Sample] = []
     errors: list[str] = []
 

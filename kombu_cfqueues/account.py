@@ -13,9 +13,9 @@ from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token
-from .publish.publisher import Publisher, post_seconds
+from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
-from .runtime.fork import renew_in_child
+from .runtime.fork import notice_fork, renew_in_child
 from .spool import SharedBudget, Spool
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,13 @@ class Account:
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
-        spool = open_spool(options) if Spool.available else None
-        self.budget: Budget | SharedBudget = Budget(limit)
-        if limit is not None and options.budget_scope == "host":
+        by_host = limit is not None and options.budget_scope == "host"
+        alone = Budget(limit)
+        spool = None
+        if Spool.available:
+            spool = open_spool(options, None if by_host else alone)
+        self.budget: Budget | SharedBudget = alone
+        if limit is not None and by_host:
             if spool is not None:
                 self.budget = spool.budget(limit)
             else:  # pragma: no cover  Windows
@@ -87,6 +91,7 @@ class Account:
 
         Call `close` once for each call of this.
         """
+        notice_fork()
         key = (options.base_url, options.account_id, options.api_token)
         with _registry.lock:
             account = _registry.accounts.pop(key, None)
@@ -100,6 +105,7 @@ class Account:
 
     def close(self) -> None:
         """Give up one connection; the last one closes the sockets.  Never raises."""
+        notice_fork()
         with _registry.lock:
             self._connections -= 1
             last = self._connections <= 0
@@ -128,16 +134,22 @@ def _warn_of_difference(name: str, given: object, first: object) -> None:
     )
 
 
-def open_spool(options: Options) -> Spool:
-    """Return the spool of an account on this machine; its file is opened when it is used."""
-    rate = options.request_rate
+def open_spool(options: Options, permits: Budget | None = None) -> Spool:
+    """Return the spool of an account on this machine; its file is opened when it is used.
+
+    Args:
+        options: The account, its allowance and the place of the spool.
+        permits: The allowance of this process, where the machine does not share one.
+    """
+    rate, by_host = options.request_rate, options.budget_scope == "host"
     return Spool.open(
         options.base_url,
         options.account_id,
-        None if rate is None else Limit(rate, options.request_burst),
+        Limit(rate, options.request_burst) if rate is not None and by_host else None,
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
-        post_seconds=post_seconds(options),
+        post_seconds=post_seconds(options) + lookup_seconds(options),
+        permits=permits,
     )
 
 
@@ -149,22 +161,36 @@ class _CurrentToken:
 
     def __init__(self, token: Token) -> None:
         self._token = token
-        self._last = Secret()
-        self._valid_until = 0.0
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Call the callable anew: a thread of the parent may be calling it."""
+        self._latest: tuple[Secret, float] | None = None  # and until when it is used
+        self._is_called = False
 
     def __call__(self) -> str:
         if not callable(self._token):
             return self._token
-        now = time.monotonic()
-        if now >= self._valid_until:
-            self._valid_until = now + TOKEN_MAX_AGE_SECONDS
-            try:
-                self._last = Secret(self._token())
-            # The application's code may raise anything.  The client calls it again for the next
-            # request, and reports the failure to the caller of that request.
-            except Exception:
-                logger.debug("the callable api_token failed", exc_info=True)
-        return self._last
+        latest = self._latest
+        # While one thread calls, the others use the token before; where there is none yet, each
+        # calls for itself, because a permit without the token would count to no allowance.
+        if latest is not None and (self._is_called or time.monotonic() < latest[1]):
+            return latest[0]
+        self._is_called = True
+        try:
+            token = Secret(self._token())
+        # The application's code may raise anything.  The client calls it again for the next
+        # request, and reports the failure to the caller of that request.
+        except Exception:
+            logger.debug("the callable api_token failed", exc_info=True)
+            if latest is None:
+                return Secret()
+            token = latest[0]
+        finally:
+            self._is_called = False
+        self._latest = token, time.monotonic() + TOKEN_MAX_AGE_SECONDS
+        return token
 
 
 class _Registry:

@@ -3,10 +3,11 @@
 ::
 
     CFQueuesError
-      TransientError              a retry may succeed; Kombu reconnects
+      TransientError              a retry may succeed; Kombu reconnects; also kombu's
+                                  OperationalError
         ConnectionFailed            no answer: DNS, TCP, TLS, a proxy, a lost response, a timeout
         ServerError                 the server failed: 5xx, an HTML error page, invalid JSON
-        RateLimited                 429: the allowance of the token or of the queue is used up
+        RateLimited                 the allowance of the token or of the queue is used up
         QueueFull                   the queue's backlog has reached its limit
         QueueDisabled               the queue accepts no messages until it is enabled again
       PublishTimeout              ``publish_timeout`` passed; also kombu's OperationalError
@@ -32,11 +33,38 @@ Kombu sees the two families as ``Transport.connection_errors`` (transient) and
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, Final, Literal, NamedTuple
 
 from kombu import exceptions
 
 Delivered = Literal["no", "unknown"]
+
+
+class Scope(Enum):
+    """What the API stops when it says that a limit is reached."""
+
+    QUEUE = auto()
+    """Publishing to one queue, which is overloaded, full or disabled."""
+    PUBLISHING = auto()
+    """Publishing to any queue of the account, whose plan allows no more operations today."""
+    EVERYTHING = auto()
+    """Every call of the token."""
+
+
+LIMIT_CODES: Final[Mapping[int, Scope]] = {
+    971: Scope.EVERYTHING,
+    6100: Scope.EVERYTHING,
+    10429: Scope.EVERYTHING,
+    10250: Scope.QUEUE,
+    10251: Scope.QUEUE,
+    10252: Scope.QUEUE,
+    10253: Scope.PUBLISHING,
+}
+"""Cloudflare's codes for a limit that is reached.  They come with status 429, and people saw the
+first three with 200 and 500 as well."""
 
 
 class CFQueuesError(Exception):
@@ -75,9 +103,24 @@ class CFQueuesError(Exception):
         self.retry_after = retry_after
         self.delivered = delivered
 
+    @property
+    def stops(self) -> Scope | None:
+        """What the API has stopped with this answer; None if nothing.
 
-class TransientError(CFQueuesError):
-    """A retry may succeed."""
+        The code decides, whatever the status: see `LIMIT_CODES`.  A 429 with any other code, or
+        without one, stops everything.
+        """
+        if self.code is not None and self.code in LIMIT_CODES:
+            return LIMIT_CODES[self.code]
+        return Scope.EVERYTHING if self.status == HTTPStatus.TOO_MANY_REQUESTS else None
+
+
+class TransientError(CFQueuesError, exceptions.OperationalError):
+    """A retry may succeed.
+
+    Kombu raises an `OperationalError` when its retries are used up.  As this is one, Kombu raises
+    it as it is, and `delivered` and the other attributes are kept.
+    """
 
 
 class ConnectionFailed(TransientError):
@@ -89,7 +132,7 @@ class ServerError(TransientError):
 
 
 class RateLimited(TransientError):
-    """No request may leave now: HTTP 429, or our own allowance is used up until the deadline."""
+    """No request may leave now: the API says so, or our own allowance is used up for too long."""
 
 
 class QueueFull(TransientError):
@@ -180,6 +223,7 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
     It does not list messages of earlier flushes, which succeeded.
 
     Attributes:
+        delivered: ``"no"`` if certainly no message arrived, otherwise ``"unknown"``.
         accepted: An `Outcome` for each message that is in its queue.
         refused: An `Outcome` for each message that is certainly not in its queue.
         uncertain: An `Outcome` for each message whose answer was lost.  Publishing such a message
@@ -191,6 +235,10 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
         self.accepted = [outcome for outcome in outcomes if outcome.error is None]
         self.refused = [o for o in outcomes if o.error and o.error.delivered == "no"]
         self.uncertain = [o for o in outcomes if o.error and o.error.delivered == "unknown"]
+
+    @property
+    def delivered(self) -> Delivered:  # noqa: D102  see the class
+        return "unknown" if self.accepted or self.uncertain else "no"
 
     def __str__(self) -> str:
         return str(self.args[0])

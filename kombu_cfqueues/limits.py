@@ -36,6 +36,12 @@ DELAY_SECONDS: Final = 86_400
 RETENTION_SECONDS: Final = 345_600
 """Default time for which a queue keeps a message (queues/platform/limits: 4 days)."""
 
+MIN_RETENTION_SECONDS: Final = 60
+"""Minimum time for which a queue can keep a message (queues/platform/limits)."""
+
+MAX_RETENTION_SECONDS: Final = 1_209_600
+"""Maximum time for which a queue can keep a message (queues/platform/limits: 14 days)."""
+
 PULL_MESSAGES: Final = 100
 """Maximum number of messages in one pull (queues/configuration/pull-consumers)."""
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from .errors import CFQueuesError
-from .runtime.fork import renew_in_child
+from .runtime.fork import notice_fork, renew_in_child
 from .telemetry import Operation, instruments
 
 QUEUE_COUNTS: Final = (
@@ -42,6 +42,7 @@ PROCESS_COUNTS: Final = (
     "permits",
     "permit_wait_seconds",
     "retries",
+    "unroutable",
 )
 """Names of the counts that only the process has."""
 
@@ -100,7 +101,7 @@ class Metrics:
                 counts[queue, "empty_pulls"] += not messages
             if error is not None:
                 counts[queue, "failed_requests"] += 1
-                counts[queue, "limited_requests"] += getattr(error, "status", None) == 429
+                counts[queue, "limited_requests"] += getattr(error, "stops", None) is not None
         if telemetry := instruments():
             telemetry.requested(operation, queue, seconds, messages, error)
 
@@ -129,6 +130,13 @@ class Metrics:
             self._counts["", "retries"] += 1
         if telemetry := instruments():
             telemetry.retried(error)
+
+    def unroutable(self) -> None:
+        """Count a message that was dropped because no queue is bound for it."""
+        with self._lock:
+            self._counts["", "unroutable"] += 1
+        if telemetry := instruments():
+            telemetry.unroutable()
 
     def waited(self, seconds: float) -> None:
         """Count a permit for which a request waited *seconds*."""
@@ -197,4 +205,5 @@ def stats() -> dict[str, Any]:
         each queue by its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """
+    notice_fork()
     return metrics.snapshot()

@@ -1,4 +1,4 @@
-"""The request allowance of an API token: how many requests may leave, and what a 429 stops.
+"""The request allowance of an API token: how many requests may leave, and what stops them.
 
 Cloudflare counts requests per token.  Exceeding the limit blocks *every* call of the token for 5
 minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
@@ -10,17 +10,19 @@ of a machine.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from . import limits
-from .errors import CFQueuesError, RateLimited
+from .errors import CFQueuesError, RateLimited, Scope
 from .metrics import metrics
 from .options import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
 from .runtime.clock import Clock
 from .runtime.fork import renew_in_child
+
+logger = logging.getLogger(__name__)
 
 INITIAL_TOKENS: Final = 5
 """Tokens of a new bucket: requests that left before this process started are unknown."""
@@ -28,21 +30,22 @@ INITIAL_TOKENS: Final = 5
 _ROUNDING: Final = 1e-9
 """The fraction of a token that a sum of floats may miss."""
 
-
-LATE_SECONDS: Final = 1.0
-"""A place in the line is given up if its owner does not ask within this time of its turn."""
+UNCLAIMED_SECONDS: Final = 1.0
+"""A waiter that does not ask within this time of `Waiter.ready_at` is considered dead and removed.
+A live thread asks within milliseconds, and Cloudflare allows about four requests per second, so a
+dead waiter costs the others little."""
 
 
 class NoPermit(RateLimited):
-    """The request allowance is used up.  That is our own word, not the server's."""
+    """The request allowance is used up.  The library says so, not the server."""
 
 
-class Place:
-    """A place in the line for permits.  It may be used for one permit after the other.
+class Waiter:
+    """A thread that waits for a permit.  It may be used for several permits, one after the other.
 
     Attributes:
-        since: When its owner began to wait, in monotonic seconds; None: it does not.
-        ready_at: When its owner is to ask again, in monotonic seconds.
+        since: When it began to wait, in monotonic seconds; None if it does not wait.
+        ready_at: When to ask again, in monotonic seconds.
     """
 
     __slots__ = ("ready_at", "since")
@@ -58,31 +61,11 @@ class Limit(NamedTuple):
     rate: float
     """Requests per second, after the burst is spent."""
     burst: int
-    """Requests that may leave at once after a quiet time."""
+    """Requests that may leave at once after a time without requests."""
 
 
 CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
 """The default limit of requests to Cloudflare."""
-
-
-class Scope(Enum):
-    """What a 429 stops."""
-
-    QUEUE = auto()
-    """Publishing to one queue, which is overloaded, full or disabled."""
-    PUBLISHING = auto()
-    """Publishing to any queue of the account, whose plan allows no more operations today."""
-    EVERYTHING = auto()
-    """Every call of the token."""
-
-
-def scope_of(code: int | None) -> Scope:
-    """Return what a 429 with Cloudflare's error *code* stops; `EVERYTHING` for unknown codes."""
-    if code in (10250, 10251, 10252):
-        return Scope.QUEUE
-    if code == 10253:
-        return Scope.PUBLISHING
-    return Scope.EVERYTHING
 
 
 class Allowance(NamedTuple):
@@ -106,10 +89,11 @@ class Allowance(NamedTuple):
 
     def counted(self, limit: Limit, now: float) -> Allowance:
         """Return a copy with the tokens that were earned until *now*."""
-        if now < self.counted_at:  # the clock restarted: earn nothing, and keep little
+        if now < self.counted_at:  # the clock restarted: earn nothing, and keep at most one
             return self._replace(tokens=min(self.tokens, 1.0), counted_at=now)
-        slow = max(0.0, min(now, self.slow_until) - self.counted_at)
-        full = now - self.counted_at - slow
+        start = min(now, self._earns_from)
+        slow = max(0.0, min(now, self.slow_until) - start)
+        full = now - start - slow
         tokens = min(float(limit.burst), self.tokens + slow * self.slow_rate + full * limit.rate)
         return self._replace(tokens=tokens, counted_at=now)
 
@@ -118,10 +102,16 @@ class Allowance(NamedTuple):
         missing = tokens - self.tokens
         if missing <= _ROUNDING:
             return self.counted_at
-        slow = max(0.0, self.slow_until - self.counted_at)
+        start = self._earns_from
+        slow = max(0.0, self.slow_until - start)
         if missing <= slow * self.slow_rate:
-            return self.counted_at + missing / self.slow_rate
-        return self.counted_at + slow + (missing - slow * self.slow_rate) / limit.rate
+            return start + missing / self.slow_rate
+        return start + slow + (missing - slow * self.slow_rate) / limit.rate
+
+    @property
+    def _earns_from(self) -> float:
+        """Since when tokens have been earned that are not counted yet: none during a block."""
+        return max(self.counted_at, self.stopped_until)
 
     def spent(self) -> Allowance:
         """Return a copy with one token less."""
@@ -143,10 +133,64 @@ class Allowance(NamedTuple):
         )
 
     def stopped(self, scope: Scope, until: float) -> Allowance:
-        """Return a copy after a 429 of *scope*, which is not `Scope.QUEUE`."""
-        if scope is Scope.EVERYTHING:
-            return self._replace(stopped_until=max(self.stopped_until, until))
-        return self._replace(publishing_stopped_until=max(self.publishing_stopped_until, until))
+        """Return a copy after the API has stopped *scope*, which is not `Scope.QUEUE`.
+
+        After a block of the token, the bucket is as good as new: what was saved before is gone,
+        or all machines that were blocked would come back with a full burst in the same second.
+        """
+        if scope is Scope.PUBLISHING:
+            until = max(self.publishing_stopped_until, until)
+            return self._replace(publishing_stopped_until=until)
+        return self._replace(
+            tokens=min(self.tokens, float(INITIAL_TOKENS)),
+            stopped_until=max(self.stopped_until, until),
+        )
+
+
+class StopLog:
+    """Logs when the API stops the token, and when requests leave again: one line for each.
+
+    Threads may share it.  Do not call it with a lock held or in a transaction, because a log
+    handler is the application's code.
+
+    Args:
+        clock: Tells the time.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Log stops in the child too."""
+        self._lock = self._clock.lock()
+        self._until = 0.0  # guarded by _lock, but also read without it; 0.0: not stopped
+
+    def stopped(self, error: CFQueuesError, until: float) -> None:
+        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged."""
+        now = self._clock.monotonic()
+        with self._lock:
+            is_known = now < self._until
+            self._until = max(self._until, until)
+        if not is_known:
+            logger.warning(
+                "the request limit of the API token is reached (HTTP 429), so no message leaves "
+                "for %.0f s; messages wait: %s",
+                max(0.0, until - now),
+                error,
+            )
+
+    def resumed(self) -> None:
+        """Log that requests leave again, if a stop is logged and has ended."""
+        if not self._until:
+            return
+        with self._lock:
+            is_over = 0.0 < self._until <= self._clock.monotonic()
+            if is_over:
+                self._until = 0.0
+        if is_over:
+            logger.info("the block of the API token (HTTP 429) is over; messages leave again")
 
 
 class Budget:
@@ -155,27 +199,33 @@ class Budget:
     Threads get permits in the order in which they asked.
 
     Args:
-        limit: The limit; None if requests are not limited, so that only a 429 makes callers wait.
-        clock: Time and waiting.
+        limit: The limit; None means no limit, so that only the API's refusals make callers wait.
+        clock: Tells the time and sleeps.
+        stop_log: Logs stops.
     """
 
     def __init__(
-        self, limit: Limit | None = CLOUDFLARE_LIMIT, *, clock: Clock | None = None
+        self,
+        limit: Limit | None = CLOUDFLARE_LIMIT,
+        *,
+        clock: Clock | None = None,
+        stop_log: StopLog | None = None,
     ) -> None:
         self._limit = limit
         self._clock = clock or Clock()
+        self.stop_log = stop_log or StopLog(self._clock)
         self._lock = self._clock.lock()  # guards all fields below; never held during a sleep
         now = self._clock.monotonic()
         self._allowance = Allowance.new(limit, now) if limit else Allowance(0.0, now)
         self._queue_stopped_until: dict[str, float] = {}
-        self._line: list[Place] = []  # who waits for a token, in order
-        self._free = limit is None  # nothing to wait for, ever yet; also read without the lock
+        self._waiters: list[Waiter] = []  # in the order in which they asked
+        self._free = limit is None  # no limit, and no 429 so far; also read without the lock
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Start without the parent's threads, and without the tokens that the parent will spend."""
         self._lock = self._clock.lock()
-        self._line = []
+        self._waiters = []
         tokens = min(self._allowance.tokens, INITIAL_TOKENS)
         self._allowance = self._allowance._replace(tokens=tokens)
 
@@ -191,11 +241,10 @@ class Budget:
 
         Args:
             deadline: Until when this may block, in seconds of the clock.
-            queue: Where the request publishes to; None for every other call.
-            for_message: Whether a message waits for the answer.  In one process first come, first
-                served is fair enough, so it makes no difference here.
-            is_known: Whether another process has found out what the request asks for.  A process
-                alone has no others.
+            queue: The id of the queue to which the request publishes; None for any other request.
+            for_message: Whether a message waits for the answer.  Not used: the threads of one
+                process get their permits in the order in which they asked.
+            is_known: Whether another process has already asked.  Not used: there is only this one.
 
         Raises:
             RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token
@@ -203,33 +252,33 @@ class Budget:
         """
         if self._free:
             return
-        place = Place()
+        waiter = Waiter()
         try:
-            while (wait := self._try(place, queue)) is not None:
+            while (refusal := self._try(waiter, queue)) is not None:
                 now = self._clock.monotonic()
-                if place.ready_at > max(now, deadline):
-                    raise wait
-                self._clock.sleep(place.ready_at - now)
+                if waiter.ready_at > max(now, deadline):
+                    raise refusal
+                self._clock.sleep(waiter.ready_at - now)
         finally:
-            self.leave(place)
+            self.leave(waiter)
 
-    def try_take(self, place: Place, *, queue: str) -> RateLimited | None:
-        """Take a permit for a request that publishes to *queue*, if one is free.
+    def try_take(self, waiter: Waiter, *, queue: str) -> RateLimited | None:
+        """Take a permit for a request that publishes to *queue*, if one is free; never block.
 
         Args:
-            place: The caller's place in the line, of which it is at ``place.ready_at`` again.
-            queue: Where the request publishes to.
+            waiter: The caller, which asks again at ``waiter.ready_at`` if it gets no permit.
+            queue: The id of the queue to which the request publishes.
 
         Returns:
-            None if a permit was taken, else why not; ``place.ready_at`` is when one may be free.
+            None if a permit was taken, else why not; ``waiter.ready_at`` is when one may be free.
         """
-        return None if self._free else self._try(place, queue)
+        return None if self._free else self._try(waiter, queue)
 
-    def leave(self, place: Place) -> None:
-        """Give up a place in the line."""
-        if place in self._line:
+    def leave(self, waiter: Waiter) -> None:
+        """Stop waiting for a permit."""
+        if waiter in self._waiters:
             with self._lock:
-                self._leave(place)
+                self._leave(waiter)
 
     def observe(self, ratelimit: str | None) -> None:
         """Adapt to the ``Ratelimit`` header of an answer; None if it had none."""
@@ -243,44 +292,56 @@ class Budget:
             self._allowance = counted.guarded(self._limit, *grant)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for its ``retry_after``.  Any other *error* stops nothing.
+        """Stop the requests that *error* concerns (`CFQueuesError.stops`).
 
-        A 429 without ``retry_after`` does not stop a single queue, because the caller that retries
-        backs off.  It stops everything else for the length of Cloudflare's window.
+        They stop for its ``retry_after`` seconds.
+
+        Without ``retry_after``, a single queue is not stopped, because the caller that retries
+        backs off.  Anything else is stopped for the length of Cloudflare's window.
         """
-        if error.status != 429:
+        scope = error.stops
+        if scope is None:
             return
-        scope = scope_of(error.code)
+        seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
         with self._lock:
             now = self._clock.monotonic()
             self._free = False
             if scope is not Scope.QUEUE:
-                seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
+                if self._limit is not None:
+                    self._allowance = self._allowance.counted(self._limit, now)
                 self._allowance = self._allowance.stopped(scope, now + seconds)
             elif queue is not None and error.retry_after:
                 stops = {q: until for q, until in self._queue_stopped_until.items() if until > now}
-                self._queue_stopped_until = stops | {queue: now + error.retry_after}
+                self._queue_stopped_until = stops | {queue: now + seconds}
+        if scope is not Scope.QUEUE:
+            self.stop_log.stopped(error, now + seconds)
 
-    def _try(self, place: Place, queue: str | None) -> RateLimited | None:
-        """Spend a token, or return why not; `Place.ready_at` says when to try again."""
+    def _try(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
+        """Spend a token, or return why not; `Waiter.ready_at` says when to try again."""
+        why = self._try_locked(waiter, queue)
+        if why is None:
+            self.stop_log.resumed()
+        return why
+
+    def _try_locked(self, waiter: Waiter, queue: str | None) -> RateLimited | None:
         with self._lock:
             now = self._clock.monotonic()
-            if place.since is None:
-                place.since = now
-            place.ready_at, stopped = self._ready_at(place, queue, now)
-            seconds = place.ready_at - now
+            if waiter.since is None:
+                waiter.since = now
+            waiter.ready_at, stopped = self._ready_at(waiter, queue, now)
+            seconds = waiter.ready_at - now
             if seconds > 0:
                 if stopped:
                     return RateLimited(stopped, retry_after=seconds)
                 return NoPermit("the request allowance is used up", retry_after=seconds)
             self._allowance = self._allowance.spent()
-            self._leave(place)
-            metrics.waited(now - place.since)
-            place.since = None
+            self._leave(waiter)
+            metrics.waited(now - waiter.since)
+            waiter.since = None
             return None
 
-    def _ready_at(self, place: Place, queue: str | None, now: float) -> tuple[float, str]:
-        """Return when *place* may go as things stand, and what the API has stopped, if anything.
+    def _ready_at(self, waiter: Waiter, queue: str | None, now: float) -> tuple[float, str]:
+        """Return when *waiter* may go as of now, and what the API has stopped, or "".
 
         The caller holds _lock.
         """
@@ -293,23 +354,25 @@ class Budget:
                 (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
             )
         if stop > now:
-            self._leave(place)  # those whom this does not stop may go
+            self._leave(waiter)  # waiters for other queues may go
             return stop, why
         if self._limit is None:
             return now, ""
         self._allowance = allowance.counted(self._limit, now)
-        # A thread that was interrupted in the line does not ask again, and holds nobody off.
-        self._line = [other for other in self._line if now < other.ready_at + LATE_SECONDS]
-        if place not in self._line:
-            self._line.append(place)
+        # A thread that was interrupted while it waited does not ask again, and must delay nobody.
+        self._waiters = [
+            other for other in self._waiters if now < other.ready_at + UNCLAIMED_SECONDS
+        ]
+        if waiter not in self._waiters:
+            self._waiters.append(waiter)
         # A caller may go when there are tokens for all callers before it as well.  So no caller has
         # to wake another, and a caller that is late or gives up delays nobody.
-        tokens = 1 + self._line.index(place)
+        tokens = 1 + self._waiters.index(waiter)
         return self._allowance.ready_at(self._limit, tokens), ""
 
-    def _leave(self, place: Place) -> None:
-        if place in self._line:
-            self._line.remove(place)
+    def _leave(self, waiter: Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
 
 _LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
@@ -322,11 +385,14 @@ def parse_ratelimit(header: str) -> tuple[int, int] | None:
     >>> parse_ratelimit('"default";r=50;t=30')
     (50, 30)
 
+    The reset is at most one of Cloudflare's windows away, whatever the header says: a wrong value
+    must not slow down all processes of the machine for a day.
+
     Returns None if *header* has no such policy: the header is a hint, and must not fail a request.
     """
     grants = []
     for policy in header.split(","):
         left, reset = _LEFT_PATTERN.search(policy), _RESET_PATTERN.search(policy)
         if left and reset and int(reset[1]) > 0:
-            grants.append((int(left[1]), int(reset[1])))
+            grants.append((int(left[1]), min(int(reset[1]), limits.WINDOW_SECONDS)))
     return min(grants, key=lambda grant: grant[0] / grant[1], default=None)

@@ -16,26 +16,26 @@ T = TypeVar("T")
 
 
 class Verdict(Enum):
-    """What a failed request says of the messages in it."""
+    """What a failed request means for the messages in it."""
 
     THE_ITEMS = auto()
-    """Something about the messages: the batch is split until the bad one is alone."""
+    """The messages are at fault: the batch is split until the bad one is alone."""
     NOT_NOW = auto()
-    """Nothing about the messages: they are posted again until each one's own deadline."""
+    """The failure is temporary: each message is posted again until its own deadline."""
     NEVER = auto()
-    """Nothing about the messages, but repeating is useless: all of them fail with it."""
+    """A retry is useless: all messages fail with the error."""
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait after a number of failures in a row: twice as long each time.
+    """Exponential backoff: after each failure in a row, the maximum pause doubles.
 
-    The pause is random, so that all that one outage stopped do not come back together.
+    The pause is random, so that the clients that an outage stopped do not all retry together.
 
     Attributes:
-        first_seconds: The longest pause after the first failure.
-        longest_seconds: The longest pause ever.
-        failures: How many there were in a row.
+        first_seconds: Maximum pause after the first failure.
+        longest_seconds: Maximum pause after any number of failures.
+        failures: Number of failures in a row.
     """
 
     first_seconds: float
@@ -43,35 +43,37 @@ class Backoff:
     failures: int = 0
 
     def after_failure(self) -> Backoff:
-        """Return the same after one failure more."""
+        """Return a copy with one more failure."""
         return replace(self, failures=self.failures + 1)
 
     def after_success(self) -> Backoff:
-        """Return the same without any failure."""
+        """Return a copy without failures."""
         return replace(self, failures=0)
 
     @property
     def ceiling_seconds(self) -> float:
-        """The longest pause now; 0 if nothing has failed."""
+        """The maximum pause now; 0 if nothing has failed."""
         if not self.failures:
             return 0.0
         return min(self.longest_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
 
     def pause_seconds(self, *, least: float = 0.0) -> float:
-        """Return how long to wait now: a new random number each time.
+        """Return how long to wait now; random, so each call returns another value.
 
         Args:
-            least: Which part of `ceiling_seconds` it is at least; 1 for all of it.
+            least: Minimum, as a part of `ceiling_seconds` from 0 to 1.
         """
         return rng.uniform(least * self.ceiling_seconds, self.ceiling_seconds)
 
 
 BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
-"""Pauses between the tries of a request that carries no message."""
+"""Pauses between the tries of a request that carries no message.  The maximum is a third of the
+default ``publish_timeout``, so that a caller gets several tries."""
 
 LAST_TRY_SECONDS: Final = 0.5
-"""How long before the last moment for a request a pause ends, so that one more try fits.  At most
-a tenth of a caller's whole time."""
+"""A pause ends this long before the last moment for a request, so that one more try fits.  Long
+enough for a thread of a busy machine to wake up.  Callers with little time use at most a tenth of
+their whole time instead."""
 
 
 def _never(_: TransientError) -> bool:
@@ -81,20 +83,20 @@ def _never(_: TransientError) -> bool:
 def until(
     deadline: float, call: Callable[[], T], give_up: Callable[[TransientError], bool] = _never
 ) -> T:
-    """Call until it does not raise a `TransientError`, or until *deadline* (monotonic seconds).
+    """Call *call* until it raises no `TransientError`; block and back off between the tries.
 
     Args:
-        deadline: Past it, nothing is tried again.
+        deadline: When to stop retrying, in seconds of `time.monotonic`.
         call: What to try.
-        give_up: Whether a failure is to be raised at once instead.
+        give_up: Returns whether to raise a failure at once.
 
     Raises:
-        TransientError: What the last try raised; at once if the next could only be too late.
-        PermanentError: What a try raised, at once.
+        TransientError: The last try failed; raised early if the next try would be too late.
+        PermanentError: A try failed in a way that a retry cannot change.
 
-    What is raised has ``delivered="unknown"`` if any try was in doubt, unless *give_up* ended it.
+    The error has ``delivered="unknown"`` if any try may have delivered, unless *give_up* ended it.
     """
-    in_doubt = False
+    maybe_delivered = False
     backoff, began = BACKOFF, time.monotonic()
     while True:
         started = time.monotonic()
@@ -103,12 +105,12 @@ def until(
         except CFQueuesError as error:
             if isinstance(error, TransientError) and give_up(error):
                 raise
-            in_doubt = in_doubt or error.delivered == "unknown"
-            if in_doubt:
-                error.delivered = "unknown"  # this try did not deliver; an earlier one may have
+            maybe_delivered = maybe_delivered or error.delivered == "unknown"
+            if maybe_delivered:
+                error.delivered = "unknown"  # even if only an earlier try may have delivered
             backoff = backoff.after_failure()
             wait = _pause(error, backoff, began, started, deadline)
-            # Compared this way round, a deadline that is NaN ends it as well.
+            # In this order, because a deadline of NaN must end the loop as well.
             if not isinstance(error, TransientError) or not time.monotonic() + wait < deadline:
                 raise
             metrics.retried(error)
@@ -118,14 +120,14 @@ def until(
 def _pause(
     error: CFQueuesError, backoff: Backoff, began: float, started: float, deadline: float
 ) -> float:
-    """Return how long to wait before the next try, which must not be too late for an answer.
+    """Return how long to wait before the next try, which must leave time for an answer.
 
-    What the server asks for is not cut.
+    A pause that the server asks for is not shortened.
     """
     now = time.monotonic()
     wait = backoff.pause_seconds()
     margin = max(now - started, min(LAST_TRY_SECONDS, (deadline - began) / 10))
     if started < deadline - margin:
         wait = min(wait, max(0.0, deadline - margin - now))
-    # Never without a pause: a server may well say 0, or a time that has passed.
+    # Never retry without a pause: a server may ask for 0 seconds, or name a time that has passed.
     return max(wait, error.retry_after or 0.0)

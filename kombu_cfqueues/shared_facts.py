@@ -1,4 +1,4 @@
-"""What the processes of a machine tell each other, so that not each has to ask the API."""
+"""Facts that the processes of a machine share, so that not every process asks the API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class KnownQueue(NamedTuple):
-    """A queue that another process has looked up.
+    """A queue that a process has looked up.
 
     Attributes:
         id: Its id at Cloudflare.
@@ -18,26 +18,26 @@ class KnownQueue(NamedTuple):
 
 
 class SharedFacts(Protocol):
-    """Facts that hold for some minutes.  They spare requests, and nothing else depends on them.
+    """Facts that are valid for some minutes.  They only save requests.
 
-    No method raises, or blocks for longer than a moment: a fact that cannot be had is unknown.
+    No method raises, or blocks for longer than a moment.  A fact that cannot be read is unknown.
     """
 
     def token_works(self) -> bool:
-        """Whether the API has taken the token lately, from any process."""
+        """Whether the API has accepted the token recently, from any process."""
 
     def note_token(self, *, works: bool) -> None:
-        """Tell the others whether the API takes the token."""
+        """Share whether the API accepts the token."""
 
     def queue(self, name: str) -> KnownQueue | None:
-        """Return what is known of the queue that has this name at Cloudflare."""
+        """Return the queue with this name at Cloudflare; None if it is unknown."""
 
     def note_queue(self, name: str, queue: KnownQueue) -> None:
-        """Tell the others of a queue."""
+        """Share a queue that this process has looked up."""
 
     def forget_queue(self, name: str) -> None:
-        """Tell the others that what was known of a queue does not hold any more."""
+        """Forget a queue in all processes, because what is known of it is no longer true."""
 
 
 class Unneeded(Exception):
-    """What was to be asked has become known while the question waited for its permit."""
+    """The request is not needed: its answer became known while it waited for a permit."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .errors import CFQueuesError
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ class Instruments:
             "Messages in each publishing request",
             explicit_bucket_boundaries_advisory=_SIZE_BUCKETS,
         )
+        self._make_counters(meter)
+
+    def _make_counters(self, meter: Meter) -> None:
         self._sent = meter.create_counter(
             "messaging.client.sent.messages", "{message}", "Messages in publishing requests"
         )
@@ -84,6 +90,9 @@ class Instruments:
         )
         self._retries = meter.create_counter(
             "kombu_cfqueues.retries", "{request}", "Failures that were followed by a retry"
+        )
+        self._unroutable = meter.create_counter(
+            "kombu_cfqueues.unroutable", "{message}", "Messages dropped for want of a bound queue"
         )
 
     def requested(
@@ -123,6 +132,10 @@ class Instruments:
     def retried(self, error: CFQueuesError) -> None:
         """Record a retry after *error*."""
         self._retries.add(1, _of_error(type(error).__name__))
+
+    def unroutable(self) -> None:
+        """Record a message that was dropped because no queue is bound for it."""
+        self._unroutable.add(1, _SYSTEM)
 
     def waited(self, seconds: float) -> None:
         """Record a permit for which a request waited *seconds*."""

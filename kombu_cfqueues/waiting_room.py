@@ -1,11 +1,11 @@
-"""Where messages wait for a request that carries them: the protocol of both waiting rooms.
+"""The protocol of a waiting room, in which messages wait for a request that carries them.
 
-A room keeps messages and knows whose turn the next permit is.  `publish.memory_room` keeps them for
-one process, `spool.room` in a file for all processes of a machine.  Everything that has to do with
-callers (who posts, until when, what a failure means) is above this protocol, in
-`publish.group_commit`, and is written once.
+A room keeps messages and hands out permits with the messages that go along.  `publish.memory_room`
+keeps the messages of one process, `spool.room` those of all processes of a machine, in a file.
+Everything that concerns callers (which thread posts, until when, what a failure means) is above
+this protocol, in `publish.group_commit`, and is written once.
 
-The life of an item::
+The states of an item::
 
     enter --> WAITING --claim--> CLAIMED --settle: accepted, or refused--> gone
                  ^                  |
@@ -27,18 +27,18 @@ from .retry import Backoff
 
 
 class Kind(IntEnum):
-    """Who waits.  Files hold these numbers."""
+    """What waits, and for what.  Files hold these numbers."""
 
     SINGLE = 0
-    """A `publish()`, for its confirmation."""
+    """A `publish()`, for the confirmation of its message."""
     BULK = 1
-    """A part of a `Producer.batch()`, for its confirmation."""
+    """A `Producer.batch()`, for the confirmation of its messages."""
     SPOOLED = 2
-    """Nobody: the message is on this machine's disk, and its publisher has gone on."""
+    """A message on this machine's disk, for which no caller waits."""
     ADMIN = 3
     """A request that carries no message, for its permit."""
     LOOKUP = 4
-    """The same, of which a message's publishing depends."""
+    """The same, if a message cannot be published before it."""
 
 
 class RoomBusy(CFQueuesError):
@@ -46,19 +46,19 @@ class RoomBusy(CFQueuesError):
 
 
 class Item:
-    """A message on its way.
+    """A message that is being published.
 
     Attributes:
         address: Its queue.
-        message: What is posted; has a ``size`` in bytes.
-        kind: Who waits for its outcome.
-        deadline: Until when somebody waits for it, in monotonic seconds; infinite if nobody does.
-        half_time: When half of its whole time has passed, in monotonic seconds.
+        message: What to post; has a ``size`` in bytes.
+        kind: What waits for its outcome.
+        deadline: Until when a caller waits for it, in monotonic seconds; infinite if none does.
+        half_time: When half of the time until the deadline has passed, in monotonic seconds.
         repeats: Whether it may be posted again after an unknown outcome.
-        uncertain: Whether it may have arrived, although no answer said so.
-        max_batch: Messages that may travel together with it, itself included.
-        owner: Who waits for it in this process; None if nobody does.
-        place: Where the room keeps it, in the room's own words.
+        uncertain: Whether it may have arrived without an answer that said so.
+        max_batch: Maximum number of messages in a request that carries it.
+        owner: The caller in this process that waits for it; None if there is none.
+        place: Where the room keeps it; only the room knows the format.
         error: Why its last try failed; None if it has not been tried.
         orphaned: Whether the thread that was posting it was interrupted.
     """
@@ -97,22 +97,22 @@ class Item:
 
     @property
     def owned_here(self) -> bool:
-        """Whether somebody in this process waits for it."""
+        """Whether a caller in this process waits for it."""
         return self.owner is not None
 
 
 Settled = Mapping[Item, CFQueuesError | None]
-"""Items whose outcome stands: None if Cloudflare has the message, else why it does not."""
+"""Outcomes by item: None if Cloudflare accepted the message, else why it did not."""
 
 
 class Claim(NamedTuple):
-    """Messages of one queue that this process alone may post, with a permit for one request.
+    """Messages of one queue that only this process may post, with a permit for one request.
 
     Attributes:
-        number: Tells it from any other.
+        number: Identifies the claim.
         address: The queue.
-        items: The messages, in the order in which they are to be posted.
-        expired: How many spooled messages were dropped instead, since nobody wants them any more.
+        items: The messages, in the order in which to post them.
+        expired: Number of spooled messages that were dropped because they have expired.
     """
 
     number: int
@@ -125,9 +125,9 @@ class Wait(NamedTuple):
     """Nothing may be posted now.
 
     Attributes:
-        until: When to ask again, in monotonic seconds; None: when something changes.
-        why: Why nothing of *queue* can leave before that, whoever posts it; None: something may.
-        queue: Name of the queue that *why* speaks of; None: of all.
+        until: When to ask again, in monotonic seconds; None means when something changes.
+        why: Why no process can post to *queue* before that; None if one may be able to.
+        queue: Name of the queue that *why* concerns; None means all queues.
     """
 
     until: float | None
@@ -136,19 +136,19 @@ class Wait(NamedTuple):
 
 
 class ClaimTerms(NamedTuple):
-    """What may be claimed.
+    """Which messages a claim may take.
 
     Attributes:
-        number: The number of the claim, chosen by the caller so that `WaitingRoom.release` can
-            free it whatever happens.
-        kinds: What may be taken.
-        busy: Names of queues that are not to be posted to now.
-        only_own: Take nothing that other processes wait for.
-        latest: Take nothing that is waited for longer than this, in monotonic seconds.
-        request_seconds: How long a request takes.  Nothing is taken that has less time left, and
-            less than half of its whole time.
-        sample: Names of queues of which one message is asked alone, any of those that were split.
-        until: When to give up at the latest if the room is busy, in monotonic seconds.
+        number: The number of the claim.  The caller chooses it, so that it can always free the
+            claim with `WaitingRoom.release`.
+        kinds: The kinds of messages to take.
+        busy: Names of queues to which not to post now.
+        only_own: Whether to leave messages of other processes.
+        latest: Take only messages with a deadline up to this time, in monotonic seconds.
+        request_seconds: How long a request takes.  Messages with less time left, and less than
+            half of their whole time, stay.
+        sample: Names of queues for which to take a single message, at random from split batches.
+        until: When to give up if the room is busy, in monotonic seconds.
     """
 
     number: int
@@ -162,16 +162,16 @@ class ClaimTerms(NamedTuple):
 
 
 class ClaimOutcome(NamedTuple):
-    """What became of a claim.
+    """The result of posting a claim.
 
     Attributes:
-        settled: Its items whose outcome stands.
+        settled: The outcomes of its items that are settled.
         returned: Its items that wait again.
-        max_batch: How many of those that wait again may travel together; None: as many as before.
-        error: What delays them.
-        pause: How long what is spooled for the queue is to wait; None: not at all.
-        give_up: What those are told who wait for other messages of the queue that were split: they
-            are not asked.  What is spooled waits.  None: all are asked.
+        max_batch: The new ``max_batch`` of the items that wait again; None leaves it unchanged.
+        error: Why they wait again.
+        pause: The backoff of spooled messages to the queue; None means no pause.
+        give_up: The error with which to settle all other messages of split batches of the queue,
+            without posting them; spooled ones wait.  None means to post them.
     """
 
     settled: Settled = MappingProxyType({})
@@ -183,12 +183,12 @@ class ClaimOutcome(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What other processes said of this one's messages.
+    """The outcomes of this process's messages that other processes have posted.
 
     Attributes:
-        settled: Whose outcome stands.
-        waiting: Whether any message of this process is not claimed by anybody.
-        look_at: When to look again, in monotonic seconds; None: nothing comes from elsewhere.
+        settled: The outcomes.
+        waiting: Whether any message of this process is unclaimed.
+        look_at: When to look again, in monotonic seconds; None if no other process has any.
     """
 
     settled: Settled
@@ -200,58 +200,58 @@ class Withdrawn(Enum):
     """What is known of a message that was taken back."""
 
     NOT_SENT = auto()
-    """Surely nobody sent it."""
+    """No request has carried it."""
     PERHAPS_SENT = auto()
-    """It is on its way, or was once and no answer came."""
+    """A request carries it now, or has carried it and got no answer."""
 
 
 class WaitingRoom(Protocol):
     """Keeps messages until a request carries them.  Any thread may call any method.
 
-    No method waits for a network, or for longer than its file takes.  ``until`` is when a method
-    gives up at the latest if the room is busy, in monotonic seconds.
+    No method waits for the network; a room with a file waits for the file.  ``until`` is when a
+    method gives up if the room is busy, in monotonic seconds.
 
     Raises:
-        RoomBusy: (every method) it was busy until then.
-        SpoolUnavailable, SpoolFull: (every method) the room cannot be used.
+        RoomBusy: (every method) The room was busy until then.
+        SpoolUnavailable, SpoolFull: (every method) The room cannot be used.
     """
 
     shared: bool
     """Whether other processes post from it."""
     max_batch: int
-    """Messages of one request."""
+    """Maximum number of messages in a request."""
 
     def enter(
         self, items: Sequence[Item], *, number: int, may_skip: bool, until: float
     ) -> Claim | None:
-        """Let *items*, all of one queue, wait.
+        """Add *items*, all of one queue.
 
-        If an item *may_skip*, nothing waits and a permit is free, it may be claimed at once, as
-        claim *number*.
+        If *may_skip* is true, nothing else waits and a permit is free, the room may return a claim
+        of them at once, with *number*.
         """
 
     def outcomes(self, *, until: float) -> Outcomes:
-        """Return what other processes said of this one's messages, each once."""
+        """Return outcomes of this process's messages from other processes, each outcome once."""
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:
-        """Take the next permit and what it is for, if it is there and is for something here."""
+        """Take a permit and the messages that go with it, or return when to ask again."""
 
     def settle(self, claim: Claim, outcome: ClaimOutcome, *, until: float) -> Settled:
-        """Say what became of *claim*; return what of this process *outcome.give_up* settles."""
+        """Record the *outcome* of a claim; return what ``give_up`` settles for this process."""
 
     def release(self, number: int) -> None:
-        """Let what claim *number* still holds wait again: the thread that made it has ended."""
+        """Let the items of claim *number* wait again, because the thread that held it has ended."""
 
     def withdraw(
         self, items: Sequence[Item], *, claimed: bool, until: float
     ) -> Mapping[Item, Withdrawn | CFQueuesError | None]:
-        """Take items back that nobody waits for any more.
+        """Take back items for which no caller waits any longer.
 
         Args:
-            items: Of this process.
-            claimed: Whether also those that somebody is posting, and may yet be answered.
+            items: Items of this process.
+            claimed: Whether to include items that are being posted.
             until: When to give up.
 
         Returns:
-            What is known of each that was taken back: its outcome, if it had one.
+            Each item that was taken back, with its outcome or what is known of it.
         """

@@ -11,6 +11,7 @@ import pytest
 
 from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.transport.bindings import forget_bindings
 
 #: Positions of the emulator's knobs that are not the defaults: ``make positions`` sets them.
 KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
@@ -32,6 +33,7 @@ def nothing_remembered():
     """Each test begins as a process does: an emulator may get the port of an earlier test's."""
     yield
     account._registry.accounts.clear()
+    forget_bindings()
 
 
 @pytest.fixture(autouse=True)

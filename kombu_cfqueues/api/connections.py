@@ -1,16 +1,20 @@
 """Connections to the API: what lies between a request and the sockets.
 
-They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, and end
-every response at its timeout.  They use the proxies and CA bundles of the environment.
+They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, skip
+interim responses, and end every response at its timeout.  They use the proxies and CA bundles of
+the environment.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import select
 import socket
 import time
-from http.client import HTTPResponse
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse, parse_headers
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -23,9 +27,9 @@ from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-from urllib3.util.connection import allowed_gai_family
 
 from ..options import is_loopback
+from .name_resolution import names
 
 POOL_SIZE: Final = 32
 """Connections that stay open.  If more threads make requests, more connections are opened, and
@@ -147,28 +151,63 @@ class _TimedReader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
+    """The final response to a request.
+
+    Python's own class takes an interim response (such as 102 or 103) for the final one, unless it
+    is 100.  The next request on the connection would then read the response to this one.
+    """
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         # urllib3 has just set the socket's timeout to the time that remains for the response.
         self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach()))
 
+    def _read_status(self) -> tuple[str, int, str]:
+        """Return the status line of the final response; also used for a proxy's tunnel."""
+        while True:
+            line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            status = line[1]
+            if status == HTTPStatus.SWITCHING_PROTOCOLS:  # no request asks for it
+                raise HTTPException("the server switched to another protocol")
+            if status >= HTTPStatus.OK:
+                return line
+            parse_headers(self.fp)
+
+    def begin(self) -> None:
+        super().begin()
+        # These have no body (RFC 9110).  If the headers announce one, the server may send it, and
+        # the next request on the connection would read it.
+        if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) and (
+            self.chunked or self.headers.get("Content-Length", "0").strip() != "0"
+        ):
+            self.will_close = True
+
 
 class _SharedTimeout(HTTPConnection):
-    """Divides its connect timeout among the addresses of the host.
+    """Divides its connect timeout among looking up the name and the addresses of the host.
 
     urllib3 gives the whole timeout to each address, and Cloudflare's API has four: behind a
-    firewall that drops packets, connecting would take four times the timeout.
+    firewall that drops packets, connecting would take four times the timeout.  Looking up the name
+    has no timeout at all.
     """
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has kept the connection open.
+
+        urllib3 remembers ``select.poll``, which eventlet removes when it patches a process.
+        """
+        return self.sock is not None and not _is_readable(self.sock)
 
     def _new_conn(self) -> socket.socket:
         host, timeout = self._dns_host, cast("float", self.timeout)
+        ends = time.monotonic() + timeout
         try:
-            found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
-        except socket.gaierror as error:
+            addresses = names.addresses(host, self.port, timeout)
+        except OSError as error:
             raise NewConnectionError(self, f"{host} has no address: {error}") from error
-        addresses = list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
         try:
-            sock = self._first_that_connects(addresses, time.monotonic() + timeout)
+            sock = self._first_that_connects(addresses, ends)
         finally:
             self._dns_host, self.timeout = host, timeout
         sock.settimeout(timeout)
@@ -184,6 +223,14 @@ class _SharedTimeout(HTTPConnection):
             except (ConnectTimeoutError, NewConnectionError):
                 if not addresses:
                     raise
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 class _HTTPConnection(_SharedTimeout):
@@ -223,10 +270,29 @@ class _Adapter(HTTPAdapter):
             manager = super().proxy_manager_for(proxy, **kwargs)
         except ValueError as error:  # such as an unknown version of SOCKS
             raise requests.exceptions.InvalidProxyURL(str(error)) from error
-        if not proxy.lower().startswith("socks"):  # a SOCKS proxy has its own connection classes
+        if proxy.lower().startswith("socks"):
+            _use_our_responses(manager)
+        else:
             _use_our_pools(manager)
         return manager
 
 
 def _use_our_pools(manager: Any) -> None:
     manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _use_our_responses(manager: Any) -> None:
+    """Keep the connections of *manager*, which speak SOCKS, but read responses as we do."""
+    manager.pool_classes_by_scheme = {
+        scheme: _reading_our_responses(pool)
+        for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
+
+
+@functools.cache  # a class each would grow with each request
+def _reading_our_responses(pool: Any) -> Any:
+    connection = pool.ConnectionCls
+    if connection.response_class is _Response:
+        return pool
+    ours = type(connection.__name__, (connection,), {"response_class": _Response, "debuglevel": 0})
+    return type(pool.__name__, (pool,), {"ConnectionCls": ours})

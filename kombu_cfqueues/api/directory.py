@@ -22,7 +22,7 @@ from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
 from .models import PullConsumer, Queue
 from .pull_consumers import PullConsumers
-from .queue_names import QueueNames, to_cloudflare_name
+from .queue_names import QueueNames, id_as_name, is_queue_id, prefixed, to_cloudflare_name
 from .single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,16 @@ class Directory:
             self._facts.note_token(works=True)
         return True
 
-    def require_probe(self) -> None:
-        """Let the next `probe` make a request, because a connection has failed."""
+    def require_probe(self, failure: TransientError | None = None) -> None:
+        """Let the next `probe` make a request, because a connection has failed.
+
+        Args:
+            failure: What probes raise for `PROBE_FAILURE_SECONDS` instead; None makes the request.
+        """
         self._is_probed = False
+        if failure is not None:
+            self._probe_failure = failure
+            self._probe_failure_ends = time.monotonic() + PROBE_FAILURE_SECONDS
 
     # By Kombu's name
 
@@ -134,13 +141,17 @@ class Directory:
         Raises:
             QueueNotFound: It is missing, and ``create_missing_queues`` is off.
             QueueNameConflict: Another name of this process is translated to the same name.
-            ConfigurationError: Cloudflare allows no character of the name.
+            ConfigurationError: Cloudflare allows no character of the name; or it is missing, and
+                its name is an id.
             CFQueuesError: What a request raised.
         """
         if name in options.queues:
             return Queue(options.queues[name], name, None)
         cloudflare_name = self._names.reserve(name, options)
-        queue = self._find(cloudflare_name, deadline, create=options.create_missing_queues)
+        create = options.create_missing_queues and not is_queue_id(name)
+        queue = self._find(cloudflare_name, deadline, create=create)
+        if queue is None and is_queue_id(name):
+            raise id_as_name(name)
         if queue is None:
             raise QueueNotFound(
                 f"queue {name!r} does not exist (its name at Cloudflare is {cloudflare_name!r}), "
@@ -155,7 +166,7 @@ class Directory:
         """
         if name in options.queues:
             return Queue(options.queues[name], name, None)
-        cloudflare_name = to_cloudflare_name(options.queue_name_prefix + name)
+        cloudflare_name = to_cloudflare_name(prefixed(name, options))
         found = self._find(cloudflare_name, deadline, create=False)
         if found is not None:  # the name of a missing queue stays free for another queue
             self._names.reserve(name, options)
@@ -197,6 +208,17 @@ class Directory:
         cloudflare_name = self._names.reserve(name, options)
         known = self._queues.get(cloudflare_name)
         return Address(cloudflare_name, options.create_missing_queues, known.id if known else None)
+
+    def spool_address(self, name: str, options: Options) -> Address:
+        """Return `address` for a message that is posted later, perhaps by another process.
+
+        Raises:
+            ConfigurationError: The name is an id, and this process knows no queue of that name.
+        """
+        address = self.address(name, options)
+        if address.cloudflare_id is None and is_queue_id(name):
+            raise id_as_name(name)
+        return address
 
     def resolve(self, address: Address, *, deadline: float) -> str:
         """Return the id of the queue at *address*; blocks for a look-up if it is not known.

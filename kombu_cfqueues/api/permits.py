@@ -34,4 +34,4 @@ class RequestPermits(Protocol):
         """Adapt to the ``Ratelimit`` header of a response; None if it had none."""
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what *error* stops: a 429 stops *queue* (an id), publishing, or all calls."""
+        """Stop what *error* stops: *queue* (an id), publishing, or all calls of the token."""

@@ -13,13 +13,28 @@ from ..options import Options
 HASH_DIGITS: Final = 8
 """Hex digits at the end of a shortened name: two names get the same ones once in 4 billion."""
 
+_QUEUE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
+
+
+def is_queue_id(name: str) -> bool:
+    """Whether *name* has the form of an id of Cloudflare's."""
+    return _QUEUE_ID.fullmatch(name) is not None
+
+
+def id_as_name(name: str) -> ConfigurationError:
+    """Return the error of a queue whose name is an id, and which does not exist."""
+    return ConfigurationError(
+        f"queue {name!r} does not exist, and its name has the form of a queue id, so it is not "
+        "created: use the queue's name, or name a queue and give its id in the option 'queues'"
+    )
+
 
 def to_cloudflare_name(name: str) -> str:
     """Return the name at Cloudflare of Kombu's queue *name*, whose prefix is included.
 
     A dash replaces each character that Cloudflare does not allow.  Upper and lower case stay.  A
-    name over 63 characters is cut and ends in 8 hex digits of its hash, so that two long names
-    rarely become the same.
+    name with characters outside ASCII ends in 8 hex digits of its hash, because what is left of
+    ``tâche`` is left of ``tùche`` too.  So does a name over 63 characters, which is cut.
 
     >>> to_cloudflare_name("emails.high_priority")
     'emails-high-priority'
@@ -32,10 +47,23 @@ def to_cloudflare_name(name: str) -> str:
         raise ConfigurationError(
             f"queue name {name!r} has no letter or digit that Cloudflare Queues allows in a name"
         )
-    if len(translated) <= limits.QUEUE_NAME_CHARACTERS:
+    if name.isascii() and len(translated) <= limits.QUEUE_NAME_CHARACTERS:
         return translated
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]
     return f"{translated[: limits.QUEUE_NAME_CHARACTERS - HASH_DIGITS - 1]}-{digest}"
+
+
+def prefixed(name: str, options: Options) -> str:
+    """Return Kombu's queue *name* with the option ``queue_name_prefix``.
+
+    Raises:
+        ConfigurationError: Only the prefix would be left of it, which may be another queue's name.
+    """
+    if name.isascii() and not re.search("[A-Za-z0-9]", name):
+        raise ConfigurationError(
+            f"queue name {name!r} has no letter or digit that Cloudflare Queues allows in a name"
+        )
+    return options.queue_name_prefix + name
 
 
 class QueueNames:
@@ -54,7 +82,7 @@ class QueueNames:
             QueueNameConflict: It is reserved for another name.
             ConfigurationError: *name* has no character that Cloudflare allows.
         """
-        kombu_name = options.queue_name_prefix + name
+        kombu_name = prefixed(name, options)
         cloudflare_name = to_cloudflare_name(kombu_name)
         self._reserve(cloudflare_name, kombu_name)
         return cloudflare_name

@@ -20,9 +20,10 @@ import urllib3
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
+from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
 from .responses import PULL_STATUSES, Response, payload_of
 
@@ -39,7 +40,7 @@ class ApiRequest(NamedTuple):
             with it.
         deadline: When to give up, in seconds of `time.monotonic`.
         body: JSON; None if there is none.
-        queue_id: The queue whose messages it is about; a 429 may then stop only that queue.
+        queue_id: The queue whose messages it is about; its refusal may stop only that queue.
     """
 
     method: str
@@ -83,6 +84,7 @@ class Requester:
         self._pools_of_parent: list[Pool] = []
         self._pool: Pool | None = None  # guarded by _lock
         self._lock = threading.Lock()
+        self._refusals = PassingRefusals()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
@@ -95,6 +97,7 @@ class Requester:
 
     def close(self) -> None:
         """Close the connections.  The next request opens new ones."""
+        notice_fork()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -108,6 +111,7 @@ class Requester:
         Raises:
             CFQueuesError: There was no response, or it is not a success.
         """
+        notice_fork()
         token = self._current_token(request.action)
         response = self._exchange(request, token)
         if logger.isEnabledFor(logging.DEBUG):
@@ -117,13 +121,18 @@ class Requester:
         self._permits.observe(response.headers.get("Ratelimit"))
         statuses = PULL_STATUSES if request.path.endswith("/pull") else None
         try:
-            return payload_of(response, request.action, statuses, token)
-        except CFQueuesError as error:
+            payload = payload_of(response, request.action, statuses, token)
+        except CFQueuesError as refusal:
+            error = self._refusals.judge(refusal, token, request.method, request.path)
             self._permits.refused(error, queue=request.queue_id)
             # Local variables here and in the frames below hold the response, in which a server
             # may repeat the token.
+            # *error* may be a new one, which has the refusal as its context.
             del response
+            refusal.with_traceback(None)
             raise error.with_traceback(None) from None
+        self._refusals.accepted(token, request.method, request.path)
+        return payload
 
     def _exchange(self, request: ApiRequest, token: Secret) -> Response:
         # The exception that the application is handling is not ours, although Python links to it.
@@ -159,10 +168,13 @@ class Requester:
         )
 
     def _open_pool(self) -> Pool:
-        with self._lock:
-            if self._pool is None:
-                self._pool = Pool(self._url)
-            return self._pool
+        pool = self._pool
+        if pool is None:
+            # Not under the lock: to find the proxies, macOS may look up names.
+            new = Pool(self._url)
+            with self._lock:
+                pool = self._pool = self._pool or new
+        return pool
 
     def _current_token(self, action: str) -> Secret:
         try:

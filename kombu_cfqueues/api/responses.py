@@ -2,7 +2,7 @@
 
 The HTTP status alone is not enough: an error may come with status 200, and failures of Cloudflare's
 edge are HTML pages.  ``success`` and ``errors[].code`` decide; the status decides where they are
-missing.
+missing.  A limit is the exception, because it must not be missed: it is one if either says so.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from datetime import timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from .. import limits
 from ..errors import (
+    LIMIT_CODES,
     AuthenticationFailed,
     CFQueuesError,
     ConfigurationError,
@@ -34,6 +38,11 @@ from ..errors import (
 STATUS_PAGE: Final = "If trying again does not help, see https://www.cloudflarestatus.com."
 """What to do if the API fails."""
 
+MAX_RETRY_AFTER_SECONDS: Final = limits.WINDOW_SECONDS
+"""Longest pause that a response can cause.  Cloudflare's own blocks last this long.  A proxy, a
+maintenance page or a wrong clock may ask for days, and the spool's file would keep such a stop even
+after a restart."""
+
 _PERMISSION: Final = (
     "The API token needs the permission 'Account > Queues > Edit' (Queues Edit) "
     "for this account, and may have been revoked or mistyped."
@@ -43,6 +52,11 @@ _NO_QUEUE: Final = (
     "'queues'."
 )
 _MALFORMED_TOKEN: Final = "The API token is malformed: check api_token."  # noqa: S105  a text
+_NO_CREDENTIALS: Final = (
+    "The API got no token, or credentials of another kind: check api_token, and whether a proxy "
+    "removes the Authorization header."
+)
+_UNBIND: Final = "remove that first, and wait some seconds for it to take effect."
 _BLOCKED: Final = "Every call with this token is blocked for up to five minutes."
 
 
@@ -86,18 +100,25 @@ CODES: Final[Mapping[int, Meaning]] = {
     11001: (PermanentError, "The Worker has no queue handler."),
     11003: (ConfigurationError, "A queue name has 1 to 63 letters, digits and dashes."),
     11004: (PermanentError, "The queue has a consumer already."),
+    11005: (PermanentError, f"A Worker has a producer binding to the queue: {_UNBIND}"),
+    11006: (PermanentError, "The queue has no such consumer: it was removed already."),
     11009: (QueueNameConflict, "A queue with that name exists already."),
+    11017: (PermanentError, f"An R2 bucket sends its notifications to the queue: {_UNBIND}"),
     100127: (ConfigurationError, "Check consumer_max_retries and dead_letter_queue."),
     100128: (ConfigurationError, "Check the queue's settings."),
     6003: (AuthenticationFailed, _MALFORMED_TOKEN),
     6103: (AuthenticationFailed, _MALFORMED_TOKEN),
     6111: (AuthenticationFailed, _MALFORMED_TOKEN),
+    9103: (AuthenticationFailed, _NO_CREDENTIALS),
+    9106: (AuthenticationFailed, _NO_CREDENTIALS),
     9109: (AuthenticationFailed, _PERMISSION),
     10000: (AuthenticationFailed, _PERMISSION),
+    10001: (AuthenticationFailed, _PERMISSION),
     7000: (ConfigurationError, "Check account_id and base_url."),
     7003: (ConfigurationError, "Check account_id and base_url."),
     971: (RateLimited, _BLOCKED),
     6100: (RateLimited, _BLOCKED),
+    10429: (RateLimited, _BLOCKED),
     15000: (ServerError, STATUS_PAGE),
 }
 """Cloudflare's error codes: from its list at developers.cloudflare.com/queues (101xx, 102xx), from
@@ -160,7 +181,7 @@ def _error(
     statuses: Mapping[int, Meaning],
     secret: str,
 ) -> CFQueuesError:
-    code, text = _first_failure(payload)
+    code, text = _failure(payload)
     kind, advice = _meaning(response, code, statuses, has_json=payload is not None)
     ray_id = _masked(response.headers.get("CF-Ray", ""), secret)[:100]
     facts = f"HTTP {response.status}"
@@ -171,12 +192,19 @@ def _error(
         text = f": {text}"
     elif payload is None:
         text = _unreadable(response, secret)
+    pause = _retry_after(response.headers)
+    if pause is not None and pause > MAX_RETRY_AFTER_SECONDS:
+        advice += (
+            f" The server asked for a pause of {pause:,.0f} s; the library waits at most "
+            f"{MAX_RETRY_AFTER_SECONDS} s."
+        )
+        pause = float(MAX_RETRY_AFTER_SECONDS)
     error = kind(
-        f"{action} failed ({facts}){text}. {advice}".rstrip(". ") + ".",
+        f"{action} failed ({facts}){text}. {advice.strip()}".rstrip(". ") + ".",
         status=response.status,
         code=code,
         ray_id=ray_id or None,
-        retry_after=_retry_after(response.headers.get("Retry-After")),
+        retry_after=pause,
     )
     # A 503 says that nothing was done.  Any other failure of the server may have happened after
     # the message was written.
@@ -185,13 +213,18 @@ def _error(
     return error
 
 
-def _first_failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
-    """Return code and text of the first entry of ``errors``, as far as they can be read."""
-    errors = payload.get("errors") if payload else None
-    first = errors[0] if isinstance(errors, list) and errors else None
-    if not isinstance(first, dict):
+def _failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
+    """Return code and text of an entry of ``errors``: the first about a limit, else the first."""
+    entries = payload.get("errors") if payload else None
+    failures = [_code_and_text(entry) for entry in entries] if isinstance(entries, list) else []
+    first = failures[0] if failures else (None, "")
+    return next((failure for failure in failures if failure[0] in LIMIT_CODES), first)
+
+
+def _code_and_text(entry: Any) -> tuple[int | None, str]:
+    if not isinstance(entry, dict):
         return None, ""
-    code, text = first.get("code"), first.get("message")
+    code, text = entry.get("code"), entry.get("message")
     is_code = isinstance(code, int) and not isinstance(code, bool)
     return code if is_code else None, text if isinstance(text, str) else ""
 
@@ -199,6 +232,8 @@ def _first_failure(payload: dict[str, Any] | None) -> tuple[int | None, str]:
 def _meaning(
     response: Response, code: int | None, statuses: Mapping[int, Meaning], *, has_json: bool
 ) -> Meaning:
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS and code not in LIMIT_CODES:
+        return _STATUSES[HTTPStatus.TOO_MANY_REQUESTS]
     if "cf-mitigated" in response.headers:
         advice = (
             "Cloudflare's edge challenged the request: check whether this machine's IP is blocked."
@@ -238,16 +273,30 @@ def _masked(text: str, secret: str) -> str:
     return text.replace(secret, "**") if secret else text
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, which may also be a date (RFC 9110)."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of ``Retry-After``, which may also be a date (RFC 9110).
+
+    A date is compared with the response's own date, because the two clocks may differ.
+    """
+    value = headers.get("Retry-After")
     if value is None:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
+        due, now = _epoch(value), _epoch(headers.get("Date", ""))
+        if due is None:
             return None
+        seconds = due - (time.time() if now is None else now)
     # In this order, the comparison refuses NaN too.
     return max(0.0, seconds) if seconds < 1e9 else None
+
+
+def _epoch(date: str) -> float | None:
+    """Return an HTTP date in seconds since the epoch; None if it is not a date."""
+    try:
+        read = parsedate_to_datetime(date)
+        # Without a time zone it is in UTC too (RFC 9110), but Python would take the local one.
+        return (read if read.tzinfo else read.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None

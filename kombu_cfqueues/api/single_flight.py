@@ -40,8 +40,8 @@ class SingleFlight:
         Args:
             key: What is asked for.
             known: Returns the result if this process has it, without blocking.
-            ask: Makes the request, and lets *known* know the result.
-            action: What *ask* does, for the error of a thread that waits in vain.
+            ask: Makes the request, and stores the result for *known*.
+            action: What *ask* does, for the text of a timeout.
             deadline: When to stop waiting, in seconds of `time.monotonic`.
 
         Raises:
@@ -61,9 +61,7 @@ class SingleFlight:
                 # Also after a KeyboardInterrupt, because nothing else would wake the other threads.
                 self._end(key, own)
             if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
-                raise ConnectionFailed(
-                    f"{action} failed: it did not end before the deadline; try again"
-                )
+                raise _timeout(action)
             if flight.error is not None:
                 raise copy_of(flight.error)
             if flight.results:
@@ -74,6 +72,10 @@ class SingleFlight:
             if self._flights.get(key) is flight:
                 del self._flights[key]
         flight.landed.set()
+
+
+def _timeout(action: str) -> ConnectionFailed:
+    return ConnectionFailed(f"{action} failed: it did not end before the deadline; try again")
 
 
 class _Flight:

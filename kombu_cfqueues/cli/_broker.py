@@ -11,10 +11,9 @@ from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
 import click
-from kombu.utils.url import parse_url
 
 from ..errors import ConfigurationError
-from ..options import TOKEN_VARIABLE, Options, Secret
+from ..options import TOKEN_VARIABLE, BrokerUrl, Options, Secret
 
 BROKER_VARIABLE: Final = "CFQUEUES_BROKER_URL"
 
@@ -92,24 +91,15 @@ class RawOptions(NamedTuple):
         environ = dict(os.environ)
         if not self.token:
             environ.setdefault(TOKEN_VARIABLE, Secret("not needed"))
-        try:
-            url = parse_url(self.broker.split(";")[0])
-        except ValueError as error:
-            # Do not quote the error: its text may hold the URL, and so the token.
-            raise ConfigurationError(
-                "the broker URL cannot be read: write it as cfqueues://ACCOUNT_ID:API_TOKEN@/"
-            ) from error
-        if url["transport"] != "cfqueues":
-            raise ConfigurationError(
-                "the broker URL does not begin with cfqueues://: check --broker and "
-                f"{BROKER_VARIABLE}"
-            )
+        url = BrokerUrl.parse(self.broker.split(";")[0])
+        if url.fault:
+            raise ConfigurationError(f"{url.fault} (see --broker and {BROKER_VARIABLE})")
         return Options.read(
-            host=url["hostname"],
-            port=url["port"],
-            user=url["userid"],
-            password=url["password"],
-            virtual_host=url["virtual_host"],
+            host=url.host,
+            port=url.port,
+            user=url.user,
+            password=url.password,
+            virtual_host=url.virtual_host,
             transport_options=self.options,
             environ=environ,
         )

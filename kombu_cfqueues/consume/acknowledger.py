@@ -8,16 +8,16 @@ request that fails is repeated until the leases end.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from ..api.client import Client
+from ..api.passing_refusals import is_passing
 from ..errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -30,8 +30,9 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import metrics
-from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, ThreadPool
+from ..runtime.exits import call_at_exit
+from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
 
@@ -128,18 +129,17 @@ class Acknowledger:
         self._on_returned = on_returned
         self.renew_after_fork()
         renew_in_child(self)
-        # A script that ends without closing its connection still sends its acknowledgements.
-        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles the leases that it holds."""
-        lock = threading.Lock()
+        lock = StartingLock()
         # Guards all fields below; never held during a request.
         self._lock = lock
-        self._settled = threading.Condition(lock)
+        self._settled = lock.condition()
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
+        self._flushes_at_exit = False
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a message, so that it is never redelivered.  Returns at once."""
@@ -200,6 +200,10 @@ class Acknowledger:
     # -- what waits
 
     def _add(self, lease: _PendingLease) -> None:
+        if not self._flushes_at_exit:
+            # A script that ends without closing its connection still sends its acknowledgements.
+            self._flushes_at_exit = True
+            call_at_exit(partial(_flush_at_exit, weakref.ref(self)))
         with self._lock:
             queue_id = lease.delivery.queue.id
             outbox = self._outboxes.get(queue_id)
@@ -368,7 +372,11 @@ def _log_refusals(queue: str, batch: Sequence[_PendingLease], warnings: Mapping[
 
 def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
     """Log the begin and the end of an outage, once each."""
-    if before is None and isinstance(now, TransientError):
+    if is_passing(before):
+        before = None
+    if is_passing(now):
+        logger.debug("messages of queue %r cannot be settled: %s", queue, now)
+    elif before is None and isinstance(now, TransientError):
         logger.warning(
             "messages of queue %r cannot be settled now; retrying until their leases end: %s",
             queue,
@@ -382,6 +390,7 @@ def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | N
 
 
 def _flush_at_exit(reference: weakref.ref[Acknowledger]) -> None:
+    notice_fork()
     acknowledger = reference()
     if acknowledger is not None:
         acknowledger.flush(time.monotonic() + EXIT_SECONDS)

@@ -8,7 +8,6 @@ never in neither.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, ThreadPool
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
 
 logger = logging.getLogger(__name__)
@@ -70,9 +69,9 @@ class Forwarder:
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent copies the messages that it holds."""
-        lock = threading.Lock()
+        lock = StartingLock()
         self._lock = lock  # guards all fields below; never held during a request
-        self._done = threading.Condition(lock)
+        self._done = lock.condition()
         self._waiting: deque[_Copy] = deque()
         self._running = 0  # copies that are being made
         self._threads = ThreadPool("cfqueues-copy", 1, lock, self._next_job)

@@ -5,7 +5,6 @@ The receiver's lock guards everything in this module.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from ..errors import CFQueuesError, TransientError
 from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
+from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
 from .poll_interval import PollInterval
 from .prefetch_window import PrefetchWindow
@@ -105,16 +105,16 @@ class Inbox:
         abandoned: The connection was garbage-collected and never closed.
     """
 
-    def __init__(self, lock: threading.Lock, on_pull_wanted: Callable[[], None]) -> None:
+    def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
         self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
-    def renew(self, lock: threading.Lock) -> None:
+    def renew(self, lock: StartingLock) -> None:
         """Start empty in a forked child: the parent delivers what it pulled."""
         self._lock = lock
-        self._changed = threading.Condition(lock)
+        self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
         self.asked = False
 
@@ -154,11 +154,12 @@ class Inbox:
         """
         with self._lock:
             while True:
-                for arrival in self._arrivals:
-                    if arrival.subscription is subscription:
-                        self._arrivals.remove(arrival)
-                        self._hand_out(arrival, had_to_wait=False)
-                        return arrival
+                arrival = self._pop(
+                    one for one in list(self._arrivals) if one.subscription is subscription
+                )
+                if arrival is not None:
+                    self._hand_out(arrival, had_to_wait=False)
+                    return arrival
                 left = deadline - time.monotonic()
                 if not subscription.in_flight or left <= 0:
                     return None
@@ -174,6 +175,29 @@ class Inbox:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
         self._changed.notify_all()
+
+    def newest(self, subscription: Subscription) -> Subscription:
+        """Return the newest subscription of this connection to the queue of *subscription*.
+
+        It gets all messages of the queue.  An application may have forgotten the earlier ones, and
+        messages that are delivered to those would stay leased.
+        """
+        queue_id = subscription.queue.id
+        return next(
+            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+        )
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a subscription; it takes over what waits for earlier ones to the same queue."""
+        self.subscriptions.append(subscription)
+        arrivals, self._arrivals = self._arrivals, deque()
+        for arrival in arrivals:
+            if arrival.subscription.queue.id == subscription.queue.id:
+                arrival.subscription.window.held -= 1
+                subscription.window.held += 1
+                arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
+            self._arrivals.append(arrival)
+        self.notify()
 
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
@@ -198,8 +222,15 @@ class Inbox:
     # Private; the caller holds the lock
 
     def _pop_deliverable(self) -> Arrival | None:
+        return self._pop(self._deliverable())
+
+    def _pop(self, candidates: Iterator[Arrival]) -> Arrival | None:
+        """Remove and return the first of *candidates* whose lease has not ended.
+
+        Every message goes through here before its delivery.
+        """
         now = time.monotonic()
-        for arrival in self._deliverable():
+        for arrival in candidates:
             self._arrivals.remove(arrival)
             if arrival.delivery.leased_until > now:
                 return arrival

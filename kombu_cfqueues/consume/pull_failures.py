@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from ..api.directory import Directory
+from ..api.passing_refusals import is_passing
 from ..errors import (
     CFQueuesError,
     PullNotEnabled,
@@ -127,6 +128,10 @@ def note_outcome(
         return _end_outage(subscription, subscriptions, started)
     if not isinstance(error, TransientError):
         return None  # raised instead
+    if is_passing(error):
+        return LogLine(
+            logging.DEBUG, "queue %r cannot be pulled: %s", (subscription.queue.name, error)
+        )
     since = subscription.not_enabled_since
     is_405 = error.status == HTTPStatus.METHOD_NOT_ALLOWED and since is not None
     if is_405 and since is not None and time.monotonic() - since < ENABLE_QUIET_SECONDS:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, PullNotEnabled, TransientError
 from ..options import Options
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, ThreadPool
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
@@ -87,7 +86,7 @@ class Receiver:
         """Pull nothing until the application asks for messages in this process."""
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
-        self._lock = threading.Lock()
+        self._lock = StartingLock()
         self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
         for inbox in self._inboxes:
             inbox.renew(self._lock)
@@ -123,8 +122,7 @@ class Receiver:
         with self._lock:
             self._subscriptions.append(subscription)
             window.queue_count += 1
-            inbox.subscriptions.append(subscription)
-            inbox.notify()
+            inbox.add(subscription)
         return subscription
 
     def cancel(self, subscription: Subscription) -> None:
@@ -266,7 +264,8 @@ class Receiver:
 
     def _pull_at(self, subscription: Subscription, now: float) -> float:
         """When the queue may be pulled next; infinity if not before something changes."""
-        if not subscription.inbox.asked:
+        inbox = subscription.inbox
+        if not inbox.asked or inbox.newest(subscription) is not subscription:
             return math.inf
         if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.last_pull_full else 1):
             return math.inf
@@ -365,10 +364,13 @@ class Receiver:
 
         The caller holds the lock.
         """
-        late, kept = (arrivals, []) if subscription.cancelled else ([], arrivals)
-        subscription.window.held -= count - len(kept)
-        subscription.inbox.put(kept)
-        return late
+        subscription.window.held -= count
+        if subscription.cancelled:
+            return arrivals
+        newest = subscription.inbox.newest(subscription)
+        newest.window.held += len(arrivals)
+        subscription.inbox.put([Arrival(newest, arrival.delivery) for arrival in arrivals])
+        return []
 
     def _schedule(
         self,

@@ -40,7 +40,8 @@ class Allowance:
         """Count one request and return the headers that tell the client what is left.
 
         Raises:
-            Refusal: The token is over its limit (429, with ``Retry-After`` until the block ends).
+            Refusal: The token is over its limit (429, unless the knob ``rate_limit_answer`` says
+                otherwise, with ``Retry-After`` until the block ends).
         """
         if not _counts(route, knobs):
             return {}
@@ -124,9 +125,10 @@ def _counts(route: Route | None, knobs: Knobs) -> bool:
 
 def _too_many(seconds: float, knobs: Knobs) -> Refusal:
     wait = math.ceil(seconds)
+    status, code = map(int, knobs.rate_limit_answer.split("/"))
     return Refusal(
-        429,
-        971,
+        status,
+        code,
         "Please wait and consider throttling your request speed",
         headers={**_headers(0, wait, knobs), "Retry-After": str(wait)},
     )

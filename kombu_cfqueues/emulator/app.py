@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import random
+import re
 import secrets
 import socket
 import struct
@@ -38,6 +39,9 @@ TRANSPORT: Final = "kombu_cfqueues.transport"
 """Key of the connection in an ASGI scope; the server sets it, and faults cut the connection."""
 
 PREFIX: Final = "/client/v4"
+
+_UNSUCCESSFUL: Final = re.compile(rb'{"success": ?false')
+"""How the envelope of a refusal begins."""
 
 _logger = logging.getLogger(__name__)
 
@@ -189,7 +193,7 @@ def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
 
 def _code(answer: Answer) -> int | None:
     """Return the first error code of a refusal; None if there is none."""
-    if answer.status < 400 and b'"success": false' not in answer.body:
+    if answer.status < 400 and not _UNSUCCESSFUL.match(answer.body):
         return None
     try:
         code = json.loads(answer.body)["errors"][0]["code"]

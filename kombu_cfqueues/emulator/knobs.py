@@ -70,6 +70,12 @@ class Knobs:
     """Routes that the limit counts and refuses: all except pull and ack, which are documented as
     exempt; only the admin routes, in case publishing is exempt too; or all routes."""
 
+    rate_limit_answer: Literal[
+        "429/971", "429/6100", "429/10429", "200/971", "200/10429", "500/971", "500/6100"
+    ] = "429/971"
+    """Status and code of the refusals of that limit.  Documented as 429; several people saw each
+    code with status 200 or 500 as well."""
+
     queue_429_retry_after: int | None = None
     """Seconds in the ``Retry-After`` of a queue's own 429s (codes 10250 to 10253); None for no such
     header.  No source says that they have one."""

@@ -11,7 +11,7 @@ from ..options import Options
 from ..runtime.rng import new_id
 from .json_text import encode_kombu, quote, quote_json, strict_loads
 from .packed import Packed
-from .times import due_at
+from .times import delayed_until, eta_of
 
 
 def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
@@ -27,7 +27,10 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
         InvalidMessage: JSON cannot carry the message, or its delay is negative or over 24 hours.
         MessageTooLarge: The message is larger than Cloudflare's limit for one message.
     """
-    due = due_at(message, queue, native_delay=options.native_delay)
+    due = delayed_until(message, queue)
+    eta = eta_of(message)
+    if due is None and options.native_delay:
+        due = eta
     try:
         content, body = _encoded(message, options)
         size = len(content) if content.isascii() else len(content.encode())
@@ -46,7 +49,9 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
             "elsewhere and send a reference, or use compression"
         )
     alone = options.content_type != "json" or content.lstrip()[:1] in ("{", "[")
-    return Packed(fragment, len(fragment), due, alone)
+    # A plain body has no eta, so nobody waits for it.
+    eta = eta if options.body_format == "kombu" else None
+    return Packed(fragment, len(fragment), due, alone, eta)
 
 
 def _encoded(message: Mapping[str, Any], options: Options) -> tuple[str, str]:

@@ -31,6 +31,11 @@ class Address(NamedTuple):
         """Return the address of a queue of which only the id is known."""
         return cls(f"#{cloudflare_id}", cloudflare_id=cloudflare_id)
 
+    @property
+    def is_id(self) -> bool:
+        """Whether only the queue's id is known."""
+        return self.name.startswith("#")
+
 
 class Packed(NamedTuple):
     """A message that is ready to be posted.
@@ -42,12 +47,15 @@ class Packed(NamedTuple):
             delivery delay of the queue.
         alone: Whether the route for a single message accepts it.  That route refuses a JSON body
             that is neither an object nor an array (code 10207); the batch route accepts any.
+        eta: The eta of a Celery task, in seconds since the epoch; None if it has none.  With a
+            delay of another length, or without one, a worker waits for it.
     """
 
     fragment: bytes
     size: int
     due: float | None = None
     alone: bool = True
+    eta: float | None = None
 
     def encode(self, now: float | None = None) -> bytes:
         """Return the complete JSON object.

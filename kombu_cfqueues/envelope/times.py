@@ -2,67 +2,94 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 from .. import limits
 from ..errors import InvalidMessage
 from .packed import Packed
+from .task import is_task
+
+_DELAYS: Final = ("delay_seconds", "DelaySeconds")
+"""Names of the property that delays a message: ours, and that of Kombu's SQS transport."""
 
 
-def due_at(message: Mapping[str, Any], queue: str, *, native_delay: bool) -> float | None:
-    """Return when the message is due, in seconds since the epoch; None if it does not say.
-
-    Its property ``delay_seconds`` decides; without it, its header ``eta``.
+def delayed_until(message: Mapping[str, Any], queue: str) -> float | None:
+    """Return when a message with a delay is due, in seconds since the epoch; None without a delay.
 
     Args:
         message: Kombu's dictionary.
         queue: Kombu's name of the queue, for the text of an error.
-        native_delay: Whether an eta counts.
 
     Raises:
-        InvalidMessage: ``delay_seconds`` is not a number, negative, or longer than 24 hours.
+        InvalidMessage: The delay is not a number, negative, or longer than 24 hours.
     """
-    delay = (message.get("properties") or {}).get("delay_seconds")
-    if delay is not None:
-        is_number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-        if not (is_number and 0 <= delay <= limits.DELAY_SECONDS):
+    properties = message.get("properties") or {}
+    for name in _DELAYS:
+        delay = properties.get(name)
+        if delay is None:
+            continue
+        seconds = _number(delay)
+        if not 0 <= seconds <= limits.DELAY_SECONDS:
             raise InvalidMessage(
-                f"delay_seconds of the message to queue {queue!r} must be a number from 0 to "
+                f"{name} of the message to queue {queue!r} must be a number from 0 to "
                 f"{limits.DELAY_SECONDS:,}, not {delay!r}"
             )
-        return time.time() + float(delay)
-    eta = (message.get("headers") or {}).get("eta")
-    return _timestamp(eta) if native_delay else None
+        return time.time() + seconds
+    return None
+
+
+def _number(value: Any) -> float:
+    """Return a number, or text that is one, as a float; NaN if *value* is neither."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def eta_of(message: Mapping[str, Any]) -> float | None:
+    """Return the eta of a Celery task, in seconds since the epoch; None if it has none.
+
+    The header ``eta`` of any other message means whatever the application likes.
+    """
+    headers = message.get("headers") or {}
+    return _timestamp(headers.get("eta")) if is_task(headers) else None
 
 
 def seconds_until_due(message: Mapping[str, Any], now: float) -> float:
-    """Return the seconds from *now* (since the epoch) to the message's eta; 0 without an eta."""
-    due = _timestamp(message["headers"].get("eta"))
+    """Return the seconds from *now* (since the epoch) to the eta of a task; 0 without an eta."""
+    due = eta_of(message)
     return 0.0 if due is None else max(0.0, due - now)
 
 
 def retention_error(
     packed: Packed, queue: str, retention_seconds: int | None
 ) -> InvalidMessage | None:
-    """Return the error of a message that its queue would delete before it is due, else None.
+    """Return the error of a message that its queue would delete before its time, else None.
 
     Args:
         packed: The message.
         queue: Kombu's name of the queue, for the text of the error.
-        retention_seconds: How long the queue keeps messages; None if unknown.
+        retention_seconds: How long the queue keeps messages; None if unknown, which means the
+            longest time for which any queue may keep them.
     """
-    if packed.due is None or retention_seconds is None:
+    times = [at for at in (packed.due, packed.eta) if at is not None]
+    if not times:
         return None
-    delay = packed.due - time.time()
-    if delay <= retention_seconds:
+    delay = max(times) - time.time()
+    kept = limits.MAX_RETENTION_SECONDS if retention_seconds is None else retention_seconds
+    if delay <= kept:
         return None
+    deletes = "any queue deletes" if retention_seconds is None else "the queue deletes"
     return InvalidMessage(
-        f"the message to queue {queue!r} is due in {delay:,.0f} s and would never arrive, because "
-        f"the queue deletes messages after {retention_seconds:,} s: shorten the delay, or raise "
-        "the queue's message retention"
+        f"the message to queue {queue!r} is due in {delay:,.0f} s and would be lost, because "
+        f"{deletes} messages after {kept:,} s: choose an earlier eta or a shorter delay, or raise "
+        "the queue's message retention (14 days at most)"
     )
 
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..runtime.rng import new_id
 from .json_text import NOT_JSON, loads
 
 ENVELOPE_KEYS: Final = frozenset({"body", "headers", "properties"})
@@ -27,11 +26,6 @@ def receive(raw: Mapping[str, Any], queue: str) -> dict[str, Any]:
     """
     message, envelope = decode(raw)
     headers, properties = dict(message["headers"]), dict(message["properties"])
-    if "task" in headers:
-        if not isinstance(headers["task"], str):
-            del headers["task"]
-        elif not isinstance(headers.get("id"), str):
-            headers["id"] = str(raw.get("id") or new_id())
     properties.setdefault("body_encoding", "utf-8")
     info = properties.get("delivery_info")
     properties["delivery_info"] = {

@@ -1,6 +1,7 @@
 """What the user wants: URL, ``transport_options`` and environment as one frozen, checked value."""
 
 from .base_url import is_loopback, shown_place
+from .broker_url import BrokerUrl, is_ours
 from .options import ACCOUNT_OPTIONS, Options
 from .secret import Secret, Token
 from .sources import (
@@ -14,9 +15,11 @@ __all__ = [
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "TOKEN_VARIABLE",
+    "BrokerUrl",
     "Options",
     "Secret",
     "Token",
     "is_loopback",
+    "is_ours",
     "shown_place",
 ]

@@ -37,7 +37,7 @@ def base_url(host: str | None, port: int | None, option: Any, *, insecure: bool)
     if not host:
         return limits.API_BASE_URL
     scheme = "http" if is_loopback(host) else "https"
-    return f"{scheme}://{_netloc(host, port)}{limits.API_PATH}"
+    return f"{scheme}://{netloc(host, port)}{limits.API_PATH}"
 
 
 def is_loopback(host: str) -> bool:
@@ -61,14 +61,14 @@ def shown_place(
         transport_options: Kombu's dictionary, of which ``base_url`` is used.
     """
     if host:
-        return _netloc(host, port)
+        return netloc(host, port)
     option = (transport_options or {}).get("base_url")
     try:
         parts = urlsplit(option if isinstance(option, str) else "")
         host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    return _netloc(host, port) if host else urlsplit(limits.API_BASE_URL).netloc
+    return netloc(host, port) if host else urlsplit(limits.API_BASE_URL).netloc
 
 
 def _split(option: Any) -> SplitResult:
@@ -103,6 +103,7 @@ def _check_scheme(scheme: str, host: str, *, insecure: bool) -> None:
     logger.warning("the API token travels unencrypted to %s (allow_insecure_http is set)", host)
 
 
-def _netloc(host: str, port: int | None) -> str:
+def netloc(host: str, port: int | None) -> str:
+    """Return host and port as they are written in a URL."""
     name = f"[{host}]" if ":" in host else host
     return f"{name}:{port}" if port else name

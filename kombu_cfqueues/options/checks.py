@@ -61,6 +61,24 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
+def _prefix(name: str, value: Any) -> str:
+    prefix = _text(name, value)
+    # A prefix of other letters leaves a hash of the name.
+    if prefix and prefix.isascii() and not re.search("[A-Za-z0-9]", prefix):
+        raise ConfigurationError(
+            f"{name} {prefix!r} has no letter or digit, and Cloudflare allows no other character "
+            "but a dash inside a name, so the queues would have the names that they have without it"
+        )
+    return prefix
+
+
+def _queue_name(name: str, value: Any) -> str:
+    queue = _text(name, value)
+    if re.fullmatch(r"[0-9a-fA-F]{32}", queue):
+        raise ConfigurationError(f"{name} must be the name of a queue, and {queue!r} is an id")
+    return queue
+
+
 def _path(name: str, value: Any) -> str:
     try:
         return str(os.fspath(value))
@@ -90,7 +108,7 @@ def _queue_ids(name: str, value: Any) -> dict[str, str]:
 
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "queues": _queue_ids,
-    "queue_name_prefix": _text,
+    "queue_name_prefix": _prefix,
     "create_missing_queues": _flag,
     "body_format": _one_of("kombu", "plain"),
     "content_type": _one_of("text", "json"),
@@ -98,6 +116,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "spool_dir": _path,
     "spool_max_bytes": partial(_integer, minimum=1),
     "allow_insecure_http": _flag,
+    "unroutable": _one_of("raise", "drop"),
     "publish_timeout": seconds,
     "retry_uncertain": _flag,
     "request_rate": _rate,
@@ -110,7 +129,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "polling_interval": partial(seconds, minimum=0),
     "max_polling_interval": partial(seconds, minimum=0),
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
-    "dead_letter_queue": _text,
+    "dead_letter_queue": _queue_name,
     "connect_timeout": seconds,
     "read_timeout": seconds,
 }

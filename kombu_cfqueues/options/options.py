@@ -48,6 +48,8 @@ class Options:
         spool_dir: Folder of the spool; None means the user's state folder.
         spool_max_bytes: Maximum bytes that may wait in the spool.
         allow_insecure_http: Whether to allow plain http to another machine.
+        unroutable: What happens to a message that no queue is bound for: ``"raise"`` raises
+            `InvalidMessage`, ``"drop"`` drops it as AMQP does, and `stats` counts it.
         publish_timeout: Maximum seconds that one `publish` may take, including every retry.
         retry_uncertain: Whether to retry if the message may have arrived, which may duplicate it.
         request_rate: Publishing and admin requests per second; None means no limit.
@@ -78,6 +80,7 @@ class Options:
     spool_dir: str | None = None
     spool_max_bytes: int = 1 << 30
     allow_insecure_http: bool = False
+    unroutable: Literal["raise", "drop"] = "raise"
     publish_timeout: float = 30.0
     retry_uncertain: bool = True
     request_rate: float | None = None

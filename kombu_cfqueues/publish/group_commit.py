@@ -1,23 +1,25 @@
 """Group commit: many callers, few requests, an outcome for each caller.
 
-A request is what is scarce, and it carries many messages, so callers that come at about the same
-time share one.  No thread stands behind a group commit: one of the callers *leads*.  It asks the
-waiting room for a permit and what it is for, posts that, and tells each caller its outcome.  The
-others sleep until they are told, are asked to lead, or run out of time.
+Requests are scarce and each carries many messages, so callers that arrive at about the same time
+share one.  A group commit has no thread of its own: one of the callers *leads*.  The leader asks
+the waiting room for a permit and the messages that go with it, posts them, and reports each
+caller's outcome.  The others sleep until they are settled, become the leader, or run out of time.
 
 An exception may end a caller between any two instructions: a signal, a killed greenlet, a bug.  So
-nothing here depends on a caller that cleans up behind itself: who leads says until when it will
-have acted, and what is on its way says when it is over; whoever comes later repairs the rest.
+nothing here depends on a caller that cleans up after itself.  The leader states when it will act
+next, and each request in flight states when it is over; the next caller that looks repairs the
+rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import Any, Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable, copy_of
+from ..retry import LAST_TRY_SECONDS
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -26,57 +28,57 @@ from ..waiting_room import (
     ClaimTerms,
     Item,
     Kind,
+    Outcomes,
     RoomBusy,
     Settled,
     Wait,
     WaitingRoom,
-    Withdrawn,
 )
-from .callers import Caller, judge_of, timeout_error
+from .callers import Caller
 from .in_flight import InFlight
-from .leadership import ALIKE_SECONDS, LEASE_SECONDS, Leadership
+from .leadership import DEADLINE_TOLERANCE_SECONDS, LEADER_LEASE_SECONDS, Leadership
 from .sender import FILE_RETRY_SECONDS, Judge, Sender
 from .try_times import TryTimes
+from .withdrawal import timeout, withdraw
 
 BULK_IN_FLIGHT: Final = 2
 """Requests in flight for `GroupCommit.submit_many`: two reach what one queue takes (5,000/s)."""
 
-ROOM_SECONDS: Final = LEASE_SECONDS / 2
-"""How long a leader tries to use a room that is busy, before it looks at its own time again."""
+ROOM_TIMEOUT_SECONDS: Final = LEADER_LEASE_SECONDS / 2
+"""How long a leader waits for a busy room.  Half of its lease, so that the other callers do not
+consider it dead meanwhile."""
 
-HURRY_SECONDS: Final = 1.0
-"""A caller this close to its deadline posts only messages of its own process: it might have to give
-up on a slow answer, and the others would be sent twice."""
+OWN_MESSAGES_SECONDS: Final = 2 * LAST_TRY_SECONDS
+"""A caller this close to its deadline posts only messages of its own process.  It may have to give
+up on a slow answer, and the messages of other processes would be sent twice.  Twice the time kept
+for a last try, so that this holds for a last try as well, unless requests take longer than that."""
 
-JITTER_SECONDS: Final = 0.004
-"""Processes that wait for the same permit wake at random within this time."""
+PERMIT_JITTER_SECONDS: Final = 0.004
+"""Maximum random delay before a process asks for a permit that other processes wait for.  It keeps
+them from using the file at the same instant, and is short beside the 0.25 s between permits."""
 
 
 class GroupCommit:
     """Callers of this process that share requests.
 
-    An error that several callers share reaches each as a copy of its own.
+    If several callers share an error, each gets a copy of its own.
 
     Args:
         room: Where their messages wait.
         sender: Posts claims.
-        max_in_flight: Requests of this process on their way at once for one queue.
-        repeats: Whether messages are posted again that may have arrived.
-        clock: Time and waiting.
+        max_in_flight: Maximum number of requests of this process in flight to one queue.
+        repeats: Whether to post messages again that may have arrived.
+        clock: Tells the time and makes locks.
     """
 
     def __init__(
-        self,
-        room: WaitingRoom,
-        sender: Sender,
-        *,
-        max_in_flight: int = 1,
-        repeats: bool = True,
+        self, room: WaitingRoom, sender: Sender, *, max_in_flight: int = 1, repeats: bool = True,
         clock: Clock | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.sender = sender
         self._room = room
-        self._max_in_flight = max_in_flight
+        bulk_in_flight = max(max_in_flight, BULK_IN_FLIGHT)
+        self._max_in_flight = {Kind.SINGLE: max_in_flight, Kind.BULK: bulk_in_flight}
         self._repeats = repeats
         self._clock = clock or Clock()
         self._times = TryTimes(sender, shared=room.shared)
@@ -84,28 +86,28 @@ class GroupCommit:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Start empty.  What the parent's callers wait for is the parent's to settle."""
-        # _lock guards _lead and the callers.  It is never held over the room, a post or a sleep.
-        # Who leads is also read without it.
+        """Start empty: only the parent settles what its callers wait for."""
+        # _lock guards _leadership and the callers, and is never held over the room, a post or a
+        # sleep.  `Leadership.leader` is also read without it.
         self._lock = self._clock.lock()
-        self._in_flight = InFlight()
-        self._lead = Leadership(self.sender, self._times, self._is_busy)
+        self._in_flight = InFlight(self._max_in_flight)
+        self._leadership = Leadership(self.sender, self._times, self._in_flight)
 
     def submit(
         self, address: Address, message: Any, *, deadline: float, judge: Judge | None = None
     ) -> None:
-        """Publish; block until the message is accepted.
+        """Publish a message; block until it is accepted.
 
         Args:
             address: The queue.
-            message: What is posted; has a ``size`` in bytes.
+            message: What to post; has a ``size`` in bytes.
             deadline: When to give up, in monotonic seconds.
-            judge: What a failure means to this caller; None: what it means to all.
+            judge: Says what a failure means to this caller; None means the same as to all callers.
 
         Raises:
-            PublishTimeout: No request could leave, or was answered, by *deadline*.  The last
-                failure is its cause; ``delivered`` is ``"no"`` only if it surely is not.
-            CFQueuesError: Why this message was refused; ``delivered`` counts earlier tries too.
+            PublishTimeout: No request was made or answered before *deadline*.  Its cause is the
+                last failure; ``delivered`` is ``"no"`` only if the message was certainly not sent.
+            CFQueuesError: Why the message was refused; ``delivered`` covers earlier tries too.
             SpoolUnavailable, SpoolFull: The room cannot be used, and nothing was sent.
         """
         (outcome,) = self._serve(address, [message], Kind.SINGLE, deadline, judge)
@@ -113,281 +115,261 @@ class GroupCommit:
             try:
                 raise outcome
             finally:
-                del outcome  # its traceback holds this frame: no cycle
+                del outcome  # its traceback holds this frame: break the cycle
 
     def submit_many(
-        self,
-        address: Address,
-        messages: Sequence[Any],
-        *,
-        deadline: float,
+        self, address: Address, messages: Sequence[Any], *, deadline: float,
         judge: Judge | None = None,
-    ) -> list[CFQueuesError | None]:
-        """Publish many; block until each message is settled.
+    ) -> list[CFQueuesError | None]:  # fmt: skip
+        """Publish many messages; block until each is settled.
 
-        They leave in their order, behind what single callers wait for.
+        They leave in their order, after the messages of `submit`.
 
         Returns:
-            The outcome of each: None if it was accepted, else what `submit` would raise.  What
-            ends the caller itself (an interrupt, a bug) is raised, and what has not left is
-            taken back.
+            The outcome of each: None if it was accepted, else what `submit` would raise.  An
+            exception that ends the caller itself (an interrupt, a bug) is raised, and messages that
+            have not left are taken back.
         """
-        if not messages:
-            return []
-        return self._serve(address, messages, Kind.BULK, deadline, judge)
+        return self._serve(address, messages, Kind.BULK, deadline, judge) if messages else []
 
     def catch_up(self) -> None:
-        """Say what became of earlier requests, if that could not be said at the time."""
-        self.sender.catch_up(self._tell)
+        """Settle earlier claims that could not be settled in the room at the time."""
+        self.sender.catch_up(self._report)
 
     def post_backlog(self) -> Wait | None:
-        """Post one request of what waits in the room, for nobody in particular.
+        """Post one request of what waits in the room, for no caller in particular.
 
         Returns:
             None if something was posted, else when to ask again.
         """
-        pause, now = self.sender.pause, self._clock.monotonic()
-        if pause is not None and pause.until > now:
+        pause = self.sender.pause
+        if pause is not None and pause.until > self._clock.monotonic():
             return Wait(pause.until)
-        kinds = tuple(Kind)[:3] if self.sender.trusted else (Kind.SPOOLED,)
+        kinds = (Kind.SINGLE, Kind.BULK, Kind.SPOOLED) if self.sender.trusted else (Kind.SPOOLED,)
         terms = ClaimTerms(rng.getrandbits(62), kinds, sample=self.sender.suspected())
         try:
             found = self._room.claim(terms)
             if isinstance(found, Wait):
                 return found
-            self.sender.send(found, self._tell, deadline=inf, judge=judge_of)
+            self.sender.send(found, self._report, deadline=inf, judge=_judge_of)
         except BaseException:
             self._room.release(terms.number)
             raise
         return None
 
-    # -- a caller's way through ---------------------------------------------------------------
+    # -- from the first step of a caller to its last ------------------------------------------
 
     def _serve(
-        self,
-        address: Address,
-        messages: Sequence[Any],
-        kind: Kind,
-        deadline: float,
+        self, address: Address, messages: Sequence[Any], kind: Kind, deadline: float,
         judge: Judge | None,
-    ) -> list[CFQueuesError | None]:
-        now = self._clock.monotonic()
-        caller = Caller(
-            address, kind, now=now, deadline=deadline, judge=judge, wake=self._clock.lock()
-        )
-        items = [
-            Item(
-                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
-                owner=caller,
-            )
-            for message in messages
-        ]  # fmt: skip
+    ) -> list[CFQueuesError | None]:  # fmt: skip
+        now, asleep = self._clock.monotonic(), self._clock.lock()
+        caller = Caller(address, kind, now=now, deadline=deadline, judge=judge, asleep=asleep)
+        items = [self._item(caller, message, now) for message in messages]
         caller.unsettled = dict.fromkeys(items)
         try:
             self._enter(caller, items)
             while caller.unsettled:
                 self._step(caller)
         finally:
-            if caller.unsettled or caller.claims or caller in self._lead.callers:
+            if caller.unsettled or caller.claims or caller in self._leadership.callers:
                 self._leave(caller)
         outcomes = [caller.outcomes[item] for item in items]
-        caller.outcomes = {}  # no cycle: memory is free at once
+        caller.outcomes = {}  # break the cycle, so that the memory is free at once
         return [error and copy_of(error) for error in outcomes]
 
+    def _item(self, caller: Caller, message: Any, now: float) -> Item:
+        return Item(
+            caller.address, message, caller.kind, entered=now, deadline=caller.deadline,
+            repeats=self._repeats, owner=caller,
+        )  # fmt: skip
+
     def _enter(self, caller: Caller, items: list[Item]) -> None:
-        """Let the messages wait; or, where nothing has to, post at once."""
-        now = self._clock.monotonic()
+        """Put the messages into the room; post at once if nothing else waits there."""
         may_skip = (
             caller.kind is Kind.SINGLE
             and self.sender.pause is None
-            and not self._is_busy(caller, now)
+            and not self._leadership.is_blocked(caller, self._clock.monotonic())
         )
         number = caller.new_claim()
         try:
             claim = self._room.enter(items, number=number, may_skip=may_skip, until=caller.deadline)
         except RoomBusy as error:
             caller.claims.pop(number)
-            self._settle_all(dict.fromkeys(items, timeout_error(error, sent=False)))
+            self._settle({item: timeout(item, error, sent=False) for item in items})
             return
         if claim is not None:
-            self._carry(caller, claim)
+            self._post(caller, claim)
         else:
             caller.claims.pop(number)
         with self._lock:
-            self._lead.join(caller, self._clock.monotonic())
+            self._leadership.join(caller, self._clock.monotonic())
 
     def _step(self, caller: Caller) -> None:
         now = self._clock.monotonic()
         if caller.deadline <= now:
             self._withdraw([caller], None, claimed=True)
         elif not caller.is_late and self._times.last_moment(caller) <= now:
-            # A request that cannot be answered in time would leave it open whether it arrived.
+            # The deadline would come before the answer, and leave open whether the message arrived.
             self._make_late(caller)
-        elif self._times.is_hopeless(caller):
+        elif self._times.pause_is_too_long(caller):
             pause = self.sender.pause
             self._withdraw([caller], pause and pause.why, claimed=False)
             caller.is_late = bool(caller.unsettled)
-        elif self._lead.leader is caller:
-            self._act(caller, now)
+        elif self._leadership.leader is caller:
+            self._lead(caller, now)
         else:
             self._follow(caller, now)
 
     def _follow(self, caller: Caller, now: float) -> None:
-        """Sleep until there is news; lead, if who leads is dead or sleeps for longer than this."""
-        wake_at = caller.deadline if caller.is_late else self._times.last_moment(caller)
+        """Sleep until woken; lead if the leader is dead or pauses longer than this caller must."""
+        wake_at = self._limit_of_sleep(caller)
         with self._lock:
-            self._lead.callers[caller] = None  # one that was taken for dead comes back here
-            self._lead.appoint(now)
-            leader = self._lead.leader
+            self._leadership.callers[caller] = None  # it was removed if it was considered dead
+            self._leadership.appoint(now)
+            leader = self._leadership.leader
             if leader is caller:
                 return
             if leader is not None:
-                wake_at = min(wake_at, leader.acts_by + LEASE_SECONDS)
+                wake_at = min(wake_at, leader.acts_by + LEADER_LEASE_SECONDS)
                 resumes_at = self._times.resumes_at(caller)
                 if leader.paused_until > resumes_at and not caller.is_late:
                     if resumes_at <= now:
-                        self._lead.appoint(now, caller)
+                        self._leadership.appoint(now, caller)
                         return
                     wake_at = min(wake_at, resumes_at)
             else:
-                wake_at = min(wake_at, now + LEASE_SECONDS)
+                wake_at = min(wake_at, now + LEADER_LEASE_SECONDS)
         caller.sleep(wake_at - now)
 
     # -- the leader's work --------------------------------------------------------------------
 
-    def _act(self, caller: Caller, now: float) -> None:
-        """Look once for news and for a permit; post, or sleep until there can be some."""
+    def _lead(self, caller: Caller, now: float) -> None:
+        """Look once for outcomes and for a permit; post, or sleep until there may be one."""
         caller.acts_by = now
         try:
-            self.sender.catch_up(self._tell)
-            news = self._room.outcomes(until=now + ROOM_SECONDS)
-            self._tell(news.settled)
-            if not caller.unsettled or self._lead.leader is not caller:
-                return
-            if not news.waiting or caller.is_late:
-                look_at = caller.deadline if news.look_at is None else news.look_at
-                self._sleep(caller, look_at, idle=True)
-                return
-            resumes_at = self._times.resumes_at(caller)
-            if resumes_at > now:
-                self._pause(caller, resumes_at)
-                return
-            terms = self._terms(caller, now)
-            found = self._room.claim(terms)
-            if isinstance(found, Claim):
-                self._carry(caller, found)
-                return
+            self.sender.catch_up(self._report)
+            outcomes = self._room.outcomes(until=now + ROOM_TIMEOUT_SECONDS)
+            self._report(outcomes.settled)
+            if caller.unsettled and self._leadership.leader is caller:
+                self._claim_or_sleep(caller, outcomes, now)
+        except (SpoolUnavailable, SpoolFull, RoomBusy):
+            # The messages are in the room, and other processes may reach it.  Each caller still
+            # has its deadline.
+            self._sleep(caller, now + FILE_RETRY_SECONDS)
+
+    def _claim_or_sleep(self, caller: Caller, outcomes: Outcomes, now: float) -> None:
+        if not outcomes.waiting or caller.is_late:
+            look_at = caller.deadline if outcomes.look_at is None else outcomes.look_at
+            self._sleep(caller, look_at, idle=True)
+            return
+        resumes_at = self._times.resumes_at(caller)
+        if resumes_at > now:
+            caller.paused_until = resumes_at
+            self._sleep(caller, resumes_at)
+            caller.paused_until = 0.0
+            return
+        terms = self._terms(caller, now)
+        found = self._room.claim(terms)
+        if isinstance(found, Claim):
+            self._post(caller, found)
+        else:
             caller.claims.pop(terms.number, None)
             self._wait(caller, found)
-        except (SpoolUnavailable, SpoolFull, RoomBusy):
-            # The messages are in the room, and others may reach it.  Each caller has its deadline.
-            self._sleep(caller, now + FILE_RETRY_SECONDS)
 
     def _terms(self, caller: Caller, now: float) -> ClaimTerms:
         left = caller.deadline - now
+        # The caller's deadline ends the request.  So it takes no message with much more time.
+        latest = caller.deadline + DEADLINE_TOLERANCE_SECONDS
         return ClaimTerms(
             caller.new_claim(),
             (Kind.SINGLE, Kind.BULK, Kind.SPOOLED),
-            busy=self._busy(caller, now),
-            only_own=not self.sender.trusted or left < HURRY_SECONDS,
-            # A request that carries others is not to be shorter than they allow.
-            latest=inf if left >= self.sender.post_seconds else caller.deadline + ALIKE_SECONDS,
+            busy=self._in_flight.full_queues(caller.kind, now),
+            only_own=not self.sender.trusted or left < OWN_MESSAGES_SECONDS,
+            latest=inf if left >= self.sender.post_seconds else latest,
             request_seconds=self.sender.request_seconds,
             sample=self.sender.suspected(),
-            until=now + ROOM_SECONDS,
+            until=now + ROOM_TIMEOUT_SECONDS,
         )
 
     def _wait(self, caller: Caller, wait: Wait) -> None:
-        """Sleep until a permit may be there; those who cannot wait as long are told at once."""
+        """Sleep until there may be a permit; settle callers that cannot wait that long."""
         if wait.until is not None and wait.why is not None:
-            self._give_up_before(wait.until, wait.why, wait.queue)
-        # Once more: another process may have taken ours along, and its answer comes long before
-        # the next permit.
-        news = self._room.outcomes(until=self._clock.monotonic() + ROOM_SECONDS)
-        self._tell(news.settled)
+            self._withdraw_before(wait.until, wait.why, wait.queue)
+        # Look again: another process may have taken this one's messages along, and its answer comes
+        # long before the next permit.
+        outcomes = self._room.outcomes(until=self._clock.monotonic() + ROOM_TIMEOUT_SECONDS)
+        self._report(outcomes.settled)
         if not caller.unsettled:
             return
         wake_at = caller.deadline
         if wait.until is not None:
-            wake_at = wait.until
-            if self._room.shared:
-                wake_at += rng.uniform(0, JITTER_SECONDS)
-        if news.look_at is not None:
-            wake_at = min(wake_at, news.look_at)
+            jitter = rng.uniform(0, PERMIT_JITTER_SECONDS) if self._room.shared else 0.0
+            wake_at = wait.until + jitter
+        if outcomes.look_at is not None:
+            wake_at = min(wake_at, outcomes.look_at)
         self._sleep(caller, wake_at, idle=wait.until is None)
-
-    def _pause(self, caller: Caller, until: float) -> None:
-        """Sleep out a pause after a failure."""
-        caller.paused_until = until
-        self._sleep(caller, until)
-        caller.paused_until = 0.0
 
     def _sleep(self, caller: Caller, until: float, *, idle: bool = False) -> None:
         now = self._clock.monotonic()
-        until = min(until, caller.deadline if caller.is_late else self._times.last_moment(caller))
+        until = min(until, self._limit_of_sleep(caller))
         caller.acts_by, caller.idle = max(until, now), idle
         caller.sleep(until - now)
         caller.idle = False
 
-    def _carry(self, caller: Caller, claim: Claim) -> None:
+    def _limit_of_sleep(self, caller: Caller) -> float:
+        return caller.deadline if caller.is_late else self._times.last_moment(caller)
+
+    def _post(self, caller: Caller, claim: Claim) -> None:
         """Post a claim; meanwhile another caller leads."""
         now = self._clock.monotonic()
         end = min(caller.deadline, now + self.sender.post_seconds)
         with self._lock:
             caller.posts = True
-            self._in_flight.add(claim, over_at=end + LEASE_SECONDS)
-            self._lead.step_down(caller, now)
+            self._in_flight.add(claim, over_at=end + LEADER_LEASE_SECONDS)
+            self._leadership.step_down(caller, now)
         try:
-            self.sender.send(claim, self._tell, deadline=caller.deadline, judge=judge_of)
+            self.sender.send(claim, self._report, deadline=caller.deadline, judge=_judge_of)
         finally:
             pause = self.sender.pause
             caller.failed |= pause is not None and pause.since >= now
-            self._land(caller, claim)
+            self._finish_post(caller, claim)
         caller.claims.pop(claim.number, None)
 
-    def _land(self, caller: Caller, claim: Claim) -> None:
+    def _finish_post(self, caller: Caller, claim: Claim) -> None:
+        """Wake the callers for which the end of a request changes something."""
         now = self._clock.monotonic()
         with self._lock:
             caller.posts = False
             self._in_flight.remove(claim.number)
-            self._lead.appoint(now)
-            if self._lead.leader is not None:
-                self._lead.leader.call()
-            for other in self._lead.callers if self.sender.pause else ():
-                if self._times.is_hopeless(other):
-                    other.call()
-            for item in claim.items:  # those that wait again may have no more time to
+            self._leadership.appoint(now)
+            if self._leadership.leader is not None:
+                self._leadership.leader.wake()
+            for other in self._leadership.callers if self.sender.pause else ():
+                if self._times.pause_is_too_long(other):
+                    other.wake()
+            for item in claim.items:  # a message that waits again may be out of time
                 owner = item.owner
                 if owner is not None and item in owner.unsettled and owner.is_late:
                     owner.is_late = False
-                    owner.call()
-
-    def _is_busy(self, caller: Caller, now: float) -> bool:
-        return caller.address.name in self._busy(caller, now)
-
-    def _busy(self, caller: Caller, now: float) -> list[str]:
-        """Return the queues to which this process posts as much as it may, for *caller*."""
-        most = self._max_in_flight
-        if caller.kind is Kind.BULK:
-            most = max(most, BULK_IN_FLIGHT)
-        return self._in_flight.busy(most, now)
+                    owner.wake()
 
     # -- giving up ----------------------------------------------------------------------------
 
     def _make_late(self, caller: Caller) -> None:
-        """Take back what nobody has claimed, from when on no request would be answered in time."""
+        """Take back messages that nobody has claimed: it is too late for another request."""
         self._withdraw([caller], None, claimed=False)
         with self._lock:
             caller.is_late = True
-            if self._lead.leader is caller:
-                self._lead.step_down(caller, self._clock.monotonic())
+            if self._leadership.leader is caller:
+                self._leadership.step_down(caller, self._clock.monotonic())
 
-    def _give_up_before(self, until: float, why: CFQueuesError, queue: str | None) -> None:
-        """Tell those who cannot wait until then: nothing of theirs can leave."""
+    def _withdraw_before(self, until: float, why: CFQueuesError, queue: str | None) -> None:
+        """Settle callers that cannot wait for *until*: none of their messages can leave."""
         with self._lock:
             late = [
                 caller
-                for caller in self._lead.callers
+                for caller in self._leadership.callers
                 if queue in (None, caller.address.name) and self._times.last_moment(caller) < until
             ]
         if late:
@@ -396,27 +378,14 @@ class GroupCommit:
     def _withdraw(
         self, callers: Sequence[Caller], why: CFQueuesError | None, *, claimed: bool
     ) -> None:
-        """Settle what callers wait for in vain: what nobody has claimed surely did not arrive."""
+        """Take messages back and settle them; see `withdrawal.withdraw`."""
         pause = self.sender.pause
         items = [item for caller in callers for item in list(caller.unsettled)]
-        known: Mapping[Item, Withdrawn | CFQueuesError | None]
-        try:
-            known = self._room.withdraw(items, claimed=claimed, until=self._clock.monotonic())
-        except (SpoolUnavailable, SpoolFull, RoomBusy):
-            known = dict.fromkeys(items, Withdrawn.PERHAPS_SENT) if claimed else {}
-        settled: dict[Item, CFQueuesError | None] = {}
-        for item, found in known.items():
-            if isinstance(found, Withdrawn):
-                reason = why or item.error or (pause and pause.why)
-                settled[item] = timeout_error(reason, sent=found is Withdrawn.PERHAPS_SENT)
-            else:
-                settled[item] = found
-        self._tell(settled)
-        if claimed:  # whatever the room says: nobody waits past its deadline
-            self._tell({item: timeout_error(why, sent=True) for item in items})
+        now = self._clock.monotonic()
+        self._report(withdraw(self._room, items, claimed=claimed, now=now, reason=why, pause=pause))
 
     def _leave(self, caller: Caller) -> None:
-        """Leave nothing behind: an interrupt, a killed greenlet or a bug may have ended it."""
+        """Leave nothing behind, even if an interrupt, a killed greenlet or a bug ends *caller*."""
         try:
             for number in list(caller.claims):
                 self._room.release(number)
@@ -424,20 +393,25 @@ class GroupCommit:
             if caller.unsettled:
                 self._withdraw([caller], None, claimed=True)
         except (SpoolUnavailable, SpoolFull, RoomBusy):
-            pass  # the room frees what the dead have claimed
+            pass  # the room frees claims whose thread has ended
         with self._lock:
-            self._lead.leave(caller, self._clock.monotonic())
+            self._leadership.leave(caller, self._clock.monotonic())
 
-    # -- telling ------------------------------------------------------------------------------
+    # -- outcomes -----------------------------------------------------------------------------
 
-    def _tell(self, settled: Settled) -> None:
-        """Tell the callers of this process what became of their messages."""
+    def _report(self, settled: Settled) -> None:
+        """Give the callers of this process the outcomes of their messages."""
         if settled:
             with self._lock:
-                self._settle_all(settled)
+                self._settle(settled)
 
-    def _settle_all(self, settled: Settled) -> None:
+    def _settle(self, settled: Settled) -> None:
         for item, error in settled.items():
             owner: Caller | None = item.owner
             if owner is not None:
                 owner.settle(item, error)
+
+
+def _judge_of(item: Item) -> Judge | None:
+    caller: Caller = item.owner
+    return caller.judge

@@ -1,20 +1,25 @@
-"""The requests of this process that are on their way."""
+"""The requests of this process that are in flight, counted for each queue."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..waiting_room import Claim
+from ..waiting_room import Claim, Kind
 
 
 class InFlight:
-    """Requests on their way, by the number of their claim.
+    """Requests in flight, by the number of their claim.
 
-    A thread that is interrupted may leave its request behind.  So each has a time at which it is
-    over, whatever became of its thread.  Each access is a single step, so there is no lock.
+    An interrupted thread may leave its request behind, so each request stops counting at a fixed
+    time.  Each access is a single step, so there is no lock.
+
+    Args:
+        limits: Maximum number of requests in flight to one queue, by the kind of the caller.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Mapping[Kind, int]) -> None:
+        self._limits = limits
         self._flights: dict[int, _Flight] = {}
 
     def add(self, claim: Claim, *, over_at: float) -> None:
@@ -22,18 +27,19 @@ class InFlight:
         self._flights[claim.number] = _Flight(claim.address.name, over_at)
 
     def remove(self, number: int) -> None:
-        """Count the request of claim *number* no more."""
+        """Stop counting the request of claim *number*."""
         self._flights.pop(number, None)
 
-    def busy(self, most: int, now: float) -> list[str]:
-        """Return the names of the queues for which *most* requests are on their way."""
-        if len(self._flights) < most:
+    def full_queues(self, kind: Kind, now: float) -> list[str]:
+        """Return the names of the queues to which a caller of *kind* may not post now."""
+        limit = self._limits[kind]
+        if len(self._flights) < limit:
             return []
         counts: dict[str, int] = {}
         for flight in list(self._flights.values()):
             if flight.over_at > now:
                 counts[flight.queue] = counts.get(flight.queue, 0) + 1
-        return [name for name, count in counts.items() if count >= most]
+        return [name for name, count in counts.items() if count >= limit]
 
 
 class _Flight(NamedTuple):

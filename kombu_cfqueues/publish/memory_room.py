@@ -1,4 +1,4 @@
-"""The waiting room of a process alone: the messages for one queue, in memory."""
+"""The waiting room of a single process: the messages for one queue, in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from .. import limits
 from ..errors import CFQueuesError, RateLimited
-from ..rate_limit import Place
+from ..rate_limit import Waiter
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -25,88 +25,86 @@ from ..waiting_room import (
     Withdrawn,
 )
 
-CROWD: Final = 3
-"""Callers that arrive within a quarter of the hold and extend it by another quarter."""
+HOLD_SECONDS: Final = 0.002
+"""How long a permit waits for the callers that shared the last request.  They need about this long
+to wake up and publish again; it is short beside a request, which takes tens of milliseconds."""
+
+HOLD_STEP_SECONDS: Final = HOLD_SECONDS / 4
+"""Pause between two looks at how many callers have arrived during the hold."""
+
+EXTEND_AT: Final = 3
+"""Extend the hold by one step if at least this many callers arrived in the last step."""
 
 
 class Permits(Protocol):
-    """The request allowance, as far as the room needs it."""
+    """The part of the request allowance that the room needs."""
 
-    def try_take(self, place: Place, *, queue: str) -> RateLimited | None:
-        """Take a permit, or return why there is none until ``place.ready_at``."""
+    def try_take(self, waiter: Waiter, *, queue: str) -> RateLimited | None:
+        """Take a permit, or return why there is none before ``waiter.ready_at``."""
 
-    def leave(self, place: Place) -> None:
-        """Give up a place in the line."""
+    def leave(self, waiter: Waiter) -> None:
+        """Stop waiting for a permit."""
 
 
 class MemoryRoom:
     """Messages of one process for one queue.
 
-    The permit comes first and the messages after it, so that whatever arrives during the wait goes
-    along.
+    The room takes the permit first and chooses the messages afterwards, so that messages that
+    arrive during the wait for the permit go along.
 
     Args:
         permits: The request allowance.
-        queue_id: The queue, as *permits* knows it.
-        max_batch: Messages of one request.
-        max_bytes: Bytes of one request.  A message that is larger goes alone.
-        hold_seconds: How long the callers that shared the last request are waited for.
-        extends: Whether the hold goes on while many arrive; not where several requests may be on
-            their way at once, since who comes too late for this one finds another.
-        clock: Time and waiting.
+        queue_id: The id of the queue, for *permits*.
+        max_batch: Maximum number of messages in a request.
+        max_bytes: Maximum bytes in a request.  A larger message is posted alone.
+        extends: Whether to extend the hold while many callers arrive.  False where several
+            requests may be in flight at once: a caller that misses this one takes another.
+        clock: Tells the time and makes locks.
     """
 
     shared = False
 
     def __init__(
-        self,
-        permits: Permits,
-        queue_id: str = "",
-        *,
-        max_batch: int = limits.BATCH_MESSAGES,
-        max_bytes: int = limits.BATCH_BYTES,
-        hold_seconds: float = 0.002,
-        extends: bool = True,
-        clock: Clock | None = None,
-    ) -> None:
+        self, permits: Permits, queue_id: str = "", *, max_batch: int = limits.BATCH_MESSAGES,
+        max_bytes: int = limits.BATCH_BYTES, extends: bool = True, clock: Clock | None = None,
+    ) -> None:  # fmt: skip
         self.max_batch = max_batch
         self._permits = permits
         self._queue_id = queue_id
         self._max_bytes = max_bytes
-        self._hold_seconds = hold_seconds
         self._extends = extends
         self._clock = clock or Clock()
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Start empty.  What the parent's callers wait for is the parent's to post."""
-        self._lock = self._clock.lock()  # guards all that follows, and the items' places
+        """Start empty: only the parent posts what its callers wait for."""
+        self._lock = self._clock.lock()  # guards all fields below, and ``Item.place``
         self._numbers = count()
-        # In the order of their numbers; the first can be read, and any taken out, at once.
-        self._singles: _Line = OrderedDict()
-        self._bulk: _Line = OrderedDict()
+        # In the order of their numbers; the first can be read, and any removed, in one step.
+        self._singles: _Waiting = OrderedDict()
+        self._bulk: _Waiting = OrderedDict()
         self._claims: dict[int, dict[Item, None]] = {}
-        self._bulk_first = False  # the last request had no room for bulk
-        self._sharers = 0  # single messages of the last request
-        self._place = Place()
-        self._has_permit = False  # and holds it for those who are about to come
+        self._bulk_first = False  # bulk messages waited, but the last request had no room for any
+        self._sharers = 0  # single messages in the last request
+        self._waiter = Waiter()
+        self._has_permit = False  # it took a permit, and holds it for more callers
         self._held_since: float | None = None
         self._arrived = 0  # single messages that waited at the last look
 
     def enter(
         self, items: Sequence[Item], *, number: int, may_skip: bool, until: float
     ) -> Claim | None:
-        """See `WaitingRoom.enter`; nothing skips the line, which costs nothing here."""
+        """See `WaitingRoom.enter`.  Returns None: in memory, nothing is gained by a claim now."""
         with self._lock:
             for item in items:
                 item.place = next(self._numbers)
                 item.max_batch = self.max_batch
-                self._line_of(item)[item] = None
+                self._waiting(item)[item] = None
         return None
 
     def outcomes(self, *, until: float) -> Outcomes:
-        """See `WaitingRoom.outcomes`; nobody else has a say here."""
+        """See `WaitingRoom.outcomes`.  No other process posts from this room."""
         return Outcomes({}, bool(self._singles or self._bulk))
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:
@@ -117,21 +115,14 @@ class MemoryRoom:
             if first is None or first.address.name in terms.busy:
                 self._forget_permit()
                 return Wait(None)
-            if self._held_since is None:
-                self._held_since, self._arrived = now, len(self._singles)
-            if not self._has_permit:
-                why = self._permits.try_take(self._place, queue=self._queue_id)
-                if why is not None:
-                    return Wait(self._place.ready_at, why)
-                self._has_permit = True
-            if self._holds(now - self._held_since):
-                return Wait(now + self._hold_seconds / 4)
+            wait = self._wait(now)
+            if wait is not None:
+                return wait
             self._has_permit, self._held_since = False, None
-            if first.address.name in terms.sample:
-                items = self._sample(terms, now)
-            else:
-                items = self._take(terms, now)
-            return self._claimed(terms.number, items)
+            take = self._sample if first.address.name in terms.sample else self._take
+            items = take(terms, now)
+            self._claims[terms.number] = dict.fromkeys(items)
+            return Claim(terms.number, items[0].address, items)
 
     def settle(self, claim: Claim, outcome: ClaimOutcome, *, until: float) -> Settled:
         """See `WaitingRoom.settle`."""
@@ -144,10 +135,10 @@ class MemoryRoom:
             if outcome.give_up is None:
                 return {}
             given_up: dict[Item, CFQueuesError | None] = {}
-            for line in (self._singles, self._bulk):
-                for item in [item for item in line if item.max_batch < self.max_batch]:
+            for waiting in (self._singles, self._bulk):
+                for item in [item for item in waiting if item.max_batch < self.max_batch]:
                     given_up[item] = outcome.give_up
-                    del line[item]
+                    del waiting[item]
             return given_up
 
     def release(self, number: int) -> None:
@@ -162,9 +153,9 @@ class MemoryRoom:
         known: dict[Item, Withdrawn | CFQueuesError | None] = {}
         with self._lock:
             for item in items:
-                line = self._line_of(item)
-                if item in line:
-                    del line[item]
+                waiting = self._waiting(item)
+                if item in waiting:
+                    del waiting[item]
                     sent = item.uncertain
                 elif claimed:
                     for held in self._claims.values():
@@ -179,7 +170,7 @@ class MemoryRoom:
 
     # -- below, the caller of each method holds _lock -----------------------------------------
 
-    def _line_of(self, item: Item) -> _Line:
+    def _waiting(self, item: Item) -> _Waiting:
         return self._bulk if item.kind is Kind.BULK else self._singles
 
     def _eligible(self, items: Iterable[Item], terms: ClaimTerms, now: float) -> Iterator[Item]:
@@ -190,27 +181,39 @@ class MemoryRoom:
             if item.deadline <= terms.latest and (item.deadline > must_last or item.half_time > now)
         )
 
-    def _holds(self, held_seconds: float) -> bool:
-        """Let the callers of the last request come again, or they split into two lines.
+    def _wait(self, now: float) -> Wait | None:
+        """Take a permit if there is none yet; return when to look again, or None to post now."""
+        if self._held_since is None:
+            self._held_since, self._arrived = now, len(self._singles)
+        if not self._has_permit:
+            why = self._permits.try_take(self._waiter, queue=self._queue_id)
+            if why is not None:
+                return Wait(self._waiter.ready_at, why)
+            self._has_permit = True
+        return Wait(now + HOLD_STEP_SECONDS) if self._holds(now - self._held_since) else None
 
-        Sixty threads need more than the usual hold only to wake up, one after the other, so it
-        goes on for as long as they come thick and fast.
+    def _holds(self, held_seconds: float) -> bool:
+        """Whether to wait for more of the callers that shared the last request.
+
+        Otherwise these callers split into two groups, and each request carries only one of them.
+        Sixty threads that wake up one after the other need longer than the usual hold, so the hold
+        is extended while many of them arrive.
         """
-        here, before = len(self._singles), self._arrived
-        if self._sharers <= 1 or here >= self._sharers:
+        waiting, before = len(self._singles), self._arrived
+        if self._sharers <= 1 or waiting >= self._sharers:
             return False
-        self._arrived = here
-        crowded = self._extends and here - before >= CROWD
-        return held_seconds < self._hold_seconds or crowded
+        self._arrived = waiting
+        many_arrive = self._extends and waiting - before >= EXTEND_AT
+        return held_seconds < HOLD_SECONDS or many_arrive
 
     def _take(self, terms: ClaimTerms, now: float) -> list[Item]:
-        lines = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)
+        both = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)
         singles, bulk = len(self._singles), len(self._bulk)
         batch: list[Item] = []
         size = 0
-        for line in lines:
-            for item in self._eligible(list(line), terms, now):
-                # Messages of a refused batch stay among themselves.
+        for waiting in both:
+            for item in self._eligible(list(waiting), terms, now):
+                # Messages of a split batch do not mix with others.
                 if batch and (
                     len(batch) >= item.max_batch
                     or item.max_batch != batch[0].max_batch
@@ -219,7 +222,7 @@ class MemoryRoom:
                     break
                 batch.append(item)
                 size += item.message.size
-                del line[item]
+                del waiting[item]
         self._sharers = singles - len(self._singles)
         self._bulk_first = 0 < bulk == len(self._bulk)
         return batch
@@ -230,27 +233,23 @@ class MemoryRoom:
         if not suspects:
             return self._take(terms, now)
         item = rng.choice(suspects)
-        del self._line_of(item)[item]
+        del self._waiting(item)[item]
         return [item]
-
-    def _claimed(self, number: int, items: list[Item]) -> Claim:
-        self._claims[number] = dict.fromkeys(items)
-        return Claim(number, items[0].address, items)
 
     def _put_back(self, items: Iterable[Item], *, uncertain: bool = False) -> None:
         for item in items:
             item.uncertain |= uncertain
-            self._line_of(item)[item] = None
-        for line in (self._singles, self._bulk):
-            for item in sorted(line, key=_number):
-                line.move_to_end(item)
+            self._waiting(item)[item] = None
+        for waiting in (self._singles, self._bulk):
+            for item in sorted(waiting, key=_number):
+                waiting.move_to_end(item)
 
     def _forget_permit(self) -> None:
-        self._permits.leave(self._place)
+        self._permits.leave(self._waiter)
         self._has_permit, self._held_since = False, None
 
 
-_Line = OrderedDict[Item, None]
+_Waiting = OrderedDict[Item, None]
 
 
 def _number(item: Item) -> int:

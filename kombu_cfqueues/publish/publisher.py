@@ -1,7 +1,7 @@
-"""Publishing: packed messages travel in shared requests, and each caller gets its answer.
+"""Publishing: packed messages travel in shared requests, and each caller gets its own outcome.
 
-Which callers share them: the threads of the process, through a room in memory for each queue; or
-all processes of the machine, through the spool, where the requests are limited.
+With a request limit, all processes of the machine share requests, through the spool.  Otherwise the
+threads of a process share them, through a room in memory for each queue.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from typing import Final
 
 from vine import promise
 
+from .. import limits
 from ..api.client import Client
 from ..api.directory import Directory
-from ..envelope import Address, Packed
+from ..envelope import Address, Packed, retention_error
 from ..errors import (
     CFQueuesError,
     ConfigurationError,
-    ConnectionFailed,
     InvalidMessage,
     MessageTooLarge,
     PublishTimeout,
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
+    TransientError,
 )
 from ..options import Options
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..spool import Place, SharedBudget, Spool, Spooled
 from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
@@ -44,21 +46,26 @@ from .sender import Sender, verdict_of
 
 logger = logging.getLogger(__name__)
 
-ADVISE_AFTER: Final = 20
-"""Publishes of a thread, one after the other, that waited for a permit: then the log advises it to
-use a batch."""
+PUBLISHES_BEFORE_ADVICE: Final = 20
+"""The log advises a batch after this many publishes of a thread in a row waited for a permit."""
+
+LOOKUP_PERMITS: Final = 3
+"""Maximum requests to find or create a queue: a look-up, a creation, and one in reserve."""
+
+UNUSED_SECONDS: Final = 3_600.0
+"""The group commit of a queue is dropped after this time without a publish."""
 
 
 class Publisher:
     """Posts the messages of all threads of a process to one account's queues.
 
     Args:
-        client: Where to post.
+        client: Makes the requests.
         directory: Finds the queues of messages that other processes have spooled.
-        budget: The request allowance; each post takes a permit from it.
-        options: ``connect_timeout``, ``max_in_flight``, ``read_timeout``, ``request_rate`` and
-            ``retry_uncertain`` are used.
-        spool: The machine's; None: this system cannot have one.
+        budget: The request allowance; each request takes a permit from it.
+        options: Uses ``connect_timeout``, ``max_in_flight``, ``read_timeout``, ``request_rate`` and
+            ``retry_uncertain``.
+        spool: The spool of the machine; None if the system does not support one.
     """
 
     def __init__(
@@ -73,23 +80,28 @@ class Publisher:
         self._directory = directory
         self._budget = budget
         self._options = options
-        # A publish that took longer than half the time between two permits has waited for one.
-        self._long_wait = 0.5 / options.request_rate if options.request_rate else float("inf")
+        # A publish that takes longer than half the time between two permits has waited for one.
+        self._long_wait = 0.5 / options.request_rate if options.request_rate else inf
         self._waits = threading.local()
         self._spool_of_machine = spool
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
         if spool is not None:
-            sender = Sender(spool.room, self._post_for_all, post_seconds=post_seconds(options))
+            sender = Sender(
+                spool.room,
+                self._post_for_all,
+                post_seconds=post_seconds(options),
+                lookup_seconds=lookup_seconds(options),
+            )
             self._shared = self._commit(spool.room, sender)
             self._relay = Relay(spool, self._shared)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Start with empty rooms: what the parent's threads wait for is the parent's."""
+        """Start with empty rooms: only the parent posts what its threads wait for."""
         self._lock = threading.Lock()  # guards _alone
-        self._alone: dict[str, GroupCommit] = {}  # by queue id
+        self._alone: Recent[str, GroupCommit] = Recent(UNUSED_SECONDS)  # by queue id
 
     def submit(
         self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
@@ -100,8 +112,7 @@ class Publisher:
             address: The queue; its id is known.
             packed: The message.
             deadline: When to give up, in seconds of `time.monotonic`.
-            switches: Fail at once where surely nothing was sent, so that Kombu can go on to the
-                next URL of a fail-over list.
+            switches: Do not repeat a failed request, so that Kombu can try the next broker URL.
 
         Raises:
             PublishTimeout: The deadline passed; its cause is the last failure.
@@ -114,7 +125,7 @@ class Publisher:
             if shared is not None:
                 shared.submit(address, packed, deadline=deadline, judge=judge)
         except (SpoolUnavailable, SpoolFull) as error:
-            self._go_alone(error)
+            self._stop_sharing(error)
             shared = None
         if shared is None:
             self._commit_alone(address).submit(address, packed, deadline=deadline, judge=judge)
@@ -123,68 +134,80 @@ class Publisher:
     def submit_many(
         self, address: Address, packed: Sequence[Packed], *, deadline: float
     ) -> list[CFQueuesError | None]:
-        """Block until each message is settled; what `submit` would raise is returned, by message.
+        """Block until each message is settled.
 
-        Single messages of other threads go before them.
+        Single messages of other threads leave first.
+
+        Returns:
+            The outcome of each: None if it was accepted, else what `submit` would raise.
         """
         shared = self._shared_commit()
         if shared is not None:
             try:
                 return shared.submit_many(address, packed, deadline=deadline)
             except (SpoolUnavailable, SpoolFull) as error:
-                self._go_alone(error)
+                self._stop_sharing(error)
         return self._commit_alone(address).submit_many(address, packed, deadline=deadline)
 
     def spool(
         self, messages: Sequence[Spooled], *, max_bytes: int, deadline: float = inf
     ) -> list[Place]:
-        """Return once the messages are on this machine's disk; they are posted from there.
+        """Block until the messages are on this machine's disk; they are posted from there.
 
         Args:
-            messages: All of them are kept, or none.
-            max_bytes: Bytes that may wait on this disk.
+            messages: Either all of them are spooled, or none.
+            max_bytes: Maximum bytes that may wait on this disk.
             deadline: When to give up, in seconds of `time.monotonic`.
 
         Returns:
-            What `promise` takes.
+            The argument of `promise`.
 
         Raises:
             PublishTimeout: The spool's file was in use until *deadline*.
-            SpoolFull: There is no room for them.
-            SpoolUnavailable: No place on this machine can hold the spool.
+            SpoolFull: The spool has no room for them.
+            SpoolUnavailable: No directory of this machine can hold the spool.
         """
+        places = self._keep(messages, max_bytes, deadline)
+        self.relay.notify()
+        # Nothing here waits for the network, so let other greenlets run.
+        time.sleep(0)
+        return places
+
+    def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
         repeats = self._options.retry_uncertain
         try:
-            places = self._spool().keep(
+            return self._spool().keep(
                 messages, max_bytes=max_bytes, repeats=repeats, until=deadline
             )
         except RoomBusy as error:
             raise PublishTimeout(
-                f"the message could not be spooled in time, and was not: {error}"
+                f"the message was not spooled before its deadline; publish it again: {error}"
             ) from error
-        self.relay.notify()
-        # Nothing here waits for a network, where a greenlet would make room for others.
-        time.sleep(0)
-        return places
 
     def promise(self, places: Sequence[Place]) -> promise:
-        """A promise that is kept when the messages are delivered, and broken if one is refused."""
+        """Return a promise: fulfilled when the messages are delivered, rejected if one is refused.
+
+        See `Relay.promise`.
+        """
         return self.relay.promise(places)
 
     @property
     def relay(self) -> Relay:
-        """What empties the spool.
+        """The relay, which empties the spool.
 
         Raises:
-            SpoolUnavailable: This system cannot have a spool.
+            SpoolUnavailable: The system does not support a spool.
         """
         self._spool()
-        assert self._relay is not None  # noqa: S101  it comes with the spool
+        assert self._relay is not None  # noqa: S101  `__init__` sets both
         return self._relay
 
     def _spool(self) -> Spool:
         if self._spool_of_machine is None:
-            raise SpoolUnavailable("the spool needs locks that this system does not have (fcntl)")
+            raise SpoolUnavailable(
+                "the spool needs file locks (fcntl), which this system does not have; "
+                "set publish_mode='confirm'"
+            )
         return self._spool_of_machine
 
     def _shared_commit(self) -> GroupCommit | None:
@@ -192,22 +215,23 @@ class Publisher:
             return self._shared
         return None
 
-    def _go_alone(self, error: CFQueuesError) -> None:
+    def _stop_sharing(self, error: CFQueuesError) -> None:
         if isinstance(self._budget, SharedBudget):
             self._budget.give_up(error)
 
     def _commit_alone(self, address: Address) -> GroupCommit:
-        """The callers of this process that publish to a queue without the file."""
+        """Return the group commit of this process's callers for one queue, in memory."""
         queue_id = address.cloudflare_id or ""
+
+        def make() -> GroupCommit:
+            budget = self._budget
+            permits = budget.alone if isinstance(budget, SharedBudget) else budget
+            room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
+            sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
+            return self._commit(room, sender)
+
         with self._lock:
-            commit = self._alone.get(queue_id)
-            if commit is None:
-                budget = self._budget
-                permits = budget.alone if isinstance(budget, SharedBudget) else budget
-                room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
-                sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
-                commit = self._alone[queue_id] = self._commit(room, sender)
-            return commit
+            return self._alone.get(queue_id, make)
 
     def _commit(self, room: WaitingRoom, sender: Sender) -> GroupCommit:
         options = self._options
@@ -227,23 +251,56 @@ class Publisher:
             self._client.push_batch(queue_id, messages, deadline=deadline)
 
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
-        """Post what any process wants to publish; who spools may not know the queue's id."""
+        """Post messages of any process; a process that spools may not know the queue's id."""
         queue_id = address.cloudflare_id
-        if queue_id is None:
-            queue_id = self._resolve(address, deadline)
         try:
+            if queue_id is None:
+                queue_id = self._resolve(address, deadline)
+            self._judge_retention(address, batch, deadline)
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
-            self._directory.forget_address(address, queue_id)
+            if queue_id is not None:
+                self._directory.forget_address(address, queue_id)
             raise
+        except CFQueuesError as error:
+            self._stop_others(error, queue_id)
+            raise
+
+    def _stop_others(self, error: CFQueuesError, queue_id: str | None) -> None:
+        """Record a stop in the spool's file, for other processes that empty the spool."""
+        if error.stops is None or isinstance(self._budget, SharedBudget):
+            return
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the API tells them too
+            self._spool().stop(error, queue_id)
+
+    def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
+        """Refuse what the queue would delete: whoever spooled it may have known nothing of it.
+
+        Raises:
+            InvalidMessage: A message of the batch is due later than the queue keeps it.
+            CFQueuesError: A look-up failed.
+        """
+        is_late = [
+            retention_error(packed, address.name, limits.MIN_RETENTION_SECONDS) for packed in batch
+        ]
+        if not any(is_late):
+            return
+        retention = self._directory.retention_seconds(address)
+        if retention is None and not address.is_id:
+            self._resolve(address._replace(cloudflare_id=None), deadline)
+            retention = self._directory.retention_seconds(address)
+        for packed in batch:
+            error = retention_error(packed, address.name, retention)
+            if error is not None:
+                raise error
 
     def _resolve(self, address: Address, deadline: float) -> str:
         try:
             queue_id = self._directory.resolve(address, deadline=deadline)
         except (InvalidMessage, MessageTooLarge) as error:
-            # Whatever the server has against the question, it has nothing against the messages.
+            # The server refuses the look-up, and not the messages: they must not be split.
             raise ConfigurationError(str(error)) from error
-        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # others may ask as well
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # only saves look-ups
             self._spool().learn(address._replace(cloudflare_id=queue_id))
         return queue_id
 
@@ -252,25 +309,30 @@ class Publisher:
             self._waits.in_a_row = 0
             return
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
-        if self._waits.in_a_row == ADVISE_AFTER:
+        if self._waits.in_a_row == PUBLISHES_BEFORE_ADVICE:
             _advise_to_batch()
 
 
+def lookup_seconds(options: Options) -> float:
+    """Return the maximum seconds until a look-up has its permits; at a low rate, many."""
+    return LOOKUP_PERMITS / options.request_rate if options.request_rate else 0.0
+
+
 def post_seconds(options: Options) -> float:
-    """Most seconds that one request takes."""
+    """Return the maximum seconds that one request takes."""
     return options.connect_timeout + options.read_timeout
 
 
 def _judge_and_switch(error: CFQueuesError) -> Verdict:
-    if isinstance(error, ConnectionFailed) and error.delivered == "no":
+    if isinstance(error, TransientError):
         return Verdict.NEVER
     return verdict_of(error)
 
 
-@functools.cache  # once a process: it is advice, not news
+@functools.cache  # advise once in a process
 def _advise_to_batch() -> None:
     logger.warning(
         "a thread publishes one message after the other and waits for the request allowance each "
-        "time, about 4 messages a second: 'with producer.batch():' sends 100 messages a request, "
-        "and publish_mode='spool' waits for this machine's disk only"
+        "time, which limits it to about 4 messages per second: use 'with producer.batch():', which "
+        "sends 100 messages per request, or publish_mode='spool', which waits only for the disk"
     )

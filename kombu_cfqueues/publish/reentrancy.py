@@ -1,8 +1,8 @@
-"""A publish within a publish of the same thread: it would wait for what waits for it.
+"""Refuses a publish inside a publish of the same thread, because the two would deadlock.
 
-A signal handler runs in the main thread, between any two steps of what it interrupts, and so does
-whatever garbage collection calls.  If that is a publish, which holds a lock or is about to post for
-others, a second one below it would wait for ever.
+A signal handler runs in the main thread between any two of its instructions, and a finalizer runs
+in any thread.  If it interrupts a publish that holds a lock, or that is about to post for others,
+and publishes itself, it waits for ever for the publish that it has interrupted.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from ..errors import PermanentError
 
 
 class _NoReentry:
-    """Makes sure that a block runs once in a thread's stack, or a greenlet's.
+    """A context manager whose block runs at most once in the stack of a thread or greenlet.
 
     Raises:
-        PermanentError: It runs further up already.  Nothing has been sent.
+        PermanentError: The block already runs in this stack.  Nothing was sent.
     """
 
     def __init__(self) -> None:
-        # By thread: the frame whose block runs.  Each access is a single step, so no lock.
+        # By thread: the frame whose block runs.  Each access is a single step, so there is no lock.
         self._frames: dict[int, FrameType] = {}
 
     def __enter__(self) -> None:
         # Looked up at each call, because gevent and eventlet may replace it later.
-        me = threading.get_ident()
-        # An exception out of a signal handler may have kept `__exit__` from being called, and a
-        # thread may have got the number of one that is gone: what counts is the stack.
-        if (frame := self._frames.get(me)) is not None and _is_below(frame):
+        thread = threading.get_ident()
+        # Check the stack too: an exception from a signal handler may have skipped `__exit__`, and
+        # the system reuses the numbers of threads that have ended.
+        if (frame := self._frames.get(thread)) is not None and _is_in_stack(frame):
             raise PermanentError(
-                "this thread is publishing already, and a signal handler, a finalizer or a logging "
-                "handler has interrupted it to publish another message, which would wait for "
-                "ever: start a thread there that publishes, or set a flag and publish later"
+                "the message was not sent: this thread is already publishing, and a signal "
+                "handler, finalizer or logging handler interrupted it to publish another message, "
+                "which would deadlock; publish from another thread, or set a flag and publish later"
             )
-        self._frames[me] = sys._getframe(1)
+        self._frames[thread] = sys._getframe(1)
 
     def __exit__(
         self,
@@ -51,9 +51,9 @@ class _NoReentry:
 no_reentry: Final = _NoReentry()
 
 
-def _is_below(frame: FrameType) -> bool:
-    """Whether *frame* is one of those that have led here."""
-    link: FrameType | None = sys._getframe(1)
-    while link is not None and link is not frame:
-        link = link.f_back
-    return link is not None
+def _is_in_stack(frame: FrameType) -> bool:
+    """Whether *frame* is in the stack of the current thread."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None

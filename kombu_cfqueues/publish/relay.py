@@ -1,19 +1,20 @@
-"""Empties the spool: a daemon thread of each process that spools, or ``cfqueues relay``.
+"""Empties the spool, in a daemon thread of each process that spools, or in ``cfqueues relay``.
 
-One process at a time does it, elected in the file; that spares the file, and nothing depends on it,
-since permits and claims keep apart whoever posts.  The others look now and then whether they are
-needed: the one that is elected, or a publisher whose messages wait, may have been killed.
+The processes elect one of them in the file, and only that one posts, which keeps the file less
+busy.  Correctness does not depend on the election, because permits and claims keep two posters
+apart.  The other processes check regularly whether they are needed: the elected process, or a
+publisher whose messages wait, may have been killed.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +23,12 @@ from vine import promise
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
+from ..runtime.exits import call_at_exit
 from ..runtime.flag import Flag
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.once import Once
 from ..runtime.rng import rng
+from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
 from ..waiting_room import RoomBusy
 from .group_commit import GroupCommit
@@ -33,41 +36,52 @@ from .group_commit import GroupCommit
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 5.0
-"""Pause between two looks of a process that has spooled and waits for nothing: a publisher that was
-killed may have left messages behind."""
+"""Poll interval of a process that has spooled and waits for nothing.  Only messages that a killed
+publisher left behind wait this long, so it may be long."""
 
 STANDBY_SECONDS: Final = 0.5
-"""Pause between two looks of a process that is not elected, while messages wait."""
+"""Maximum poll interval of a process that is not elected, while messages wait.  It bounds the time
+until another process takes over, and costs two reads of the file per second."""
 
-SWEEP_SECONDS: Final = 0.5
-"""Pause between two looks whether the processes that post are alive."""
+SWEEP_SECONDS: Final = STANDBY_SECONDS
+"""Interval between two checks whether the processes that post are alive.  As often as the processes
+that are not elected check the elected one, since either may have been killed."""
 
-PROMISE_SECONDS: Final = 0.25
-"""Poll interval for promises that are still referenced."""
+PROMISE_POLL_SECONDS: Final = 0.25
+"""Poll interval for promises that are still referenced.  A request takes about as long to get its
+permit, so a shorter interval would find little more."""
 
-PROMISES: Final = 500
-"""How many promises are asked about in one statement."""
+PROMISES_PER_QUERY: Final = 500
+"""Number of promises that one SQL statement asks about."""
 
-MOST_PROMISES: Final = 4_000
-"""How many promises are asked about in one poll: a process may keep a hundred thousand."""
+PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
+"""About how many promises one poll asks about.  A process may keep a hundred thousand."""
 
-LOOK_SECONDS: Final = 0.05
-"""Pause between two looks while another process posts the last of what is spooled."""
+LAST_CLAIM_POLL_SECONDS: Final = 0.05
+"""Poll interval while another process posts the last spooled messages: about one request."""
 
-TROUBLE_SECONDS: Final = 1.0
-"""Pause after the file could not be used; a random part of it is added."""
+RETRY_SECONDS: Final = 1.0
+"""Minimum pause after the file could not be used.  A random time of up to the same length is added,
+so that the processes of a machine do not retry together."""
+
+MIN_PAUSE_SECONDS: Final = 0.001
+"""Minimum pause until the next permit, so that a rounded time does not make the thread spin."""
 
 EXIT_SECONDS: Final = 3.0
-"""How long a process that ends goes on emptying the spool, while it succeeds."""
+"""How long a process that exits keeps emptying the spool, while that succeeds.  Well below the time
+after which process managers kill it (Docker: 10 seconds)."""
+
+EXIT_POLL_SECONDS: Final = 0.02
+"""Poll interval of a process that exits and waits for its thread."""
 
 
 class Relay:
-    """Posts what is spooled, as soon as permits allow.
+    """Posts spooled messages as soon as permits allow.
 
     Args:
-        spool: What waits.
-        commit: Posts.
-        clock: Time and waiting.
+        spool: Where the messages are.
+        commit: Posts them.
+        clock: Tells the time, sleeps and makes locks.
     """
 
     def __init__(self, spool: Spool, commit: GroupCommit, *, clock: Clock | None = None) -> None:
@@ -78,17 +92,19 @@ class Relay:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Forget the thread, which is the parent's; this process's starts when it spools."""
+        """Forget the parent's thread; this process starts its own when it spools."""
         self._lock = self._clock.lock()  # guards _thread
         self._thread: threading.Thread | None = None
-        self._news = Flag(self._clock)  # something was spooled
-        self._end = Flag(self._clock)  # the process ends
-        self._over = False
+        self._spooled = Flag(self._clock)  # set when something was spooled
+        self._exit = Flag(self._clock)  # set when the process exits
+        self._exits = False
+        self._exits_by: float | None = None
+        self._finishes_at_exit = False
         self._elected = False
-        # By the message's place, the oldest first; and in the order in which they are asked about.
+        # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
-        self._asked: deque[Place] = deque()
-        self._promises_at = 0.0
+        self._to_ask: deque[Place] = deque()  # the same, in the order in which to ask about them
+        self._asked_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
         self._once = Once()
@@ -98,32 +114,39 @@ class Relay:
         """The spool's file.
 
         Raises:
-            SpoolUnavailable: There is no place for one.
+            SpoolUnavailable: No directory of this machine can hold it.
         """
         return self._spool.path
 
     def promise(self, places: Sequence[Place]) -> promise:
         """Return a promise that is fulfilled when the messages have left the spool.
 
-        It is rejected with the reason if one of them is refused.  It resolves only while somebody
-        holds a reference to it.
+        It is rejected with the reason if one of them is refused.  It resolves only while you hold
+        a reference to it.
         """
-        made = _Delivery(len(places))
-        kept = weakref.ref(made)
+        delivery = _Delivery(len(places))
+        reference = weakref.ref(delivery)
         for place in places:
-            self._promises[place] = kept
-            self._asked.append(place)
+            self._promises[place] = reference
+            self._to_ask.append(place)
         if places:
             self.notify()
         else:
-            made()
-        return made
+            delivery()
+        return delivery
 
     def notify(self) -> None:
-        """Something was spooled: start, or go on, emptying the spool in this process's thread."""
-        self._news.set()
+        """Wake this process's thread, or start it, because something was spooled."""
+        if not self._finishes_at_exit:
+            self._finishes_at_exit = True
+            call_at_exit(partial(_finish, weakref.ref(self)))
+        if self._exits_by is not None:  # an exit handler that ran after ours has spooled it
+            self.finish(0.0)
+            self._log_what_stays()
+            return
+        self._spooled.set()
         thread = self._thread
-        if thread is None or not thread.is_alive():
+        if (thread is None or not thread.is_alive()) and threads_can_run():
             self._start()
 
     def _start(self) -> None:
@@ -133,140 +156,181 @@ class Relay:
                 return
             self._thread = thread
         try:
-            # Not under the lock.  To start a thread under gevent is to switch to another greenlet,
-            # and where gevent came after this module (gunicorn --preload), the lock would stop all.
+            # Not under the lock.  Under gevent, starting a thread switches to another greenlet.  If
+            # gevent was loaded after this module (gunicorn --preload), the lock would block all.
             thread.start()
         except RuntimeError:
-            # The interpreter is ending, and starts no threads any more.  What is on the disk is
-            # for the next process, as is all that this one does not get done.
-            logger.debug("no thread empties the spool: the interpreter is ending")
+            # An interpreter that exits starts no threads.  The next process posts what is on disk.
+            logger.debug("the spool is not emptied by this process: the interpreter is exiting")
             self._thread = None
-            return
-        atexit.register(_finish, weakref.ref(self))
 
     def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
-        """Empty the spool in this thread, until *stop*.
+        """Empty the spool in this thread; block until *stop* is set.
 
         Args:
-            stop: Looked at between requests.
-            idle_seconds: How often is looked for something to do.
+            stop: Checked between requests.
+            idle_seconds: Poll interval while the spool is empty.
         """
         while not stop.is_set():
             pause = self._step_safely()
             stop.wait(idle_seconds if pause is None else pause)
-        self._stand_down()
+        self._resign()
 
     def finish(self, seconds: float) -> None:
-        """Go on for at most *seconds*, while there is something to post and it succeeds."""
-        end = self._clock.monotonic() + seconds
+        """Keep emptying the spool for *seconds* while that succeeds; then end the thread.
+
+        The thread keeps posting, and this waits for it.  Where no thread can run, this posts.  It
+        leaves what waits to another process only if that process is elected and alive.
+
+        Args:
+            seconds: Maximum time, counted from the first call.
+        """
+        if self._exits_by is None:
+            self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
-            while (
-                self._elected
-                and self._commit.sender.pause is None
-                and self._clock.monotonic() < end
-                and self._spool.has_backlog()
-            ):
-                self._clock.sleep(0.02)
-        self._over = True
-        self._end.set()
-        self._news.set()
+            while self._may_continue() and self._spool.elect():
+                self._empty_before_exit()
+            # Resign first, and then look again: a process that has spooled meanwhile and exits
+            # trusts this one as long as it is elected.
+            self._elected = False
+            self._spool.resign()
+            if self._may_continue() and self._spool.elect():
+                self._empty_before_exit()
+                self._spool.resign()
+        self._exits = True
+        self._exit.set()
+        self._spooled.set()
+
+    def _may_continue(self) -> bool:
+        return (
+            self._exits_by is not None
+            and self._clock.monotonic() < self._exits_by
+            and self._commit.sender.pause is None
+            and self._spool.has_backlog()
+        )
+
+    def _empty_before_exit(self) -> None:
+        self._exit.set()  # wakes a thread that waits for another process
+        while self._may_continue():
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                pause: float | None = EXIT_POLL_SECONDS
+            else:
+                pause = self._step()
+            self._clock.sleep(EXIT_POLL_SECONDS if pause is None else pause)
+
+    def _log_what_stays(self) -> None:
+        with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
+            if self._spool.has_backlog():
+                logger.warning(
+                    "messages stay in the spool %s, because this process is exiting: the next "
+                    "process that spools, or 'cfqueues relay', delivers them",
+                    self.path,
+                )
 
     def _serve(self) -> None:
-        while not self._over:
+        while not self._exits:
             pause = self._step_safely()
             if pause is None:
-                self._news.wait(IDLE_SECONDS)
+                self._spooled.wait(IDLE_SECONDS)
             elif pause > 0:
-                self._end.wait(pause)
+                self._exit.wait(pause)
 
     def _step_safely(self) -> float | None:
-        """Do one step; a failure is reported once, and never ends the thread."""
+        """Do one step.  A failure is logged once, and never ends the thread."""
         try:
             return self._step()
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             if self._once.is_new(str(error)):
-                logger.error("the spool cannot be emptied now: %s", error)
-        except Exception:  # a bug, ours or of a callable of the application's
-            logger.exception("emptying the spool failed")
-        self._stand_down()
-        return TROUBLE_SECONDS * (1 + rng.random())
+                logger.error("the spool cannot be emptied now, and is tried again: %s", error)
+        except Exception:  # a bug of this library, or of a callback of the application
+            logger.exception("emptying the spool failed, and is tried again")
+        self._resign()
+        return RETRY_SECONDS * (1 + rng.random())
 
     def _step(self) -> float | None:
-        """Post once, if it is time; return after how many seconds to go on, or None: no need."""
+        """Post one request if possible.
+
+        Returns:
+            Seconds until the next step; None if it can wait until something is spooled.
+        """
         if not self._took_over:
             self._spool.take_over()
             self._took_over = True
         self._commit.catch_up()
-        self._keep_promises()
+        self._resolve_promises()
         if not self._spool.has_backlog():
             while self._elected and self._spool.shrink():
                 pass
-            self._stand_down()
-            return PROMISE_SECONDS if self._promises else None
+            self._resign()
+            return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
         if pause is not None and now < pause.until:
-            self._stand_down()  # the trouble may be this process's alone: let another try
+            self._resign()  # only this process may be affected: let another one try
             return min(pause.until - now, STANDBY_SECONDS)
         if now - self._swept_at > SWEEP_SECONDS:
             self._swept_at = now
-            self._spool.sweep()
+            self._spool.room.sweep()
         self._elected = self._spool.elect()
-        if not self._elected:
-            return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+        return self._post() if self._elected else rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+
+    def _post(self) -> float:
         wait = self._commit.post_backlog()
         if wait is None:
             return 0.0
         if wait.until is None:
-            return LOOK_SECONDS  # another process is posting the last of it
-        return max(0.001, min(wait.until - self._clock.monotonic(), SWEEP_SECONDS))
+            return LAST_CLAIM_POLL_SECONDS  # another process is posting the last messages
+        return max(MIN_PAUSE_SECONDS, min(wait.until - self._clock.monotonic(), SWEEP_SECONDS))
 
-    def _stand_down(self) -> None:
+    def _resign(self) -> None:
         if self._elected:
             self._elected = False
-            with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # its silence tells
+            # If the file cannot be used, the other processes notice that this one is silent.
+            with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
                 self._spool.resign()
 
     # -- promises -----------------------------------------------------------------------------
 
-    def _keep_promises(self) -> None:
-        """Ask what became of messages, the oldest first, and of some of the others in turn."""
+    def _resolve_promises(self) -> None:
+        """Ask for the outcomes of the oldest messages, and of some of the others in rotation."""
         now = self._clock.monotonic()
-        if not self._promises or now - self._promises_at < PROMISE_SECONDS:
+        if not self._promises or now - self._asked_at < PROMISE_POLL_SECONDS:
             return
-        self._promises_at = now
-        for _ in range(MOST_PROMISES // PROMISES):
+        self._asked_at = now
+        for _ in range(PROMISES_PER_POLL // PROMISES_PER_QUERY):
             if not self._ask(self._oldest()):
                 break
-        some = [self._asked.popleft() for _ in range(min(PROMISES, len(self._asked)))]
-        self._ask(some)
-        self._asked.extend(place for place in some if place in self._promises)
+        count = min(PROMISES_PER_QUERY, len(self._to_ask))
+        places = [self._to_ask.popleft() for _ in range(count)]
+        self._ask(places)
+        self._to_ask.extend(place for place in places if place in self._promises)
 
     def _oldest(self) -> list[Place]:
         while True:
             with contextlib.suppress(RuntimeError):  # another thread has just spooled something
-                return list(islice(self._promises, PROMISES))
+                return list(islice(self._promises, PROMISES_PER_QUERY))
 
     def _ask(self, places: Sequence[Place]) -> bool:
-        """Keep the promises of those that have left; return whether any is off the list."""
+        """Resolve the promises of messages that have left; return whether any was removed."""
         waiting = []
         for place in places:
-            kept = self._promises.get(place)
-            if kept is not None and kept() is not None:
+            reference = self._promises.get(place)
+            if reference is not None and reference() is not None:
                 waiting.append(place)
             else:
                 self._promises.pop(place, None)
         left = self._spool.left(waiting) if waiting else {}
         for place, error in left.items():
-            kept = self._promises.pop(place, None)
-            made = None if kept is None else kept()
-            if made is not None:
-                made.settle(error)
+            reference = self._promises.pop(place, None)
+            delivery = None if reference is None else reference()
+            if delivery is not None:
+                delivery.settle(error)
         return bool(left) or len(waiting) < len(places)
 
 
 class _Delivery(promise):
-    """Fulfilled by the last of its messages, rejected by the first that is refused."""
+    """Fulfilled when all its messages are delivered, rejected when the first is refused."""
 
     def __init__(self, messages: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -275,13 +339,14 @@ class _Delivery(promise):
     def settle(self, error: Any) -> None:
         self._left -= 1
         if error is not None and not self.failed:
-            # Not raised here: this thread is not its publisher's.
+            # Not raised here, because this is the relay's thread and not the publisher's.
             self.throw(error, propagate=False)  # type: ignore[no-untyped-call]
         elif self._left == 0 and not self.failed:
             self()
 
 
 def _finish(relay: weakref.ref[Relay]) -> None:
-    found = relay()
-    if found is not None:
-        found.finish(EXIT_SECONDS)
+    notice_fork()
+    alive = relay()
+    if alive is not None:
+        alive.finish(EXIT_SECONDS)

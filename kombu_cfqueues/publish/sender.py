@@ -1,6 +1,6 @@
-"""Posts what was claimed, and reads in the answer what becomes of each message.
+"""Posts claims, and decides from the answer what happens to each message.
 
-Also when to try again, and what this process may be trusted with: both follow from the answers.
+The answers also decide when to try again, and whether this process may post messages of others.
 """
 
 from __future__ import annotations
@@ -32,27 +32,31 @@ from ..waiting_room import Claim, ClaimOutcome, Item, Kind, RoomBusy, Settled, W
 logger = logging.getLogger(__name__)
 
 REFUSED_ALIKE: Final = 5
-"""Single messages of a split batch that are refused alike, with none accepted, before the rest is
-not asked: requests are scarce, and a queue may take nothing at all."""
+"""After a queue has refused this many single messages of a split batch with the same error, and
+accepted none, the rest is not sent.  Requests are scarce, and the queue may accept nothing."""
 
 SAMPLED: Final = 3
-"""How many of `REFUSED_ALIKE` are picked from all that were split, since bad messages are often
-neighbours."""
+"""How many of `REFUSED_ALIKE` are picked at random from all messages that were split, because bad
+messages are often neighbours."""
 
 OUTAGE_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=5.0)
-"""Pauses while the server cannot be reached, or fails."""
+"""Pauses while the server cannot be reached, or fails.  Short, because callers wait."""
 
 REFUSAL_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=60.0)
-"""Pauses while the server refuses the token."""
+"""Pauses while the server refuses the token.  Somebody has to change the token, which takes
+minutes."""
 
 QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
-"""Pauses of what is spooled for a queue that is missing, or takes nothing."""
+"""Pauses of spooled messages to a queue that does not exist, or accepts nothing.  No caller waits
+for them, so the first pause is longer."""
 
 FILE_RETRY_SECONDS: Final = 0.2
-"""Pause after the waiting room could not be used."""
+"""Pause before the next use of a waiting room that could not be used.  Five tries per second do not
+keep a busy file busy, and cost a caller little of its time."""
 
-SETTLE_SECONDS: Final = 1.0
-"""How long a caller whose message was posted tries to say so in a room that cannot be used."""
+SETTLE_SECONDS: Final = 5 * FILE_RETRY_SECONDS
+"""How long a caller that has posted tries to settle its claim in a room that cannot be used: five
+tries.  After that the caller returns, and a later one settles the claim (`Sender.catch_up`)."""
 
 Post: TypeAlias = Callable[[Address, Sequence[Packed], float], None]
 """Sends messages to a queue by a deadline in monotonic seconds, or raises a `CFQueuesError`."""
@@ -60,12 +64,12 @@ Post: TypeAlias = Callable[[Address, Sequence[Packed], float], None]
 Judge: TypeAlias = Callable[[CFQueuesError], Verdict]
 """Says what a failure means."""
 
-Tell: TypeAlias = Callable[[Settled], None]
-"""Tells the callers of this process the outcomes of their messages."""
+Report: TypeAlias = Callable[[Settled], None]
+"""Gives the callers of this process the outcomes of their messages."""
 
 
 def verdict_of(error: CFQueuesError) -> Verdict:
-    """Return what *error* says of the messages in a request, if they can go nowhere else."""
+    """Return what *error* means for the messages of a request, if there is no other broker."""
     if isinstance(error, TransientError):
         return Verdict.NOT_NOW
     if isinstance(error, (InvalidMessage, MessageTooLarge)):
@@ -78,8 +82,8 @@ class Pause(NamedTuple):
 
     Attributes:
         since: When it began, in monotonic seconds.
-        until: When it ends.
-        asked_until: Until when the server asked for it; what is longer is only our caution.
+        until: When it ends, in monotonic seconds.
+        asked_until: Until when the server asked for it.  The rest of the pause is a precaution.
         why: The failure.
     """
 
@@ -96,8 +100,10 @@ class Sender:
         room: Where claims come from.
         post: Sends messages.
         judge: Says what a failure means, for messages without a caller in this process.
-        post_seconds: How long one post takes at most.
-        clock: Time and waiting.
+        post_seconds: Maximum seconds that one post takes.
+        lookup_seconds: Maximum seconds that *post* waits for permits, in order to look up the id or
+            the retention of the queue.
+        clock: Tells the time and sleeps.
     """
 
     def __init__(
@@ -107,9 +113,11 @@ class Sender:
         judge: Judge = verdict_of,
         *,
         post_seconds: float,
+        lookup_seconds: float = 0.0,
         clock: Clock | None = None,
     ) -> None:
         self.post_seconds = post_seconds
+        self._lookup_seconds = lookup_seconds
         self._room = room
         self._post = post
         self._judge = judge
@@ -118,62 +126,59 @@ class Sender:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Begin without the parent's experience."""
-        # Single values, each read and written at once: they need no lock.
+        """Forget the failures of the parent."""
+        # Each is read and written in a single step, so there is no lock.
         self.pause: Pause | None = None
         self.trusted = True
-        """Whether this process may take what others wait for.  Whatever failed may be this
-        process's alone, its proxy or its token, until a request of its own succeeds."""
+        """Whether this process may post messages of other processes.  After a failure it may not,
+        until one of its requests succeeds: the cause may be its own proxy or token."""
         self.request_seconds = 0.0
-        """How long the last accepted request took."""
+        """Seconds that the last accepted request took."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         self._queue = QUEUE_BACKOFF
-        # What could not be told to the room: claims, their outcomes, and until when they hold.
+        # Claims that could not be settled in the room, their outcomes, and until when to try.
         self._unsettled: deque[tuple[Claim, ClaimOutcome, float]] = deque()
-        # By queue: how the first single messages of a split batch were refused.
+        # By queue: the errors with which it refused the first single messages of a split batch.
         self._refusals: dict[str, list[tuple[type[CFQueuesError], int | None]]] = {}
         self._mixed: set[str] = set()  # queues that have accepted some of such a batch
 
     def suspected(self) -> Collection[str]:
-        """Return the queues of which one message is to be asked alone, from anywhere."""
+        """Return the queues for which the next message of a split batch is picked at random."""
         neighbours = REFUSED_ALIKE - SAMPLED
         return [name for name, alike in self._refusals.items() if len(alike) >= neighbours]
 
     def send(
-        self, claim: Claim, tell: Tell, *, deadline: float, judge: Callable[[Item], Judge | None]
-    ) -> None:
-        """Post a claim, tell the callers, and settle it.
+        self, claim: Claim, report: Report, *, deadline: float,
+        judge: Callable[[Item], Judge | None],
+    ) -> None:  # fmt: skip
+        """Post a claim, report the outcomes to the callers, and settle the claim in the room.
 
         Args:
             claim: From the room.
-            tell: Called with all that is settled for callers of this process.
+            report: Called with the outcomes of callers of this process.
             deadline: When to give up at the latest, in monotonic seconds.
-            judge: Says what a failure means to the caller of an item; None: what it means to all.
+            judge: Returns what says the meaning of a failure to the caller of an item, or None.
         """
         if claim.expired:
-            logger.warning(
-                "%d spooled messages to queue %r expired before they could be delivered, and "
-                "were dropped",
-                claim.expired,
-                claim.address.name,
-            )
+            expired = "%d spooled messages to queue %r expired before delivery and were dropped"
+            logger.warning(expired, claim.expired, claim.address.name)
         if not claim.items:
             return
         outcome: ClaimOutcome | None = None
         try:
             outcome = self._try(claim, deadline, judge)
         finally:
-            # Whatever ends this thread, others wait for these messages.
+            # Even if this thread is interrupted: others wait for these messages.
             outcome = outcome or self._interrupted(claim)
-            tell(_told(outcome.settled))
-            tell(_told(self._settle(claim, outcome, deadline)))
+            report(_owned_here(outcome.settled))
+            report(_owned_here(self._settle(claim, outcome, deadline)))
 
     def _try(
         self, claim: Claim, deadline: float, judge: Callable[[Item], Judge | None]
     ) -> ClaimOutcome:
         started = self._clock.monotonic()
-        end = min(deadline, started + self.post_seconds)
+        end = min(deadline, started + self._lookup_seconds + self.post_seconds)
         try:
             self._post(claim.address, [item.message for item in claim.items], end)
         except CFQueuesError as error:
@@ -192,7 +197,7 @@ class Sender:
             item.error = error
         if self._judge(error) is Verdict.THE_ITEMS:
             return self._refused(claim, error)
-        self._wait_after(error)
+        self._pause_after(error)
         uncertain = error.delivered == "unknown"
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
@@ -206,15 +211,13 @@ class Sender:
         returned = [item for item in claim.items if item not in settled]
         if returned:
             metrics.retried(error)
-        pause = None
-        if isinstance(error, QueueNotFound):
-            pause = QUEUE_BACKOFF
+        pause = QUEUE_BACKOFF if isinstance(error, QueueNotFound) else None
         return ClaimOutcome(settled, returned, error=error, pause=pause)
 
-    # -- refused for what they are ------------------------------------------------------------
+    # -- messages that are refused ------------------------------------------------------------
 
     def _refused(self, claim: Claim, error: CFQueuesError) -> ClaimOutcome:
-        """Split a batch of which something was refused, until what it is is alone."""
+        """Split a batch that was refused, until each bad message is alone in its request."""
         count, name = len(claim.items), claim.address.name
         if count > 1:
             if claim.items[0].max_batch == self._room.max_batch:  # refused for the first time
@@ -223,24 +226,14 @@ class Sender:
             return ClaimOutcome({}, claim.items, max_batch=(count + 1) // 2, error=error)
         settled: dict[Item, CFQueuesError | None] = {claim.items[0]: error}
         self._log_refused(claim, settled, error)
-        if not self._all_are_refused(name, error):
+        if not self._refuses_all(name, error):
             return ClaimOutcome(settled)
-        logger.error(
-            "queue %r refused %d messages alike and accepted none, so the others of the batch are "
-            "not sent: %s",
-            name,
-            REFUSED_ALIKE,
-            error,
-        )
-        unsent = PermanentError(
-            f"the message was not sent: queue {name!r} refused {REFUSED_ALIKE} others like it, and "
-            f"accepted none ({error})"
-        )
-        unsent.__cause__ = error
-        return ClaimOutcome(settled, error=error, pause=QUEUE_BACKOFF, give_up=unsent)
+        text = "queue %r refused %d messages of a batch and accepted none; not sending the rest: %s"
+        logger.error(text, name, REFUSED_ALIKE, error)
+        return ClaimOutcome(settled, error=error, pause=QUEUE_BACKOFF, give_up=_unsent(name, error))
 
-    def _all_are_refused(self, name: str, error: CFQueuesError) -> bool:
-        """Note that one was refused; return whether it is no use to ask the others."""
+    def _refuses_all(self, name: str, error: CFQueuesError) -> bool:
+        """Record a refused message; return whether the queue will refuse the others as well."""
         if name in self._mixed:
             return False
         alike = self._refusals.setdefault(name, [])
@@ -250,11 +243,11 @@ class Sender:
             return False
         if len(alike) < REFUSED_ALIKE:
             return False
-        self._refusals[name] = []  # what is spooled is tried again after a pause
+        self._refusals[name] = []  # spooled messages are tried again after a pause
         return True
 
     def _accepts_some(self, name: str) -> None:
-        """Note that a queue does not refuse all alike, so each message is worth asking about."""
+        """Record that a queue does not refuse all messages with the same error: try each one."""
         self._refusals.pop(name, None)
         self._mixed.add(name)
 
@@ -269,24 +262,24 @@ class Sender:
             )
 
     def _interrupted(self, claim: Claim) -> ClaimOutcome:
-        """Let what an interrupted thread was posting go out once more under another."""
+        """Let another thread post the messages of an interrupted thread, once."""
         error = ConnectionFailed(
             "the thread that was posting the message was interrupted", delivered="unknown"
         )
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain = True
-            # Once: an item that ends whoever posts it must not go through all callers.
+            # Once: a message that ends each thread that posts it must not end every caller.
             if not item.repeats or (item.orphaned and item.owned_here):
                 settled[item] = error
             item.orphaned = True
         returned = [item for item in claim.items if item not in settled]
         return ClaimOutcome(settled, returned)
 
-    # -- what the room is told ----------------------------------------------------------------
+    # -- settling claims in the room ----------------------------------------------------------
 
     def _settle(self, claim: Claim, outcome: ClaimOutcome, deadline: float) -> Settled:
-        """Say what became of *claim*; if that cannot be now, whoever comes next says it."""
+        """Settle *claim* in the room; if that fails, leave it to the next `catch_up`."""
         now = self._clock.monotonic()
         until = min(deadline, now + SETTLE_SECONDS)
         while True:
@@ -299,23 +292,23 @@ class Sender:
                     return {}
                 self._clock.sleep(min(FILE_RETRY_SECONDS, left))
 
-    def catch_up(self, tell: Tell) -> None:
-        """Say what became of earlier claims, if that could not be said at the time."""
+    def catch_up(self, report: Report) -> None:
+        """Settle earlier claims that could not be settled in the room at the time."""
         for _ in range(len(self._unsettled)):
             try:
                 claim, outcome, end = self._unsettled.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread took it
                 return
             now = self._clock.monotonic()
             try:
-                tell(_told(self._room.settle(claim, outcome, until=now)))
+                report(_owned_here(self._room.settle(claim, outcome, until=now)))
             except (SpoolFull, SpoolUnavailable, RoomBusy) as error:
                 if now < end:
                     self._unsettled.append((claim, outcome, end))
                     return
                 logger.error(
-                    "what became of %d messages to queue %r could not be noted, so they may be "
-                    "sent once more: %s",
+                    "the outcome of %d messages to queue %r could not be recorded; they may be "
+                    "sent again: %s",
                     len(claim.items),
                     claim.address.name,
                     error,
@@ -329,10 +322,10 @@ class Sender:
         if address.name in self._refusals:
             self._accepts_some(address.name)
 
-    def _wait_after(self, error: CFQueuesError) -> None:
-        """Send nothing for a while: as long as the server asks for, else a little longer each time.
+    def _pause_after(self, error: CFQueuesError) -> None:
+        """Back off, at least for as long as the server asks.
 
-        A 429 stops what it stops in the allowance, which the processes of a machine share.
+        In a shared room, the request allowance (shared too) already keeps to a 429.
         """
         self.trusted = False
         now = self._clock.monotonic()
@@ -340,20 +333,30 @@ class Sender:
         backoff = self._refusal if isinstance(error, PermanentError) else self._outage
         seconds = backoff.pause_seconds()
         if isinstance(error, QueueNotFound):
-            seconds = 0.0  # the queue's trouble: others may go on
+            seconds = 0.0  # messages to other queues may leave
         asked = error.retry_after or 0.0
-        if self._room.shared and error.status == 429:
+        if self._room.shared and error.stops is not None:
             asked = 0.0
         self.pause = Pause(now, now + max(seconds, asked), now + asked, error)
 
 
-def _told(settled: Settled) -> Settled:
-    """Return what callers of this process are told: an earlier try may have delivered a message."""
-    told: dict[Item, CFQueuesError | None] = {}
+def _unsent(name: str, error: CFQueuesError) -> PermanentError:
+    """Return the error for a message that was not sent, because the queue refuses all like it."""
+    unsent = PermanentError(
+        f"the message was not sent: queue {name!r} refused {REFUSED_ALIKE} other messages of the "
+        f"batch and accepted none ({error})"
+    )
+    unsent.__cause__ = error
+    return unsent
+
+
+def _owned_here(settled: Settled) -> Settled:
+    """Return the outcomes for callers of this process, whose earlier tries may have delivered."""
+    outcomes: dict[Item, CFQueuesError | None] = {}
     for item, error in settled.items():
         if item.owned_here:
-            told[item] = error
+            outcomes[item] = error
             if error is not None and item.uncertain and error.delivered != "unknown":
-                told[item] = copy = copy_of(error)
+                outcomes[item] = copy = copy_of(error)
                 copy.delivered = "unknown"
-    return told
+    return outcomes

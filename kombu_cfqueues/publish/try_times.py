@@ -1,4 +1,4 @@
-"""When a request for a caller may leave: not in a pause, and not too late for its answer."""
+"""When a request for a caller may leave: not during a pause, and early enough for an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class TryTimes:
     """The times between which a request for a caller may leave.
 
     Args:
-        sender: Knows why nothing leaves now, and how long a request takes.
+        sender: Knows the current pause, and how long a request takes.
         shared: Whether other processes may post the same messages.
     """
 
@@ -22,16 +22,16 @@ class TryTimes:
     def last_moment(self, caller: Caller) -> float:
         """Return until when a request for *caller* may leave, in monotonic seconds.
 
-        It has to be answered in time.  One slow answer must not silence everybody, so half of a
-        caller's whole time is always there for tries.
+        The request must be answered before the deadline.  A single slow answer must not keep every
+        caller from trying, so the first half of a caller's whole time is always open for tries.
         """
         return max(caller.deadline - self._sender.request_seconds, caller.half_time)
 
     def resumes_at(self, caller: Caller) -> float:
-        """Return from when on a request for *caller* may leave, in monotonic seconds.
+        """Return the time from which a request for *caller* may leave, in monotonic seconds.
 
-        A pause that the server did not ask for is only our caution.  It must keep no caller from a
-        first try, since the trouble may be over, nor from a last one.
+        A pause that the server did not ask for is only a precaution.  It does not prevent a
+        caller's first try, because the failure may be over, nor its last try.
         """
         pause = self._sender.pause
         if pause is None:
@@ -45,11 +45,11 @@ class TryTimes:
             until = min(until, last_try)
         return max(until, pause.asked_until)
 
-    def is_hopeless(self, caller: Caller) -> bool:
-        """Whether a pause outlasts all that *caller* can do."""
+    def pause_is_too_long(self, caller: Caller) -> bool:
+        """Whether the pause ends after the last moment at which *caller* may post."""
         pause = self._sender.pause
         if caller.is_late or pause is None:
             return False
-        # In a shared room others may post, if only our own caution is in the way.
+        # Other processes post from a shared room.  Only a pause of the server stops them too.
         until = pause.asked_until if self._shared else self.resumes_at(caller)
         return until > self.last_moment(caller)

@@ -1,4 +1,4 @@
-"""Something to wait for, which any thread may set."""
+"""A flag that any thread can set in a single step, and one thread waits for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .clock import Clock, Lock
 
 
 class Flag:
-    """A flag that one thread waits for, and clears by having waited.
+    """A flag for which one thread waits.  The wait clears it.
 
-    `threading.Event` holds a lock of its own while it is set, which an exception out of a signal
-    handler can leave locked for ever.  Here such an exception can at most delay the waiter until
-    its timeout.
+    Setting it is a single step.  `threading.Event` holds a lock of its own while it is set, which
+    an exception out of a signal handler can leave locked for ever.  Here such an exception delays
+    the waiter at most until its timeout.
 
     Args:
         clock: Makes the lock that the waiter sleeps on.
@@ -25,15 +25,15 @@ class Flag:
         self._sleeper: Lock | None = None  # locked while its thread sleeps
 
     def set(self) -> None:
-        """Set it.  Any thread may do so, as often as it likes."""
+        """Set the flag.  Any thread may call this, any number of times."""
         self._is_set = True
         sleeper = self._sleeper
         if sleeper is not None and sleeper.locked():
-            with contextlib.suppress(RuntimeError):  # another thread was faster
+            with contextlib.suppress(RuntimeError):  # another thread has released it
                 sleeper.release()
 
     def wait(self, seconds: float) -> None:
-        """Block until it is set, at most *seconds*; clear it."""
+        """Block until the flag is set, for at most *seconds*; clear it."""
         # Made now, because gevent and eventlet may have replaced locks since this object was made.
         sleeper = self._clock.lock()
         sleeper.acquire()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final, NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,57 @@ BUG_PAUSE_SECONDS: Final = 1.0
 
 Without the pause, a job that always fails would fill the log and use a whole CPU.
 """
+
+
+class StartingLock:
+    """A lock whose holder may ask for threads; they start when the lock is released.
+
+    Starting a thread under gevent or eventlet switches to another greenlet.  A process may have
+    made this lock before they patched it (``gunicorn --preload``).  If another greenlet then waited
+    for the lock while its holder starts a thread, it would block all greenlets, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._on_release: list[Callable[[], None]] = []
+
+    def on_release(self, act: Callable[[], None]) -> None:
+        """Call *act* once the lock is free.  The caller holds the lock."""
+        self._on_release.append(act)
+
+    def condition(self) -> threading.Condition:
+        """Return a new condition variable that uses this lock."""
+        return threading.Condition(self)  # type: ignore[arg-type]  # it uses only these methods
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Do what ``threading.Lock.acquire`` does."""
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        """Release the lock, and do what its holder has asked for."""
+        self._lock.release()
+        # One at a time: if a signal handler raises here, the next release does the rest.
+        while self._on_release:
+            try:
+                act = self._on_release.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            act()
+
+    def locked(self) -> bool:
+        """Return what ``threading.Lock.locked`` returns."""
+        return self._lock.locked()
+
+    def __enter__(self) -> bool:
+        return self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
 
 
 class Job(NamedTuple):
@@ -48,37 +100,56 @@ class ThreadPool:
         max_threads: Maximum number of threads at one time.
         lock: Guards the state that *next_job* reads, and this object.
         next_job: Returns the next job; the pool calls it with *lock* held.
+        linger_seconds: How long a thread without work stays; None for `LINGER_SECONDS`.
     """
 
     def __init__(
-        self, name: str, max_threads: int, lock: threading.Lock, next_job: Callable[[], Job]
+        self,
+        name: str,
+        max_threads: int,
+        lock: StartingLock,
+        next_job: Callable[[], Job],
+        *,
+        linger_seconds: float | None = None,
     ) -> None:
         self._name = name
         self._max_threads = max_threads
         self._lock = lock
         self._next_job = next_job
-        self._called = threading.Condition(lock)
+        self._linger_seconds = linger_seconds
+        self._called = lock.condition()
         self._threads = 0  # guarded by the lock, as is _idle
         self._idle = 0
 
     def call(self) -> None:
         """Have one thread look for work: an idle one, else a new one.  The caller holds the lock.
 
-        If the system cannot start a thread, this logs a warning and returns.
+        A new thread starts when the lock is released.  If the system cannot start it, that is
+        logged.
         """
         if self._idle:
             self._called.notify()
         elif self._threads < self._max_threads:
-            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._threads += 1
-            try:
-                thread.start()
-            except RuntimeError as error:
+            self._lock.on_release(self._start)
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            with self._lock:
                 self._threads -= 1
-                # An interpreter that is shutting down starts no threads.  Then `flush` sends what
-                # remains, in the thread that shuts the interpreter down.
-                if not self._threads and not sys.is_finalizing():
-                    logger.warning("no thread %s could be started: %s", self._name, error)
+                none_left = not self._threads
+            # An interpreter that is shutting down starts no threads.  Then `flush` sends what
+            # remains, in the thread that shuts the interpreter down.
+            if none_left and not sys.is_finalizing():
+                logger.warning("no thread %s could be started: %s", self._name, error)
+        except BaseException:  # a signal handler's, for instance
+            if thread.ident is None:
+                with self._lock:
+                    self._threads -= 1
+            raise
 
     @property
     def absent(self) -> bool:
@@ -94,13 +165,24 @@ class ThreadPool:
         self._called.notify_all()
 
     def _work(self) -> None:
-        while work := self._await_work():
-            try:
-                work()
-            # The last resort: a thread that ended here would silently stop consuming.
-            except Exception:  # noqa: PERF203
-                logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
-                time.sleep(BUG_PAUSE_SECONDS)
+        has_left = False
+        try:
+            while not has_left:
+                try:
+                    work = self._await_work()
+                    if work is None:
+                        has_left = True
+                    else:
+                        work()
+                # The last resort: a thread that ended here would silently stop consuming.
+                except Exception:  # noqa: PERF203
+                    logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
+                    time.sleep(BUG_PAUSE_SECONDS)
+        finally:
+            if not has_left:  # something ends this thread by force: another one takes its place
+                with self._lock:
+                    self._threads -= 1
+                    self.call()
 
     def _await_work(self) -> Callable[[], None] | None:
         """Block until there is work.  Return None if this thread is to end."""
@@ -115,7 +197,8 @@ class ThreadPool:
                 wait = job.wait
                 if wait is None:
                     now = time.monotonic()
-                    leave_at = leave_at or now + LINGER_SECONDS
+                    linger = self._linger_seconds
+                    leave_at = leave_at or now + (LINGER_SECONDS if linger is None else linger)
                     wait = leave_at - now
                     if wait <= 0:
                         self._threads -= 1

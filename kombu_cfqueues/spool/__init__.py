@@ -1,26 +1,31 @@
-"""The spool: the machine as one publisher.
+"""The spool: all processes of a machine publish together.
 
-The allowance is 4 requests per second for a whole token, and the usual deployment is many
-single-threaded processes.  Here they share the allowance, and the requests: the process that gets
-the next permit carries what the others wait to publish.
+Cloudflare allows about 4 requests per second per token, and many deployments run many
+single-threaded processes.  The spool lets them share the allowance and the requests: the process
+that gets the next permit also posts the messages of the others.
 
-`Spool` is the front door.  Behind it::
+The rest of the package imports only from here, and mostly uses `Spool`.  The modules behind it::
 
     room              the waiting room: messages enter, are claimed and settled, outcomes come back
+    paced_room        the same where each process paces its requests itself
     claims            which messages the next request carries
-    permit_scheduler  whose turn the next permit is
+    outcomes          what the outcome of a claim changes in the file
+    sweep             cleaning up after processes that died
+    permit_scheduler  the order in which permits are given out
     bucket            the allowance in the file
-    shared_budget     permits for requests that carry no message, as the client wants them
+    shared_budget     permits for requests that carry no message
     message_table     messages that are spooled
     election          which process empties the spool
+    facts             what processes tell each other
     listing           what is in the file, for people
     file              the file as one process has it open
-    database          SQLite, used politely
-    schema            what is in the file
-    liveness          who is alive: kernel locks
+    database          SQLite for many processes and threads
+    schema            the tables
+    liveness          which processes are alive: kernel locks
     place             where the file may be
 
-There is no caller, leader, wake-up, retry or splitting here: all that is in `publish`, once.
+Waiting for outcomes, choosing the thread that posts, retrying and halving batches happen in
+`publish`, above the protocol that both waiting rooms share.
 """
 
 from .listing import Allowed, QueueState, Refused

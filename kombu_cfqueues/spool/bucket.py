@@ -1,27 +1,27 @@
-"""The allowance in the file: a bucket for each token.  The caller is in a transaction."""
+"""The allowance in the file: one bucket per token.  The caller is in a transaction."""
 
 from __future__ import annotations
 
 import sqlite3
 from typing import Final
 
-from ..errors import RateLimited
-from ..rate_limit import Allowance, Limit, NoPermit, Scope
+from ..errors import RateLimited, Scope
+from ..rate_limit import Allowance, Limit, NoPermit
 from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
-"""In practice none, for a spool towards a host without one."""
+"""No limit: for a server without a rate limit, or where each process limits its own requests."""
 
 _COLUMNS: Final = ", ".join(Allowance._fields)
 
 
 class Bucket:
-    """One token's allowance at one moment, to be looked at, spent from and saved.
+    """One token's allowance at one moment, which can be read, spent and saved.
 
     Args:
         connection: In a transaction.
         token: The token's hash.
-        limit: How fast it fills.
+        limit: The rate at which it fills, and its size.
         now: The monotonic clock.
     """
 
@@ -32,20 +32,26 @@ class Bucket:
         self._token = token
         self._limit = limit
         self._now = now
-        self._allowance = self._load().counted(limit, now)
+        self._allowance = self._load()
+        if limit is not NO_LIMIT:
+            self._allowance = self._allowance.counted(limit, now)
 
     @property
     def tokens(self) -> float:
-        """Requests that may leave at once."""
-        # A sum of floats may lack a little.
+        """Number of requests that may leave now."""
+        if self._limit is NO_LIMIT:
+            return float(self._limit.burst)
+        # Rounding may leave the sum slightly below an integer.
         return self._allowance.tokens + 1e-9
 
     def ready_at(self, tokens: int = 1) -> float:
-        """When so many requests may leave."""
+        """Return when *tokens* requests may leave, in monotonic seconds."""
+        if self._limit is NO_LIMIT:
+            return self._now
         return self._allowance.ready_at(self._limit, tokens)
 
     def stopped(self, *, publishing: bool) -> RateLimited | None:
-        """The stop that a 429 has put on admin requests, or on *publishing*; else None."""
+        """Return the 429 that stops admin requests, or *publishing*; None if there is none."""
         until, why = self._allowance.stopped_until, "the API has stopped every call of the token"
         if publishing and self._allowance.publishing_stopped_until > until:
             until = self._allowance.publishing_stopped_until
@@ -53,33 +59,39 @@ class Bucket:
         return RateLimited(why, retry_after=until - self._now) if until > self._now else None
 
     def exhausted(self) -> RateLimited | None:
-        """Return why no request can leave now, whoever makes it; None: one may."""
+        """Return the error for a request that cannot leave now; None if one can."""
         seconds = self.ready_at() - self._now
         if seconds <= 0:
             return None
         return NoPermit("the request allowance is used up", retry_after=seconds)
 
     def spend(self, kind: Kind) -> None:
-        """Take a permit for *kind*."""
-        self._save(self._allowance.spent())
+        """Take a permit for a request of *kind*.
+
+        Without a limit, the bucket stays as it is, because other processes may have a limit.
+        """
+        if self._limit is not NO_LIMIT:
+            self._save(self._allowance.spent())
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-    def stop(self, scope: Scope, seconds: float) -> None:
-        """Let nothing of *scope* leave for so long."""
-        self._save(self._allowance.stopped(scope, self._now + seconds))
+    def stop(self, scope: Scope, seconds: float) -> float:
+        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones."""
+        until = self._now + seconds
+        self._save(self._allowance.stopped(scope, until))
+        return until
 
     def would_heed(self, left: int, reset_seconds: float) -> bool:
-        """Whether `heed` changes anything."""
+        """Whether `heed` would change anything."""
         guarded = self._allowance.guarded(self._limit, left, reset_seconds)
         return guarded.slow_until > self._now or self._allowance.slow_until > self._now
 
     def heed(self, left: int, reset_seconds: float) -> None:
-        """Spread what the server has *left* over the time until its reset."""
+        """Spread the requests that the server has *left* over the time until its reset."""
         self._save(self._allowance.guarded(self._limit, left, reset_seconds))
 
     def _load(self) -> Allowance:
         row = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM bucket WHERE token = ?",  # noqa: S608  our own names
+            f"SELECT {_COLUMNS} FROM bucket WHERE token = ?",  # noqa: S608  constant names
             (self._token,),
         ).fetchone()
         if row is not None:
@@ -90,8 +102,8 @@ class Bucket:
         ).fetchone()
         if row is None:
             return new
-        # The token was changed.  What the one before has spent counts, and so do its stops:
-        # Cloudflare's limit is its user's.
+        # The token was replaced.  What the old one spent counts, and so do its stops, because
+        # Cloudflare's limit applies to the user.
         before = Allowance(*row).counted(self._limit, self._now)
         return before._replace(tokens=min(before.tokens, new.tokens))
 
@@ -104,6 +116,6 @@ class Bucket:
 
 
 def last_kind(connection: sqlite3.Connection) -> Kind | None:
-    """Return who had the last permit."""
+    """Return the kind of request that got the last permit."""
     (kind,) = connection.execute("SELECT last_kind FROM machine").fetchone()
     return None if kind is None else Kind(kind)

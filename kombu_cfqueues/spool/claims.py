@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
 from ..envelope import Address, Packed
@@ -13,11 +13,40 @@ from ..errors import RateLimited
 from ..waiting_room import ClaimTerms, Item, Kind, Wait
 from . import permit_scheduler as scheduler
 from .bucket import Bucket, last_kind
-from .permit_scheduler import ELIGIBLE, TURN_SECONDS, Eligible, Patience, Turn
+from .permit_scheduler import (
+    BACKLOGGED,
+    ELIGIBLE,
+    RESERVED_POLL_SECONDS,
+    Contender,
+    Eligible,
+    Reservation,
+)
 from .schema import State
 
-LOOKED_AT: Final = 4 * limits.BATCH_MESSAGES
-"""How many of a queue's oldest messages are looked at for one request."""
+MAX_CANDIDATES: Final = 4 * limits.BATCH_MESSAGES
+"""Number of a queue's oldest messages of a kind that are considered for one request."""
+
+_ENDS_OF_DELAYS: Final = f"""
+{BACKLOGGED}
+SELECT q.address, q.stopped_until, q.paused_until
+FROM waits CROSS JOIN queue AS q ON q.id = waits.queue
+WHERE max(q.stopped_until, q.paused_until) > :now
+"""  # noqa: S608  constant text
+
+_SUSPECT: Final = f"""
+SELECT m.id FROM message AS m
+WHERE m.queue = :queue AND m.max_batch < :full AND {ELIGIBLE}
+ORDER BY random() LIMIT 1
+"""  # noqa: S608  constant text
+
+# Messages of a failed batch share a smaller max_batch, and travel only with each other.
+_CANDIDATES: Final = f"""
+SELECT id, size FROM (
+    SELECT m.id, m.size, m.max_batch FROM message AS m
+    WHERE m.kind = :kind AND m.queue = :queue AND {ELIGIBLE}
+    ORDER BY m.id LIMIT :max_candidates
+) WHERE max_batch = :max_batch LIMIT :max_batch
+"""  # noqa: S608  constant text
 
 
 class Found(NamedTuple):
@@ -26,7 +55,7 @@ class Found(NamedTuple):
     Attributes:
         address: Their queue.
         items: The messages; ``place`` is the row.
-        expired: How many were dropped instead.
+        expired: Number of messages that were dropped because they had expired.
     """
 
     address: Address
@@ -35,7 +64,7 @@ class Found(NamedTuple):
 
 
 class Claimer(NamedTuple):
-    """Who claims, and when.
+    """The process that claims, and the time of its claim.
 
     Attributes:
         me: This process.
@@ -46,61 +75,65 @@ class Claimer(NamedTuple):
     now: float
 
     def may_take(self, terms: ClaimTerms) -> Eligible:
-        """Return which messages *terms* allow to take."""
+        """Return which messages may be claimed under *terms*."""
         owner = self.me if terms.only_own else None
         return Eligible(self.now, owner, terms.latest, terms.request_seconds)
 
 
-def find_turn(
+def find_next(
     connection: sqlite3.Connection,
     bucket: Bucket,
     terms: ClaimTerms,
     claimer: Claimer,
-    patience: Patience,
-) -> Turn | Wait:
-    """Return what the next permit is for, if it is there and is for something in *terms*."""
+    reservation: Reservation,
+) -> Contender | Wait:
+    """Return what the next permit is for, if one is free and it is for something in *terms*."""
     now = claimer.now
+    blocked = _blocked(bucket, now)
+    if blocked is not None:
+        return blocked
+    last = last_kind(connection)
+    busy = _queue_rows(connection, terms.busy)
+    may_take = claimer.may_take(terms)
+    wanted = scheduler.contenders(connection, may_take, kinds=terms.kinds, without=busy)
+    own = scheduler.choose(wanted, last)
+    if own is None:
+        return _idle(connection, terms.kinds, now)
+    anyones = Eligible(now, request_seconds=terms.request_seconds)
+    first = scheduler.choose(scheduler.contenders(connection, anyones, without=busy), last)
+    if first is None or first.queue == own.queue or reservation.has_expired(first, now):
+        return own
+    requests = scheduler.requests_before(connection, own.message, now)
+    # Any process may post the messages before it, but an admin request takes its own permit.
+    if first.queue is None and bucket.tokens >= 1 + requests:
+        return own
+    return Wait(now + RESERVED_POLL_SECONDS)
+
+
+def _blocked(bucket: Bucket, now: float) -> Wait | None:
+    """Return why and until when no request that publishes may leave; None if one may."""
     stop = bucket.stopped(publishing=True)
     if stop is not None:
         return Wait(now + (stop.retry_after or 0.0), stop)
     used_up = bucket.exhausted()
-    if used_up is not None:
-        return Wait(bucket.ready_at(), used_up)
-    last = last_kind(connection)
-    busy = _queue_rows(connection, terms.busy)
-    may_take = claimer.may_take(terms)
-    wanted = scheduler.waiting(connection, may_take, kinds=terms.kinds, without=busy)
-    mine = scheduler.next_turn(wanted, last)
-    if mine is None:
-        return _idle(connection, terms.kinds, now)
-    anybody = Eligible(now, request_seconds=terms.request_seconds)
-    first = scheduler.next_turn(scheduler.waiting(connection, anybody, without=busy), last)
-    if first is None or first.queue == mine.queue or patience.is_over(first, now):
-        return mine
-    requests = scheduler.requests_before(connection, mine.message, now)
-    # Others may post what waits before; an admin request takes its permit itself.
-    if first.queue is None and bucket.tokens >= 1 + requests:
-        return mine
-    return Wait(now + TURN_SECONDS)
+    return None if used_up is None else Wait(bucket.ready_at(), used_up)
 
 
 def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -> Wait:
-    """When something of this may be postable: a queue's stop or pause ends."""
+    """Return when the first stop or pause ends of a queue that has messages of *kinds*."""
     ends: list[tuple[float, str, bool]] = []
-    for name, stopped, paused in connection.execute(
-        "SELECT address, stopped_until, paused_until FROM queue AS q "
-        "WHERE max(stopped_until, paused_until) > ? "
-        "AND EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = q.id)",
-        (now,),
-    ).fetchall():
-        if stopped > now:
-            ends.append((stopped, name, True))
-        elif Kind.SPOOLED in kinds:
-            ends.append((paused, name, False))
+    for kind in kinds:
+        for name, stopped, paused in connection.execute(
+            _ENDS_OF_DELAYS, {"kind": kind, "now": now}
+        ).fetchall():
+            if stopped > now:
+                ends.append((stopped, name, True))
+            elif kind is Kind.SPOOLED:
+                ends.append((paused, name, False))
     if not ends:
         return Wait(None)
-    until, name, stops = min(ends)
-    if not stops:
+    until, name, is_stop = min(ends)
+    if not is_stop:
         return Wait(until)
     return Wait(until, _stop_of_queue(until - now), name)
 
@@ -111,25 +144,22 @@ def _stop_of_queue(seconds: float) -> RateLimited:
 
 def take(
     connection: sqlite3.Connection,
-    turn: Turn,
+    contender: Contender,
     terms: ClaimTerms,
     claimer: Claimer,
     claim_seconds: float,
 ) -> Found:
-    """Claim what one request can carry of the queue whose turn it is."""
+    """Claim what one request can carry for the queue of *contender*; drop what has expired."""
     name, creates, cloudflare_id = connection.execute(
-        "SELECT address, creates, cloudflare_id FROM queue WHERE id = ?", (turn.queue,)
+        "SELECT address, creates, cloudflare_id FROM queue WHERE id = ?", (contender.queue,)
     ).fetchone()
     address = Address(name, bool(creates), cloudflare_id)
-    chosen = _choose(connection, turn, terms, claimer.may_take(terms), sample=name in terms.sample)
-    marks = ",".join("?" * len(chosen))
-    dropped = connection.execute(
-        f"DELETE FROM message WHERE id IN ({marks}) AND expires <= ?",  # noqa: S608
-        (*chosen, time.time()),
-    ).rowcount
-    ends_at = claimer.now + claim_seconds
+    which = claimer.may_take(terms)
+    chosen = _choose(connection, contender, terms, which, sample=name in terms.sample)
+    dropped = _drop_expired(connection, chosen)
     by_row = {item.place: item for item in _read(connection, address, chosen)}
     items = [by_row[row] for row in chosen if row in by_row]
+    ends_at = claimer.now + claim_seconds
     connection.executemany(
         "UPDATE message SET state = ?, claim = ?, poster = ?, claimed_until = ? WHERE id = ?",
         [(State.CLAIMED, terms.number, claimer.me, ends_at, item.place) for item in items],
@@ -137,28 +167,38 @@ def take(
     return Found(address, items, dropped)
 
 
+def _drop_expired(connection: sqlite3.Connection, rows: Sequence[int]) -> int:
+    marks = ",".join("?" * len(rows))
+    return connection.execute(
+        f"DELETE FROM message WHERE id IN ({marks}) AND expires <= ?",  # noqa: S608
+        (*rows, time.time()),
+    ).rowcount
+
+
 def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int]) -> list[Item]:
     marks = ",".join("?" * len(rows))
     found = connection.execute(
-        "SELECT id, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch "  # noqa: S608
+        "SELECT id, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch "  # noqa: S608
         f"FROM message WHERE id IN ({marks})",
         tuple(rows),
     ).fetchall()
-    items = []
-    for row, kind, fragment, size, due, alone, deadline, repeats, uncertain, max_batch in found:
-        item = Item(
-            address,
-            Packed(fragment, size, due, bool(alone)),
-            Kind(kind),
-            repeats=bool(repeats),
-            uncertain=bool(uncertain),
-            max_batch=max_batch,
-            place=row,
-        )
-        if deadline is not None:
-            item.deadline = deadline
-        items.append(item)
-    return items
+    return [_item(address, row) for row in found]
+
+
+def _item(address: Address, columns: Sequence[Any]) -> Item:
+    row, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch = columns
+    item = Item(
+        address,
+        Packed(fragment, size, due, bool(alone), eta),
+        Kind(kind),
+        repeats=bool(repeats),
+        uncertain=bool(uncertain),
+        max_batch=max_batch,
+        place=row,
+    )
+    if deadline is not None:
+        item.deadline = deadline
+    return item
 
 
 def _queue_rows(connection: sqlite3.Connection, names: Collection[str]) -> set[int]:
@@ -171,66 +211,69 @@ def _queue_rows(connection: sqlite3.Connection, names: Collection[str]) -> set[i
 
 def _choose(
     connection: sqlite3.Connection,
-    turn: Turn,
+    contender: Contender,
     terms: ClaimTerms,
     which: Eligible,
     *,
     sample: bool,
 ) -> list[int]:
-    """Choose the rows of one request: those who wait for an answer, then the rest.
-
-    Where it is the turn of a batch or of the spool, half of the request is theirs, or many single
-    callers would leave it nothing.
-    """
-    values = which.values() | {"queue": turn.queue, "full": limits.BATCH_MESSAGES}
+    """Choose the rows for one request; a *sample* is one message of a failed batch, alone."""
+    values = which.values() | {"queue": contender.queue}
     if sample:
-        suspect = connection.execute(
-            f"SELECT m.id FROM message AS m WHERE m.queue = :queue AND m.max_batch < :full "  # noqa: S608
-            f"AND {ELIGIBLE} ORDER BY random() LIMIT 1",
-            values,
-        ).fetchone()
+        suspect = connection.execute(_SUSPECT, values | {"full": limits.BATCH_MESSAGES}).fetchone()
         if suspect:
             return [suspect[0]]
     (max_batch,) = connection.execute(
-        "SELECT max_batch FROM message WHERE id = ?", (turn.message,)
+        "SELECT max_batch FROM message WHERE id = ?", (contender.message,)
     ).fetchone()
-    values |= {"max_batch": max_batch, "most": LOOKED_AT}
-    lines: dict[Kind, list[tuple[int, int]]] = {}
-    for kind in terms.kinds:
-        # Messages that split from one batch stay among themselves.
-        lines[kind] = connection.execute(
-            "SELECT id, size FROM (SELECT m.id, m.size, m.max_batch FROM message AS m "  # noqa: S608
-            f"WHERE m.kind = :kind AND m.queue = :queue AND {ELIGIBLE} "
-            "ORDER BY m.id LIMIT :most) WHERE max_batch = :max_batch LIMIT :max_batch",
-            values | {"kind": kind},
-        ).fetchall()
-    room = _Space(max_batch, limits.BATCH_BYTES)
-    singles, leading = lines.pop(Kind.SINGLE, []), lines.pop(turn.kind, [])
-    if leading:
-        half_bytes = min(limits.BATCH_BYTES // 2, limits.BATCH_BYTES - leading[0][1])
+    values |= {"max_batch": max_batch, "max_candidates": MAX_CANDIDATES}
+    candidates: dict[Kind, list[_Candidate]] = {
+        kind: connection.execute(_CANDIDATES, values | {"kind": kind}).fetchall()
+        for kind in terms.kinds
+    }
+    return _fill(candidates, contender.kind, max_batch)
+
+
+def _fill(candidates: dict[Kind, list[_Candidate]], first: Kind, max_batch: int) -> list[int]:
+    """Fill one request with messages that are waited for, then with the rest.
+
+    If the permit is for a batch or for the spool (*first*), half of the request is reserved for
+    it; otherwise many single publishes would leave it no space.
+    """
+    request = _Space(max_batch, limits.BATCH_BYTES)
+    singles, reserved = candidates.pop(Kind.SINGLE, []), candidates.pop(first, [])
+    if reserved:
+        half_bytes = min(limits.BATCH_BYTES // 2, limits.BATCH_BYTES - reserved[0][1])
         half = _Space(max_batch // 2, half_bytes)
         taken = half.take(singles, one_always=False)
-        room.take(singles[:taken])
+        request.take(singles[:taken])
         singles = singles[taken:]
-    for line in (leading, singles, *lines.values()):
-        room.take(line)
-    return room.rows
+    for group in (reserved, singles, *candidates.values()):
+        request.take(group)
+    return request.rows
+
+
+_Candidate: TypeAlias = "tuple[int, int]"
+"""Row and size of a message."""
 
 
 class _Space:
-    """What still fits into a request."""
+    """The space that is left in a request."""
 
     def __init__(self, messages: int, size: int) -> None:
         self._messages = messages
         self._size = size
         self.rows: list[int] = []
 
-    def take(self, line: Sequence[tuple[int, int]], *, one_always: bool = True) -> int:
-        """Take from the front of *line* what fits; the first of a request does *one_always*."""
+    def take(self, candidates: Sequence[_Candidate], *, one_always: bool = True) -> int:
+        """Take messages from the front until one does not fit; return how many were taken.
+
+        With *one_always*, the first message of a request is taken whatever its size.
+        """
         taken = 0
-        for row, size in line:
-            alone = one_always and not self.rows
-            if len(self.rows) >= self._messages or (size > self._size and not alone):
+        for row, size in candidates:
+            is_first = one_always and not self.rows
+            if len(self.rows) >= self._messages or (size > self._size and not is_first):
                 break
             self.rows.append(row)
             self._size -= size

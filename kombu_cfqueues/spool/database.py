@@ -1,8 +1,8 @@
-"""The file: an SQLite database that many processes and threads use, politely.
+"""An SQLite database that many processes and threads share.
 
-SQLite's own waiting sleeps in C, where it would stop every greenlet of a gevent worker; so a file
-that is busy is asked again from Python.  What is done with the file is short, and nothing else
-happens meanwhile: a transaction never waits for a network or for another lock.
+SQLite's busy timeout sleeps in C, where it would stop every greenlet of a gevent worker, so
+transactions on a busy file are retried from Python.  Transactions are short: they never wait for a
+network or for another lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from math import inf
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
-from ..errors import SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import pause_at_fork, renew_in_child
 from ..runtime.rng import rng
@@ -32,26 +32,37 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x43465153
-"""Tells our files from other SQLite files ("CFQS")."""
+"""Marks our files among SQLite files ("CFQS")."""
 
-BUSY_SECONDS: Final = 5.0
-"""After so long in vain, the file is taken for stuck: somebody stopped while writing."""
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""A file that has been busy for this long is considered stuck.
 
-FORK_SECONDS: Final = 5.0
-"""How long a fork waits at most for a thread that is inside SQLite."""
+Transactions take milliseconds; a process that holds the file for seconds has been stopped."""
+
+FORK_TIMEOUT_SECONDS: Final = 5.0
+"""Longest time that a fork waits for a thread that is inside SQLite.
+
+It is long enough for any transaction on a slow disk.  After it the child leaks the parent's
+connection, which is safe."""
 
 SPARE_PAGES: Final = 256
-"""So many empty pages stay in the file, and so many are given back in one transaction."""
+"""Number of free pages that stay in the file, and that one transaction returns to the disk."""
 
-FIRST_NAP_SECONDS: Final = 0.0003
-LONGEST_NAP_SECONDS: Final = 0.004
+FIRST_PAUSE_SECONDS: Final = 0.0003
+"""Pause before the first retry of a busy file: about the time of one transaction."""
+
+MAX_PAUSE_SECONDS: Final = 0.004
+"""Longest pause before a busy file is retried.
+
+The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
+time in every process."""
 
 _handles_of_parents: list[sqlite3.Connection] = []
-"""Connections of a parent process.  Kept, because closing one here would act in its name."""
+"""Connections of a parent process.  Kept, because closing one would release the parent's locks."""
 
 
-class Trouble(Enum):
-    """What an error of SQLite means for us."""
+class Failure(Enum):
+    """What an SQLite error means for the spool."""
 
     BUSY = auto()
     FULL = auto()
@@ -59,35 +70,35 @@ class Trouble(Enum):
     OTHER = auto()
 
 
-# By their texts: Python 3.10 does not tell SQLite's codes.
+# Matched by text, since Python 3.10 does not expose SQLite's error codes.
 _TEXTS: Final = (
-    ("database is locked", Trouble.BUSY),
-    ("database table is locked", Trouble.BUSY),
-    ("database schema has changed", Trouble.BUSY),
-    ("locking protocol", Trouble.BUSY),
-    ("database or disk is full", Trouble.FULL),
-    ("file is not a database", Trouble.BROKEN),
-    ("database disk image is malformed", Trouble.BROKEN),
-    ("malformed database schema", Trouble.BROKEN),
+    ("database is locked", Failure.BUSY),
+    ("database table is locked", Failure.BUSY),
+    ("database schema has changed", Failure.BUSY),
+    ("locking protocol", Failure.BUSY),
+    ("database or disk is full", Failure.FULL),
+    ("file is not a database", Failure.BROKEN),
+    ("database disk image is malformed", Failure.BROKEN),
+    ("malformed database schema", Failure.BROKEN),
 )
 
 
-def trouble_of(error: sqlite3.Error) -> Trouble:
-    """Return what *error* means."""
+def failure_of(error: sqlite3.Error) -> Failure:
+    """Return the kind of *error*."""
     text = str(error)
-    return next((trouble for start, trouble in _TEXTS if text.startswith(start)), Trouble.OTHER)
+    return next((failure for start, failure in _TEXTS if text.startswith(start)), Failure.OTHER)
 
 
 class Database:
-    """One SQLite file, for the threads of a process.
+    """One SQLite file, shared by the threads of a process.
 
     Args:
-        path: The file.  It is made if it is missing, and again if it vanishes.
+        path: The file.  It is created if it is missing, and again if it is removed.
         file_mode: Its permissions.
-        version: Of the schema; written into new files, and demanded of others.
-        prepare: Called in a transaction each time the file was opened; the flag says that it is
-            new, and empty.
-        clock: Time and waiting.
+        version: The schema's version, written into new files and required of existing ones.
+        prepare: Called in a transaction each time the file is opened, with True if it is new and
+            empty.
+        clock: Time and sleep.
     """
 
     def __init__(
@@ -112,7 +123,7 @@ class Database:
         pause_at_fork(self)
 
     def renew_after_fork(self) -> None:
-        """Leave the parent's connection alone, and open one of our own when it is needed."""
+        """Abandon the parent's connection; the next use opens a new one."""
         if self._connection is not None:
             _abandon(self._connection, in_use=self._in_use)
         self._connection = None
@@ -121,19 +132,19 @@ class Database:
         self._forks += 1
         self._in_use = False
         self._lock = self._clock.lock()  # guards the fields above and all use of the connection
-        self._holder = 0  # the thread that had it last
+        self._holder = 0  # the thread that held the lock last
         self._paused = False
 
     def pause_for_fork(self) -> None:
-        """Wait for the thread that is inside SQLite, whose own locks a child would find locked."""
+        """Wait for the thread inside SQLite; a child would inherit SQLite's mutexes locked."""
         if self._lock.locked() and self._holder == threading.get_ident():
             self._in_use = False
-            return  # a signal handler forks, and has interrupted this thread between two statements
-        self._paused = self._lock.acquire(timeout=FORK_SECONDS)
+            return  # a signal handler that interrupted this thread between two statements forks
+        self._paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
         self._in_use = not self._paused
 
     def resume_after_fork(self) -> None:
-        """Go on in the parent."""
+        """Release the lock in the parent."""
         if self._paused:
             self._paused = False
             self._lock.release()
@@ -145,30 +156,29 @@ class Database:
         durable: bool = False,
         until: float = inf,
     ) -> T:
-        """Do *work* in a transaction, alone among all processes; it must be short.
+        """Do *work* in a write transaction, of which only one runs among all processes.
 
         Args:
-            work: May be called more than once; only what the last call did remains.  It keeps no
-                cursor that has more rows: one that outlives it, in the frames of a traceback
-                perhaps, holds a lock, and makes the file busy for this very connection.
-            durable: Whether to return only once it is on the disk, safe from a power failure.
-                Without, it is safe from the end of any process.
-            until: When to give up at the latest, in monotonic seconds.  One try is made in any
-                case.
+            work: Must be short.  It may be called more than once; only the last call counts.  It
+                must fetch all rows: a cursor that outlives it, in the frames of a traceback for
+                example, holds a lock and makes the file busy for this very connection.
+            durable: Whether to return only once the data survives a power failure.  Otherwise it
+                survives the end of any process.
+            until: When to stop retrying, in monotonic seconds.  The first try is always made.
 
         Raises:
-            RoomBusy: Others used the file until then.
+            RoomBusy: Other processes used the file until then.
             SpoolFull: The disk is full.
             SpoolUnavailable: The file cannot be used.
         """
-        return self._insist("BEGIN IMMEDIATE", work, durable, until)
+        return self._run("BEGIN IMMEDIATE", work, durable, until)
 
     def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
-        """Do *work*, which only reads, in a transaction; what `write` says holds here too."""
-        return self._insist("BEGIN", work, None, until)
+        """Do *work*, which only reads, in a transaction; see `write`."""
+        return self._run("BEGIN", work, None, until)
 
     def shrink(self) -> bool:
-        """Give the disk back some of what a backlog has taken; return whether there was much."""
+        """Return some free pages to the disk; return False if there were few."""
         (pages,) = self.read(lambda c: c.execute("PRAGMA freelist_count").fetchone())
         if pages <= SPARE_PAGES:
             return False
@@ -183,39 +193,42 @@ class Database:
             self._close()
 
     def __del__(self) -> None:
-        # Forgotten, so nobody uses it; Python 3.13 warns of a connection that nobody has closed.
+        # Python 3.13 warns about a connection that was never closed.  No thread can use it now.
         self._close()
 
-    def _insist(
+    def _run(
         self,
         begin: str,
         work: Callable[[sqlite3.Connection], T],
         durable: bool | None,
         until: float,
     ) -> T:
-        stuck_at = self._clock.monotonic() + BUSY_SECONDS
-        nap, repaired = FIRST_NAP_SECONDS, False
+        stuck_at = self._clock.monotonic() + BUSY_TIMEOUT_SECONDS
+        pause, repaired = FIRST_PAUSE_SECONDS, False
         while True:
             try:
                 return self._once(begin, work, durable)
-            except sqlite3.Error as error:  # noqa: PERF203  it is seldom
-                trouble = trouble_of(error)
-                now = self._clock.monotonic()
-                if trouble is Trouble.BUSY and now < min(stuck_at, until):
-                    nap = min(nap, until - now)
-                    self._clock.sleep(rng.uniform(nap / 2, nap))
-                    nap = min(2 * nap, LONGEST_NAP_SECONDS)
-                elif trouble is Trouble.BROKEN and not repaired:
+            except sqlite3.Error as error:  # noqa: PERF203  errors are rare
+                failure, now = failure_of(error), self._clock.monotonic()
+                if failure is Failure.BUSY and now < min(stuck_at, until):
+                    pause = min(pause, until - now)
+                    self._clock.sleep(rng.uniform(pause / 2, pause))
+                    pause = min(2 * pause, MAX_PAUSE_SECONDS)
+                elif failure is Failure.BROKEN and not repaired:
                     repaired = True
                     self._repair(str(error))
-                elif trouble is Trouble.BUSY and until < stuck_at:
-                    raise RoomBusy(f"{self.path} is in use: {error}") from error
-                elif trouble is Trouble.FULL:
-                    raise SpoolFull(f"the disk that holds {self.path} is full") from error
                 else:
-                    raise SpoolUnavailable(f"{self.path} cannot be used: {error}") from error
+                    raise self._translate(error, is_stuck=until >= stuck_at) from error
             except OSError as error:
                 raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
+
+    def _translate(self, error: sqlite3.Error, *, is_stuck: bool) -> CFQueuesError:
+        failure = failure_of(error)
+        if failure is Failure.BUSY and not is_stuck:
+            return RoomBusy(f"{self.path} is in use by other processes: {error}")
+        if failure is Failure.FULL:
+            return SpoolFull(f"the disk that holds {self.path} is full; free some space")
+        return SpoolUnavailable(f"{self.path} cannot be used: {error}")
 
     def _once(self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None) -> T:
         me = threading.get_ident()  # before: a signal handler may run after each call
@@ -230,13 +243,13 @@ class Database:
     # -- below, the caller of each method holds _lock -----------------------------------------
 
     def _open(self) -> sqlite3.Connection:
-        """The connection, to the file that has the name now."""
+        """Return a connection to the file that is at the path now."""
         if self._connection is not None:
             if self._identify() == self._identity:
                 return self._connection
-            self._close()  # somebody removed it, or put it aside
-        # Who opens a file just while another puts it aside would leave a write-ahead log behind,
-        # which would be taken for that of the next file.
+            self._close()  # the file was removed or renamed
+        # Opening the file while another process renames it would leave a write-ahead log behind,
+        # which SQLite would apply to the next file.
         repair = self._repair_lock()
         if not repair.acquire(shared=True):
             raise sqlite3.OperationalError("database is locked: it is being repaired")
@@ -252,7 +265,7 @@ class Database:
         return self._connection
 
     def _identify(self) -> _Identity:
-        """Tell which files have the names now: the database, and what SQLite shares beside it."""
+        """Return the inodes of the database and of SQLite's shared memory beside it."""
         return _inode(self.path), _inode(f"{self.path}-shm")
 
     def _repair_lock(self) -> KernelLock:
@@ -260,8 +273,8 @@ class Database:
 
     def _create(self) -> None:
         try:
-            # Only what is surely new may be opened and closed here: closing any descriptor of a
-            # file frees the locks that SQLite has on it elsewhere in this process.
+            # Open only a new file here: closing any descriptor of a file releases the locks that
+            # SQLite holds on it elsewhere in this process.
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._file_mode)
         except FileExistsError:
             return
@@ -269,7 +282,7 @@ class Database:
         os.close(file)
 
     def _connect(self) -> sqlite3.Connection:
-        # Threads take turns by _lock, so SQLite need not insist on one of them.
+        # _lock lets one thread at a time use the connection, so SQLite need not check the thread.
         connection = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
@@ -289,16 +302,16 @@ class Database:
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        # In one transaction: another process may be setting the file up just now.
-        ours, version, tables = self._transact(connection, "BEGIN", _marks)
-        if (ours, version, tables) == (0, 0, 0):
+        # In one transaction, since another process may be setting up the file.
+        application, version, tables = self._transact(connection, "BEGIN", _marks)
+        if (application, version, tables) == (0, 0, 0):
             return  # new
-        if ours != APPLICATION_ID:
+        if application != APPLICATION_ID:
             raise sqlite3.DatabaseError("file is not a database of this package")
         if version != self._version:
             raise SpoolUnavailable(
-                f"{self.path} was made by another version of this package (its schema is "
-                f"{version}, ours {self._version})"
+                f"{self.path} was made by another version of this package (its schema version is "
+                f"{version}, this one needs {self._version}); use the same version everywhere"
             )
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
@@ -316,7 +329,7 @@ class Database:
         try:
             connection.execute(begin)
             result = work(connection)
-            if forks != self._forks:  # a signal handler has forked, and this is the child
+            if forks != self._forks:  # a signal handler forked, and this is the child
                 raise SpoolUnavailable("the process was forked in the middle of a transaction")
             connection.execute("COMMIT")
         except BaseException:
@@ -335,31 +348,34 @@ class Database:
     def _repair(self, why: str) -> None:
         try:
             self._put_aside(why)
-        except OSError as error:  # somebody removes the folder meanwhile
+        except OSError as error:  # the folder was removed meanwhile
             raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
 
     def _put_aside(self, why: str) -> None:
-        """Rename a file that is broken or not ours, once for all processes; never delete it."""
+        """Rename a broken or foreign file, in one process only; never delete it."""
         repair = self._repair_lock()
         while not repair.acquire():
-            self._clock.sleep(LONGEST_NAP_SECONDS)
+            self._clock.sleep(MAX_PAUSE_SECONDS)
         try:
             if not self._is_broken():
-                return  # another process was faster
-            stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{rng.getrandbits(16):04x}"
-            aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
-            for suffix in ("-wal", "-shm", ""):
-                source = Path(f"{self.path}{suffix}")
-                if source.exists():
-                    source.rename(f"{aside}{suffix}")
+                return  # another process has renamed it
             logger.error(
-                "the spool's file could not be used (%s) and is now %s; messages that were in it "
+                "the spool's file could not be used (%s) and was renamed to %s; messages in it "
                 "have not been delivered",
                 why,
-                aside,
+                self._rename(),
             )
         finally:
             repair.release()
+
+    def _rename(self) -> Path:
+        stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{rng.getrandbits(16):04x}"
+        aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
+        for suffix in ("-wal", "-shm", ""):
+            source = Path(f"{self.path}{suffix}")
+            if source.exists():
+                source.rename(f"{aside}{suffix}")
+        return aside
 
     def _is_broken(self) -> bool:
         me = threading.get_ident()
@@ -371,7 +387,7 @@ class Database:
                     self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
                 )
         except sqlite3.Error as error:
-            broken = trouble_of(error) is Trouble.BROKEN
+            broken = failure_of(error) is Failure.BROKEN
         except (OSError, SpoolUnavailable):
             broken = False
         else:
@@ -381,21 +397,23 @@ class Database:
 
 
 def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
-    """Leave a parent's connection alone, and see that nobody in this process uses it.
+    """Keep a parent's connection open, and prevent its use in this process.
 
-    A signal handler may have forked in the middle of a transaction.  Its locks are the parent's,
-    but SQLite remembers them in this process too, and would find every later connection locked.
+    A signal handler may have forked in the middle of a transaction.  The locks belong to the
+    parent, but SQLite records them in this process too, and every later connection would find the
+    file locked.
 
     Args:
-        connection: The parent's.
-        in_use: Whether a thread of the parent was inside SQLite, whose own locks are locked then.
+        connection: The parent's connection.
+        in_use: Whether a thread of the parent was inside SQLite.  Then SQLite's mutexes are locked
+            for ever, and the connection cannot be touched.
     """
     _handles_of_parents.append(connection)
     if in_use:
         return
     with contextlib.suppress(sqlite3.Error):
         if connection.in_transaction:
-            connection.rollback()  # unlocks nothing of the parent's, and has written nothing
+            connection.rollback()  # releases no lock of the parent's, and writes nothing
         connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 
 
@@ -404,15 +422,15 @@ _Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
 
 def _inode(path: str | Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116  asked at each transaction: the cheap form
+        found = os.stat(path)  # noqa: PTH116  runs at each transaction: the cheap form
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
-    """By what a file is known: whose it is, its version, and how many tables it has."""
-    (ours,) = connection.execute("PRAGMA application_id").fetchone()
+    """Return a file's application id, its schema version and its number of tables."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return ours, version, tables
+    return application, version, tables

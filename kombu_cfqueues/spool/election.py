@@ -1,4 +1,4 @@
-"""Which process empties the spool: one at a time, which spares the file."""
+"""Which process empties the spool: one at a time, to keep the file free for the others."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ from typing import Final
 from .file import File
 
 SILENCE_SECONDS: Final = 5.0
-"""A relay that has been silent for this long is considered stuck."""
+"""A relay that has been silent for this long is considered stuck.
+
+The sweep notices a dead process much earlier; this is for one that was stopped or hangs."""
+
+HEARTBEAT_SECONDS: Final = SILENCE_SECONDS / 5
+"""Interval between two signs of life of the relay, so that it may be late by several."""
 
 
 class Election:
     """The choice of the process that empties the spool.
 
-    Nothing depends on it, since permits and claims keep apart whoever posts.
+    Correctness does not depend on it: permits and claims keep processes apart.
 
     Args:
-        file: Where it is written down.
+        file: The spool's file, which records the choice.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
 
     def win(self) -> bool:
-        """Become the one that empties the spool, or stay it; return False if another one is."""
+        """Become or stay the process that empties the spool; return False if another one is."""
         now, me = self._file.clock.monotonic(), self._file.me
-        drainer, at = self._file.read(
+        drainer, drained_at = self._file.read(
             lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()
         )
-        if drainer not in (me, None) and now - at < SILENCE_SECONDS:
+        another = drainer not in (me, None) and now - drained_at < SILENCE_SECONDS
+        if another and self._file.locks.is_alive(drainer):  # it may have been killed
             return False
-        if drainer == me and now - at < SILENCE_SECONDS / 5:
+        if drainer == me and now - drained_at < HEARTBEAT_SECONDS:
             return True
         change = "UPDATE machine SET drainer = ?, drained_at = ? WHERE drainer IS ?"
         done = self._file.write(lambda c: c.execute(change, (me, now, drainer)).rowcount)

@@ -1,4 +1,4 @@
-"""The spool's file as one process has it open: who it is there, and what time it is there."""
+"""The spool's file as one process has it open: the process's name in it, and the file's clock."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
-from ..rate_limit import Limit
+from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
@@ -25,22 +25,28 @@ from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
 T = TypeVar("T")
 
+CLOCK_TOLERANCE_SECONDS: Final = 1.0
+"""A time in the file that is ahead of the clock by less than this does not mean a reboot.
+
+The clocks of two processes may differ slightly; then the later time is used."""
+
 
 class File:
     """The spool of one account on this machine.
 
     Args:
-        base_url: Where the API is; with *account_id* it chooses the file.
+        base_url: The API's URL; together with *account_id* it selects the file.
         account_id: The account.
-        limit: The request allowance; None: none.
-        token: Returns the API token, whose hash chooses the bucket.
-        spool_dir: The option.
-        clock: Time and waiting.
-        boot: What `boot_id` says.
+        limit: The request allowance; None means no limit.
+        token: Returns the API token, whose hash selects the bucket.
+        spool_dir: The option of this name.
+        clock: Time and sleep.
+        boot: Returns the id of this boot; see `boot_id`.
+        stop_log: Logs the stops that this process finds in the file.
 
     Raises:
-        SpoolUnavailable: (every method) no file can be used.
-        SpoolFull: (every method that writes) the disk is full.
+        SpoolUnavailable: (every method) No file can be used.
+        SpoolFull: (every method that writes) The disk is full.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class File:
         spool_dir: str | None = None,
         clock: Clock | None = None,
         boot: Callable[[], str] = boot_id,
+        stop_log: StopLog | None = None,
     ) -> None:
         digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
         self._name = digest[:16]
@@ -60,21 +67,24 @@ class File:
         self._token = token
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
-        self._boot = boot
+        self.stop_log = stop_log or StopLog(self.clock)
+        self._find_boot = boot
+        self._boot = ""
         self._database: Database | None = None
         self._leaves_at_exit = False
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Become a process of its own in a child; the parent's claims stay the parent's."""
-        self._opening = self.clock.lock()  # guards what follows, while it is made
+        """Become a separate process in the file; the parent keeps its claims."""
+        self._opening = self.clock.lock()  # guards the fields below while they are set
         self._locks: LivenessLocks | None = None
         self._me = ""
         self._bucket_name = ""
         self.id = ""
-        """What tells the file that is open now from any that had its name before.  Read in a
-        transaction: the file may be replaced between two."""
+        """Identifies the open file, which differs from earlier files of the same name.
+
+        Read it in a transaction, since the file may be replaced between two."""
         lock: KernelLock | None = getattr(self, "_alive", None)
         if lock is not None:
             lock.release()
@@ -94,16 +104,16 @@ class File:
 
     @property
     def token_hash(self) -> str:
-        """What stands for this process's token in the file."""
+        """The hash by which the file knows this process's token."""
         return hashlib.sha256(self._token().encode()).hexdigest()[:16]
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a request allowance at all."""
+        """Whether there is a request allowance."""
         return self._limit is not NO_LIMIT
 
     def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
-        """Do *work*, which only reads, in a transaction; what `Database.write` says holds here."""
+        """Do *work*, which only reads, in a transaction; see `Database.write`."""
         database = self._open()
         try:
             return database.read(work, until=until)
@@ -118,7 +128,7 @@ class File:
         durable: bool = False,
         until: float = inf,
     ) -> T:
-        """Do *work* in a transaction; what `Database.write` says holds here too."""
+        """Do *work* in a transaction; see `Database.write`."""
         database = self._open()
         try:
             return database.write(work, durable=durable, until=until)
@@ -127,11 +137,11 @@ class File:
             raise
 
     def shrink(self) -> bool:
-        """What `Database.shrink` says."""
+        """Return some free pages to the disk; see `Database.shrink`."""
         return self._open().shrink()
 
     def free_bytes(self) -> int:
-        """What the disk has left for this user."""
+        """Return the disk's free space for this user, in bytes."""
         folder = self._open().path.parent
         try:
             disk = os.statvfs(folder)
@@ -141,24 +151,24 @@ class File:
         return disk.f_bavail * disk.f_frsize
 
     def bucket(self, connection: sqlite3.Connection) -> Bucket:
-        """The allowance of this process's token."""
+        """Return the allowance of this process's token."""
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
     @property
     def locks(self) -> LivenessLocks:
-        """All who use the file, and some who did."""
+        """The locks of all processes that use the file, and of some that did."""
         self._open()
         return self._locks or self._locks_of(self.path)
 
     def older(self) -> Iterator[Database]:
-        """The files that older versions of this package have left, and nobody uses any more."""
+        """Yield files that older versions of this package left and that no process uses."""
         for version in range(1, VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
             if path.exists() and not self._locks_of(path).living():
                 yield Database(path, self._place.file_mode, version, lambda *_: None)
 
     def close(self) -> None:
-        """Let go of the file, and of life as a user of it.  The next use begins anew."""
+        """Leave the file and close it.  The next use joins again."""
         with self._opening:
             if self._locks is None or self._database is None:
                 return
@@ -167,18 +177,20 @@ class File:
                 self._database.write(lambda c: forget(c, me))
                 locks.remove_lock_file(me)
             except (OSError, RoomBusy, SpoolFull, SpoolUnavailable):
-                pass  # whoever looks next finds it dead
+                pass  # the next sweep finds this process dead
             self._database.close()
             if self._alive is not None:
                 self._alive.release()
             self._locks, self._alive = None, None
 
     def _open(self) -> Database:
-        # Asked before any transaction: the token may come from a callable that takes its time.
+        # Before any transaction, since the callable that returns the token may be slow.
         self._bucket_name = self.token_hash
         if self._is_open():
             assert self._database is not None  # noqa: S101  it is open
             return self._database
+        # Before the lock and any transaction: it may start a process, and so fork this one.
+        self._boot = self._find_boot()
         with self._opening:
             if not self._is_open():
                 try:
@@ -189,13 +201,13 @@ class File:
             return self._database
 
     def _is_open(self) -> bool:
-        """Whether others can tell that this process lives: its lock's file may have vanished."""
+        """Whether the file is open, and the lock that shows this process alive still exists."""
         if self._locks is None or self._database is None:
             return False
-        return os.path.exists(self._lock_path)  # noqa: PTH110  at each transaction: the cheap form
+        return os.path.exists(self._lock_path)  # noqa: PTH110  runs at each transaction: the cheap form
 
     def _begin_anew_without(self, folder: Path) -> None:
-        """If somebody has removed the folder, let the next use make it again."""
+        """If the folder was removed, let the next use create it again."""
         if not folder.is_dir():
             self._locks = None
 
@@ -203,12 +215,12 @@ class File:
         self._place = place.find(self._spool_dir)
         path = self._place.folder / f"{self._name}-v{VERSION}.db"
         locks = self._locks_of(path)
-        # Under the same name as before, where only its lock's file has vanished: it may wait.
-        before = self._me if self._locks is not None else None
-        self._me, self._alive = locks.register(before)
+        # Keep the name if only the lock's file was removed: messages may wait under it.
+        previous = self._me if self._locks is not None else None
+        self._me, self._alive = locks.register(previous)
         self._lock_path = locks.path_of(self._me)
         if self._database is not None and self._database.path == path:
-            self._database.close()  # so that it is told our name
+            self._database.close()  # opening it again records the name
         else:
             self._database = Database(
                 path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
@@ -226,7 +238,7 @@ class File:
         self.id = prepare(
             connection,
             new=new,
-            boot=self._boot(),
+            boot=self._boot,
             now=self.clock.monotonic(),
             me=self._me,
             is_alive=self._is_alive,
@@ -236,21 +248,22 @@ class File:
         return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
-        """The time, asked inside the transaction: whoever comes later sees a later one."""
+        """Return the time.  Read in the transaction, it never runs backwards between two."""
         now = self.clock.monotonic()
         (seen,) = connection.execute("SELECT max(counted_at) FROM bucket").fetchone()
         if seen is None or seen <= now:
             return now
-        if seen - now < 1:
+        if seen - now < CLOCK_TOLERANCE_SECONDS:
             return float(seen)
         if not same_boot(connection, self._me, self._is_alive):
-            begin_anew(connection, self._boot(), now)
+            begin_anew(connection, self._boot, now)
             connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now
 
 
 def _close(reference: weakref.ref[File]) -> None:
-    """At the end of the process: who has gone need not be looked for by the others."""
+    """Leave the file when the process ends, so that others need not find out that it died."""
+    notice_fork()
     file = reference()
     if file is not None:
         file.close()

@@ -1,4 +1,4 @@
-"""What is in the spool, for people: what waits, since when and why; and what they decide on it."""
+"""What is in the spool, for display; and retrying or dropping refused messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import from_text
 from ..waiting_room import Kind
@@ -22,12 +22,12 @@ class QueueState(NamedTuple):
         queue: The queue's name at Cloudflare, or ``#`` and its id.
         confirmed: Messages whose publishers wait for an answer.
         waiting: Spooled messages that wait.
-        sending: Messages that are on their way.
-        refused: Spooled messages that Cloudflare refused, kept for a decision.
-        bytes: Of all of them.
-        oldest_seconds: Age of the oldest that is not refused; None if there is none.
-        paused_seconds: For how long nothing of it will be sent; 0 if it may be.
-        why: The last failure that delays it; None if there was none.
+        sending: Messages that are being posted.
+        refused: Spooled messages that Cloudflare refused, kept until they are retried or dropped.
+        bytes: Total size of all these messages.
+        oldest_seconds: Age of the oldest message that is not refused; None if there is none.
+        paused_seconds: Seconds until the queue's messages may be posted; 0 if they may be now.
+        why: The last failure that delays the queue; None if there was none.
     """
 
     queue: str
@@ -45,12 +45,12 @@ class Refused(NamedTuple):
     """A message that Cloudflare refused.
 
     Attributes:
-        id: Names it to ``retry`` and ``drop``.
-        queue: Where it was to go.
-        age_seconds: Since it was published.
+        id: Its number, for ``retry`` and ``drop``.
+        queue: The queue it was published to.
+        age_seconds: Seconds since it was published.
         bytes: Its size.
-        code: Cloudflare's error code, if it told one.
-        reason: What was said.
+        code: Cloudflare's error code; None if there was none.
+        reason: The error's text.
     """
 
     id: int
@@ -65,71 +65,64 @@ class Allowed(NamedTuple):
     """What is left of the request allowance that the spool's processes share.
 
     Attributes:
-        requests: How many may leave at once.
-        stopped_seconds: For how long none may, because the API said so; 0 if they may.
+        requests: Number of requests that may leave now.
+        stopped_seconds: Seconds until the API accepts requests again after a 429; 0 if it does now.
     """
 
     requests: int
     stopped_seconds: float
 
 
+_QUEUES: Final = """
+SELECT q.address,
+    sum(m.kind != :spooled AND m.state = :waiting),
+    sum(m.kind = :spooled AND m.state = :waiting),
+    sum(m.state = :claimed),
+    sum(m.kind = :spooled AND m.state = :refused),
+    sum(m.size),
+    min(CASE WHEN m.state != :refused THEN m.entered END),
+    max(q.stopped_until, q.paused_until),
+    q.trouble
+FROM message AS m JOIN queue AS q ON m.queue = q.id
+WHERE m.state IN (:waiting, :claimed, :refused)
+    AND (m.deadline IS NULL OR max(m.deadline, ifnull(m.claimed_until, 0)) > :now)
+GROUP BY q.id ORDER BY q.address
+"""
+
+
 class Listing:
-    """Looks at a spool from outside.
+    """Reads a spool for display, and changes refused messages.
 
     Args:
-        file: The spool.
+        file: The spool's file.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
 
     def queues(self) -> list[QueueState]:
-        """Every queue for which something is there.
+        """Return every queue that has messages in the file.
 
-        What publishers wait for counts until their deadline: those who were killed may have left
-        it behind, and it is removed when a process next has something to do here.
+        Confirmed messages count until their deadline.  A publisher that was killed may have left
+        them behind; a process that next uses the file removes them.
         """
 
         def look(connection: sqlite3.Connection) -> list[QueueState]:
             now, wall = self._file.clock.monotonic(), time.time()
-            rows = connection.execute(
-                """
-                SELECT q.address,
-                    sum(m.kind != :spooled AND m.state = :waiting),
-                    sum(m.kind = :spooled AND m.state = :waiting),
-                    sum(m.state = :claimed),
-                    sum(m.kind = :spooled AND m.state = :refused),
-                    sum(m.size),
-                    min(CASE WHEN m.state != :refused THEN m.entered END),
-                    max(q.stopped_until, q.paused_until),
-                    q.trouble
-                FROM message AS m JOIN queue AS q ON m.queue = q.id
-                WHERE m.state IN (:waiting, :claimed, :refused)
-                    AND (m.deadline IS NULL OR max(m.deadline, ifnull(m.claimed_until, 0)) > :now)
-                GROUP BY q.id ORDER BY q.address
-                """,
-                {
-                    "now": now,
-                    "spooled": Kind.SPOOLED,
-                    "waiting": State.WAITING,
-                    "claimed": State.CLAIMED,
-                    "refused": State.REFUSED,
-                },
-            ).fetchall()
-            found = []
-            for queue, *counts, oldest, paused_until, why in rows:
-                age = None if oldest is None else max(0.0, wall - oldest)
-                confirmed, waiting, sending, refused, size = counts
-                paused = max(0.0, paused_until - now)
-                found.append(
-                    QueueState(queue, confirmed, waiting, sending, refused, size, age, paused, why)
-                )
-            return found
+            values = {
+                "now": now,
+                "spooled": Kind.SPOOLED,
+                "waiting": State.WAITING,
+                "claimed": State.CLAIMED,
+                "refused": State.REFUSED,
+            }
+            rows = connection.execute(_QUEUES, values).fetchall()
+            return [_state(row, now, wall) for row in rows]
 
         return self._file.read(look)
 
     def refused(self) -> list[Refused]:
-        """Every message that was refused, the oldest first."""
+        """Return every refused message, the oldest first."""
 
         def look(connection: sqlite3.Connection) -> list[Refused]:
             wall = time.time()
@@ -149,7 +142,7 @@ class Listing:
         return self._file.read(look)
 
     def allowed(self) -> Allowed:
-        """What is left of the allowance."""
+        """Return what is left of the allowance."""
 
         def look(connection: sqlite3.Connection) -> Allowed:
             bucket = self._file.bucket(connection)
@@ -159,20 +152,20 @@ class Listing:
         return self._file.read(look)
 
     def sharers(self) -> list[int]:
-        """Process ids of the others who have the file open now, in order; each once."""
+        """Return the ids of the other processes that have the file open, sorted and unique."""
         return sorted({*map(pid_of, self._file.locks.living())} - {os.getpid()})
 
     def retry(self, messages: Sequence[int]) -> int:
-        """Let refused messages wait again; return how many."""
-        return self._decide(
+        """Let refused messages wait again; return their number."""
+        return self._change_refused(
             "UPDATE message SET state = 0, error = NULL, claim = NULL, max_batch = 1", messages
         )
 
     def drop(self, messages: Sequence[int]) -> int:
-        """Delete refused messages; return how many."""
-        return self._decide("DELETE FROM message", messages)
+        """Delete refused messages; return their number."""
+        return self._change_refused("DELETE FROM message", messages)
 
-    def _decide(self, change: str, messages: Sequence[int]) -> int:
+    def _change_refused(self, change: str, messages: Sequence[int]) -> int:
         which = f"WHERE id = ? AND state = {State.REFUSED:d} AND owner IS NULL"
 
         def work(connection: sqlite3.Connection) -> int:
@@ -182,3 +175,10 @@ class Listing:
             return sum(changed)
 
         return self._file.write(work)
+
+
+def _state(row: tuple[Any, ...], now: float, wall: float) -> QueueState:
+    queue, confirmed, waiting, sending, refused, size, oldest, paused_until, why = row
+    age = None if oldest is None else max(0.0, wall - oldest)
+    paused = max(0.0, paused_until - now)
+    return QueueState(queue, confirmed, waiting, sending, refused, size, age, paused, why)

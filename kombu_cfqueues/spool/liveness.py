@@ -1,7 +1,8 @@
-"""Who is alive: each process holds a kernel lock as long as it lives, and nobody can forget it.
+"""Which processes are alive: each holds a kernel lock until it ends.
 
-A claim's age says little: a slow request is no death, and a dead process must not hold what
-others wait for until a timeout.  The kernel frees the lock in the moment in which its holder ends.
+The age of a claim does not show whether its process is alive: a request may be slow, and others
+should not have to wait for a timeout after a process died.  The kernel releases the lock at the
+moment the process ends.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ except ImportError:  # pragma: no cover  Windows
     fcntl = None  # type: ignore[assignment]
 
 AVAILABLE: Final = fcntl is not None
-"""Whether this system has such locks; Windows has none."""
+"""Whether this system has such locks; Windows does not."""
 
 
 class KernelLock:
     """A lock on a file of its own, held until `release`, or until the process ends.
 
     Args:
-        path: The file; made if it is missing.
+        path: The file, which is created if it is missing.
         mode: Its permissions.
     """
 
@@ -35,13 +36,13 @@ class KernelLock:
         self._file: int | None = None
 
     def acquire(self, *, shared: bool = False) -> bool:
-        """Take it, if nobody else has it; never blocks.
+        """Take the lock if no other holder excludes it; return whether it is held.  Never blocks.
 
         Args:
-            shared: Together with others who want it shared.
+            shared: Whether other holders may share it.
 
         Raises:
-            OSError: The file cannot be made, or its file system has no locks.
+            OSError: The file cannot be created, or its file system has no locks.
         """
         if self._file is None:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
@@ -52,7 +53,7 @@ class KernelLock:
             except BlockingIOError:
                 os.close(file)
                 return False
-            except PermissionError:  # of another user of the group, who set the mode
+            except PermissionError:  # another user of the group owns the file and set its mode
                 pass
             except BaseException:
                 os.close(file)
@@ -61,28 +62,28 @@ class KernelLock:
         return True
 
     def release(self) -> None:
-        """Give it back; in a forked child, leave it to the parent.  The file stays."""
+        """Release the lock; in a forked child, leave it to the parent.  The file stays."""
         file, self._file = self._file, None
         if file is not None:
-            os.close(file)  # a lock ends with the last descriptor of its opening
+            os.close(file)  # the lock ends when the last copy of the descriptor is closed
 
     def __del__(self) -> None:
-        # Its poster is dead: nobody is left who could use it.
+        # No reference is left, so no thread can use the lock.
         self.release()
 
 
 def pid_of(name: str) -> int:
-    """Return the process id in a name."""
+    """Return the process id that is part of a process's name in the file."""
     return int(name.partition("-")[0])
 
 
 class LivenessLocks:
-    """The locks of all processes that use one spool, a file each.
+    """The locks of all processes that use one spool, one file per process.
 
     Args:
-        folder: Where they are; made if it is missing.
+        folder: Holds the locks' files; it is created if it is missing.
         folder_mode: Its permissions.
-        file_mode: Those of the files.
+        file_mode: Permissions of the locks' files.
     """
 
     def __init__(self, folder: Path, folder_mode: int, file_mode: int) -> None:
@@ -91,25 +92,25 @@ class LivenessLocks:
         self._file_mode = file_mode
 
     def register(self, name: str | None = None) -> tuple[str, KernelLock]:
-        """Take the lock that tells others that this process is alive.
+        """Take the lock that shows other processes that this one is alive.
 
         Args:
-            name: The name that others know it by already, whose lock's file has vanished.
+            name: The name this process already has, if only its lock's file was removed.
 
         Returns:
-            The name, which no other process has, and the lock.
+            The name, which is unique, and the lock.
 
         Raises:
-            OSError: The lock cannot be had.
+            OSError: The lock cannot be taken.
         """
         while True:
             self._make_folder()
-            mine = name or f"{os.getpid()}-{secrets.token_hex(8)}"
-            lock = KernelLock(self._folder / mine, self._file_mode)
-            # Until the lock is there, anybody may take the file for a dead process's and remove it.
-            with contextlib.suppress(FileNotFoundError):  # the folder may vanish at any moment
-                if lock.acquire() and self.is_alive(mine):
-                    return mine, lock
+            own = name or f"{os.getpid()}-{secrets.token_hex(8)}"
+            lock = KernelLock(self._folder / own, self._file_mode)
+            # Before the lock is taken, another process may think this one dead and remove the file.
+            with contextlib.suppress(FileNotFoundError):  # the folder may be removed at any moment
+                if lock.acquire() and self.is_alive(own):
+                    return own, lock
             lock.release()
 
     def _make_folder(self) -> None:
@@ -130,9 +131,9 @@ class LivenessLocks:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # it cannot be told: then time decides
+            return True  # unknown: the claim's timeout decides
         try:
-            # Shared, so that two who ask at once do not take each other for the poster.
+            # Shared, or two processes that ask at once would mistake each other for the holder.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
@@ -141,19 +142,19 @@ class LivenessLocks:
         return False
 
     def living(self) -> list[str]:
-        """Return the names of those who live."""
+        """Return the names of processes that are alive."""
         return [name for name in self._names() if self.is_alive(name)]
 
     def dead(self) -> list[str]:
-        """Return the names of those who have died, and left their files behind."""
+        """Return the names of processes that died and left their files behind."""
         return [name for name in self._names() if not self.is_alive(name)]
 
     def remove_lock_file(self, name: str) -> None:
-        """Remove what a process left behind."""
+        """Remove the file of a process's lock."""
         (self._folder / name).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         try:
             return os.listdir(self._folder)  # noqa: PTH208
-        except FileNotFoundError:  # somebody has removed the folder
+        except FileNotFoundError:  # the folder was removed
             return []

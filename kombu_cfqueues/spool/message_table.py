@@ -1,4 +1,4 @@
-"""What is spooled: kept on the disk until it is delivered, whoever published it."""
+"""Spooled messages: kept on the disk until any process of the machine has delivered them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from .file import File
 from .schema import State
 
 RESERVE_BYTES: Final = 16 << 20
-"""Bytes of the disk that are left free: delivering writes too, and a disk that the spool has filled
-to the last byte could never be emptied."""
+"""Bytes of the disk that the spool leaves free.
 
-BLOCK: Final = 500
-"""Rows of one statement."""
+Delivery writes to the disk as well, so a spool that filled the disk could never be emptied."""
+
+MAX_ROWS: Final = 500
+"""Maximum number of rows in one statement; older SQLite allows 999 parameters."""
+
+NOTE_USE_SECONDS: Final = 3_600.0
+"""The last use of a queue is recorded at most once in this time.
+
+Most publishes have nothing else to write to its row."""
 
 Place: TypeAlias = "tuple[str, int]"
-"""Where a message is: the file's id, since the file may be replaced, and the row."""
+"""Where a message is: the id of the file, which may be replaced, and the row."""
 
 
 class Spooled(NamedTuple):
-    """A message to be kept.
+    """A message to spool.
 
     Attributes:
-        address: Where it goes.
+        address: Its queue.
         packed: The message.
-        expires: When it is to be dropped, in seconds since the epoch; None: never.
+        expires: When it is dropped, in seconds since the epoch; None means never.
     """
 
     address: Address
@@ -44,7 +50,7 @@ class MessageTable:
     """The messages that are spooled on this machine.
 
     Args:
-        file: Where they are.
+        file: The spool's file.
     """
 
     def __init__(self, file: File) -> None:
@@ -58,48 +64,52 @@ class MessageTable:
         repeats: bool = True,
         until: float = inf,
     ) -> list[Place]:
-        """Keep messages until they are delivered; return once they are on the disk.
+        """Store messages until they are delivered; return once they are on the disk.
 
         Args:
-            messages: All of them are kept, or none.
-            max_bytes: Bytes that may wait here.
+            messages: All of them are stored, or none.
+            max_bytes: Maximum number of bytes that may wait in the file.
             repeats: Whether they may be posted again after an unknown outcome.
-            until: When to give up at the latest, in monotonic seconds.
+            until: When to give up if the file is busy, in monotonic seconds.
 
         Returns:
-            Where they are.
+            Where each message is.
 
         Raises:
             RoomBusy: Other processes used the file until then.
-            SpoolFull: There is no room for them.
+            SpoolFull: The disk or the spool has no space for them.
             SpoolUnavailable: No file can be used.
         """
         if self._file.free_bytes() < RESERVE_BYTES:
             raise SpoolFull(
-                f"the disk that holds {self._file.path} has less than {RESERVE_BYTES:,} bytes free"
+                f"the disk that holds {self._file.path} has less than {RESERVE_BYTES:,} bytes "
+                "free; free some space"
             )
+        size = sum(message.packed.size for message in messages)
 
         def work(connection: sqlite3.Connection) -> list[Place]:
-            (held,) = connection.execute("SELECT bytes FROM machine").fetchone()
-            if held + sum(message.packed.size for message in messages) > max_bytes:
-                raise SpoolFull(
-                    f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,} "
-                    "(spool_max_bytes)"
-                )
-            return [
-                (self._file.id, _keep(connection, message, repeats=repeats)) for message in messages
-            ]
+            self._check_space(connection, size, max_bytes)
+            rows = [_insert(connection, message, repeats=repeats) for message in messages]
+            return [(self._file.id, row) for row in rows]
 
         return self._file.write(work, durable=True, until=until)
 
+    def _check_space(self, connection: sqlite3.Connection, size: int, max_bytes: int) -> None:
+        (held,) = connection.execute("SELECT bytes FROM machine").fetchone()
+        if held + size > max_bytes:
+            raise SpoolFull(
+                f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,}; raise "
+                "spool_max_bytes, or look with `cfqueues spool` at why they wait"
+            )
+
     def take_over(self) -> None:
-        """Keep what an older version of this package has spooled, and would never deliver."""
+        """Move messages here that an older version of this package spooled and never delivered."""
         for older in self._file.older():
             older.write(self._move)
             older.close()
 
     def _move(self, older: sqlite3.Connection) -> None:
-        # These columns are what every version has to have.
+        # Every version must have these columns.
         found = older.execute(
             "SELECT address, creates, cloudflare_id, fragment, size, due, alone, expires, repeats, "
             "state = 3, error, uncertain OR state = 1 FROM message AS m "
@@ -109,52 +119,51 @@ class MessageTable:
         def work(connection: sqlite3.Connection) -> None:
             for row in found:
                 expires, repeats, refused, error, uncertain = row[7:]
-                kept = Spooled(Address(*row[:3]), Packed(*row[3:7]), expires)
+                spooled = Spooled(Address(*row[:3]), Packed(*row[3:7]), expires)
                 state = State.REFUSED if refused else State.WAITING
                 more = {"repeats": repeats, "error": error, "uncertain": uncertain}
-                _keep(connection, kept, state=state, **more)
+                _insert(connection, spooled, state=state, **more)
 
-        # Here first: between the two, they are in both files rather than in none.
+        # Insert before deleting: if the process dies in between, no message is lost.
         self._file.write(work, durable=True)
         older.execute("DELETE FROM message WHERE owner IS NULL")
 
     def learn(self, address: Address) -> None:
-        """Tell the other processes a queue's id, which is known now."""
+        """Record a queue's id, which is now known, for all processes."""
         self._file.write(lambda c: queue_row(c, address))
 
     def left(self, places: Sequence[Place]) -> Mapping[Place, CFQueuesError | None]:
-        """Return what became of spooled messages: None if they have left, or why they were refused.
+        """Return the outcome of spooled messages: None if delivered or dropped, else the error.
 
-        Those that wait, or are on their way, are not in it.
+        Messages that still wait or are being posted are left out.
         """
 
         def look(connection: sqlite3.Connection) -> dict[Place, CFQueuesError | None]:
-            here = [row for file, row in places if file == self._file.id]
-            states: dict[int, tuple[int, str | None]] = {}
-            for start in range(0, len(here), BLOCK):
-                rows = here[start : start + BLOCK]
-                marks = ",".join("?" * len(rows))
-                query = f"SELECT id, state, error FROM message WHERE id IN ({marks})"  # noqa: S608
-                for row, state, error in connection.execute(query, rows).fetchall():
-                    states[row] = state, error
-            left: dict[Place, CFQueuesError | None] = {}
-            for place in places:
-                if place[0] != self._file.id:
-                    left[place] = CFQueuesError(
-                        "the file of the spool was removed or replaced while the message waited "
-                        "in it",
-                        delivered="unknown",
-                    )
-                elif place[1] not in states:
-                    left[place] = None
-                elif states[place[1]][0] == State.REFUSED:
-                    left[place] = from_text(states[place[1]][1] or "{}")
-            return left
+            states = _states(connection, [row for file, row in places if file == self._file.id])
+            outcomes = {place: self._outcome(place, states) for place in places}
+            return {place: found[0] for place, found in outcomes.items() if found is not None}
 
         return self._file.read(look)
 
+    def _outcome(
+        self, place: Place, states: Mapping[int, tuple[int, str | None]]
+    ) -> tuple[CFQueuesError | None] | None:
+        """Return the outcome of one message in a tuple; None if it has none yet."""
+        file, row = place
+        if file != self._file.id:
+            return (
+                CFQueuesError(
+                    "the spool's file was removed or replaced while the message waited in it",
+                    delivered="unknown",
+                ),
+            )
+        if row not in states:
+            return (None,)
+        state, error = states[row]
+        return (from_text(error or "{}"),) if state == State.REFUSED else None
+
     def has_backlog(self) -> bool:
-        """Whether spooled messages wait or are on their way."""
+        """Whether spooled messages wait or are being posted."""
 
         def look(connection: sqlite3.Connection) -> bool:
             return any(
@@ -168,10 +177,24 @@ class MessageTable:
         return self._file.read(look)
 
 
+def _states(
+    connection: sqlite3.Connection, rows: Sequence[int]
+) -> dict[int, tuple[int, str | None]]:
+    """Return state and error of those of *rows* that exist."""
+    states = {}
+    for start in range(0, len(rows), MAX_ROWS):
+        block = rows[start : start + MAX_ROWS]
+        marks = ",".join("?" * len(block))
+        query = f"SELECT id, state, error FROM message WHERE id IN ({marks})"  # noqa: S608
+        for row, state, error in connection.execute(query, block).fetchall():
+            states[row] = (state, error)
+    return states
+
+
 def insert(
     connection: sqlite3.Connection, kind: Kind, queue: int, packed: Packed, **waits: Any
 ) -> int:
-    """Write a message into the file; return its row.  The caller is in a transaction."""
+    """Insert a message; return its row.  The caller is in a transaction."""
     values: dict[str, Any] = {
         "kind": kind,
         "queue": queue,
@@ -187,25 +210,28 @@ def insert(
 
 
 def queue_row(connection: sqlite3.Connection, address: Address) -> int:
-    """Return the row of a queue, made if it is new; note what *address* knows of it."""
+    """Return the row of a queue; insert it if it is new, and record what *address* adds."""
+    now = time.time()
     found = connection.execute(
-        "SELECT id, creates, cloudflare_id FROM queue WHERE address = ?", (address.name,)
+        "SELECT id, creates, cloudflare_id, used_at FROM queue WHERE address = ?", (address.name,)
     ).fetchone()
     if found is None:
         done = connection.execute(
-            "INSERT INTO queue (address, creates, cloudflare_id) VALUES (?, ?, ?)", address
+            "INSERT INTO queue (address, creates, cloudflare_id, used_at) VALUES (?, ?, ?, ?)",
+            (*address, now),
         )
         return int(done.lastrowid or 0)
-    row, creates, known = found
-    if (address.creates and not creates) or (address.cloudflare_id or known) != known:
+    row, creates, known, used_at = found
+    is_news = (address.creates and not creates) or (address.cloudflare_id or known) != known
+    if is_news or abs(now - used_at) > NOTE_USE_SECONDS:
         connection.execute(
-            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id) "
-            "WHERE id = ?",
-            (address.creates, address.cloudflare_id, row),
+            "UPDATE queue SET creates = creates | ?, cloudflare_id = coalesce(?, cloudflare_id), "
+            "used_at = ? WHERE id = ?",
+            (address.creates, address.cloudflare_id, now, row),
         )
     return int(row)
 
 
-def _keep(connection: sqlite3.Connection, message: Spooled, **more: Any) -> int:
+def _insert(connection: sqlite3.Connection, message: Spooled, **more: Any) -> int:
     queue = queue_row(connection, message.address)
     return insert(connection, Kind.SPOOLED, queue, message.packed, expires=message.expires, **more)

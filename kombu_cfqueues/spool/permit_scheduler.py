@@ -1,9 +1,9 @@
-"""Whose turn the next permit is.  The caller of each function is in a transaction.
+"""The order in which permits are given out.  The caller of each function is in a transaction.
 
-The queue whose oldest waiting message is oldest goes first, whoever posts it, and a look-up that a
-message waits for ranks as that message.  But neither the spool, nor a `Producer.batch()`, nor other
-administration takes two permits in a row while something else waits: the backlogs are always the
-oldest, and a hundred processes that connect at once are no reason to keep messages waiting.
+The next permit goes to the queue that holds the oldest waiting message, whichever process posts it.
+A look-up that a message waits for ranks as that message.  The spool, a `Producer.batch()` and other
+admin requests never take two permits in a row while something else waits: backlogs are always the
+oldest, and a hundred processes that connect at once must not delay messages.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from typing import Final, NamedTuple
 
 from ..waiting_room import Kind
 
-PATIENCE_SECONDS: Final = 0.2
-"""If the next in line leaves a permit unused for this long, anyone may take it."""
+PERMIT_RESERVED_SECONDS: Final = 0.2
+"""A free permit is reserved for the next contender for this long; then any process may take it.
 
-TURN_SECONDS: Final = 0.02
-"""Pause between two looks whether a permit that is there is still another's."""
+The processes that could use it may have stopped.  Less would let a process that is only slow lose
+its place; more would waste requests, since Cloudflare allows about four per second."""
 
-MODEST: Final = (Kind.BULK, Kind.SPOOLED, Kind.ADMIN)
-"""Those that never take two permits in a row while something else waits."""
+RESERVED_POLL_SECONDS: Final = PERMIT_RESERVED_SECONDS / 10
+"""Poll interval while a free permit is reserved for another contender."""
+
+ALTERNATING: Final = (Kind.BULK, Kind.SPOOLED, Kind.ADMIN)
+"""Kinds that never take two permits in a row while something else waits."""
 
 REQUESTS: Final = (Kind.ADMIN, Kind.LOOKUP)
-"""Those that carry no message and belong to no queue."""
+"""Kinds that carry no message and belong to no queue."""
 
 
-class Turn(NamedTuple):
-    """The oldest of those that wait for a permit together.
+class Contender(NamedTuple):
+    """The oldest waiting row of one kind in one queue, which contends for the next permit.
 
     Attributes:
-        message: Its row.
-        kind: Of that row.
+        message: The row's id.
+        kind: The row's kind.
         queue: Row of its queue; None for an admin request.
     """
 
@@ -47,10 +50,10 @@ class Eligible(NamedTuple):
 
     Attributes:
         now: The monotonic clock.
-        owner: Only what this process waits for; None: what anybody waits for.
-        latest: Only what is not waited for any longer, in monotonic seconds.
-        request_seconds: How long a request takes: what has less time left is not taken, unless
-            half of its whole time is still to come.
+        owner: Only messages of this process; None means messages of any process.
+        latest: Only messages whose deadline is at most this, in monotonic seconds.
+        request_seconds: How long a request takes.  A message with less time left is not taken,
+            unless at least half of its whole time is left.
     """
 
     now: float
@@ -59,7 +62,7 @@ class Eligible(NamedTuple):
     request_seconds: float = 0.0
 
     def values(self) -> dict[str, object]:
-        """Return what `ELIGIBLE` needs."""
+        """Return the SQL parameters of `ELIGIBLE`."""
         return {
             "now": self.now,
             "owner": self.owner,
@@ -74,15 +77,34 @@ m.state = 0 AND ifnull(m.deadline, 9e999) <= :latest
     AND (:owner IS NULL OR m.owner IS :owner)
 """
 
+BACKLOGGED: Final = """
+WITH RECURSIVE waits (queue) AS (
+    SELECT (
+        SELECT queue FROM message WHERE state = 0 AND kind = :kind AND queue IS NOT NULL
+        ORDER BY queue LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT queue FROM message WHERE state = 0 AND kind = :kind AND queue > waits.queue
+        ORDER BY queue LIMIT 1
+    )
+    FROM waits WHERE waits.queue IS NOT NULL
+)
+"""
+"""Rows of the queues that have waiting messages of a kind.
+
+Each takes one step in the index, so thousands of queues without waiting messages cost nothing."""
+
 _OLDEST: Final = f"""
+{BACKLOGGED}
 SELECT (
     SELECT m.id FROM message AS m
     WHERE m.kind = :kind AND m.queue = q.id AND {ELIGIBLE}
     ORDER BY m.id LIMIT 1
 ), q.id
-FROM queue AS q
+FROM waits CROSS JOIN queue AS q ON q.id = waits.queue
 WHERE q.stopped_until <= :now AND (:kind != :spooled OR q.paused_until <= :now)
-"""  # noqa: S608  our own words
+"""  # noqa: S608  constant text
 
 _REQUEST: Final = """
 SELECT id, NULL FROM message
@@ -90,37 +112,34 @@ WHERE state = 0 AND kind = :kind AND queue IS NULL AND deadline > :now ORDER BY 
 """
 
 
-class Patience:
-    """How long a process is waited for whose turn it is, and that does not come.
+class Reservation:
+    """Reserves a free permit for the next contender, for a limited time.
 
-    It may be stopped, or nobody may be left who can post what is due.
+    The contender's process may have stopped, or no process that can post it may be left.
     """
 
     def __init__(self) -> None:
-        self._passed_over: tuple[int, float] | None = None  # replaced as one: it needs no lock
+        # The row and when its reservation began.  Replaced as a whole, so it needs no lock.
+        self._reserved: tuple[int, float] | None = None
 
-    def is_over(self, turn: Turn, now: float) -> bool:
-        """Return whether a permit has been there for a while, and *turn* did not take it."""
-        seen = self._passed_over
-        if seen is None or seen[0] != turn.message:
-            self._passed_over = seen = (turn.message, now)
-        return now - seen[1] >= PATIENCE_SECONDS
+    def has_expired(self, contender: Contender, now: float) -> bool:
+        """Return whether *contender* has left a free permit unused for too long."""
+        reserved = self._reserved
+        if reserved is None or reserved[0] != contender.message:
+            self._reserved = reserved = (contender.message, now)
+        return now - reserved[1] >= PERMIT_RESERVED_SECONDS
 
 
-def waiting(
+def contenders(
     connection: sqlite3.Connection,
     eligible: Eligible,
     *,
     kinds: Collection[Kind] = tuple(Kind),
     without: Collection[int] = (),
-) -> list[Turn]:
-    """Return the oldest of each kind in each queue that may be posted to, the oldest first.
+) -> list[Contender]:
+    """Return the contenders of *kinds* from queues that may be posted to, the oldest first.
 
-    Args:
-        connection: The file.
-        eligible: Which messages may be taken.
-        kinds: What to look for.
-        without: Rows of queues that are not asked for.
+    Queues whose rows are in *without* are left out.
     """
     found = []
     for kind in kinds:
@@ -128,33 +147,52 @@ def waiting(
         values = eligible.values() | {"kind": kind, "spooled": Kind.SPOOLED}
         for message, queue in connection.execute(query, values).fetchall():
             if message is not None and queue not in without:
-                found.append(Turn(message, kind, queue))
+                found.append(Contender(message, kind, queue))
     return sorted(found)
 
 
-def next_turn(turns: list[Turn], last: Kind | None) -> Turn | None:
-    """Return whose turn it is among *turns*, the oldest first, after a permit for *last*."""
-    if last in MODEST:
-        others = [turn for turn in turns if turn.kind is not last]
-        turns = others or turns
-    return turns[0] if turns else None
+def choose(waiting: list[Contender], last: Kind | None) -> Contender | None:
+    """Return which of *waiting*, the oldest first, gets the permit that follows one for *last*."""
+    if last in ALTERNATING:
+        others = [contender for contender in waiting if contender.kind is not last]
+        waiting = others or waiting
+    return waiting[0] if waiting else None
+
+
+class _Requests(NamedTuple):
+    """How many requests without a message wait: all of them, and those that are older."""
+
+    admin: int
+    admin_older: int
+    lookups: int
+    lookups_older: int
 
 
 def permits_before(
-    connection: sqlite3.Connection, line: list[Turn], message: int, last: Kind | None, now: float
+    connection: sqlite3.Connection,
+    waiting: list[Contender],
+    message: int,
+    last: Kind | None,
+    now: float,
 ) -> int:
-    """Return how many permits are others' before *message* may have one.
+    """Return how many permits go to others before the row *message* gets one.
 
-    Args:
-        connection: The file.
-        line: Who waits: what `waiting` returns.
-        message: A row; of a message, or of an admin request.
-        last: Who had the last permit.
-        now: The monotonic clock.
+    *waiting* is what `contenders` returned, and *last* the kind that got the last permit.
     """
-    messages = [turn for turn in line if turn.queue is not None]
-    older = sum(turn.message < message for turn in messages)
-    admin, admin_older, lookups, lookups_older = connection.execute(
+    messages = [contender for contender in waiting if contender.queue is not None]
+    older = sum(contender.message < message for contender in messages)
+    requests = _count_requests(connection, message, now)
+    older += requests.lookups_older
+    if _is_admin(connection, message):
+        # Before each admin request goes one message or look-up, while there are any.
+        others = requests.lookups + len(messages)
+        between = min(others, requests.admin_older + (last is Kind.ADMIN))
+        return requests.admin_older + max(between, older)
+    return older + (requests.admin > 0 and last is not Kind.ADMIN)
+
+
+def _count_requests(connection: sqlite3.Connection, message: int, now: float) -> _Requests:
+    counts = connection.execute(
         "SELECT count(*) FILTER (WHERE kind = :admin), "
         "count(*) FILTER (WHERE kind = :admin AND id < :id), "
         "count(*) FILTER (WHERE kind = :lookup), "
@@ -162,12 +200,7 @@ def permits_before(
         "FROM message WHERE state = 0 AND queue IS NULL AND deadline > :now AND id != :id",
         {"admin": Kind.ADMIN, "lookup": Kind.LOOKUP, "id": message, "now": now},
     ).fetchone()
-    if _is_admin(connection, message):
-        # One of the others goes before each admin request, as long as there are others.
-        others = lookups + len(messages)
-        between = min(others, admin_older + (last is Kind.ADMIN))
-        return int(admin_older + max(between, older + lookups_older))
-    return int(older + lookups_older + (admin > 0 and last is not Kind.ADMIN))
+    return _Requests(*counts)
 
 
 def _is_admin(connection: sqlite3.Connection, message: int) -> bool:
@@ -176,7 +209,7 @@ def _is_admin(connection: sqlite3.Connection, message: int) -> bool:
 
 
 def requests_before(connection: sqlite3.Connection, message: int, now: float) -> int:
-    """Return how many admin requests wait for longer than *message*."""
+    """Return how many requests without a message entered before *message* and still wait."""
     (count,) = connection.execute(
         "SELECT count(*) FROM message WHERE state = 0 AND queue IS NULL AND id < ? "
         "AND deadline > ?",

@@ -1,13 +1,14 @@
-"""Where the spool's files may be: a folder that is this user's alone, on a disk of this machine.
+"""Where the spool's files may be: a folder that only this user can write to, on a local disk.
 
-All processes that share a token must come to the same folder, or each group of them has an
-allowance of its own.  So a folder that was asked for is used or refused, never replaced.
+All processes that share a token must find the same folder; otherwise each group of them has its
+own allowance.  So a folder that the user sets is used or refused, never replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,8 @@ from ..errors import SpoolUnavailable
 
 FOLDER: Final = "kombu-cfqueues"
 
-#: File systems of other machines.  On them SQLite's shared memory does not reach everyone, and
-#: locks are what the server makes of them.
+#: File systems of other machines.  SQLite's shared memory does not work across machines, and locks
+#: depend on the server.
 NETWORK_FILE_SYSTEMS: Final = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs",
     "fuse.sshfs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb2", "smb3",
@@ -28,11 +29,11 @@ NETWORK_FILE_SYSTEMS: Final = frozenset({
 
 
 class Place(NamedTuple):
-    """A folder that will do.
+    """A folder that can hold the spool.
 
     Attributes:
-        folder: It exists, and files can be made in it.
-        shared: Whether its group may use it, so that the files are the group's too.
+        folder: It exists, and files can be created in it.
+        shared: Whether its group may write to it; then the files belong to the group too.
     """
 
     folder: Path
@@ -45,43 +46,41 @@ class Place(NamedTuple):
 
     @property
     def folder_mode(self) -> int:
-        """Permissions of a folder in it.  The group's folders hand the group on (setgid)."""
+        """Permissions of a folder there.  A shared folder passes its group on (setgid)."""
         return 0o2770 if self.shared else 0o700
 
 
 def find(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Place:
-    """Choose the folder, and make it if it is missing.
+    """Choose the folder, and create it if it is missing.
 
-    Args:
-        spool_dir: The option; nothing else is tried then.
-        environ: The environment.
+    If *spool_dir*, the option, is set, no other folder is tried.
 
     Raises:
-        SpoolUnavailable: No place will do; its text says why each one does not.
+        SpoolUnavailable: No folder can be used; its text has the reason for each.
     """
     if spool_dir is not None:
         folder = Path(spool_dir).expanduser()
         try:
-            return _asked_for(folder)
+            return _configured(folder)
         except OSError as error:
             raise SpoolUnavailable(_sentence(folder, error)) from error
     reasons = []
     for folder in _own_folders(environ):
         try:
             return _own(folder)
-        except OSError as error:  # noqa: PERF203  four rounds at most
+        except OSError as error:  # noqa: PERF203  at most four rounds
             reasons.append(_sentence(folder, error))
     raise SpoolUnavailable(
-        "no folder of this machine can hold the spool, set spool_dir: " + "; ".join(reasons)
+        "no folder of this machine can hold the spool; set spool_dir: " + "; ".join(reasons)
     )
 
 
 def _own_folders(environ: Mapping[str, str]) -> Iterator[Path]:
     state = environ.get("XDG_STATE_HOME")
-    if state and os.path.isabs(state):  # noqa: PTH117  the specification's word for a text
+    if state and os.path.isabs(state):  # noqa: PTH117  the value is a text
         yield Path(state) / FOLDER
     else:
-        with contextlib.suppress(RuntimeError):  # a user without a home
+        with contextlib.suppress(RuntimeError):  # the user has no home
             yield Path.home() / ".local" / "state" / FOLDER
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime:
@@ -93,9 +92,9 @@ def _own(folder: Path) -> Place:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()  # a link may lead to where others can write
+    found = folder.lstat()  # a link may point to a folder that others can write to
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError("it is no folder")
+        raise NotADirectoryError("it is not a folder")
     if found.st_uid != os.geteuid():
         raise PermissionError(f"it belongs to another user (uid {found.st_uid})")
     if found.st_mode & 0o077:
@@ -107,12 +106,12 @@ def _own(folder: Path) -> Place:
     return Place(folder, shared=False)
 
 
-def _asked_for(folder: Path) -> Place:
+def _configured(folder: Path) -> Place:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700, parents=True)
     found = folder.stat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError("it is no folder")
+        raise NotADirectoryError("it is not a folder")
     if found.st_mode & 0o002:
         raise PermissionError("every user of this machine can write to it (chmod o-w)")
     _try_out(folder)
@@ -120,24 +119,28 @@ def _asked_for(folder: Path) -> Place:
 
 
 def _try_out(folder: Path) -> None:
-    # What permissions say is not enough: the file system may be mounted read-only.
+    # Permissions are not enough: the file system may be mounted read-only.
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def _file_system(folder: Path) -> str | None:
-    """The type of the file system that holds *folder*; None where the system does not tell."""
+    """Return the type of the file system that holds *folder*; None if it is unknown."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
     except OSError:
         return None
     path = folder.resolve()
     best, kind = "", None
     for line in lines:
-        left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")
-        if len(mount) >= len(best) and path.is_relative_to(mount):  # the last one lies on top
-            best, kind = mount, right.split()[0]
+        left, separator, right = line.partition(b" - ")
+        if not separator:
+            continue
+        # The kernel writes blanks and backslashes as octal numbers, and other bytes as they are.
+        escaped = left.split()[4]
+        mount = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), escaped))
+        if len(mount) >= len(best) and path.is_relative_to(mount):  # later ones cover earlier ones
+            best, kind = mount, os.fsdecode(right.split()[0])
     return kind
 
 

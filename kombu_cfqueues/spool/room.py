@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from math import inf
+from typing import Any, Final, NamedTuple
 
 from .. import limits
-from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, as_text, from_text
+from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, from_text
 from ..metrics import metrics
 from ..runtime.fork import renew_in_child
 from ..waiting_room import (
@@ -24,27 +24,62 @@ from ..waiting_room import (
     Wait,
     Withdrawn,
 )
-from . import claims
+from . import claims, outcomes, sweep
 from .file import File
 from .message_table import insert, queue_row
-from .permit_scheduler import Patience, Turn
+from .permit_scheduler import Contender, Reservation
 from .schema import State, free
-from .sweep import sweep
-
-LOOK_SECONDS: Final = 0.008
-"""Pause between two looks for an answer while another process posts, or is about to."""
-
-LONGEST_LOOK_SECONDS: Final = 0.05
-"""The same once it has taken longer than a request usually does."""
-
-PATIENT_LOOKS: Final = 20
-"""After this many looks without an answer, the pauses between them are the longer ones."""
+from .shared_budget import log_stop
 
 SWEEP_SECONDS: Final = 0.25
-"""Pause between two looks whether the processes that post are alive."""
+"""Interval between two searches for processes that have died.
+
+It bounds how long a dead process holds its claims.  A search reads a folder and tries a lock for
+each process, so it costs more than a look into the file."""
+
+FORGET_SECONDS: Final = 600.0
+"""Interval between two searches for queues and tokens that are no longer used."""
+
+OUTCOME_POLL_SECONDS: Final = 0.008
+"""Poll interval for outcomes while another process posts this process's messages, or is about to.
+
+A publish returns later by up to this interval, which is little compared with a request."""
+
+SLOW_OUTCOME_POLL_SECONDS: Final = SWEEP_SECONDS / 5
+"""Poll interval for outcomes once a request has taken longer than usual.
+
+By then another 50 ms hardly matter, and many processes may be polling."""
+
+USUAL_REQUEST_SECONDS: Final = 0.16
+"""Nearly every request is answered within this time; then the slow poll interval applies."""
+
+FAST_POLLS: Final = round(USUAL_REQUEST_SECONDS / OUTCOME_POLL_SECONDS)
+"""Number of polls without an outcome before the slow interval applies."""
 
 NOWHERE: Final = ("", 0)
-"""The place of a message that is not to enter the file any more."""
+"""The place of a message that must not enter the file any more."""
+
+
+class _Found(NamedTuple):
+    """What the file says about a message of this process."""
+
+    state: State
+    uncertain: bool
+    error: str | None
+
+
+class _Seen(NamedTuple):
+    """What one look at the file finds for this process.
+
+    Attributes:
+        file: The file's id.
+        settled: Row, error and uncertainty of each message that has an outcome.
+        waiting: Whether a message of this process is unclaimed.
+    """
+
+    file: str
+    settled: list[tuple[int, str | None, bool]]
+    waiting: bool
 
 
 class SpoolRoom:
@@ -52,7 +87,7 @@ class SpoolRoom:
 
     Args:
         file: Where they are.
-        claim_seconds: After this long a claim is anybody's, although its process lives.
+        claim_seconds: A claim expires after this time, even if its process is alive.
     """
 
     shared = True
@@ -65,20 +100,21 @@ class SpoolRoom:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Know of nothing that the parent waits for."""
-        # What this process waits for, by file and row.  Each access is a single step: no lock.
+        """Forget what the parent waits for."""
+        # What this process waits for, by file and row.  Each access is atomic and needs no lock.
         self._own: dict[Any, Item] = {}
-        self._patience = Patience()
+        self._reservation = Reservation()
         self._swept_at = 0.0
-        self._quiet_looks = 0
-        self._waits_since: float | None = None  # for a permit
+        self._forgot_at = 0.0
+        self._empty_polls = 0
+        self._waiting_since: float | None = None  # for a permit
 
     # -- in and out ---------------------------------------------------------------------------
 
     def enter(
         self, items: Sequence[Item], *, number: int, may_skip: bool, until: float
     ) -> Claim | None:
-        """See `WaitingRoom.enter`.  What is claimed at once is not written into the file."""
+        """See `WaitingRoom.enter`.  Messages claimed at once are not written to the file."""
         address = items[0].address
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -92,17 +128,21 @@ class SpoolRoom:
         try:
             skips = self._file.write(work, until=until)
         except BaseException:
-            for item in items:
-                self._own.pop(item.place, None)
-                item.place = None
+            self._forget_places(items)
             raise
         if not skips:
             return None
         metrics.waited(0.0)
+        self._file.stop_log.resumed()
         return Claim(number, address, items)
 
+    def _forget_places(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._own.pop(item.place, None)
+            item.place = None
+
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
-        """Take a permit, if nobody waits for one."""
+        """Take a permit if one is free and nothing else waits for it; return whether it did."""
         if connection.execute("SELECT 1 FROM message WHERE state = 0 LIMIT 1").fetchone():
             return False
         bucket = self._file.bucket(connection)
@@ -130,9 +170,9 @@ class SpoolRoom:
             repeats=item.repeats,
             uncertain=item.uncertain,
         )
-        self._own.pop(item.place, None)  # of an earlier run of the same transaction
+        self._own.pop(item.place, None)  # from an earlier run of the same transaction
         item.place = (self._file.id, row)
-        # Known before the transaction ends: another thread may hear of its outcome at once.
+        # Stored before the commit: another thread may read the outcome immediately after it.
         self._own[item.place] = item
 
     def outcomes(self, *, until: float) -> Outcomes:
@@ -140,43 +180,42 @@ class SpoolRoom:
         now = self._file.clock.monotonic()
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
-            sweep(self._file, until=until)
-
-        def look(connection: sqlite3.Connection) -> tuple[str, list[tuple[int, str, int]], bool]:
-            me = self._file.me
-            rows = connection.execute(
-                "SELECT id, error, uncertain FROM message WHERE owner = ? AND state IN (?, ?)",
-                (me, State.ACCEPTED, State.REFUSED),
-            ).fetchall()
-            waits = connection.execute(
-                "SELECT 1 FROM message WHERE owner = ? AND state = 0 AND queue IS NOT NULL LIMIT 1",
-                (me,),
-            ).fetchone()
-            return self._file.id, rows, waits is not None
-
-        file, rows, waits = self._file.read(look, until=until)
-        settled = self._lost(file)
-        if rows:
-            self._forget(file, [row for row, _, _ in rows], until)
-            for row, error, uncertain in rows:
-                item = self._own.pop((file, row), None)
-                if item is not None:
-                    settled[item] = _told(error, uncertain) if error else None
-        self._quiet_looks = 0 if settled or waits else self._quiet_looks + 1
+            self.sweep(until=until)
+        seen = self._file.read(self._look, until=until)
+        settled = self._lost(seen.file)
+        if seen.settled:
+            self._forget(seen.file, [row for row, _, _ in seen.settled], until)
+        for row, error, uncertain in seen.settled:
+            item = self._own.pop((seen.file, row), None)
+            if item is not None:
+                settled[item] = _error_for_owner(error, uncertain) if error else None
+        self._empty_polls = 0 if settled or seen.waiting else self._empty_polls + 1
         pause = SWEEP_SECONDS
-        if not waits:
-            patient = self._quiet_looks > PATIENT_LOOKS
-            pause = LONGEST_LOOK_SECONDS if patient else LOOK_SECONDS
-        return Outcomes(settled, waits, now + pause)
+        if not seen.waiting:
+            is_slow = self._empty_polls > FAST_POLLS
+            pause = SLOW_OUTCOME_POLL_SECONDS if is_slow else OUTCOME_POLL_SECONDS
+        return Outcomes(settled, seen.waiting, now + pause)
+
+    def _look(self, connection: sqlite3.Connection) -> _Seen:
+        me = self._file.me
+        rows = connection.execute(
+            "SELECT id, error, uncertain FROM message WHERE owner = ? AND state IN (?, ?)",
+            (me, State.ACCEPTED, State.REFUSED),
+        ).fetchall()
+        waiting = connection.execute(
+            "SELECT 1 FROM message WHERE owner = ? AND state = 0 AND queue IS NOT NULL LIMIT 1",
+            (me,),
+        ).fetchone()
+        return _Seen(self._file.id, rows, waiting is not None)
 
     def _lost(self, file: str) -> dict[Item, CFQueuesError | None]:
-        """Give up what waited in a file that is gone; nobody can say what became of it."""
+        """Settle messages that waited in a file that no longer exists; their outcome is unknown."""
         settled: dict[Item, CFQueuesError | None] = {}
         for place, item in list(self._own.items()):
             if place[0] != file:
                 self._own.pop(place, None)
                 settled[item] = PublishTimeout(
-                    "the file of the spool was removed or replaced while the message waited in it",
+                    "the spool's file was removed or replaced while the message waited in it",
                     delivered="unknown",
                 )
         return settled
@@ -196,80 +235,85 @@ class SpoolRoom:
     ) -> Mapping[Item, Withdrawn | CFQueuesError | None]:
         """See `WaitingRoom.withdraw`."""
         entered = [item for item in items if item.place is not None]
-
-        def work(
-            connection: sqlite3.Connection,
-        ) -> dict[Item, Withdrawn | CFQueuesError | None]:
-            known: dict[Item, Withdrawn | CFQueuesError | None] = {}
-            for item in entered:
-                found = self._find(connection, item)
-                if found is None or found[0] is not State.CLAIMED or claimed:
-                    known[item] = _known(found)
-            connection.executemany(
-                "DELETE FROM message WHERE id = ? AND owner = ?",
-                [(item.place[1], self._file.me) for item in known if self._is_here(item)],
-            )
-            return known
-
-        known = self._file.write(work, until=until) if entered else {}
+        known: dict[Item, Withdrawn | CFQueuesError | None] = {}
+        if entered:
+            known = self._file.write(lambda c: self._take_back(c, entered, claimed), until=until)
         for item in known:
             self._own.pop(item.place, None)
         if claimed:
-            # What skipped the line and failed, and could not be written into the file since.
+            # These messages got a permit at once, failed, and could not be written to the file.
             for item in set(items) - set(entered):
                 sent = item.uncertain or item.error is None
                 known[item] = Withdrawn.PERHAPS_SENT if sent else Withdrawn.NOT_SENT
                 item.place = NOWHERE
         return known
 
+    def _take_back(
+        self, connection: sqlite3.Connection, items: Sequence[Item], claimed: bool
+    ) -> dict[Item, Withdrawn | CFQueuesError | None]:
+        """Delete *items*, those under a claim only if *claimed*; return what is known of each."""
+        known: dict[Item, Withdrawn | CFQueuesError | None] = {}
+        for item in items:
+            found = self._find(connection, item)
+            if found is None or found.state is not State.CLAIMED or claimed:
+                known[item] = _known(found)
+        connection.executemany(
+            "DELETE FROM message WHERE id = ? AND owner = ?",
+            [(item.place[1], self._file.me) for item in known if self._is_here(item)],
+        )
+        return known
+
     def _is_here(self, item: Item) -> bool:
         return bool(item.place[0] == self._file.id)
 
-    def _find(
-        self, connection: sqlite3.Connection, item: Item
-    ) -> tuple[State, bool, str | None] | None:
-        """What the file says of an item of this process; None: nothing."""
+    def _find(self, connection: sqlite3.Connection, item: Item) -> _Found | None:
+        """Return what the file says about an item of this process; None if it is not there."""
         if not self._is_here(item):
             return None
         found = connection.execute(
             "SELECT state, uncertain, error FROM message WHERE id = ? AND owner = ?",
             (item.place[1], self._file.me),
         ).fetchone()
-        return found and (State(found[0]), bool(found[1]), found[2])
+        return found and _Found(State(found[0]), bool(found[1]), found[2])
 
     # -- claims -------------------------------------------------------------------------------
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:
         """See `WaitingRoom.claim`.  The permit and the messages are taken in one transaction."""
-        if self._waits_since is None:
-            self._waits_since = self._file.clock.monotonic()
+        # Read once: another thread of this process may take the permit, and reset it.
+        waiting_since = self._waiting_since or self._file.clock.monotonic()
+        self._waiting_since = waiting_since
 
-        def look(connection: sqlite3.Connection) -> Turn | Wait:
+        def look(connection: sqlite3.Connection) -> Contender | Wait:
             bucket = self._file.bucket(connection)
-            return claims.find_turn(connection, bucket, terms, self._claimer(), self._patience)
+            return claims.find_next(connection, bucket, terms, self._claimer(), self._reservation)
 
         def work(connection: sqlite3.Connection) -> Claim | Wait:
-            turn = look(connection)
-            return turn if isinstance(turn, Wait) else self._take(connection, turn, terms)
+            found = look(connection)
+            return found if isinstance(found, Wait) else self._take(connection, found, terms)
 
-        # Looking first, because most who wake for a permit find that another was faster, and only
-        # one process at a time can write.
+        # Read first: most processes that look for a permit find that another process was faster,
+        # and only one process at a time can write.
         found = self._file.read(look, until=terms.until)
         if isinstance(found, Wait):
+            log_stop(self._file.stop_log, found)
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
-            metrics.waited(self._file.clock.monotonic() - self._waits_since)
-            self._waits_since = None
+            metrics.waited(self._file.clock.monotonic() - waiting_since)
+            self._waiting_since = None
+            self._file.stop_log.resumed()
         return claimed
 
     def _claimer(self) -> claims.Claimer:
         return claims.Claimer(self._file.me, self._file.clock.monotonic())
 
-    def _take(self, connection: sqlite3.Connection, turn: Turn, terms: ClaimTerms) -> Claim | Wait:
-        found = claims.take(connection, turn, terms, self._claimer(), self._claim_seconds)
+    def _take(
+        self, connection: sqlite3.Connection, contender: Contender, terms: ClaimTerms
+    ) -> Claim | Wait:
+        found = claims.take(connection, contender, terms, self._claimer(), self._claim_seconds)
         if found.items:
-            self._file.bucket(connection).spend(turn.kind)
+            self._file.bucket(connection).spend(contender.kind)
         items = []
         for item in found.items:
             item.place = (self._file.id, item.place)
@@ -280,135 +324,73 @@ class SpoolRoom:
         return Claim(terms.number, found.address, items, found.expired)
 
     def settle(self, claim: Claim, outcome: ClaimOutcome, *, until: float) -> Settled:
-        """See `WaitingRoom.settle`: as far as the claim still is this process's.
+        """See `WaitingRoom.settle`.  Messages that the claim no longer holds are left alone.
 
-        What another process waits for is kept for it; the rest of what is settled is forgotten.
+        Outcomes for other processes are kept for them; everything else that is settled is deleted.
         """
         for item in outcome.settled:
             if item.owned_here:
                 self._own.pop(item.place, None)
         if not _is_written(claim, outcome):
             return {}
-
-        def work(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-            for item, error in outcome.settled.items():
-                if item.place is not None:
-                    _settle(connection, claim.number, item, error)
-            queue = queue_row(connection, claim.address)
-            for item in outcome.returned:
-                if item.place is None:
-                    self._insert(connection, queue, item)
-                else:
-                    _return(connection, claim.number, item, outcome.max_batch)
-            _note(connection, queue, outcome)
-            self._pause(connection, queue, outcome)
-            return self._give_up(connection, queue, outcome)
-
-        places = self._file.write(work, until=until)
+        places = self._file.write(lambda c: self._settle(c, claim, outcome), until=until)
         given_up = [self._own.pop(place, None) for place in places]
         return {item: outcome.give_up for item in given_up if item is not None}
 
-    def _pause(self, connection: sqlite3.Connection, queue: int, outcome: ClaimOutcome) -> None:
-        """Let what is spooled for a queue wait, longer each time; look the queue up again."""
-        if outcome.pause is None:
-            return
-        (pauses,) = connection.execute("SELECT pauses FROM queue WHERE id = ?", (queue,)).fetchone()
-        pause = replace(outcome.pause, failures=pauses + 1).pause_seconds(least=0.5)
-        connection.execute(
-            "UPDATE queue SET pauses = pauses + 1, paused_until = ?, "
-            "cloudflare_id = CASE WHEN ? THEN cloudflare_id END WHERE id = ?",
-            (
-                self._file.clock.monotonic() + pause,
-                outcome.give_up is not None,
-                queue,
-            ),
-        )
-
-    def _give_up(
-        self, connection: sqlite3.Connection, queue: int, outcome: ClaimOutcome
+    def _settle(
+        self, connection: sqlite3.Connection, claim: Claim, outcome: ClaimOutcome
     ) -> list[tuple[str, int]]:
-        """Settle what else was split, and somebody waits for; return what of it is ours."""
+        """Write *outcome*; return the places of this process's messages that it gives up."""
+        for item, error in outcome.settled.items():
+            if item.place is not None:
+                outcomes.settle_item(connection, claim.number, item, error)
+        queue = queue_row(connection, claim.address)
+        for item in outcome.returned:
+            if item.place is None:
+                self._insert(connection, queue, item)
+            else:
+                outcomes.return_item(connection, claim.number, item, outcome.max_batch)
+        outcomes.note_delay(connection, queue, outcome)
+        outcomes.pause_spooled(connection, queue, outcome, self._file.clock.monotonic())
         if outcome.give_up is None:
             return []
-        suspects = "state = 0 AND queue = ? AND max_batch < ? AND kind != ?"
-        which = (queue, self.max_batch, Kind.SPOOLED)
-        me = self._file.me
-        mine = connection.execute(
-            f"SELECT id FROM message WHERE {suspects} AND owner = ?",  # noqa: S608
-            (*which, me),
-        ).fetchall()
-        connection.execute(
-            f"DELETE FROM message WHERE {suspects} AND owner = ?",  # noqa: S608
-            (*which, me),
-        )
-        connection.execute(
-            f"UPDATE message SET state = ?, error = ? WHERE {suspects}",  # noqa: S608
-            (State.REFUSED, as_text(outcome.give_up), *which),
-        )
-        return [(self._file.id, row) for (row,) in mine]
+        rows = outcomes.refuse_suspects(connection, queue, outcome.give_up, self._file.me)
+        return [(self._file.id, row) for row in rows]
 
     def release(self, number: int) -> None:
         """See `WaitingRoom.release`."""
         until = self._file.clock.monotonic() + SWEEP_SECONDS
-        with contextlib.suppress(RoomBusy, SpoolFull, SpoolUnavailable):  # it ends some time
+        with contextlib.suppress(RoomBusy, SpoolFull, SpoolUnavailable):  # the claim expires
             self._file.write(lambda c: free(c, "claim = ?", number), until=until)
+
+    def sweep(self, *, until: float = inf) -> None:
+        """Release claims of dead processes and expired claims; delete what is no longer used."""
+        now = self._file.clock.monotonic()
+        forgets = now - self._forgot_at >= FORGET_SECONDS
+        if forgets:
+            self._forgot_at = now
+        sweep.sweep(self._file, until=until, forgets=forgets)
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
-    """Whether the file has to hear of *outcome*: not of a message that skipped the line."""
+    """Whether *outcome* changes the file: messages claimed at once and settled are not in it."""
     return bool(outcome.returned) or any(item.place is not None for item in claim.items)
 
 
-def _settle(
-    connection: sqlite3.Connection, number: int, item: Item, error: CFQueuesError | None
-) -> None:
-    which = (item.place[1], number)
-    if item.owned_here or (item.kind is Kind.SPOOLED and error is None):
-        connection.execute("DELETE FROM message WHERE id = ? AND claim = ?", which)
-        return
-    state = State.ACCEPTED if error is None else State.REFUSED
-    connection.execute(
-        "UPDATE message SET state = ?, error = ?, uncertain = uncertain | ?, claim = NULL, "
-        "poster = NULL WHERE id = ? AND claim = ?",
-        (state, error and as_text(error), item.uncertain, *which),
-    )
-
-
-def _return(connection: sqlite3.Connection, number: int, item: Item, max_batch: int | None) -> None:
-    connection.execute(
-        "UPDATE message SET state = 0, claim = NULL, poster = NULL, "
-        "uncertain = uncertain | ?, max_batch = coalesce(?, max_batch) WHERE id = ? AND claim = ?",
-        (item.uncertain, max_batch, item.place[1], number),
-    )
-
-
-def _note(connection: sqlite3.Connection, queue: int, outcome: ClaimOutcome) -> None:
-    """Write down, for people, what delays a queue's messages."""
-    if outcome.error is not None:
-        connection.execute("UPDATE queue SET trouble = ? WHERE id = ?", (str(outcome.error), queue))
-    elif None in outcome.settled.values():
-        connection.execute(
-            "UPDATE queue SET paused_until = 0, pauses = 0, trouble = NULL "
-            "WHERE id = ? AND trouble IS NOT NULL",
-            (queue,),
-        )
-
-
-def _known(found: tuple[State, bool, str | None] | None) -> Withdrawn | CFQueuesError | None:
+def _known(found: _Found | None) -> Withdrawn | CFQueuesError | None:
     if found is None:
         return Withdrawn.PERHAPS_SENT
-    state, uncertain, error = found
-    if state is State.ACCEPTED:
+    if found.state is State.ACCEPTED:
         return None
-    if state is State.REFUSED and error:
-        return _told(error, uncertain)
-    sent = uncertain or state is State.CLAIMED
+    if found.state is State.REFUSED and found.error:
+        return _error_for_owner(found.error, found.uncertain)
+    sent = found.uncertain or found.state is State.CLAIMED
     return Withdrawn.PERHAPS_SENT if sent else Withdrawn.NOT_SENT
 
 
-def _told(error: str, uncertain: bool | int) -> CFQueuesError:
-    """What an owner is told: an earlier try may have delivered the message."""
-    told = from_text(error)
+def _error_for_owner(text: str, uncertain: bool | int) -> CFQueuesError:
+    """Return the stored error; if *uncertain*, an earlier try may have delivered the message."""
+    error = from_text(text)
     if uncertain:
-        told.delivered = "unknown"
-    return told
+        error.delivered = "unknown"
+    return error

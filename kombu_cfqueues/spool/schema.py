@@ -1,4 +1,4 @@
-"""What is in the file: one table of waiting messages, and the few numbers that all share.
+"""The file's tables: waiting messages, and the few numbers that all processes share.
 
 The life of a message's row::
 
@@ -7,9 +7,9 @@ The life of a message's row::
                  |                  +------refused---> REFUSED    for its owner; without one, kept
                  +----release-------+
 
-A row with a deadline is a confirmed publish: its *owner*, a process, waits for what becomes of it.
-A row without one is spooled: its publisher has gone on.  A row of an admin request waits in the
-same line for its permit, and carries nothing.
+A row with a deadline is a confirmed publish: its *owner*, a process, waits for the outcome.  A row
+without a deadline is a spooled message, whose publisher does not wait.  The row of an admin request
+carries no message; it waits for a permit in the same order.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from ..errors import CFQueuesError, as_text
 from ..runtime.rng import rng
 
 VERSION: Final = 2
-"""Of the tables below; a part of the file's name, so that versions never meet in a file.
+"""Version of the tables below.
 
-A newer version takes over what is spooled: see `MessageTable.take_over` for what it relies on."""
+It is part of the file's name, so that two versions never use the same file.  A newer version moves
+spooled messages to its own file; see `MessageTable.take_over` for the columns it needs.
+"""
+
+BOOT_ID_TIMEOUT_SECONDS: Final = 5.0
+"""Timeout of the ``sysctl`` call that reads macOS's boot id; it normally takes milliseconds."""
 
 
 class State(IntEnum):
-    """Where a row is in its life.  The partial indices below know WAITING as 0."""
+    """The state of a message's row.  The indices and queries below use the numbers."""
 
     WAITING = 0
     CLAIMED = 1
@@ -43,26 +48,27 @@ class State(IntEnum):
 
 _TABLES: Final = """
 CREATE TABLE message (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- in order of arrival
     kind INTEGER NOT NULL,
     state INTEGER NOT NULL DEFAULT 0,
     queue INTEGER REFERENCES queue,
     fragment BLOB,
     size INTEGER NOT NULL DEFAULT 0,
-    due REAL,                              -- wall clock: the message's own delay
+    due REAL,                              -- wall clock: when the message's delay ends
     alone INTEGER,
+    eta REAL,                              -- wall clock: of a Celery task
     entered REAL NOT NULL,                 -- wall clock: for display
-    expires REAL,                          -- wall clock: of a spooled message
-    owner TEXT,                            -- the process that waits for its outcome
-    deadline REAL,                         -- monotonic: until when the owner waits
-    half_time REAL,                        -- monotonic: when half of that time is over
-    repeats INTEGER NOT NULL DEFAULT 1,    -- may be posted again after an unknown outcome
-    max_batch INTEGER,                     -- messages that may travel with it, itself included
-    uncertain INTEGER NOT NULL DEFAULT 0,  -- it may have arrived
+    expires REAL,                          -- wall clock: when a spooled message is dropped
+    owner TEXT,                            -- process that waits for the outcome
+    deadline REAL,                         -- monotonic: end of the owner's wait
+    half_time REAL,                        -- monotonic: middle of the owner's wait
+    repeats INTEGER NOT NULL DEFAULT 1,    -- whether to retry after an unknown outcome
+    max_batch INTEGER,                     -- limit of messages in its request
+    uncertain INTEGER NOT NULL DEFAULT 0,  -- whether it may have been delivered
     claim INTEGER,
-    poster TEXT,                           -- who holds the claim
+    poster TEXT,                           -- process that holds the claim
     claimed_until REAL,                    -- monotonic
-    error TEXT                             -- why it was refused, or what delays it
+    error TEXT                             -- why it was refused
 );
 CREATE INDEX waiting ON message (kind, queue, id) WHERE state = 0;
 CREATE INDEX owned ON message (owner, state) WHERE owner IS NOT NULL;
@@ -73,21 +79,24 @@ CREATE INDEX refused ON message (id) WHERE state = 3;
 CREATE TABLE queue (
     id INTEGER PRIMARY KEY,
     address TEXT NOT NULL UNIQUE,            -- the name at Cloudflare, or # and the id
-    creates INTEGER NOT NULL DEFAULT 0,      -- whether it is to be made if it is missing
-    cloudflare_id TEXT,                      -- once it is known
-    stopped_until REAL NOT NULL DEFAULT 0,   -- monotonic: a 429 of this queue
-    paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: for what is spooled
+    creates INTEGER NOT NULL DEFAULT 0,      -- whether to create it if it is missing
+    cloudflare_id TEXT,                      -- NULL until it is known
+    stopped_until REAL NOT NULL DEFAULT 0,   -- monotonic: end of a 429 of this queue
+    paused_until REAL NOT NULL DEFAULT 0,    -- monotonic: back-off of spooled messages
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
-    trouble TEXT,                            -- why what is spooled waits
-    known_id TEXT,                           -- what a process has looked up, for the others
-    retention INTEGER,                       -- seconds for which it keeps messages
+    trouble TEXT,                            -- why its messages are delayed
+    used_at REAL NOT NULL,                   -- wall clock: its last use, to the hour
+    known_id TEXT,                           -- id that a process looked up, for the others
+    retention INTEGER,                       -- seconds that it keeps messages
     known_at REAL                            -- monotonic
 );
+
+CREATE INDEX used ON queue (used_at);
 
 CREATE TABLE bucket (
     token TEXT PRIMARY KEY,                  -- a hash
     tokens REAL NOT NULL,
-    counted_at REAL NOT NULL,                -- monotonic, as all of the next four
+    counted_at REAL NOT NULL,                -- monotonic, like the other times here
     slow_rate REAL NOT NULL,
     slow_until REAL NOT NULL,
     stopped_until REAL NOT NULL,
@@ -96,26 +105,35 @@ CREATE TABLE bucket (
 
 CREATE TABLE token (
     hash TEXT PRIMARY KEY,
-    works_at REAL NOT NULL                   -- monotonic: when the API has last taken it
+    works_at REAL NOT NULL                   -- monotonic: when the API last accepted it
 );
 
 CREATE TABLE process (
-    name TEXT PRIMARY KEY                    -- of each that has used the file since the last boot
+    name TEXT PRIMARY KEY                    -- of each process since the last boot
 );
 
 CREATE TABLE machine (
-    file TEXT NOT NULL,                      -- tells this file from any that has its name later
-    boot TEXT NOT NULL,                      -- whose monotonic clock the numbers are of
-    bytes INTEGER NOT NULL DEFAULT 0,        -- of all messages here
-    last_kind INTEGER,                       -- whose turn the last permit was
-    drainer TEXT,                            -- the poster that empties the spool
-    drained_at REAL NOT NULL DEFAULT 0       -- monotonic: when it was last at work
+    file TEXT NOT NULL,                      -- identifies the file, also after a replacement
+    boot TEXT NOT NULL,                      -- the boot whose monotonic clock is used
+    bytes INTEGER NOT NULL DEFAULT 0,        -- total size of all messages
+    last_kind INTEGER,                       -- kind that got the last permit
+    drainer TEXT,                            -- process that empties the spool
+    drained_at REAL NOT NULL DEFAULT 0       -- monotonic: its last sign of life
 );
 
 CREATE TRIGGER counts_what_comes AFTER INSERT ON message WHEN NEW.size > 0
     BEGIN UPDATE machine SET bytes = bytes + NEW.size; END;
 CREATE TRIGGER counts_what_goes AFTER DELETE ON message WHEN OLD.size > 0
     BEGIN UPDATE machine SET bytes = bytes - OLD.size; END
+"""
+
+_RESTART_BUCKETS: Final = """
+UPDATE bucket SET
+    tokens = min(tokens, 1),
+    slow_until = max(0, slow_until - counted_at) + :now,
+    stopped_until = max(0, stopped_until - counted_at) + :now,
+    publishing_stopped_until = max(0, publishing_stopped_until - counted_at) + :now,
+    counted_at = :now
 """
 
 
@@ -128,25 +146,21 @@ def prepare(
     me: str,
     is_alive: Callable[[str], bool],
 ) -> str:
-    """Make the tables of a *new* file; in an old one, forget what another *boot* counted.
+    """Create the tables of a *new* file; in an existing one, reset the times after a reboot.
 
     Args:
         connection: In a transaction.
         new: Whether the file is empty.
-        boot: What `boot_id` says.
+        boot: The id of this boot; see `boot_id`.
         now: The monotonic clock.
-        me: This process, as others know it.
-        is_alive: Says whether a process is alive.
+        me: This process's name in the file.
+        is_alive: Returns whether the process of a name is alive.
 
     Returns:
-        What tells this file from any other.
+        The file's id.
     """
     if new:
-        for statement in _statements(_TABLES):
-            connection.execute(statement)
-        connection.execute(
-            "INSERT INTO machine (file, boot) VALUES (?, ?)", (f"{rng.getrandbits(64):016x}", boot)
-        )
+        _create(connection, boot)
     else:
         (seen,) = connection.execute("SELECT boot FROM machine").fetchone()
         if seen != boot and not same_boot(connection, me, is_alive):
@@ -156,20 +170,28 @@ def prepare(
     return str(file)
 
 
-def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str], bool]) -> bool:
-    """Return whether a process lives that used the file before: then there was no reboot.
+def _create(connection: sqlite3.Connection, boot: str) -> None:
+    for statement in _statements(_TABLES):
+        connection.execute(statement)
+    connection.execute(
+        "INSERT INTO machine (file, boot) VALUES (?, ?)", (f"{rng.getrandbits(64):016x}", boot)
+    )
 
-    Containers that share a folder may each have a boot id of their own.
+
+def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str], bool]) -> bool:
+    """Return whether another process that used the file is alive, so there was no reboot.
+
+    Boot ids cannot tell: containers that share a folder may have different ones.
     """
     names = connection.execute("SELECT name FROM process WHERE name != ?", (me,)).fetchall()
     return any(is_alive(name) for (name,) in names)
 
 
 def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
-    """Live on after a reboot: nobody is alive who waited or posted, and the clock began anew.
+    """Reset the file after a reboot: no process is alive, and the monotonic clock restarted.
 
-    Nobody knows how much time went by, so none did: what a 429 stopped is stopped for as long as
-    was left then, and nothing was earned.
+    How much time passed is unknown, so the allowance assumes none: a 429 keeps the time that it had
+    left, and no requests were earned.
     """
     connection.execute("DELETE FROM message WHERE deadline IS NOT NULL")
     connection.execute(
@@ -177,17 +199,7 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
         (State.CLAIMED,),
     )
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
-    connection.execute(
-        """
-        UPDATE bucket SET
-            tokens = min(tokens, 1),
-            slow_until = max(0, slow_until - counted_at) + :now,
-            stopped_until = max(0, stopped_until - counted_at) + :now,
-            publishing_stopped_until = max(0, publishing_stopped_until - counted_at) + :now,
-            counted_at = :now
-        """,
-        {"now": now},
-    )
+    connection.execute(_RESTART_BUCKETS, {"now": now})
     connection.execute("UPDATE machine SET boot = ?, drainer = NULL", (boot,))
     connection.execute("DELETE FROM process")
     connection.execute("DELETE FROM token")
@@ -195,9 +207,9 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:
-    """Free what a process that is dead has claimed, and drop what only it waits for."""
+    """Release the claims of a process that ended; delete what only it waits for."""
     free(connection, "poster = ?", poster)
-    # What it wanted published and nobody refused may still be posted, until its deadline.
+    # Its messages that still wait may be posted by others, until their deadline.
     connection.execute(
         "DELETE FROM message WHERE owner = ? AND (queue IS NULL OR state IN (?, ?))",
         (poster, State.ACCEPTED, State.REFUSED),
@@ -207,10 +219,8 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
 
 
 def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
-    """Let claimed messages wait again, except those that must not be posted twice."""
-    lost = as_text(
-        CFQueuesError("the process that was posting the message ended", delivered="unknown")
-    )
+    """Let claimed messages wait again; refuse those that must not be posted twice."""
+    lost = as_text(CFQueuesError("the process that posted the message ended", delivered="unknown"))
     for change, which in (
         (f"state = {State.REFUSED:d}, error = ?, claim = NULL, poster = NULL", "NOT repeats"),
         ("state = 0, claim = NULL, poster = NULL, uncertain = coalesce(1, ?)", "repeats"),
@@ -222,7 +232,7 @@ def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of *script*: `executescript` would end the transaction."""
+    """Return the statements of *script*, since `executescript` would end the transaction."""
     statements, rest = [], ""
     for line in script.splitlines(keepends=True):
         rest += line
@@ -234,9 +244,9 @@ def _statements(script: str) -> list[str]:
 
 @functools.cache
 def boot_id() -> str:
-    """What tells this boot of this machine from any other; ``""`` where nothing does.
+    """Return an id of this boot of the machine; ``""`` if the system has none.
 
-    There, a monotonic clock that runs backwards is what tells.
+    Then only a monotonic clock that ran backwards shows a reboot.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -247,7 +257,7 @@ def boot_id() -> str:
     ask = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
     try:
         return subprocess.run(  # noqa: S603  a fixed command
-            ask, capture_output=True, check=True, timeout=5, text=True
+            ask, capture_output=True, check=True, timeout=BOOT_ID_TIMEOUT_SECONDS, text=True
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

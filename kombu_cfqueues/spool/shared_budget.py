@@ -1,6 +1,6 @@
-"""The machine's request allowance, in the form in which a client wants it.
+"""The machine's request allowance, with the interface of `rate_limit.Budget`.
 
-Admin requests, which carry no message, stand in the same line as messages do.
+Admin requests carry no message, but they wait for permits in the same order as messages.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
+from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
-from ..rate_limit import Budget, Limit, NoPermit, Scope, parse_ratelimit, scope_of
+from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
 from ..runtime.once import Once
 from ..shared_facts import Unneeded
@@ -23,45 +23,56 @@ from . import permit_scheduler as scheduler
 from .bucket import last_kind
 from .facts import FileFacts
 from .file import File
-from .permit_scheduler import TURN_SECONDS, Eligible, Patience
+from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
 
 logger = logging.getLogger(__name__)
 
 SHARERS: Final = 16
-"""Without the file, a process takes the share of one of so many: if each of a web server's
-processes had the whole allowance, they would cause the block that it is there to avoid."""
+"""Without the file, a process uses the allowance divided by this number.
 
-TROUBLE_SECONDS: Final = 30.0
-"""So long after the file could not be used it is not tried again."""
+If each process of a web server used the whole allowance, together they would cause the block that
+the allowance exists to avoid."""
 
-GIVE_BACK_SECONDS: Final = 0.1
-"""How long a place in the line is tried to be given back; its own deadline ends it otherwise."""
+FILE_RETRY_PAUSE_SECONDS: Final = 30.0
+"""Pause before a process tries the file again after it could not be used.
 
-LONGEST_SLEEP_SECONDS: Final = 1.0
-"""How often who waits for a permit looks at the line."""
+The cause is usually a disk or a permission that a person has to change.  Meanwhile each request
+would wait for the file in vain."""
+
+GIVE_BACK_TIMEOUT_SECONDS: Final = 0.1
+"""How long a request that gives up tries to remove its row from the file.
+
+If that fails, the row's own deadline ends it."""
+
+MAX_SLEEP_SECONDS: Final = 1.0
+"""Longest sleep of a request that waits for a permit.
+
+After it, the request checks whether requests before it have given up."""
 
 
 class SharedBudget:
-    """Permits from the file, first come first served among all processes of the machine.
+    """Permits from the file, for all processes of the machine in the order of their requests.
 
     Args:
-        file: Where they are.
+        file: The spool's file.
         limit: The allowance.
-        clock: Time and waiting.
     """
 
     def __init__(self, file: File, limit: Limit) -> None:
         self._permits = Permits(file)
         self._facts = FileFacts(file)
         self._clock = file.clock
-        self.alone = Budget(Limit(limit.rate / SHARERS, 1), clock=self._clock)
-        """What this process may send by itself while the file cannot be used."""
+        self._stop_log = file.stop_log
+        self.alone = Budget(
+            Limit(limit.rate / SHARERS, 1), clock=self._clock, stop_log=file.stop_log
+        )
+        """What this process may send alone, while the file cannot be used."""
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Try the file again in a child."""
-        self._alone_until = 0.0  # monotonic; read and written at once: it needs no lock
+        """Try the file again in the child."""
+        self._alone_until = 0.0  # monotonic; each access is atomic and needs no lock
         self._once = Once()
 
     def acquire(
@@ -72,40 +83,40 @@ class SharedBudget:
         for_message: bool = False,
         is_known: Callable[[], bool] | None = None,
     ) -> None:
-        """Block until one more request may leave; what `Budget.acquire` says holds here too."""
+        """Block until one more request may leave; see `Budget.acquire`."""
         kind = Kind.LOOKUP if for_message else Kind.ADMIN
         if not self._in_file(lambda: self._acquire(deadline, kind, is_known)):
             self.alone.acquire(deadline, queue=queue)
 
     def observe(self, ratelimit: str | None) -> None:
-        """Heed the ``Ratelimit`` header of any answer; None if it had none."""
+        """Slow down if the ``Ratelimit`` header of a response asks for it; None if it had none."""
         if ratelimit is not None and not self._in_file(lambda: self._permits.heed(ratelimit)):
             self.alone.observe(ratelimit)
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
-        """Stop what a 429 stops, for every process; any other *error* stops nothing."""
-        if error.status in (401, 403):
+        """Stop the requests that *error* concerns, for every process."""
+        if error.stops is None and error.status in (401, 403):
             self._facts.note_token(works=False)
-        if error.status == 429:
+        if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
 
     def is_shared(self) -> bool:
-        """Whether the file is to be used now."""
+        """Whether permits come from the file now."""
         return self._clock.monotonic() >= self._alone_until
 
     def give_up(self, error: CFQueuesError) -> None:
-        """Do without the file for a while; say so once."""
-        self._alone_until = self._clock.monotonic() + TROUBLE_SECONDS
+        """Do not use the file for `FILE_RETRY_PAUSE_SECONDS`; log *error* the first time."""
+        self._alone_until = self._clock.monotonic() + FILE_RETRY_PAUSE_SECONDS
         if self._once.is_new():
             logger.warning(
                 "this process paces its requests alone, at a sixteenth of the allowance, because "
-                "it cannot share it with the other processes of the machine: %s",
+                "it cannot share the allowance with the other processes of this machine: %s",
                 error,
             )
 
     def _in_file(self, work: Callable[[], None]) -> bool:
-        """Do *work* there; return False if that cannot be."""
+        """Do *work* in the file; return False if the file cannot be used."""
         if not self.is_shared():
             return False
         try:
@@ -116,130 +127,150 @@ class SharedBudget:
         return True
 
     def _acquire(self, deadline: float, kind: Kind, is_known: Callable[[], bool] | None) -> None:
-        place: int | None = None
+        request: int | None = None
         since = self._clock.monotonic()
         try:
             while True:
-                place, wait = self._permits.request_permit(place, deadline, kind)
+                request, wait = self._permits.request_permit(request, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
+                    self._stop_log.resumed()
                     return
+                log_stop(self._stop_log, wait)
                 if is_known is not None and is_known():
                     raise Unneeded
-                now = self._clock.monotonic()
-                if wait.why is not None and now + (wait.why.retry_after or 0.0) > deadline:
-                    raise wait.why
-                until = now if wait.until is None else wait.until
-                if now >= deadline:
-                    raise NoPermit("the request allowance is used up", retry_after=until - now)
-                self._clock.sleep(max(0.0, min(until, deadline) - now))
+                self._sleep(wait, deadline)
         except RoomBusy as error:
-            raise NoPermit(f"the request allowance cannot be asked: {error}") from error
+            raise NoPermit(f"no permit could be requested: {error}") from error
         finally:
-            if place is not None:
-                self._give_back(place)
+            if request is not None:
+                self._give_back(request)
 
-    def _give_back(self, place: int) -> None:
+    def _sleep(self, wait: Wait, deadline: float) -> None:
+        """Sleep until *wait* ends, at the latest until *deadline*.
+
+        Raises:
+            RateLimited: At once, if no permit can be free before *deadline*.
+        """
+        now = self._clock.monotonic()
+        if wait.why is not None and now + (wait.why.retry_after or 0.0) > deadline:
+            raise wait.why
+        until = now if wait.until is None else wait.until
+        if now >= deadline:
+            raise NoPermit("the request allowance is used up", retry_after=until - now)
+        self._clock.sleep(max(0.0, min(until, deadline) - now))
+
+    def _give_back(self, request: int) -> None:
         try:
-            self._permits.give_back(place)
+            self._permits.give_back(request)
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
-            # Its deadline ends it.
-            logger.debug("a place in the line for permits could not be given back: %s", error)
+            # The row ends at its deadline.
+            logger.debug("a request for a permit could not be given back: %s", error)
+
+
+def log_stop(stop_log: StopLog, wait: Wait) -> None:
+    """Log that the API has stopped the token, if that is why *wait* waits."""
+    if wait.until is None or wait.why is None or wait.queue is not None:
+        return
+    if not isinstance(wait.why, NoPermit):
+        stop_log.stopped(wait.why, wait.until)
 
 
 class Permits:
-    """The machine's allowance, as admin requests use it.
+    """The machine's allowance, as requests without a message use it.
 
     Args:
-        file: Where it is.
+        file: The spool's file.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
-        self._patience = Patience()
+        self._reservation = Reservation()
 
     def request_permit(
-        self, place: int | None, deadline: float, kind: Kind = Kind.ADMIN
+        self, request: int | None, deadline: float, kind: Kind = Kind.ADMIN
     ) -> tuple[int | None, Wait | None]:
-        """Take a permit for a request that carries no message, or a place in the line for one.
+        """Take a permit for a request that carries no message, or wait for one in the file.
 
         Args:
-            place: The place, from the last call.
-            deadline: Until when the caller waits, in monotonic seconds.
+            request: The row that the last call returned; None in the first call.
+            deadline: Until when the request may wait, in monotonic seconds.
             kind: ``ADMIN``, or ``LOOKUP`` if a message waits for the answer.
 
         Returns:
-            The place, and when to ask again; None and None: the permit.
+            The row that waits, and when to ask again; None and None if the permit was taken.
         """
-        if place is not None:
-            # Looking first: most who look have to wait on, and only one process can write.
-            wait = self._file.read(lambda c: self._wait(c, place, kind), until=deadline)
+        if request is not None:
+            # Read first: most requests have to wait on, and only one process can write.
+            wait = self._file.read(lambda c: self._wait(c, request, kind), until=deadline)
             if wait is not None:
-                return place, wait
+                return request, wait
+        return self._file.write(
+            lambda c: self._take_or_wait(c, request, deadline, kind), until=deadline
+        )
 
-        def work(connection: sqlite3.Connection) -> tuple[int | None, Wait | None]:
-            mine = place
-            wait = self._wait(connection, mine, kind)
-            if wait is not None and wait.until is None:
-                mine = self._stand_in_line(connection, deadline, kind)
-                wait = self._wait(connection, mine, kind)
-            if wait is not None:
-                return mine, wait
-            self._file.bucket(connection).spend(kind)
-            connection.execute(
-                "DELETE FROM message WHERE id = ? AND owner = ?", (mine, self._file.me)
-            )
-            return None, None
+    def _take_or_wait(
+        self, connection: sqlite3.Connection, request: int | None, deadline: float, kind: Kind
+    ) -> tuple[int | None, Wait | None]:
+        wait = self._wait(connection, request, kind)
+        if wait is not None and wait.until is None:
+            request = self._enter(connection, deadline, kind)
+            wait = self._wait(connection, request, kind)
+        if wait is not None:
+            return request, wait
+        self._file.bucket(connection).spend(kind)
+        self._delete(connection, request)
+        return None, None
 
-        return self._file.write(work, until=deadline)
+    def _wait(self, connection: sqlite3.Connection, request: int | None, kind: Kind) -> Wait | None:
+        """Return how long *request* has to wait; None if it may take the permit.
 
-    def _wait(self, connection: sqlite3.Connection, place: int | None, kind: Kind) -> Wait | None:
-        """Return how long *place*, or who has none yet, has to wait; None: take the permit.
-
-        ``until`` is None where a place in the line is needed first.
+        ``until`` is None if the request needs a row in the file first.
         """
         bucket = self._file.bucket(connection)
         now = self._file.clock.monotonic()
         stop = bucket.stopped(publishing=False)
         if stop is not None:
             return Wait(now + (stop.retry_after or 0.0), stop)
-        line = scheduler.waiting(connection, Eligible(now))
-        if place is None:
-            return None if not line and bucket.tokens >= 1 else Wait(None)
+        waiting = scheduler.contenders(connection, Eligible(now))
+        if request is None:
+            return None if not waiting and bucket.tokens >= 1 else Wait(None)
         last = last_kind(connection)
-        before = scheduler.permits_before(connection, line, place, last, now)
-        if bucket.tokens >= 1:
-            first = scheduler.next_turn(line, last)
-            if (
-                first is None
-                or first.message == place
-                or bucket.tokens >= 1 + before
-                or self._patience.is_over(first, now)
-            ):
-                return None
-        # Each who waits knows its own time, so that not all wake for each permit; and looks now
-        # and then whether those before it have given up.
-        mine = max(bucket.ready_at(1 + before), now + TURN_SECONDS if before else 0.0)
-        return Wait(min(mine, now + LONGEST_SLEEP_SECONDS), bucket.exhausted())
+        before = scheduler.permits_before(connection, waiting, request, last, now)
+        first = scheduler.choose(waiting, last)
+        if bucket.tokens >= 1 and (
+            bucket.tokens >= 1 + before or self._may_go(request, first, now)
+        ):
+            return None
+        # Each request computes its own time, so that not all of them wake for each permit.
+        until = max(bucket.ready_at(1 + before), now + RESERVED_POLL_SECONDS if before else 0.0)
+        return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
-    def _stand_in_line(self, connection: sqlite3.Connection, deadline: float, kind: Kind) -> int:
+    def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
+        """Whether *request* may take a free permit although others may be entitled to it."""
+        return (
+            first is None or first.message == request or self._reservation.has_expired(first, now)
+        )
+
+    def _enter(self, connection: sqlite3.Connection, deadline: float, kind: Kind) -> int:
         done = connection.execute(
             "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
             (kind, self._file.me, deadline, time.time()),
         )
         return int(done.lastrowid or 0)
 
-    def give_back(self, place: int) -> None:
-        """Leave the line of admin requests."""
-        now = self._file.clock.monotonic()
-        me = self._file.me
-        self._file.write(
-            lambda c: c.execute("DELETE FROM message WHERE id = ? AND owner = ?", (place, me)),
-            until=now + GIVE_BACK_SECONDS,
+    def _delete(self, connection: sqlite3.Connection, request: int | None) -> None:
+        connection.execute(
+            "DELETE FROM message WHERE id = ? AND owner = ?", (request, self._file.me)
         )
 
+    def give_back(self, request: int) -> None:
+        """Delete a request that no longer waits for a permit."""
+        until = self._file.clock.monotonic() + GIVE_BACK_TIMEOUT_SECONDS
+        self._file.write(lambda c: self._delete(c, request), until=until)
+
     def heed(self, ratelimit: str) -> None:
-        """Heed a ``Ratelimit`` header."""
+        """Slow down if a ``Ratelimit`` header asks for it."""
         grant = parse_ratelimit(ratelimit)
         if grant is None or not self._file.is_limited:
             return
@@ -247,20 +278,25 @@ class Permits:
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
     def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
-        """Stop what a 429 stops: one queue, publishing, or all calls of the token."""
-        scope = scope_of(error.code)
+        """Stop the requests that *error* concerns: one queue, publishing, or every call."""
+        scope = error.stops
+        if scope is None:
+            return
         queue_only = scope is Scope.QUEUE
         if queue_only and not (cloudflare_id and error.retry_after):
-            return  # whoever repeats the request backs off
+            return  # the retry of the request backs off
         seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
 
-        def work(connection: sqlite3.Connection) -> None:
-            if queue_only:
-                connection.execute(
-                    "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
-                    (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
-                )
-            else:
-                self._file.bucket(connection).stop(scope, seconds)
+        def work(connection: sqlite3.Connection) -> float | None:
+            if not queue_only:
+                return self._file.bucket(connection).stop(scope, seconds)
+            connection.execute(
+                "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
+                (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
+            )
+            return None
 
-        self._file.write(work)
+        until = self._file.write(work)
+        if until is not None:
+            # A process that also counts by itself has logged an end that is a moment earlier.
+            self._file.stop_log.stopped(error, until)

@@ -1,51 +1,61 @@
-"""The front door of the spool: what the rest of the package uses of it."""
+"""The spool's interface to the rest of the package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from typing import Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError
-from ..rate_limit import Limit
+from ..rate_limit import Budget, Limit
 from .election import Election
 from .facts import FileFacts
 from .file import File
 from .listing import Allowed, Listing, QueueState, Refused
 from .liveness import AVAILABLE
 from .message_table import MessageTable, Place, Spooled
+from .paced_room import PacedRoom
 from .room import SpoolRoom
-from .shared_budget import SharedBudget
-from .sweep import sweep
+from .shared_budget import Permits, SharedBudget
 
-CLAIM_RESERVE_SECONDS = 5.0
-"""A claim is anybody's this long after its request must have ended."""
+CLAIM_RESERVE_SECONDS: Final = 5.0
+"""A claim expires this long after the timeout of its request.
+
+It covers the time between the claim and the request, and between the answer and its transaction.
+A claim of a process that is alive expires only if that process hangs."""
 
 
 class Spool:
-    """What all processes of a machine share for one account: allowance, requests and messages.
+    """What the processes of a machine share for one account: allowance, requests and messages.
 
-    Every method may raise `SpoolUnavailable` if no file can be used, and each that writes
+    Every method may raise `SpoolUnavailable` if no file can be used, and every method that writes
     `SpoolFull` if the disk is full.
 
     Args:
-        file: Where it is.
-        claim_seconds: After this long a claim is anybody's, although its process lives.
+        file: The spool's file.
+        claim_seconds: A claim expires after this time, even if its process is alive.
+        permits: The allowance of this process; None if the machine shares one, in the file.
     """
 
     available = AVAILABLE
-    """Whether this system has the locks that a spool needs; Windows has not."""
+    """Whether this system has the locks that a spool needs; Windows does not."""
 
-    def __init__(self, file: File, claim_seconds: float) -> None:
+    def __init__(self, file: File, claim_seconds: float, permits: Budget | None = None) -> None:
         self._file = file
         self._messages = MessageTable(file)
         self._election = Election(file)
         self._listing = Listing(file)
-        self.room = SpoolRoom(file, claim_seconds)
-        """Where the messages wait for their requests."""
+        self._permits = Permits(file)
+        self.room = (
+            SpoolRoom(file, claim_seconds)
+            if permits is None
+            else PacedRoom(file, claim_seconds, permits)
+        )
+        """The waiting room: messages that wait for a request."""
         self.facts = FileFacts(file)
-        """What the processes of the machine tell each other."""
+        """Facts that the processes of the machine share."""
 
     @classmethod
     def open(
@@ -57,19 +67,22 @@ class Spool:
         *,
         spool_dir: str | None = None,
         post_seconds: float = 15.0,
+        permits: Budget | None = None,
     ) -> Spool:
-        """Return the spool of an account; its file is opened when it is used.
+        """Return the spool of an account; its file is opened at the first use.
 
         Args:
-            base_url: Where the API is; with *account_id* it chooses the file.
+            base_url: The API's URL; together with *account_id* it selects the file.
             account_id: The account.
-            limit: The request allowance; None: none.
-            token: Returns the API token, whose hash chooses the allowance.
-            spool_dir: The option.
-            post_seconds: How long one request takes at most.
+            limit: The machine's allowance; None means no limit, or one for each process.
+            token: Returns the API token, whose hash selects the allowance.
+            spool_dir: The option of this name.
+            post_seconds: Timeout of one request.
+            permits: The allowance of this process; None if the machine shares one.
         """
-        file = File(base_url, account_id, limit, token, spool_dir=spool_dir)
-        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS)
+        stop_log = None if permits is None else permits.stop_log
+        file = File(base_url, account_id, limit, token, spool_dir=spool_dir, stop_log=stop_log)
+        return cls(file, post_seconds + CLAIM_RESERVE_SECONDS, permits)
 
     @property
     def path(self) -> Path:
@@ -81,7 +94,7 @@ class Spool:
         return SharedBudget(self._file, limit)
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again.  Never raises."""
+        """Close the file; the next use opens it again.  Never raises."""
         self._file.close()
 
     # -- messages that are spooled
@@ -94,34 +107,37 @@ class Spool:
         repeats: bool = True,
         until: float = inf,
     ) -> list[Place]:
-        """Return once *messages* are on the disk, all or none; see `MessageTable.spool`."""
+        """Store *messages*, all or none; return once they are on the disk.
+
+        See `MessageTable.spool`.
+        """
         return self._messages.spool(messages, max_bytes=max_bytes, repeats=repeats, until=until)
 
     def left(self, places: Sequence[Place]) -> Mapping[Place, CFQueuesError | None]:
-        """Return what became of spooled messages that do not wait any more."""
+        """Return the outcomes of spooled messages that no longer wait; see `MessageTable.left`."""
         return self._messages.left(places)
 
     def has_backlog(self) -> bool:
-        """Whether spooled messages wait or are on their way."""
+        """Whether spooled messages wait or are being posted."""
         return self._messages.has_backlog()
 
     def take_over(self) -> None:
-        """Keep what older versions of this package have spooled."""
+        """Take over messages that older versions of this package spooled."""
         self._messages.take_over()
 
     def learn(self, address: Address) -> None:
-        """Tell the other processes a queue's id."""
+        """Record a queue's id for all processes."""
         self._messages.learn(address)
 
     def shrink(self) -> bool:
-        """Give the disk back some of what a backlog has taken; return whether there was much."""
+        """Return some free pages to the disk; return False if there were few."""
         return self._file.shrink()
 
-    def sweep(self) -> None:
-        """Free what dead processes have claimed."""
-        sweep(self._file)
+    def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
+        """Stop the requests that *error* concerns, for every process that empties the spool."""
+        self._permits.stop(error, cloudflare_id)
 
-    # -- who empties it
+    # -- the process that empties the spool
 
     def elect(self) -> bool:
         """Become the process that empties the spool; return False if another one does."""
@@ -134,11 +150,11 @@ class Spool:
     # -- for people
 
     def queues(self) -> list[QueueState]:
-        """Return every queue for which something is here."""
+        """Return every queue that has messages here."""
         return self._listing.queues()
 
     def refused(self) -> list[Refused]:
-        """Return every message that was refused, the oldest first."""
+        """Return every refused message, the oldest first."""
         return self._listing.refused()
 
     def allowed(self) -> Allowed:
@@ -146,13 +162,13 @@ class Spool:
         return self._listing.allowed()
 
     def sharers(self) -> list[int]:
-        """Return the ids of the other processes that use the spool now."""
+        """Return the ids of the other processes that use the spool."""
         return self._listing.sharers()
 
     def retry(self, messages: Sequence[int]) -> int:
-        """Let refused messages wait again; return how many."""
+        """Let refused messages wait again; return their number."""
         return self._listing.retry(messages)
 
     def drop(self, messages: Sequence[int]) -> int:
-        """Delete refused messages; return how many."""
+        """Delete refused messages; return their number."""
         return self._listing.drop(messages)

@@ -1,37 +1,77 @@
-"""Frees what the dead have claimed, and forgets what nobody waits for any more."""
+"""Cleaning up: claims of dead processes, expired claims, unread outcomes, unused queues."""
 
 from __future__ import annotations
 
 import sqlite3
-from math import inf
+import time
 from typing import Final
 
 from .file import File
+from .message_table import MAX_ROWS
 from .schema import forget, free
 
-OUTCOME_SECONDS: Final = 5.0
-"""How long after its deadline an outcome is kept for an owner that is late."""
+OUTCOME_KEPT_SECONDS: Final = 5.0
+"""An outcome is kept for this long after its deadline, for an owner that reads it late.
+
+An owner reads its outcomes many times per second; one that is this late has given up."""
+
+UNUSED_SECONDS: Final = 86_400.0
+"""A queue that was not used for this long is forgotten; its next use looks it up again."""
+
+_STALE: Final = "deadline < ? AND state != 1"
+
+# Reply queues come and go.  A queue is in use while a message waits for it, or is claimed or kept.
+_FORGET_QUEUES: Final = """
+DELETE FROM queue WHERE id IN (
+    SELECT id FROM queue AS q
+    WHERE used_at < :before AND max(stopped_until, paused_until) <= :now
+        AND NOT EXISTS (
+            SELECT 1 FROM message WHERE state = 0 AND queue = q.id AND kind IN (0, 1, 2)
+        )
+        AND id NOT IN (SELECT queue FROM message WHERE state = 1 AND queue IS NOT NULL)
+        AND id NOT IN (SELECT queue FROM message WHERE state = 3 AND queue IS NOT NULL)
+    LIMIT :max_rows
+)
+"""
+
+# Tokens expire.  The bucket that was used last stays, whatever its age.
+_FORGET_BUCKETS: Final = """
+DELETE FROM bucket
+WHERE counted_at < :before AND max(stopped_until, publishing_stopped_until) <= :now
+    AND counted_at < (SELECT max(counted_at) FROM bucket)
+"""
 
 
-def sweep(file: File, *, until: float = inf) -> None:
-    """Free what the dead have claimed, and forget what nobody waits for any more."""
+def sweep(file: File, *, until: float, forgets: bool) -> None:
+    """Release claims that expired or whose process died; delete outcomes that were never read.
+
+    Args:
+        file: The spool's file.
+        until: When to give up if the file is busy, in monotonic seconds.
+        forgets: Whether to delete queues and tokens that were not used for `UNUSED_SECONDS`, too.
+
+    Raises:
+        RoomBusy: Other processes used the file until then.
+        SpoolFull: The disk is full.
+        SpoolUnavailable: The file cannot be used.
+    """
     dead = file.locks.dead()
-
-    def is_due(connection: sqlite3.Connection) -> bool:
-        return bool(dead) or _has_stale(connection, file.clock.monotonic())
 
     def work(connection: sqlite3.Connection) -> None:
         for name in dead:
             forget(connection, name)
         _clear(connection, file.clock.monotonic())
+        if forgets:
+            _forget_unused(connection, file.clock.monotonic())
 
+    def is_due(connection: sqlite3.Connection) -> bool:
+        return forgets or bool(dead) or _has_stale(connection, file.clock.monotonic())
+
+    # Read first: only one process at a time can write, and there is rarely anything to do.
     if file.read(is_due, until=until):
         file.write(work, until=until)
     for name in dead:
         file.locks.remove_lock_file(name)
-
-
-_STALE: Final = "deadline < ? AND state != 1"
 
 
 def _has_stale(connection: sqlite3.Connection, now: float) -> bool:
@@ -39,11 +79,19 @@ def _has_stale(connection: sqlite3.Connection, now: float) -> bool:
         connection.execute(f"SELECT 1 FROM message WHERE {condition} LIMIT 1", (value,)).fetchone()  # noqa: S608
         for condition, value in (
             ("state = 1 AND claimed_until < ?", now),
-            (_STALE, now - OUTCOME_SECONDS),
+            (_STALE, now - OUTCOME_KEPT_SECONDS),
         )
     )
 
 
 def _clear(connection: sqlite3.Connection, now: float) -> None:
     free(connection, "claimed_until < ?", now)
-    connection.execute(f"DELETE FROM message WHERE {_STALE}", (now - OUTCOME_SECONDS,))  # noqa: S608
+    connection.execute(f"DELETE FROM message WHERE {_STALE}", (now - OUTCOME_KEPT_SECONDS,))  # noqa: S608
+
+
+def _forget_unused(connection: sqlite3.Connection, now: float) -> None:
+    used_before = time.time() - UNUSED_SECONDS  # queues are dated by the wall clock
+    connection.execute(_FORGET_QUEUES, {"before": used_before, "now": now, "max_rows": MAX_ROWS})
+    before = now - UNUSED_SECONDS
+    connection.execute("DELETE FROM token WHERE works_at < ?", (before,))
+    connection.execute(_FORGET_BUCKETS, {"before": before, "now": now})

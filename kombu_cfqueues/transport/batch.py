@@ -8,20 +8,20 @@ messages in memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, Final, Protocol
 
 from .. import limits
 from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..publish.group_commit import BULK_IN_FLIGHT
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from ..spool import Place, Spooled
 from .session import Session
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 REFUSED_REQUESTS: Final = 2
 """A batch sends nothing more to a queue that has refused every message of this many requests in a
@@ -69,7 +69,7 @@ class PublishBatch:
         self._partial: dict[str, _Request] = {}  # by queue
         self._to_spool: list[Spooled] = []
         self._sent: list[tuple[_Request, _Future]] = []  # and perhaps not answered yet
-        self._senders: ThreadPoolExecutor | None = None
+        self._senders: _Senders | None = None
         # The senders' threads write the next two, each by a single assignment.
         self._progressed_at = 0.0  # monotonic seconds: when a message was last accepted
         self._refused_in_a_row: dict[str, int] = {}  # requests, by queue
@@ -135,15 +135,18 @@ class PublishBatch:
 
     def discard(self) -> None:
         """End the batch without sending what was collected; block until sent requests end."""
+        notice_fork()
         self._ended_by = self._ended_by or "it was aborted"
         self._stop()
 
     def close(self) -> None:
         """End the batch, and block until its sent requests end."""
+        notice_fork()
         self._ended_by = self._ended_by or "it is closed"
         self._stop()
 
     def _check(self) -> None:
+        notice_fork()
         if self._ended_by:
             raise RuntimeError(
                 f"cannot publish through this batch, because {self._ended_by}: open another one"
@@ -157,21 +160,10 @@ class PublishBatch:
             self._partial = {}
         self._collected -= sum(len(request.messages) for request in requests)
         if self._senders is None:
-            self._senders = _new_senders()
+            self._senders = _Senders(self._post)
         self._progressed_at = time.monotonic()
         for request in requests:
-            self._sent.append((request, self._submit(request)))
-
-    def _submit(self, request: _Request) -> _Future:
-        """Post a request in a sender's thread, or in this one while the interpreter exits."""
-        if self._senders is not None:
-            try:
-                return self._senders.submit(self._post, request)
-            except RuntimeError:  # no thread can be started any more
-                self._senders.shutdown(cancel_futures=True)
-        done: _Future = Future()
-        done.set_result(self._post(request))
-        return done
+            self._sent.append((request, self._senders.submit(request)))
 
     def _post(self, request: _Request) -> list[CFQueuesError | None]:
         """Send one request; return the error of each message, or None if it is accepted."""
@@ -233,7 +225,7 @@ class PublishBatch:
         self._sent.clear()
         senders, self._senders = self._senders, None
         if senders is not None:
-            senders.shutdown(cancel_futures=True)
+            senders.stop()
 
 
 class _Request:
@@ -253,17 +245,69 @@ class _Request:
         )
 
 
-_Future = Future[list[CFQueuesError | None]]
+_Errors = list[CFQueuesError | None]
+_Future = Future[_Errors]
 
 
-def _new_senders() -> ThreadPoolExecutor | None:
-    """Return threads that send; None while the interpreter exits, when none can be started."""
-    try:
-        # Not at the top: once the main thread has ended, this module can no longer be imported.
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-    except RuntimeError:
-        return None
-    return ThreadPoolExecutor(BULK_IN_FLIGHT, "cfqueues-batch")
+class _Senders:
+    """Threads that send the requests of one batch, `BULK_IN_FLIGHT` at a time.
+
+    Not a `ThreadPoolExecutor`, which starts threads under a lock that all executors of the process
+    share: see `StartingLock`.
+
+    Args:
+        post: Sends one request.
+    """
+
+    def __init__(self, post: Callable[[_Request], _Errors]) -> None:
+        self._post = post
+        self._lock = StartingLock()  # guards the next two
+        self._waiting: deque[tuple[_Request, _Future]] = deque()
+        self._running: set[_Future] = set()
+        self._threads = ThreadPool(
+            "cfqueues-batch", BULK_IN_FLIGHT, self._lock, self._next_job, linger_seconds=0.0
+        )
+
+    def submit(self, request: _Request) -> _Future:
+        """Send *request* soon; return the future error of each of its messages."""
+        future: _Future = Future()
+        with self._lock:
+            self._waiting.append((request, future))
+            self._threads.call()
+        while work := self._work_without_threads():
+            work()
+        return future
+
+    def stop(self) -> None:
+        """Send nothing more; block until the requests that were sent have ended."""
+        with self._lock:
+            cancelled, running = list(self._waiting), list(self._running)
+            self._waiting.clear()
+        for _, future in cancelled:
+            future.cancel()
+        wait(running)
+
+    def _next_job(self) -> Job:
+        if not self._waiting:
+            return Job()
+        request, future = self._waiting.popleft()
+        self._running.add(future)
+        return Job(partial(self._send, request, future), more=bool(self._waiting))
+
+    def _work_without_threads(self) -> Callable[[], None] | None:
+        """Return what is to be done here, because the interpreter exits and starts no threads."""
+        with self._lock:
+            return self._next_job().work if self._threads.absent else None
+
+    def _send(self, request: _Request, future: _Future) -> None:
+        try:
+            future.set_result(self._post(request))
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(future)
 
 
 def _not_sent(why: str) -> CFQueuesError:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from kombu.message import Message
 
+from ..envelope import new_id
 from ..errors import ConfigurationError
 
 RESULT_QUEUE_HINT: Final = (
@@ -46,6 +47,12 @@ def is_control_exchange(exchange: str) -> bool:
     return exchange == "celeryev" or exchange.endswith(".pidbox")
 
 
+def is_event(message: Mapping[str, Any]) -> bool:
+    """Whether Celery's event dispatcher made the message: its only header is ``hostname``."""
+    headers = message.get("headers")
+    return isinstance(headers, Mapping) and set(headers) - {"compression"} == {"hostname"}
+
+
 def is_result_queue(queue: str) -> bool:
     """Whether the name is that of a result queue of ``rpc://``: a UUID."""
     return _UUID.fullmatch(queue) is not None
@@ -57,9 +64,32 @@ def stops_worker(callback: Callable[..., Any], message: Message) -> bool:
     False if *callback* belongs to the application and not to a Celery worker, and if the message
     is a valid task: then the fault is not in the message.
     """
+    return is_worker(callback) and not is_valid_task(message)
+
+
+def is_worker(callback: Callable[..., Any]) -> bool:
+    """Whether *callback* belongs to a Celery worker, and not to the application."""
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
-    is_worker = getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
-    return is_worker and not is_valid_task(message)
+    return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
+
+
+def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:
+    """Return *headers* as a worker needs them to know a task, or to know that it is none.
+
+    A worker stops over a task without an id, and over one whose name is not a string.  Only a
+    worker gets these headers: to an application, ``task`` and ``id`` may mean something else.
+
+    Args:
+        headers: The headers of a message for a worker.
+        message_id: Cloudflare's id of the message.
+    """
+    fit = dict(headers)
+    if "task" in fit:
+        if not isinstance(fit["task"], str):
+            del fit["task"]
+        elif not isinstance(fit.get("id"), str):
+            fit["id"] = str(message_id or new_id())
+    return fit
 
 
 def is_valid_task(message: Message) -> bool:

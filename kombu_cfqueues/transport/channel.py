@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
@@ -19,18 +19,19 @@ from ..api.models import Queue
 from ..envelope import Address, Packed
 from ..errors import (
     CFQueuesError,
-    ConnectionFailed,
-    InvalidMessage,
     PermanentError,
     PublishTimeout,
     QueueNotFound,
     TransientError,
 )
+from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
+from . import uncertain
 from .batch import PublishBatch
-from .celery_task import is_control_exchange, is_control_queue
-from .consumer import ConsumingChannel, warn_once
+from .celery_task import is_control_queue
+from .consumer import ConsumingChannel
+from .uncertain import Content
 
 logger = logging.getLogger(__name__)
 
@@ -66,26 +67,49 @@ class Channel(ConsumingChannel):
             message is delivered; None in a batch.
 
         Raises:
-            InvalidMessage: ``mandatory`` is set, and no queue is bound for the message.
+            InvalidMessage: No queue is bound for the message; see the option ``unroutable``.
             PublishTimeout: A queue did not accept the message in time.
             SpoolFull, SpoolUnavailable: The spool cannot take the message.
-            PermanentError: A signal handler publishes while its thread is publishing.
+            PermanentError: A signal handler publishes while its thread is publishing; or the
+                interpreter is ending.
             CFQueuesError: The message was refused.
         """
+        refuse_at_end()
         self._inplace_augment_message(message, exchange, routing_key)
         # Set here, so that the copies for several queues share it.
         properties = message["properties"]
         properties.setdefault("message_id", properties["delivery_tag"])
-        queues: Iterable[str] = [queue for queue in self._lookup(exchange, routing_key) if queue]
-        if not queues:
-            _refuse_unroutable(exchange, routing_key, mandatory=kwargs.get("mandatory", False))
+        mandatory = bool(kwargs.get("mandatory"))
+        queues = self.route(message, exchange, routing_key, mandatory=mandatory)
         if "publish_batch" in kwargs:  # collects the message, and does not block
             for queue in queues:
                 self._put(queue, message, **kwargs)
             return None
-        with no_reentry:
-            spooled = [row for queue in queues for row in self._put(queue, message, **kwargs)]
+        spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
+
+    def _put_all(
+        self,
+        queues: Sequence[str],
+        message: dict[str, Any],
+        content: Content,
+        given: dict[str, Any],
+    ) -> list[Place]:
+        """Publish to each queue; return where the spooled messages are."""
+        client = self.connection.client if self.session.has_alternates else None
+        in_doubt = client is not None and uncertain.begin(client, content)
+        try:
+            with no_reentry:
+                spooled = [one for queue in queues for one in self._put(queue, message, **given)]
+        except CFQueuesError as error:
+            if in_doubt:
+                error.delivered = "unknown"
+            elif client is not None and error.delivered == "unknown":
+                uncertain.leave(client, content)
+            raise
+        if in_doubt:
+            uncertain.end(client)
+        return spooled
 
     def _put(
         self,
@@ -134,17 +158,16 @@ class Channel(ConsumingChannel):
             )
 
         try:
-            self.session.use_queue(queue, deadline, submit)
+            self.session.use_queue(queue, deadline, submit, publishes=True)
         except (TransientError, PublishTimeout) as error:
-            # If this raises, Kombu publishes to its next URL.  An earlier try may have arrived, but
-            # that is not worse than another try here.
-            may_repeat = error.delivered == "no" or self.session.options.retry_uncertain
-            if self.session.has_alternates and isinstance(error, ConnectionFailed) and may_repeat:
-                raise
+            # An earlier attempt may have arrived.  Then another one there is not worse than here.
+            next_url = self.session.for_next_url(error, deadline)
+            if next_url is not None:
+                raise next_url from error.__cause__
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
-        address = self.session.account.directory.address(queue, self.session.options)
+        address = self.session.account.directory.spool_address(queue, self.session.options)
         retention = self.session.account.directory.retention_seconds(address)
         error = envelope.retention_error(packed, queue, retention)
         if error is not None:
@@ -331,19 +354,6 @@ class Channel(ConsumingChannel):
             # The token may have the permission to publish and consume, but not to read metrics.
             logger.warning("the number of messages in queue %r cannot be read: %s", queue, error)
             return None
-
-
-def _refuse_unroutable(exchange: str, routing_key: str, *, mandatory: bool) -> None:
-    if is_control_exchange(exchange):
-        return  # without fanout nobody can receive it, and the user need not know
-    text = (
-        f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message goes nowhere: declare the queue in the process that publishes, or "
-        "publish without an exchange and with the queue's name as routing key"
-    )
-    if mandatory:
-        raise InvalidMessage(text)
-    warn_once(text)
 
 
 def _timed_out(queue: str, error: CFQueuesError, seconds: float) -> PublishTimeout:

@@ -1,13 +1,12 @@
 """The half of a channel that consumes: Kombu's consuming methods over the receiver.
 
 Kombu's own virtual channel polls its queues one after the other in the application's thread, and
-keeps one callback per queue.  Here the receiver pulls, a channel delivers what has arrived, and the
-consumers of a queue take turns.
+keeps one callback per queue.  Here the receiver pulls, and a channel delivers what has arrived to
+the newest consumer of the queue.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -20,11 +19,13 @@ from .. import envelope
 from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError, ConnectionFailed
+from ..errors import CFQueuesError
+from ..runtime.fork import notice_fork
 from . import celery_task
 from .message import Message
 from .qos import Prefetch
-from .session import Connected, Session
+from .routing import RoutingChannel, warn_once
+from .session import Connected
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ class _Consumer(NamedTuple):
 
 
 class QueueConsumers:
-    """The consumers of one queue, which receive its messages in turn.
+    """The consumers of one queue.  The newest one receives the messages, as elsewhere in Kombu.
+
+    An application may have forgotten the earlier ones, for instance a `SimpleQueue` that it did not
+    close; messages that are delivered to those would stay leased.
 
     Args:
         subscription: Brings the messages; None for a queue of Celery's remote control, which
@@ -62,13 +66,11 @@ class QueueConsumers:
     def __init__(self, subscription: Subscription | None) -> None:
         self.subscription = subscription
         self.consumers: list[_Consumer] = []
-        self._delivered = 0
 
-    def next(self) -> _Consumer | None:
-        """Return the next in turn; None if another thread has just cancelled the last one."""
+    def newest(self) -> _Consumer | None:
+        """Return the newest consumer; None if another thread has just cancelled the last one."""
         consumers = self.consumers
-        self._delivered += 1
-        return consumers[self._delivered % len(consumers)] if consumers else None
+        return consumers[-1] if consumers else None
 
     def update_counts(self) -> None:
         """Let the messages take slots unless every consumer acknowledges them on receipt."""
@@ -76,11 +78,10 @@ class QueueConsumers:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
 
 
-class ConsumingChannel(virtual.Channel):
+class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
     Message = Message
-    connection: Connected
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
@@ -91,20 +92,9 @@ class ConsumingChannel(virtual.Channel):
         self._to_delete: set[str] = set()  # those of them that were consumed
 
     @property
-    def session(self) -> Session:
-        """What the channels of this connection share.
-
-        Raises:
-            ConnectionFailed: The connection was closed, perhaps by another thread.  Kombu then
-                connects again.
-        """
-        if self.connection is None:
-            raise ConnectionFailed("the connection of this channel was closed: open another one")
-        return self.connection.session
-
-    @property
     def qos(self) -> Prefetch:
         """The prefetch window of this channel, created at its first use."""
+        notice_fork()
         if self._qos is None:
             session = self.session
             self._qos = Prefetch(session.account.receiver, session.options.pull_batch_size)
@@ -125,7 +115,8 @@ class ConsumingChannel(virtual.Channel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message.  The consumers of a queue take turns.
+            callback: Called with each message, until the queue gets another consumer on this
+                connection.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -219,10 +210,15 @@ class ConsumingChannel(virtual.Channel):
         group = self._queue_consumers.get(arrival.subscription.name)
         if group is None or group.subscription is not arrival.subscription:
             return False
-        consumer = group.next()
+        consumer = group.newest()
         if consumer is None:
             return False
-        message = self._accept(arrival.delivery, has_slot=True, no_ack=consumer.no_ack)
+        delivery = arrival.delivery
+        if celery_task.is_worker(consumer.callback):
+            delivery.message["headers"] = celery_task.headers_for_worker(
+                delivery.message["headers"], delivery.raw.get("id")
+            )
+        message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
@@ -261,6 +257,7 @@ class ConsumingChannel(virtual.Channel):
 
         Returns at once; the request leaves within 0.1 seconds.
         """
+        notice_fork()
         if self._qos is not None:
             self._qos.ack(delivery_tag, multiple)
 
@@ -269,6 +266,7 @@ class ConsumingChannel(virtual.Channel):
 
         Without a dead-letter queue, the message is deleted.
         """
+        notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
@@ -278,6 +276,7 @@ class ConsumingChannel(virtual.Channel):
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
         """
+        notice_fork()
         if not requeue:
             raise NotImplementedError(
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
@@ -293,6 +292,7 @@ class ConsumingChannel(virtual.Channel):
         Blocks for at most 5 seconds, until the requests for it have been answered.  Errors of the
         server are logged.
         """
+        notice_fork()
         if not self.closed and self.connection is not None:
             deadline = time.monotonic() + CLOSE_SECONDS
             self.cancel_all()
@@ -320,9 +320,10 @@ class ConsumingChannel(virtual.Channel):
     def _delete_consumed(self, deadline: float) -> None:
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
+            self.state.queue_bindings_delete(queue)
             try:
                 self.session.delete_queue(queue, deadline)
-            except CFQueuesError as error:  # noqa: PERF203  then try the next one
+            except CFQueuesError as error:
                 logger.warning(
                     "queue %r (auto_delete) could not be deleted, so delete it by hand: %s",
                     queue,
@@ -362,7 +363,7 @@ class ConsumingChannel(virtual.Channel):
         if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):
-            if self.state.exchanges[exchange]["type"] == "fanout":
+            if self.state.exchanges.get(exchange, {}).get("type") == "fanout":
                 warn_once(
                     f"queue {queue!r} is bound to the fanout exchange {exchange!r}, and Cloudflare "
                     "Queues cannot broadcast: the queue receives only what this process publishes "
@@ -394,9 +395,3 @@ class ConsumingChannel(virtual.Channel):
                 receiver.take_slot(self.qos.window)
             self.qos.track(tag, delivery)
         return message
-
-
-@functools.lru_cache(maxsize=1024)
-def warn_once(text: str) -> None:
-    """Log a warning once in the life of the process."""
-    logger.warning("%s", text)

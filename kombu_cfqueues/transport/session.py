@@ -14,8 +14,17 @@ from .. import retry
 from ..account import Account
 from ..api.models import Queue
 from ..consume.inbox import Inbox
-from ..errors import ConnectionFailed, QueueNotFound, TransientError
+from ..errors import (
+    CFQueuesError,
+    ConnectionFailed,
+    PublishTimeout,
+    QueueNotFound,
+    TransientError,
+    copy_of,
+)
 from ..options import Options
+from ..runtime.fork import notice_fork
+from .bindings import Bindings, bindings_of
 
 T = TypeVar("T")
 
@@ -40,6 +49,7 @@ class Session:
         self.has_alternates = has_alternates
         self._account: Account | None = None
         self._inbox: Inbox | None = None
+        self._refusal: TransientError | None = None  # of the last publish that this URL failed
 
     @property
     def account(self) -> Account:
@@ -47,6 +57,7 @@ class Session:
 
         Opened at its first use, and again after `close`.
         """
+        notice_fork()
         if self._account is None:
             self._account = Account.open(self.options)
         return self._account
@@ -54,9 +65,15 @@ class Session:
     @property
     def inbox(self) -> Inbox:
         """The messages that were pulled for the consumers of this connection."""
+        notice_fork()
         if self._inbox is None:
             self._inbox = self.account.receiver.open_inbox(self)
         return self._inbox
+
+    @property
+    def bindings(self) -> Bindings:
+        """The exchanges and bindings, which all connections to the account share."""
+        return bindings_of(self.options)
 
     def deadline(self) -> float:
         """The deadline of a call that starts now: ``publish_timeout`` from now."""
@@ -72,7 +89,9 @@ class Session:
         """
         return retry.until(deadline, call, self._is_for_failover)
 
-    def use_queue(self, name: str, deadline: float, use: Callable[[Queue], T]) -> T:
+    def use_queue(
+        self, name: str, deadline: float, use: Callable[[Queue], T], *, publishes: bool = False
+    ) -> T:
         """Look up a queue, create it if it does not exist, and return what *use* returns.
 
         If the queue turns out to have been deleted, look it up and use it once more.
@@ -81,17 +100,20 @@ class Session:
             name: Kombu's name of the queue.
             deadline: When the look-up gives up.
             use: Called with the queue.
+            publishes: Whether *use* publishes: then a broker that answers and does not serve is
+                left for the next URL, like one that does not answer.
 
         Raises:
             CFQueuesError: What the look-up or *use* raised.
         """
-        queue = self._look_up(name, deadline)
+        give_up = self._is_for_next_url if publishes else self._is_for_failover
+        queue = self._look_up(name, deadline, give_up)
         try:
             return use(queue)
         except QueueNotFound:
             if not self.account.directory.forget(name, queue.id, self.options):
                 raise
-            return use(self._look_up(name, deadline))
+            return use(self._look_up(name, deadline, give_up))
 
     def find_queue(self, name: str, deadline: float) -> Queue | None:
         """Return Kombu's queue *name*, or None if it does not exist.  Does not retry.
@@ -115,10 +137,34 @@ class Session:
     def doubt(self) -> None:
         """Note that the connection has failed: the next one asks the server before it is used.
 
-        Kombu before 5.7 fails over to the next URL only if connecting fails.
+        Kombu before 5.7 fails over to the next URL only if connecting fails.  So connecting fails
+        for a moment if the server connects and does not take messages.
         """
         if self._account is not None and self.has_alternates:
-            self._account.directory.require_probe()
+            self._account.directory.require_probe(self._refusal)
+
+    def for_next_url(self, error: CFQueuesError, deadline: float) -> TransientError | None:
+        """Return what to raise so that Kombu publishes to its next URL; None to stay with this one.
+
+        Args:
+            error: The failure of the publish.
+            deadline: That of the publish.
+        """
+        may_repeat = error.delivered == "no" or self.options.retry_uncertain
+        if not (may_repeat and self.has_alternates):
+            return None
+        in_time = time.monotonic() < deadline
+        if error.delivered == "unknown" and not in_time:
+            return None  # the caller has waited for it, and would wait as long again
+        if isinstance(error, PublishTimeout) and in_time:
+            # No request could leave before the deadline, because of a 429 for instance.
+            error = (
+                copy_of(error.__cause__) if isinstance(error.__cause__, TransientError) else error
+            )
+        if not isinstance(error, TransientError):
+            return None
+        self._refusal = None if isinstance(error, ConnectionFailed) else error
+        return error
 
     def close(self) -> None:
         """Leave the account; its last session closes the HTTP connections.  Never raises."""
@@ -126,10 +172,17 @@ class Session:
         if account is not None:
             account.close()
 
-    def _look_up(self, name: str, deadline: float) -> Queue:
-        return self.retry(
-            deadline, lambda: self.account.directory.queue(name, self.options, deadline=deadline)
+    def _look_up(
+        self, name: str, deadline: float, give_up: Callable[[TransientError], bool]
+    ) -> Queue:
+        return retry.until(
+            deadline,
+            lambda: self.account.directory.queue(name, self.options, deadline=deadline),
+            give_up,
         )
+
+    def _is_for_next_url(self, _: TransientError) -> bool:
+        return self.has_alternates
 
     def _is_for_failover(self, error: TransientError) -> bool:
         return self.has_alternates and isinstance(error, ConnectionFailed)
@@ -141,6 +194,10 @@ class Connected(Protocol):
     @property
     def session(self) -> Session:
         """What the channels of the connection share."""
+
+    @property
+    def client(self) -> Any:
+        """The Kombu connection."""
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver one message to any channel of the connection; raise `TimeoutError` otherwise."""

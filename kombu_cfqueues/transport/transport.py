@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
 
 from kombu.transport import virtual
 
-from ..errors import ConnectionFailed, PermanentError, PublishTimeout, TransientError
-from ..options import Options, shown_place
+from ..errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    PermanentError,
+    PublishTimeout,
+    TransientError,
+    copy_of,
+)
+from ..options import BrokerUrl, Options, is_ours, shown_place
+from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
+from . import uncertain
 from .channel import Channel
 from .session import Session
 
@@ -31,7 +39,8 @@ class Transport(virtual.Transport):
 
     driver_type = "cfqueues"
     driver_name = "cfqueues"
-    can_parse_url = False
+    # Kombu hands the URL over as it is: see `BrokerUrl`.
+    can_parse_url = True
 
     implements = virtual.Transport.implements.extend(
         asynchronous=False,
@@ -54,12 +63,6 @@ class Transport(virtual.Transport):
         *virtual.Transport.channel_errors,
     )
 
-    def __init__(self, client: Connection, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)
-        # On the instance only.  Kombu parses the URL itself because the class says False, and
-        # `Connection.as_uri` calls ours because the instance says True.
-        self.can_parse_url = True
-
     @property
     def client(self) -> Any:
         """The Kombu connection.
@@ -78,29 +81,33 @@ class Transport(virtual.Transport):
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the broker URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
 
-        Kombu's own method shows localhost if a URL has no host, and shows the path, which may be
-        the token after a mistake such as a third slash.
+        Whatever may be the token after a mistake in the URL is masked too.
 
         Args:
             uri: Ignored.
             include_password: Show the token if it came with the URL.
             mask: Shown instead of the token otherwise.
         """
-        client = self.client
-        login = quote(client.userid or "", safe="")
-        if client.password:
-            token = client.password() if callable(client.password) else client.password
-            login += f":{quote(token, safe='') if include_password else mask}"
-        place = shown_place(self._host, client.port, client.transport_options)
-        return f"cfqueues://{login}{'@' if login else ''}{place}/"
+        default_host = shown_place(None, None, self.client.transport_options)
+        return self._url.shown(default_host=default_host, with_password=include_password, mask=mask)
 
     @property
-    def _host(self) -> str | None:
-        """The URL's host."""
+    def _url(self) -> BrokerUrl:
+        """The broker URL of the connection."""
         client = self.client
-        if client.hostname == "localhost" and not (client.port or client.userid or client.password):
-            return None  # Kombu's default for a connection without a URL
-        return cast("str | None", client.hostname)
+        host = client.hostname
+        if host == "localhost" and not (client.port or client.userid or client.password):
+            host = None  # Kombu's default for a connection without a URL
+        return BrokerUrl.of(host, client.port, client.userid, client.password, client.virtual_host)
+
+    @property
+    def state(self) -> virtual.BrokerState:
+        """The exchanges and bindings, which all connections to the account share."""
+        return self.session.bindings
+
+    @state.setter
+    def state(self, value: virtual.BrokerState) -> None:
+        """Ignore what Kombu's base class sets: bindings for this connection only."""
 
     @cached_property
     def session(self) -> Session:
@@ -113,12 +120,18 @@ class Transport(virtual.Transport):
             ConfigurationError: An option, the URL or the environment is wrong.
         """
         client = self.client
+        url = self._url
+        # Kombu itself parses the further URLs of a fail-over list, and its errors show the token.
+        others = [other for other in client.alt or () if is_ours(other)]
+        for fault in [url.fault, *(BrokerUrl.parse(other).fault for other in others)]:
+            if fault:
+                raise ConfigurationError(fault)
         options = Options.read(
-            host=self._host,
-            port=client.port,
-            user=client.userid,
-            password=client.password,
-            virtual_host=client.virtual_host,
+            host=url.host,
+            port=url.port,
+            user=url.user,
+            password=url.password,
+            virtual_host=url.virtual_host,
             transport_options=client.transport_options,
             connect_timeout=client.connect_timeout,
         )
@@ -156,6 +169,7 @@ class Transport(virtual.Transport):
         Raises:
             CFQueuesError: The request failed.
         """
+        refuse_at_end()
         options = self.session.options
         seconds = min(options.connect_timeout + options.read_timeout, options.publish_timeout)
         try:
@@ -166,8 +180,12 @@ class Transport(virtual.Transport):
                         options, deadline=time.monotonic() + seconds
                     )
             super().establish_connection()
-        except BaseException:
+        except BaseException as error:
             self._leave_account()
+            if isinstance(error, TransientError):
+                uncertain.say_so(self._client, error)
+                # With other transports, Kombu's error has the transport's own as its cause.
+                raise copy_of(error) from error
             raise
         return self
 

@@ -32,7 +32,12 @@ OPEN = {
 }
 
 # These say something of a limit, of which there is none by default.
-OF_A_LIMIT = ("rate_window_seconds", "rate_block_seconds", "rate_limited_routes")
+OF_A_LIMIT = (
+    "rate_window_seconds",
+    "rate_block_seconds",
+    "rate_limit_answer",
+    "rate_limited_routes",
+)
 
 POSITIONS = [
     pytest.param(knob.name, position)
@@ -72,6 +77,18 @@ def test_a_block_is_waited_out(routes):
     with Emulator(**limit, rate_limited_routes=routes) as emulator:
         publish_and_consume(emulator)
         assert [request for request in emulator.requests if request.status == 429]
+
+
+@pytest.mark.parametrize("answer", positions("rate_limit_answer"))
+def test_a_block_is_waited_out_under_any_status(answer):
+    """The limit is known by its code, so nobody goes on asking and prolongs the block."""
+    limit = {"rate_limit": 3, "rate_window_seconds": 1, "rate_block_seconds": 1}
+    status, code = map(int, answer.split("/"))
+    with Emulator(**limit, rate_limit_answer=answer) as emulator:
+        publish_and_consume(emulator)
+        refused = [request for request in emulator.requests if request.code == code]
+    assert {request.status for request in refused} == {status}
+    assert len(refused) < 10
 
 
 def publish_and_consume(emulator, **options):

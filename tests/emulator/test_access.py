@@ -6,6 +6,7 @@ import pytest
 from emulator.client import Api, errors_of
 
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.emulator.knobs import positions
 
 
 def with_headers(api, **headers):
@@ -103,6 +104,18 @@ def test_the_request_limit_blocks_every_call_that_counts(make):
     assert 1 <= int(api.push("x").headers["Retry-After"]) <= 2
     api.emulator.clock.advance(1)
     assert api.push("x").status_code == 200
+
+
+@pytest.mark.parametrize("position", positions("rate_limit_answer"))
+def test_how_the_request_limit_is_told_is_a_knob(make, position):
+    api = make(rate_limit=0, rate_limit_answer=position)
+
+    blocked = api.push("x")
+
+    status, code = map(int, position.split("/"))
+    assert errors_of(blocked) == (status, [code])
+    assert blocked.headers["Retry-After"] == "300"
+    assert blocked.json()["success"] is False
 
 
 def test_the_request_limit_is_one_tokens_and_opens_again_with_the_window(make):

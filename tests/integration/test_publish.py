@@ -217,8 +217,8 @@ def test_exchanges_deliver_to_each_bound_queue(connection, reader, kind):
     assert [body(m) for q in ("eu", "us") for m in reader.messages(q)] == [{"n": 1}, {"n": 1}]
 
 
-def test_a_message_that_nothing_is_bound_for_is_logged_once(connection, caplog):
-    exchange = Exchange("lonely", type="topic")
+def test_a_fanout_message_that_nothing_is_bound_for_is_logged_once(connection, caplog):
+    exchange = Exchange("lonely", type="fanout")
     producer = connection.Producer()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -252,7 +252,9 @@ def test_an_eta_in_the_past_is_delivered_at_once_whatever_the_queues_own_delay(e
     emulator.create_queue("slow", delivery_delay=600)
     past = (datetime.now(timezone.utc) - timedelta(hours=1)).isoformat()
     with Connection(emulator.broker_url) as connection:
-        connection.Producer().publish(1, routing_key="slow", headers={"eta": past})
+        connection.Producer().publish(
+            1, routing_key="slow", headers={"lang": "py", "task": "t", "id": "i", "eta": past}
+        )
         queue = connection.SimpleQueue("slow")
         queue.get(timeout=30).ack()
         queue.close()

@@ -19,6 +19,9 @@ from kombu_cfqueues.options import Options, Secret
 
 DAY = 86_400
 
+#: Marks of a Celery task: only then is the header ``eta`` Celery's.
+TASK = {"lang": "py", "task": "shop.add", "id": "0c8e4fd0"}
+
 
 def options(**given):
     return Options(account_id="a", api_token=Secret("t"), **given)
@@ -288,7 +291,7 @@ def test_without_a_delay_the_queues_own_holds():
 
 @pytest.mark.parametrize(
     "delay",
-    [-1, -0.001, DAY + 1, 10**400, 1e300, float("nan"), float("inf"), "30", True, [1], b"1"],
+    [-1, -0.001, DAY + 1, 10**400, 1e300, float("nan"), float("inf"), "soon", True, [1], b"1"],
 )
 def test_a_delay_that_is_none_is_refused(delay):
     text = refusal(delay_seconds=delay)
@@ -312,37 +315,42 @@ def test_a_delay_that_is_none_is_refused(delay):
 def test_an_eta_is_the_delay_of_the_message(eta):
     noon = datetime(2026, 11, 23, 12, tzinfo=timezone.utc).timestamp()
 
-    assert packed(headers={"eta": eta}, now=noon)["delay_seconds"] == 90
+    assert packed(headers={**TASK, "eta": eta}, now=noon)["delay_seconds"] == 90
 
 
 def test_the_eta_stays_in_the_message():
     """A worker that gets the message early, holds it."""
-    sent = packed(headers={"eta": "2099-01-01T00:00:00+00:00"})
+    sent = packed(headers={**TASK, "eta": "2099-01-01T00:00:00+00:00"})
 
     assert unpack(pulled(sent["body"], "text"))["headers"]["eta"] == "2099-01-01T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("eta", ["2099-01-01T00:00:00+00:00", "9999-12-31T23:59:59-14:00"])
 def test_an_eta_beyond_a_day_waits_for_a_day_first(eta):
-    assert packed(headers={"eta": eta})["delay_seconds"] == DAY
+    assert packed(headers={**TASK, "eta": eta})["delay_seconds"] == DAY
 
 
 @pytest.mark.parametrize("eta", ["2020-01-01T00:00:00+00:00", "0001-01-01T00:00:00+14:00"])
 def test_an_eta_that_has_passed_is_no_delay(eta):
-    assert packed(headers={"eta": eta})["delay_seconds"] == 0
+    assert packed(headers={**TASK, "eta": eta})["delay_seconds"] == 0
 
 
 @pytest.mark.parametrize("eta", [None, "", "tomorrow", 5, [], "12:00", "2026-99-99T00:00:00"])
 def test_a_header_eta_that_is_no_time_is_the_applications_own(eta):
-    assert "delay_seconds" not in packed(headers={"eta": eta})
+    assert "delay_seconds" not in packed(headers={**TASK, "eta": eta})
 
 
 def test_delay_seconds_wins_over_an_eta():
-    assert packed(headers={"eta": "2099-01-01T00:00:00Z"}, delay_seconds=5)["delay_seconds"] == 5
+    assert (
+        packed(headers={**TASK, "eta": "2099-01-01T00:00:00Z"}, delay_seconds=5)["delay_seconds"]
+        == 5
+    )
 
 
 def test_an_eta_can_be_left_to_the_worker():
-    sent = packed(headers={"eta": "2099-01-01T00:00:00Z"}, given=options(native_delay=False))
+    sent = packed(
+        headers={**TASK, "eta": "2099-01-01T00:00:00Z"}, given=options(native_delay=False)
+    )
 
     assert "delay_seconds" not in sent
 
@@ -371,7 +379,7 @@ def test_a_delay_past_the_queues_retention_is_refused():
 
 def test_an_eta_past_the_queues_retention_is_refused():
     eta = datetime.now(timezone.utc) + timedelta(days=5)
-    ready = pack(message(headers={"eta": eta}), "jobs", options())
+    ready = pack(message(headers={**TASK, "eta": eta}), "jobs", options())
 
     assert retention_error(ready, "jobs", limits.RETENTION_SECONDS) is not None
 

@@ -171,7 +171,10 @@ def test_an_eta_without_a_zone_is_utc_wherever_the_reader_is(eta, monkeypatch):
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:
-        assert seconds_until_due({"headers": {"eta": eta}}, 1000) == 200
+        assert (
+            seconds_until_due({"headers": {"lang": "py", "task": "t", "id": "i", "eta": eta}}, 1000)
+            == 200
+        )
     finally:
         monkeypatch.undo()
         time.tzset()

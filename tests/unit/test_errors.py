@@ -102,3 +102,35 @@ def test_an_empty_queue_is_no_error_of_the_connection():
     """`drain_events` raises this when nothing came; taking it for a failure would reconnect."""
     assert not issubclass(socket.timeout, errors.CFQueuesError)
     assert not issubclass(socket.timeout, kombu_cfqueues.Transport.recoverable_connection_errors)
+
+
+@pytest.mark.parametrize("status", [200, 403, 429, 500])
+@pytest.mark.parametrize(
+    ("code", "scope"),
+    [
+        (10250, errors.Scope.QUEUE),
+        (10251, errors.Scope.QUEUE),
+        (10252, errors.Scope.QUEUE),
+        (10253, errors.Scope.PUBLISHING),
+        (971, errors.Scope.EVERYTHING),
+        (6100, errors.Scope.EVERYTHING),
+        (10429, errors.Scope.EVERYTHING),
+    ],
+)
+def test_the_code_says_what_the_api_has_stopped_whatever_the_status(code, status, scope):
+    assert errors.RateLimited("", status=status, code=code).stops is scope
+
+
+@pytest.mark.parametrize("code", [12345, 10000, 0, None])
+def test_a_429_stops_everything_unless_its_code_says_less(code):
+    assert errors.RateLimited("", status=429, code=code).stops is errors.Scope.EVERYTHING
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, 15000), (403, 10000), (500, None)])
+def test_any_other_answer_stops_nothing(status, code):
+    assert errors.CFQueuesError("", status=status, code=code).stops is None
+
+
+def test_our_own_limit_is_not_taken_for_an_answer():
+    """It would stop everything for another five minutes."""
+    assert errors.RateLimited("the allowance is used up", retry_after=1.0).stops is None

@@ -43,6 +43,14 @@ def test_a_failed_request_says_so_and_raises_its_error(metrics):
     assert (found["failed_requests"], found["limited_requests"]) == (2, 1)
 
 
+def test_a_limit_is_counted_by_its_code(metrics):
+    error = RateLimited("", status=200, code=971)
+    with pytest.raises(RateLimited), metrics.request("publish", "jobs", messages=3):
+        raise error
+
+    assert metrics.snapshot()["limited_requests"] == 1
+
+
 def test_an_interrupted_request_is_a_failed_one(metrics):
     with pytest.raises(KeyboardInterrupt), metrics.request("publish", "jobs", messages=1):
         raise KeyboardInterrupt

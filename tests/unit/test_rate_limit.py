@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 from virtual_time import VirtualTime
 
 from kombu_cfqueues import limits
-from kombu_cfqueues.errors import QueueFull, RateLimited, ServerError
+from kombu_cfqueues.errors import QueueFull, RateLimited, Scope, ServerError
 from kombu_cfqueues.rate_limit import (
     CLOUDFLARE_LIMIT,
     INITIAL_TOKENS,
     Allowance,
     Budget,
     Limit,
-    Scope,
     parse_ratelimit,
-    scope_of,
 )
 
 FOUR = Limit(rate=4.0, burst=10)
@@ -229,6 +227,8 @@ def test_who_waits_already_heeds_a_new_answer(time, budget, acquire):
         ('"default";r=5;t=0', None),
         ('"default";r=5;t=1', (5, 1)),
         ('"default";r=1e3;t=30', (1, 30)),
+        ('"default";r=0;t=86400', (0, 300)),
+        ('"day";r=9;t=86400, "default";r=1;t=1', (9, 300)),
         ("limit=100, remaining=50, reset=50", None),
         ("r" * 10_000, None),
         (f'"default";r={"9" * 5_000};t=30', None),
@@ -255,23 +255,6 @@ def test_an_answer_without_the_header_changes_nothing(time, budget, acquire):
 
 
 # -- what a 429 stops --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "scope"),
-    [
-        (10250, Scope.QUEUE),
-        (10251, Scope.QUEUE),
-        (10252, Scope.QUEUE),
-        (10253, Scope.PUBLISHING),
-        (971, Scope.EVERYTHING),
-        (6100, Scope.EVERYTHING),
-        (12345, Scope.EVERYTHING),
-        (None, Scope.EVERYTHING),
-    ],
-)
-def test_the_code_of_a_429_says_what_it_stops(code, scope):
-    assert scope_of(code) is scope
 
 
 @pytest.mark.parametrize(
@@ -437,3 +420,63 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         check=True,
     )
     assert int(done.stdout) == INITIAL_TOKENS
+
+
+# -- after a block -----------------------------------------------------------------------------
+
+
+def test_nothing_is_earned_while_everything_is_stopped():
+    """Or all machines that were blocked would come back with a full burst in the same second."""
+    full = Allowance(tokens=10.0, counted_at=0.0)
+    blocked = full.stopped(Scope.EVERYTHING, 300.0)
+
+    assert blocked.counted(FOUR, 299.0).tokens == INITIAL_TOKENS
+    assert blocked.counted(FOUR, 299.0).counted(FOUR, 301.0).tokens == INITIAL_TOKENS + 4.0
+    assert blocked.spent().ready_at(FOUR, INITIAL_TOKENS) == pytest.approx(300.25)
+
+
+def test_what_was_earned_before_a_block_counts(time, budget, acquire):
+    for _ in range(10):
+        acquire()
+    time.run()
+    time.now += 0.5  # two tokens
+    budget.refused(refused(60))
+    callers = [acquire(timeout=100) for _ in range(3)]
+    time.run()
+
+    assert waited(callers) == [60.0, 60.0, 60.25]
+
+
+def test_a_plan_that_is_used_up_stops_no_earning():
+    """Other calls go on."""
+    stopped = Allowance(tokens=0.0, counted_at=0.0).stopped(Scope.PUBLISHING, 300.0)
+
+    assert stopped.counted(FOUR, 1.0).tokens == 4.0
+
+
+def lines(caplog):
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+@pytest.mark.parametrize("limit", [FOUR, None])
+def test_a_block_is_a_line_when_it_begins_and_one_when_it_is_over(time, caplog, limit):
+    budget = Budget(limit, clock=time)
+    with caplog.at_level("INFO", "kombu_cfqueues"):
+        for _ in range(2):
+            for _ in range(3):  # requests that were on their way get the same answer
+                budget.refused(refused(60))
+            with pytest.raises(RateLimited):
+                budget.acquire(time.now)
+            time.now += 61
+            for _ in range(3):
+                budget.acquire(time.now)
+    begins, ends = lines(caplog)[::2], lines(caplog)[1::2]
+    assert [level for level, _ in begins + ends] == ["WARNING"] * 2 + ["INFO"] * 2
+    assert all("429" in text and "60 s" in text for _, text in begins)
+    assert all("is over" in text for _, text in ends)
+
+
+def test_a_queue_that_takes_nothing_is_no_block(budget, caplog):
+    budget.refused(refused(60, 10250), queue="emails")
+
+    assert lines(caplog) == []

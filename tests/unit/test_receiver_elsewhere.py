@@ -16,6 +16,7 @@ from kombu_cfqueues import limits
 from kombu_cfqueues.envelope import expired, receive, repack, seconds_until_due
 from kombu_cfqueues.envelope.unpack import decode
 from kombu_cfqueues.errors import MessageTooLarge
+from kombu_cfqueues.transport.celery_task import headers_for_worker
 
 
 def pulled(body, kind=None, **fields):
@@ -92,17 +93,24 @@ def test_an_envelope_says_that_it_is_one():
     assert told["delivery_info"]["redelivered"] is True
 
 
-def test_a_task_without_an_id_gets_one():
+def test_a_task_without_an_id_gets_one_in_a_worker():
     """Celery's worker ends over a task that has none."""
-    envelope = {"body": "[]", "headers": {"task": "t"}, "properties": {}}
+    assert headers_for_worker({"task": "t"}, "m1") == {"task": "t", "id": "m1"}
+    assert headers_for_worker({"task": "t", "id": 7}, "m1") == {"task": "t", "id": "m1"}
+    assert headers_for_worker({"task": "t"}, None)["id"]
 
-    assert receive(pulled(json.dumps(envelope), "json"), "jobs")["headers"]["id"] == "m1"
+
+def test_a_task_whose_name_is_no_text_is_no_task_in_a_worker():
+    assert headers_for_worker({"task": ["t"], "x": 1}, "m1") == {"x": 1}
 
 
-def test_a_task_whose_name_is_no_text_is_no_task():
-    envelope = {"body": "[]", "headers": {"task": ["t"], "x": 1}, "properties": {}}
+@pytest.mark.parametrize(
+    "headers", [{"task": "t"}, {"task": ["t"], "x": 1}, {"task": "t", "id": 7}]
+)
+def test_headers_of_an_envelope_are_the_applications(headers):
+    envelope = {"body": "[]", "headers": headers, "properties": {}}
 
-    assert receive(pulled(json.dumps(envelope), "json"), "jobs")["headers"] == {"x": 1}
+    assert receive(pulled(json.dumps(envelope), "json"), "jobs")["headers"] == headers
 
 
 json_values = st.recursive(
@@ -203,7 +211,11 @@ def test_a_message_expires_so_many_milliseconds_after_it_came_to_the_queue(expir
     [("1970-01-01T00:20:00+00:00", 200), ("1970-01-01T00:00:00+00:00", 0), ("soon", 0), (None, 0)],
 )
 def test_how_far_off_a_message_is(eta, left):
-    envelope = {"body": "x", "headers": {"eta": eta}, "properties": {}}
+    envelope = {
+        "body": "x",
+        "headers": {"lang": "py", "task": "t", "id": "i", "eta": eta},
+        "properties": {},
+    }
 
     message = receive(pulled(json.dumps(envelope), "text"), "jobs")
 

@@ -28,6 +28,7 @@ from support.scripted import (
     Reset,
     Say,
     ScriptedServer,
+    Step,
     Success,
 )
 
@@ -721,6 +722,33 @@ def test_a_socks_proxy_of_the_environment_is_used(monkeypatch):
 
     assert b"queues.invalid" in asked[0]
     assert server.requests[0].body == MESSAGE
+
+
+def test_interim_responses_are_skipped_through_a_socks_proxy(monkeypatch):
+    """Such a proxy has its own connections."""
+    pytest.importorskip("socks", reason="needs PySocks")
+    answers = [Success(), Failure(400, 10207)]
+
+    class Late(Step):
+        def play(self, connection, server) -> bool:
+            connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            server.released.wait(0.02)
+            return answers.pop(0).play(connection, server)
+
+    with (
+        ScriptedServer(otherwise=lambda _: Late()) as server,
+        socket.create_server(("127.0.0.1", 0)) as proxy,
+    ):
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://127.0.0.1:{proxy.getsockname()[1]}")
+        thread = threading.Thread(target=speak_socks, args=(proxy, server.port, []))
+        thread.start()
+        client = connect(server, base_url="http://queues.invalid/client/v4")
+        client.push(ID, MESSAGE, deadline=soon())
+        with pytest.raises(errors.InvalidMessage):
+            client.push(ID, MESSAGE, deadline=soon())
+        assert server.opened == 1  # and it is used again
+        client.close()
+        thread.join(10)
 
 
 def speak_socks(listener, port, asked):

@@ -105,7 +105,7 @@ def test_a_name_of_which_nothing_is_left_is_refused(name, serve):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("a.b", "a-b"), ("a_b", "a.b"), ("_a", "a"), ("aü", "a-"), ("x" * 62 + "ü", "x" * 62 + "é")],
+    [("a.b", "a-b"), ("a_b", "a.b"), ("_a", "a"), ("a_", "a-"), ("x" * 62 + "_", "x" * 62 + ".")],
 )
 def test_names_that_meet_on_one_queue_are_refused(first, second, serve):
     """Their messages would mix, and no consumer could tell."""

@@ -18,7 +18,7 @@ from kombu_cfqueues.api.queue_names import to_cloudflare_name
         ("emails.high_priority", "emails-high-priority"),
         ("a@b/c d:e", "a-b-c-d-e"),
         ("_private_", "private"),
-        ("grüße", "gr--e"),
+        ("grüße", "gr--e-8285d1ad"),
         ("5", "5"),
         ("x" * 63, "x" * 63),
     ],

@@ -1,6 +1,7 @@
 """What an HTTP answer means: statuses, codes, and bodies that are not the API's."""
 
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -198,11 +199,54 @@ def test_a_route_may_have_meanings_of_its_own():
 
 
 @pytest.mark.parametrize(
+    ("code", "kind", "advice"),
+    [
+        (9103, errors.AuthenticationFailed, "check api_token"),
+        (9106, errors.AuthenticationFailed, "Authorization header"),
+        (11005, errors.PermanentError, "producer binding"),
+        (11006, errors.PermanentError, "no such consumer"),
+        (11017, errors.PermanentError, "R2 bucket"),
+    ],
+)
+def test_rarer_refusals_say_what_to_do(code, kind, advice):
+    error = error_of(refused(404 if code == 11006 else 400, code))
+
+    assert type(error) is kind
+    assert advice in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 500, 503])
+@pytest.mark.parametrize("code", [971, 6100, 10429])
+def test_a_limit_is_known_by_its_code_under_any_status(status, code):
+    error = error_of(refused(status, code))
+
+    assert type(error) is errors.RateLimited
+    assert error.delivered == "no"
+
+
+@pytest.mark.parametrize("code", [*sorted(CODES.keys() - errors.LIMIT_CODES.keys()), 0, None])
+def test_a_429_is_a_limit_whatever_its_code(code):
+    """With another class, requests would go on, or a worker would end."""
+    assert type(error_of(refused(429, code))) is errors.RateLimited
+    assert type(error_of(refused(429, code, cf_mitigated="challenge"))) is errors.RateLimited
+
+
+def test_a_limit_need_not_be_the_first_of_several_errors():
+    entries = [None, {"code": 10000, "message": "no"}, {"code": 971, "message": "too many"}]
+    error = error_of(answer(403, {"success": False, "errors": entries}))
+
+    assert (type(error), error.code) == (errors.RateLimited, 971)
+    assert "too many" in str(error)
+
+
+@pytest.mark.parametrize(
     ("value", "seconds"),
     [
         ("0", 0),
         ("300", 300),
         ("1.5", 1.5),
+        ("301", 300),
+        ("86400", 300),
         ("-5", 0),
         ("soon", None),
         ("", None),
@@ -222,6 +266,35 @@ def test_retry_after_may_be_a_date():
     soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=60), usegmt=True)
 
     assert 55 < error_of(refused(429, Retry_After=soon)).retry_after <= 60
+
+
+@pytest.mark.parametrize(
+    ("date", "due", "seconds"),
+    [
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:27:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Thu, 22 Oct 2015 07:28:00 GMT", 300),
+        # Both without a time zone, and in two of the forms that RFC 9110 allows.
+        ("Wed Oct 21 07:28:00 2015", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed Oct 21 07:28:30 2015", 30),
+        ("Wednesday, 21-Oct-15 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("yesterday", "Wed, 21 Oct 2015 07:28:30 GMT", 0),
+    ],
+)
+def test_a_date_is_compared_with_the_date_of_the_response(monkeypatch, date, due, seconds):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert error_of(refused(429, Retry_After=due, Date=date)).retry_after == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_pause_that_is_cut_short_is_named():
+    error = error_of(refused(503, 15000, Retry_After="86400"))
+
+    assert "asked for a pause of 86,400 s; the library waits at most 300 s" in str(error)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -13,6 +13,7 @@ from kombu_cfqueues.consume.inbox import Arrival, Inbox, Subscription
 from kombu_cfqueues.consume.prefetch_window import PrefetchWindow
 from kombu_cfqueues.errors import AuthenticationFailed
 from kombu_cfqueues.options import Options, Secret
+from kombu_cfqueues.runtime.thread_pool import StartingLock
 
 OPTIONS = Options(account_id="a", api_token=Secret("t"))
 
@@ -21,7 +22,7 @@ class Mail:
     """An inbox with one subscription, and what the receiver would do with it."""
 
     def __init__(self, prefetch: int = 10) -> None:
-        self.lock = threading.Lock()
+        self.lock = StartingLock()
         self.wanted = 0
         self.inbox = Inbox(self.lock, self.want)
         self.window = PrefetchWindow(100)

@@ -422,7 +422,8 @@ def test_a_timeout_says_what_failed_last_and_when_it_may_be_over(time, server, s
     time.run()
 
     assert str(caller.error) == (
-        "no request could leave for the message in time (last failure: the server is down)"
+        "the message to queue 'jobs' was not sent: no request could be made before the deadline "
+        "(last failure: the server is down)"
     )
     assert caller.error.retry_after == retry_after
 

@@ -16,7 +16,7 @@ def publish(then=lambda: None):
 
 
 def test_a_publish_within_a_publish_is_refused_and_the_outer_one_goes_on():
-    with pytest.raises(PermanentError, match="publishing already") as refused:
+    with pytest.raises(PermanentError, match="already publishing") as refused:
         publish(publish)
     assert refused.value.delivered == "no"
     publish()

@@ -119,7 +119,7 @@ def test_an_outage_is_outlasted(process):
 
 
 def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog, monkeypatch):
-    monkeypatch.setattr(module, "TROUBLE_SECONDS", 0.01)  # the pauses are long
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)  # the pauses are long
     one, fails = process(), [errors.SpoolUnavailable("the disk is gone")] * 3
     has_backlog = one.machine.has_backlog
 
@@ -132,12 +132,15 @@ def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog
     promise = one.spool()
 
     assert eventually(lambda: promise.ready)
-    assert caplog.text.count("the spool cannot be emptied now: the disk is gone") == 1
+    assert (
+        caplog.text.count("the spool cannot be emptied now, and is tried again: the disk is gone")
+        == 1
+    )
 
 
 @pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
-    monkeypatch.setattr(module, "TROUBLE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
     one, answers = process(), [ZeroDivisionError("a bug")]
     post = one.sender._post
 

@@ -369,7 +369,7 @@ def test_what_became_of_messages_is_noted_as_soon_as_the_file_can_be_written(
         clock.now += 1
         sender.catch_up(told.update)
     assert bool(stuck.outcomes) is noted
-    assert ("1 messages to queue 'jobs' could not be noted" in caplog.text) is not noted
+    assert ("1 messages to queue 'jobs' could not be recorded" in caplog.text) is not noted
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])

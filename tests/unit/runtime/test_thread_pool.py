@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kombu_cfqueues.runtime import thread_pool as module
-from kombu_cfqueues.runtime.thread_pool import Job, ThreadPool
+from kombu_cfqueues.runtime.thread_pool import Job, StartingLock, ThreadPool
 
 
 class Work:
@@ -17,11 +17,14 @@ class Work:
     def __init__(self, most: int) -> None:
         Work.made += 1
         self.name = f"test-pool-{Work.made}"
-        self.lock = threading.Lock()
+        self.lock = StartingLock()
         self.jobs = []
+        self.raises = []
         self.pool = ThreadPool(self.name, most, self.lock, self.next_job)
 
     def next_job(self) -> Job:
+        if self.raises:
+            raise self.raises.pop()
         if not self.jobs:
             return Job()
         return Job(self.jobs.pop(0), more=bool(self.jobs))
@@ -93,6 +96,62 @@ def test_a_bug_is_logged_and_the_thread_goes_on(monkeypatch, caplog):
 
     wait_for(lambda: done)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.logs_bugs
+def test_a_bug_in_handing_out_work_costs_no_thread(monkeypatch, caplog):
+    monkeypatch.setattr(module, "BUG_PAUSE_SECONDS", 0.01)
+    work, done = Work(1), []
+    work.raises.append(ZeroDivisionError())
+
+    work.add(lambda: done.append(1))
+
+    wait_for(lambda: done)
+    assert "ZeroDivisionError" in caplog.text
+    assert work.threads == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["in a job", "between jobs"])
+def test_a_thread_that_is_stopped_by_force_is_replaced(where):
+    """As gevent does when an application kills all greenlets."""
+    work, done = Work(1), []
+    if where == "in a job":
+        work.add(_stop, lambda: done.append(1))
+    else:
+        work.raises.append(SystemExit())
+        work.add(lambda: done.append(1))
+
+    wait_for(lambda: done)
+    wait_for(lambda: work.threads == 1)
+
+
+def _stop():
+    raise SystemExit
+
+
+def test_threads_start_when_the_lock_is_free():
+    """Starting one switches greenlets, and another greenlet may want the lock."""
+    work, done = Work(1), threading.Event()
+    with work.lock:
+        work.jobs.append(done.set)
+        work.pool.call()
+        assert work.threads == 0
+    assert done.wait(30)
+
+
+def test_a_wait_for_a_condition_starts_threads_too():
+    work = Work(1)
+    changed = work.lock.condition()
+
+    def job():
+        with work.lock:
+            changed.notify_all()
+
+    with work.lock:
+        work.jobs.append(job)
+        work.pool.call()
+        assert changed.wait(30)
 
 
 def test_no_thread_keeps_a_process_alive():

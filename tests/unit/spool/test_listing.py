@@ -6,7 +6,8 @@ import pytest
 from support.spools import packed
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.rate_limit import Limit, Scope
+from kombu_cfqueues.errors import Scope
+from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.listing import Listing, QueueState
 from kombu_cfqueues.spool.liveness import KernelLock
 

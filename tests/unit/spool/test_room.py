@@ -11,7 +11,7 @@ from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.election import SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
-from kombu_cfqueues.spool.permit_scheduler import PATIENCE_SECONDS
+from kombu_cfqueues.spool.permit_scheduler import PERMIT_RESERVED_SECONDS
 from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
 
 
@@ -215,7 +215,7 @@ def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
     other.enter("waits")
     clock.now += 60
     assert isinstance(other.try_claim(), Wait)
-    clock.now += PATIENCE_SECONDS
+    clock.now += PERMIT_RESERVED_SECONDS
     assert isinstance(other.try_claim(), Claim)
 
 
@@ -256,7 +256,7 @@ def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
     assert wait.until == clock.now + 200
     assert "publishing" in str(wait.why)
     ticket, _ = process.permits.request_permit(None, clock.now + 100)
-    clock.now += PATIENCE_SECONDS
+    clock.now += PERMIT_RESERVED_SECONDS
     assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
     clock.now = wait.until
     assert texts(process.try_claim()) == ["x"]
@@ -310,7 +310,7 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     other.enter("waits")
     victim.claim()
     victim.die()
-    other.spool_.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -330,10 +330,10 @@ def test_a_claim_of_a_living_poster_is_its_own_until_time_is_up(peer, clock):
     other.enter("waits")
     claim = slow.claim()
     clock.now += CLAIM_SECONDS - 1
-    other.spool_.sweep()
+    other.room.sweep()
     assert isinstance(other.try_claim(), Wait)
     clock.now += 2
-    other.spool_.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
     # And the slow one has no say in it any more.
     slow.settle(claim)
@@ -346,7 +346,7 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
     row = owner.enter(repeats=False)
     victim.claim()
     victim.die()
-    owner.spool_.sweep()
+    owner.room.sweep()
     [(told, error)] = owner.outcomes()[0].items()
     assert (told, error.delivered) == (row, "unknown")
 
@@ -357,7 +357,7 @@ def test_a_dead_admin_request_leaves_the_line(peer, clock):
     victim.permits.request_permit(None, clock.now + 900)
     victim.die()
     other.enter("waits")
-    other.spool_.sweep()
+    other.room.sweep()
     assert texts(other.claim()) == ["waits"]
 
 
@@ -393,7 +393,7 @@ def test_what_nobody_reads_any_more_is_forgotten(peer, clock):
     owner.enter(seconds=90)
     poster.settle(poster.claim())
     clock.now += 100
-    poster.spool_.sweep()
+    poster.room.sweep()
     assert owner.outcomes() == ({}, False)
 
 
@@ -524,7 +524,7 @@ def test_one_process_at_a_time_empties_the_spool(peer, clock):
     first.spool_.resign()
     assert second.spool_.elect()
     second.die()
-    first.spool_.sweep()
+    first.room.sweep()
     assert first.spool_.elect(), "the dead one is not waited for"
 
 
@@ -594,7 +594,7 @@ def test_a_wall_clock_that_is_set_moves_no_permit_claim_or_deadline(peer, monkey
     monkeypatch.setattr(time, "time", lambda: real() + step)
     assert texts(victim.claim()) == ["waits"]
     assert isinstance(process.try_claim(), Wait), "the permit is spent, whatever the time"
-    process.spool_.sweep()
+    process.room.sweep()
     assert texts(process.claim()) == ["spooled"], "and the claim is still its poster's"
 
 

@@ -1,0 +1,19 @@
+"""Which messages are Celery's tasks: the headers of all others belong to the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_MARKS: Final = ("lang", "task", "id")
+
+
+def is_task(headers: Mapping[str, Any] | None) -> bool:
+    """Whether *headers* are those of a task in Celery's protocol 2, of any client's language.
+
+    All clients write these three (docs.celeryq.dev, "Message Protocol").  ``task``, ``id`` or
+    ``eta`` alone are names that an application may use for anything.
+    """
+    return headers is not None and all(
+        isinstance(value := headers.get(name), str) and value for name in _MARKS
+    )

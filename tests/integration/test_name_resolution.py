@@ -1,0 +1,57 @@
+"""Name servers that do not answer: a publish ends in time, and works again once they do."""
+
+from __future__ import annotations
+
+import pytest
+from support.processes import Script
+
+CODE = """
+    import socket, threading
+    answering, resolve = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if host == "queues.example":
+            answering.wait()
+            host = "127.0.0.1"
+        return resolve(host, *args, **kwargs)
+
+    socket.getaddrinfo = getaddrinfo
+
+    def publish():
+        began = time.monotonic()
+        try:
+            with connect(publish_timeout=2) as connection:
+                connection.Producer().publish("hello", routing_key="jobs")
+        except Exception as error:
+            return [type(error).__name__, str(error), time.monotonic() - began]
+
+    print(json.dumps(publish()), flush=True)
+    print(json.dumps(publish()), flush=True)
+    names = [thread.name for thread in threading.enumerate()]
+    print(json.dumps(names.count("cfqueues-resolve")), flush=True)
+    answering.set()
+    print(json.dumps(publish()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
+def test_a_publish_does_not_wait_for_name_servers_for_ever(emulator, green):
+    if green:
+        pytest.importorskip(green)
+    emulator.create_queue("jobs")
+    login, _, place = emulator.broker_url.rpartition("@")
+    port = place.partition(":")[2].strip("/")
+    options = {
+        "base_url": f"http://queues.example:{port}/client/v4",
+        "allow_insecure_http": True,
+        "connect_timeout": 0.5,
+    }
+    with Script(CODE, f"{login}@/", options, green=green) as script:
+        first, second, threads, third = script.wait(60)
+    for _, text, seconds in (first, second):
+        assert "queues.example" in text
+        assert "the name servers did not answer within" in text
+        assert seconds < 20  # Kombu connects four times, and pauses in between
+    assert threads <= 1
+    assert third is None
+    assert len(emulator.messages("jobs")) == 1
