@@ -258,7 +258,7 @@ class Budget:
                 now = self._clock.monotonic()
                 if waiter.ready_at > max(now, deadline):
                     raise refusal
-                self._clock.sleep(waiter.ready_at - now)
+                self._clock.sleep(max(0.0, waiter.ready_at - now))
         finally:
             self.leave(waiter)
 

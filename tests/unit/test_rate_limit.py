@@ -22,6 +22,7 @@ from kombu_cfqueues.rate_limit import (
     Limit,
     parse_ratelimit,
 )
+from kombu_cfqueues.runtime.clock import Clock
 
 FOUR = Limit(rate=4.0, burst=10)
 
@@ -480,3 +481,25 @@ def test_a_queue_that_takes_nothing_is_no_block(budget, caplog):
     budget.refused(refused(60, 10250), queue="emails")
 
     assert lines(caplog) == []
+
+
+class HurriedClock(Clock):
+    """Each look at it takes 10 ms, as on a machine whose cores are all busy."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def monotonic(self):
+        self.now += 0.01
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds >= 0, "time.sleep raises a ValueError"
+        self.now += seconds
+
+
+def test_a_permit_that_gets_free_between_two_looks_at_the_clock_is_taken():
+    """A busy machine may stop a thread for longer than it still had to wait."""
+    budget = Budget(Limit(rate=66.0, burst=1), clock=HurriedClock())  # 15 ms a permit
+    for _ in range(20):
+        budget.acquire(2_000.0)
