@@ -7,6 +7,7 @@ that gets the next permit also posts the messages of the others.
 The rest of the package imports only from here, and mostly uses `Spool`.  The modules behind it::
 
     room              the waiting room: messages enter, are claimed and settled, outcomes come back
+    paced_room        the same where each process paces its requests itself
     claims            which messages the next request carries
     outcomes          what the outcome of a claim changes in the file
     sweep             cleaning up after processes that died

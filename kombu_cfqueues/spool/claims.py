@@ -125,7 +125,7 @@ def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -
     for kind in kinds:
         for name, stopped, paused in connection.execute(
             _ENDS_OF_DELAYS, {"kind": kind, "now": now}
-        ):
+        ).fetchall():
             if stopped > now:
                 ends.append((stopped, name, True))
             elif kind is Kind.SPOOLED:
@@ -181,7 +181,7 @@ def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int])
         "SELECT id, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch "  # noqa: S608
         f"FROM message WHERE id IN ({marks})",
         tuple(rows),
-    )
+    ).fetchall()
     return [_item(address, row) for row in found]
 
 

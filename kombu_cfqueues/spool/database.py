@@ -159,7 +159,9 @@ class Database:
         """Do *work* in a write transaction, of which only one runs among all processes.
 
         Args:
-            work: Must be short.  It may be called more than once; only the last call counts.
+            work: Must be short.  It may be called more than once; only the last call counts.  It
+                must fetch all rows: a cursor that outlives it, in the frames of a traceback for
+                example, holds a lock and makes the file busy for this very connection.
             durable: Whether to return only once the data survives a power failure.  Otherwise it
                 survives the end of any process.
             until: When to stop retrying, in monotonic seconds.  The first try is always made.

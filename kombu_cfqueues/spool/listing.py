@@ -116,7 +116,8 @@ class Listing:
                 "claimed": State.CLAIMED,
                 "refused": State.REFUSED,
             }
-            return [_state(row, now, wall) for row in connection.execute(_QUEUES, values)]
+            rows = connection.execute(_QUEUES, values).fetchall()
+            return [_state(row, now, wall) for row in rows]
 
         return self._file.read(look)
 
@@ -130,7 +131,7 @@ class Listing:
                 "JOIN queue AS q ON m.queue = q.id WHERE m.state = ? AND m.owner IS NULL "
                 "ORDER BY m.id",
                 (State.REFUSED,),
-            )
+            ).fetchall()
             found = []
             for row, queue, entered, size, error in rows:
                 why = from_text(error)

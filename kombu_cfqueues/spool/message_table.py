@@ -186,7 +186,7 @@ def _states(
         block = rows[start : start + MAX_ROWS]
         marks = ",".join("?" * len(block))
         query = f"SELECT id, state, error FROM message WHERE id IN ({marks})"  # noqa: S608
-        for row, state, error in connection.execute(query, block):
+        for row, state, error in connection.execute(query, block).fetchall():
             states[row] = (state, error)
     return states
 

@@ -145,7 +145,7 @@ def contenders(
     for kind in kinds:
         query = _REQUEST if kind in REQUESTS else _OLDEST
         values = eligible.values() | {"kind": kind, "spooled": Kind.SPOOLED}
-        for message, queue in connection.execute(query, values):
+        for message, queue in connection.execute(query, values).fetchall():
             if message is not None and queue not in without:
                 found.append(Contender(message, kind, queue))
     return sorted(found)

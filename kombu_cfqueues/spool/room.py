@@ -146,11 +146,13 @@ class SpoolRoom:
         if connection.execute("SELECT 1 FROM message WHERE state = 0 LIMIT 1").fetchone():
             return False
         bucket = self._file.bucket(connection)
-        stopped = connection.execute("SELECT stopped_until FROM queue WHERE id = ?", (queue,))
+        (stopped_until,) = connection.execute(
+            "SELECT stopped_until FROM queue WHERE id = ?", (queue,)
+        ).fetchone()
         if (
             bucket.exhausted()
             or bucket.stopped(publishing=True)
-            or stopped.fetchone()[0] > self._file.clock.monotonic()
+            or stopped_until > self._file.clock.monotonic()
         ):
             return False
         bucket.spend(Kind.SINGLE)
@@ -278,8 +280,9 @@ class SpoolRoom:
 
     def claim(self, terms: ClaimTerms) -> Claim | Wait:
         """See `WaitingRoom.claim`.  The permit and the messages are taken in one transaction."""
-        if self._waiting_since is None:
-            self._waiting_since = self._file.clock.monotonic()
+        # Read once: another thread of this process may take the permit, and reset it.
+        waiting_since = self._waiting_since or self._file.clock.monotonic()
+        self._waiting_since = waiting_since
 
         def look(connection: sqlite3.Connection) -> Contender | Wait:
             bucket = self._file.bucket(connection)
@@ -297,7 +300,7 @@ class SpoolRoom:
             return found
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
-            metrics.waited(self._file.clock.monotonic() - self._waiting_since)
+            metrics.waited(self._file.clock.monotonic() - waiting_since)
             self._waiting_since = None
             self._file.stop_log.resumed()
         return claimed

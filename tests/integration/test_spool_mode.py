@@ -184,10 +184,10 @@ def test_where_no_thread_can_be_started_messages_wait_for_the_next_publish(
 
 
 def test_a_refused_message_is_kept_for_a_decision(server, spooling, caplog):
-    server.faults.refuse_messages(lambda body: "bad" in body)
+    server.faults.refuse_messages(lambda body: "wrong" in body)
     with Connection(server.broker_url, transport_options=spooling) as connection:
         with caplog.at_level(logging.ERROR):
-            promises = [publish(connection, word) for word in ("good", "bad", "fine")]
+            promises = [publish(connection, word) for word in ("good", "wrong", "fine")]
             assert eventually(lambda: all(p.ready or p.failed for p in promises))
         assert [p.failed for p in promises] == [False, True, False]
         assert isinstance(promises[1].reason, errors.InvalidMessage)
@@ -199,7 +199,7 @@ def test_a_refused_message_is_kept_for_a_decision(server, spooling, caplog):
         server.faults.clear()
         assert listing(connection).retry([refused.id]) == 1
         publish(connection, "next")
-        assert eventually(lambda: "bad" in bodies(server))
+        assert eventually(lambda: "wrong" in bodies(server))
         assert listing(connection).refused() == []
 
 
@@ -515,9 +515,9 @@ def test_the_relay_delivers_what_nobody_else_does(server, spooling):
 
 
 def test_the_spool_command_shows_and_decides(server, spooling):
-    server.faults.refuse_messages(lambda body: "bad" in body)
+    server.faults.refuse_messages(lambda body: "wrong" in body)
     with Connection(server.broker_url, transport_options=spooling) as connection:
-        publish(connection, "bad")
+        publish(connection, "wrong")
         found = listing(connection)
         assert eventually(found.refused)
 
@@ -527,8 +527,11 @@ def test_the_spool_command_shows_and_decides(server, spooling):
     [refused] = json.loads(command(server, spooling, "--json"))["refused"]
     assert refused["queue"] == "jobs"
     assert server.token not in shown
+    server.faults.error("push", "batch", status=503, times=None)  # so that the message waits
     assert "1 message will be sent again" in command(server, spooling, "retry", str(refused["id"]))
     assert "Deleted 0 messages" in command(server, spooling, "drop", "--all")
+    server.faults.clear()
+    server.faults.refuse_messages(lambda body: "wrong" in body)
     with Connection(server.broker_url, transport_options=spooling) as connection:
         publish(connection, "good")
         assert eventually(lambda: bodies(server) == ["good"])
