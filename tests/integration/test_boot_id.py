@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.processes import Script
+from support.processes import Script, needs
 
 #: Linux with macOS's way to learn the id of the boot, and a command that takes some time.
 CODE = """
@@ -41,7 +41,7 @@ CODE = """
 @pytest.mark.parametrize("green", ["", "gevent"])
 def test_the_id_of_the_boot_is_learned_outside_of_transactions(emulator, tmp_path, green):
     if green:
-        pytest.importorskip(green)
+        needs(green)
     emulator.create_queue("jobs")
     options = {"publish_mode": "spool", "spool_dir": str(tmp_path / "spool")}
     with Script(CODE, emulator.broker_url, options, green=green) as script:

@@ -28,7 +28,7 @@ CODE = f"""
 def test_no_allowance_is_opened_for_an_empty_token(emulator, tmp_path):
     """Threads ask for the token while its first call runs."""
     emulator.create_queue("jobs")
-    options = {"publish_mode": "spool", "spool_dir": str(tmp_path / "spool")}
+    options = {"publish_mode": "spool", "request_rate": 100.0, "spool_dir": str(tmp_path / "spool")}
     url = emulator.broker_url.replace(f":{TOKEN}@", "@")
     with Script(CODE, url, options) as script:
         script.wait(60)

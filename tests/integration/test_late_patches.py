@@ -16,7 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.processes import ROOT, Script, eventually
+from support.processes import ROOT, Script, eventually, needs
 
 from kombu_cfqueues.emulator import TOKEN, Emulator
 
@@ -82,7 +82,7 @@ def spooling(tmp_path):
 def test_the_greenlets_of_a_preloaded_worker_publish_and_consume(server, spooling, tmp_path):
     """No greenlet waits for a lock that another greenlet holds while it starts a thread."""
     pytest.importorskip("gunicorn")
-    pytest.importorskip("gevent")
+    needs("gevent")
     fill(server, REQUESTS + 1)
     url = server.broker_url
     options = ["--preload", "--worker-class", "gevent"]
@@ -132,7 +132,7 @@ PATCHES = {
 @pytest.mark.parametrize("green", ["gevent", "eventlet"])
 def test_a_child_that_patches_itself_publishes_and_consumes(server, spooling, tmp_path, green):
     """As a server does that forks first, and chooses the kind of its workers then."""
-    pytest.importorskip(green)
+    needs(green)
     fill(server, REQUESTS + 1)
     program = tmp_path / "program.py"
     code = textwrap.dedent(SITE) + textwrap.dedent(FORK)

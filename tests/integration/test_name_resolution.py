@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.processes import Script
+from support.processes import Script, needs
 
 CODE = """
     import socket, threading
@@ -37,7 +37,7 @@ CODE = """
 @pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
 def test_a_publish_does_not_wait_for_name_servers_for_ever(emulator, green):
     if green:
-        pytest.importorskip(green)
+        needs(green)
     emulator.create_queue("jobs")
     login, _, place = emulator.broker_url.rpartition("@")
     port = place.partition(":")[2].strip("/")

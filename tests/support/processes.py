@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,3 +123,13 @@ def eventually(condition, seconds: float = 60.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def needs(package: str) -> None:
+    """Skip the test where a package is missing, without importing it.
+
+    gevent and eventlet register hooks for forks when they are imported, which all later tests of
+    this process would meet.
+    """
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package} from PyPI")
