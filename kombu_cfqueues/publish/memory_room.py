@@ -29,6 +29,9 @@ HOLD_SECONDS: Final = 0.002
 """How long a permit waits for the callers that shared the last request.  They need about this long
 to wake up and publish again; it is short beside a request, which takes tens of milliseconds."""
 
+SHARED: Final = 1.25
+"""Expected callers of a request below which it is not held: a lone caller never waits for long."""
+
 HOLD_STEP_SECONDS: Final = HOLD_SECONDS / 4
 """Pause between two looks at how many callers have arrived during the hold."""
 
@@ -86,7 +89,7 @@ class MemoryRoom:
         self._bulk: _Waiting = OrderedDict()
         self._claims: dict[int, dict[Item, None]] = {}
         self._bulk_first = False  # bulk messages waited, but the last request had no room for any
-        self._sharers = 0  # single messages in the last request
+        self._sharers = 0.0  # single messages that the next request is held for
         self._waiter = Waiter()
         self._has_permit = False  # it took a permit, and holds it for more callers
         self._held_since: float | None = None
@@ -200,7 +203,7 @@ class MemoryRoom:
         is extended while many of them arrive.
         """
         waiting, before = len(self._singles), self._arrived
-        if self._sharers <= 1 or waiting >= self._sharers:
+        if self._sharers <= SHARED or waiting >= self._sharers:
             return False
         self._arrived = waiting
         many_arrive = self._extends and waiting - before >= EXTEND_AT
@@ -223,9 +226,17 @@ class MemoryRoom:
                 batch.append(item)
                 size += item.message.size
                 del waiting[item]
-        self._sharers = singles - len(self._singles)
+        self._sharers = self._expected(singles - len(self._singles))
         self._bulk_first = 0 < bulk == len(self._bulk)
         return batch
+
+    def _expected(self, taken: int) -> float:
+        """Return how many callers to hold the next request for, after one with *taken* of them.
+
+        With several requests in flight, one that left with few callers says little: the others are
+        in the requests beside it.  So the number falls slowly, or the groups never meet again.
+        """
+        return taken if self._extends else max(taken, 0.75 * self._sharers + 0.25 * taken)
 
     def _sample(self, terms: ClaimTerms, now: float) -> list[Item]:
         waiting = self._eligible(chain(self._singles, self._bulk), terms, now)
