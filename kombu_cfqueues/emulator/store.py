@@ -501,11 +501,12 @@ class Store:
         knobs = self.knobs
         # Shuffle within a window: Cloudflare keeps no order, but every message gets delivered.
         window = limit if knobs.order == "fifo" else max(4 * limit, 100)
+        # `leased` is 0 in all of them; it is named because the index has it before the seq.
         ready = [
             seq
             for (seq,) in self._database.connection.execute(
                 "SELECT seq FROM messages WHERE queue = ? AND visible_at <= ?"
-                " ORDER BY visible_at, seq LIMIT ?",
+                " ORDER BY visible_at, leased, seq LIMIT ?",
                 (queue.number, now, window),
             )
         ]

@@ -31,13 +31,14 @@ from ..waiting_room import Claim, ClaimOutcome, Item, Kind, RoomBusy, Settled, W
 
 logger = logging.getLogger(__name__)
 
-REFUSED_ALIKE: Final = 5
+REFUSED_ALIKE: Final = 8
 """After a queue has refused this many single messages of a split batch with the same error, and
 accepted none, the rest is not sent.  Requests are scarce, and the queue may accept nothing."""
 
-SAMPLED: Final = 3
+SAMPLED: Final = 6
 """How many of `REFUSED_ALIKE` are picked at random from all messages that were split, because bad
-messages are often neighbours."""
+messages are often neighbours.  If every second message is bad, six of six are bad in one case of
+64."""
 
 OUTAGE_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=5.0)
 """Pauses while the server cannot be reached, or fails.  Short, because callers wait."""

@@ -36,13 +36,13 @@ class Preceded(Step):
 
 
 def preceded(interim, api):
-    """Make *interim* come before each answer to a publish; refuse what says "bad"."""
+    """Make *interim* come before each answer to a publish; refuse what says "wrong"."""
 
     def answer(request):
         if not request.path.endswith("/messages"):
             return api(request)
-        if b"bad" in request.body:
-            return Preceded(interim, Failure(400, 10207, "the message says bad"))
+        if b"wrong" in request.body:
+            return Preceded(interim, Failure(400, 10207, "the message says wrong"))
         return Preceded(interim, api(request))
 
     return answer
@@ -54,7 +54,7 @@ def statements(server):
     with Connection(server.broker_url, transport_options={"publish_timeout": 1}) as connection:
         producer = connection.Producer()
         for number in range(6):
-            body = "bad" if number % 2 else "good"
+            body = "wrong" if number % 2 else "good"
             try:
                 producer.publish(body, routing_key="jobs")
             except InvalidMessage:
@@ -73,7 +73,7 @@ def test_each_publish_is_told_its_own_outcome(interim):
     with ScriptedServer(otherwise=preceded(interim, api)) as server:
         told = statements(server)
 
-    assert told == [("good", "accepted"), ("bad", "refused")] * 3
+    assert told == [("good", "accepted"), ("wrong", "refused")] * 3
     assert len(api.messages["jobs"]) == 3
 
 
@@ -83,7 +83,7 @@ def test_several_interim_answers_come_before_one():
     with ScriptedServer(otherwise=preceded(interim, api)) as server:
         told = statements(server)
 
-    assert told == [("good", "accepted"), ("bad", "refused")] * 3
+    assert told == [("good", "accepted"), ("wrong", "refused")] * 3
 
 
 def test_a_pull_gets_its_own_answer():
@@ -173,8 +173,8 @@ def test_an_answer_that_has_no_body_by_its_status_leaves_nothing_behind(status):
     def answer(request):
         if b"odd" in request.body:
             return Odd()
-        if b"bad" in request.body:
-            return Failure(400, 10207, "the message says bad")
+        if b"wrong" in request.body:
+            return Failure(400, 10207, "the message says wrong")
         return api(request)
 
     options = {"publish_timeout": 1}
@@ -186,7 +186,7 @@ def test_an_answer_that_has_no_body_by_its_status_leaves_nothing_behind(status):
         with pytest.raises(CFQueuesError):
             producer.publish("odd", routing_key="jobs")
         with pytest.raises(InvalidMessage):
-            producer.publish("bad", routing_key="jobs")
+            producer.publish("wrong", routing_key="jobs")
 
 
 def test_bytes_after_an_answer_are_not_the_next_ones():
@@ -200,12 +200,12 @@ def test_bytes_after_an_answer_are_not_the_next_ones():
             return True
 
     def answer(request):
-        if b"bad" in request.body:
-            return Failure(400, 10207, "the message says bad")
+        if b"wrong" in request.body:
+            return Failure(400, 10207, "the message says wrong")
         return Twice() if request.path.endswith("/messages") else api(request)
 
     with ScriptedServer(otherwise=answer) as server, Connection(server.broker_url) as connection:
         producer = connection.Producer()
         producer.publish("good", routing_key="jobs")
         with pytest.raises(InvalidMessage):
-            producer.publish("bad", routing_key="jobs")
+            producer.publish("wrong", routing_key="jobs")

@@ -107,15 +107,14 @@ def test_acks_that_follow_each_other_share_a_request(acknowledger, server):
     assert len(server.sent) <= 1 + took / HOLD_SECONDS
 
 
-def test_a_hundred_acks_do_not_wait(acknowledger, server):
-    started = time.monotonic()
+def test_a_hundred_acks_do_not_wait(acknowledger, server, monkeypatch):
+    monkeypatch.setattr("kombu_cfqueues.consume.acknowledger.HOLD_SECONDS", 300.0)
     for n in range(100):
         acknowledger.ack(delivery(f"L{n}"))
 
     wait_for(lambda: server.sent)
 
     assert len(server.sent[0][1]) == 100
-    assert server.sent[0][0] - started < 0.05
 
 
 def test_a_retry_leaves_at_once_and_takes_what_waits_along(acknowledger, server, returned):
