@@ -116,6 +116,8 @@ class Inbox:
         self._lock = lock
         self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
+        self._missed = False  # the last `take` found no message at once
+        self._on_ready: Callable[[], None] | None = None
         self.asked = False
 
     def take(self, deadline: float | None) -> Arrival | None:
@@ -130,20 +132,32 @@ class Inbox:
         Raises:
             CFQueuesError: A pull failed, and another pull does not repair it.
         """
-        had_to_wait = False
         with self._lock:
             while True:
                 arrival = self._pop_deliverable()
                 if arrival is not None:
-                    self._hand_out(arrival, had_to_wait=had_to_wait)
+                    self._hand_out(arrival, had_to_wait=self._missed)
+                    self._missed = False
                     return arrival
                 self._raise_failure()
                 self._ask_for_messages()
+                self._missed = True
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
-                had_to_wait = True
                 self._changed.wait(left)
+
+    def watch(self, on_ready: Callable[[], None] | None) -> None:
+        """Call *on_ready* whenever `take` has something to return or to raise, and once now.
+
+        Args:
+            on_ready: Called by any thread, with the lock held; None to stop.  A forked child does
+                not call it.
+        """
+        with self._lock:
+            self._on_ready = on_ready
+            if on_ready is not None:
+                on_ready()
 
     def take_from(self, subscription: Subscription, deadline: float) -> Arrival | None:
         """Return a message of *subscription*; wait only for pulls that are in flight.
@@ -174,7 +188,7 @@ class Inbox:
     def put(self, arrivals: list[Arrival]) -> None:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
-        self._changed.notify_all()
+        self.notify()
 
     def newest(self, subscription: Subscription) -> Subscription:
         """Return the newest subscription of this connection to the queue of *subscription*.
@@ -197,11 +211,15 @@ class Inbox:
                 subscription.window.held += 1
                 arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
             self._arrivals.append(arrival)
+        if self._on_ready is not None:  # a loop always wants messages, and asks for none
+            self._ask_for_messages()
         self.notify()
 
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
         self._changed.notify_all()
+        if self._on_ready is not None and self._has_something():
+            self._on_ready()
 
     def wait_for_change(self, deadline: float) -> None:
         """Block until the next `notify` or `put`, or until *deadline* (monotonic seconds)."""
@@ -244,6 +262,12 @@ class Inbox:
             subscription = arrival.subscription
             if not subscription.counts or subscription.window.may_deliver:
                 yield arrival
+
+    def _has_something(self) -> bool:
+        """Whether `take` would return or raise something now."""
+        if next(self._deliverable(), None) is not None:
+            return True
+        return any(subscription.failure for subscription in self.subscriptions)
 
     def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
         window = arrival.subscription.window

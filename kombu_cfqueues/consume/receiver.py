@@ -26,6 +26,7 @@ from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
+from .dropped import DroppedMessages
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
 from .pull_failures import ENABLE_RETRY_SECONDS, note_outcome, repair
@@ -46,9 +47,9 @@ MAX_EARLY_SECONDS: Final = 60.0
 """A message that is due later than this is given back and not delivered: a worker that waits with
 it may be stopped, and its lease may end."""
 
-MAX_WAIT_SECONDS: Final = 10.0
+MAX_WAIT_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
-garbage-collected and never closed."""
+garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
 RETURNING_INTERVAL_SECONDS: Final = 0.02
 """How often to look at a queue whose pull waits for messages that are being given back."""
@@ -64,6 +65,7 @@ class Receiver:
 
     Attributes:
         settlement: Ends deliveries.
+        dropped: Gives back messages that the application has dropped.
     """
 
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
@@ -77,6 +79,7 @@ class Receiver:
             self.pull_now,
         )
         self.settlement = Settlement(self._acknowledger, self._forwarder)
+        self.dropped = DroppedMessages()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
         self.renew_after_fork()
@@ -84,6 +87,7 @@ class Receiver:
 
     def renew_after_fork(self) -> None:
         """Pull nothing until the application asks for messages in this process."""
+        self.dropped.renew_after_fork()
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
         self._lock = StartingLock()
@@ -240,6 +244,8 @@ class Receiver:
 
     def _next_job(self) -> Job:
         """Return the pull that is due first, and take its slots.  The caller holds the lock."""
+        if self.dropped:
+            return Job(self.dropped.give_back)
         now = time.monotonic()
         chosen: Subscription | None = None
         ready, wait = 0, MAX_WAIT_SECONDS

@@ -7,6 +7,7 @@ the newest consumer of the queue.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .message import Message
+from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
@@ -81,13 +82,14 @@ class QueueConsumers:
 class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
-    Message = Message
+    Message = PulledMessage
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # their last pulls may still be in flight
+        self._serves_worker = False  # whether a Celery worker has got messages
         self._auto_delete: set[str] = set()  # names of queues that were declared with auto_delete
         self._to_delete: set[str] = set()  # those of them that were consumed
 
@@ -128,7 +130,7 @@ class ConsumingChannel(RoutingChannel):
             CFQueuesError: The queue cannot be looked up or created.
         """
         consumer_tag = consumer_tag or envelope.new_id()
-        self.basic_cancel(consumer_tag)
+        self._cancel(consumer_tag)
         group = self._queue_consumers.get(queue)
         if group is None:
             is_control = celery_task.is_control_queue(queue)
@@ -147,8 +149,15 @@ class ConsumingChannel(RoutingChannel):
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
 
-        Messages that were pulled and not delivered are given back.  Returns at once.
+        Messages that were pulled and not delivered are given back, and those that a Celery worker
+        has not started and dropped.  Returns at once.
         """
+        self._cancel(consumer_tag)
+        qos = self._qos
+        if self._serves_worker and qos is not None and qos.has_unsettled:
+            qos.receiver.dropped.collect()
+
+    def _cancel(self, consumer_tag: str) -> None:
         queue = self._tag_to_queue.pop(consumer_tag, None)
         group = self._queue_consumers.get(queue) if queue is not None else None
         if queue is None or group is None:
@@ -214,11 +223,16 @@ class ConsumingChannel(RoutingChannel):
         if consumer is None:
             return False
         delivery = arrival.delivery
-        if celery_task.is_worker(consumer.callback):
+        is_worker = celery_task.is_worker(consumer.callback)
+        if is_worker:
             delivery.message["headers"] = celery_task.headers_for_worker(
                 delivery.message["headers"], delivery.raw.get("id")
             )
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
+        if is_worker:
+            self._serves_worker = True
+            # Other applications may settle by the delivery tag, without the message.
+            message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
@@ -309,13 +323,15 @@ class ConsumingChannel(RoutingChannel):
         run, and can acknowledge theirs.
         """
         self.cancel_all()
+        if self._qos is not None and self._qos.has_unsettled:
+            self._qos.receiver.dropped.expected = True
         self.closed = True
         self.connection = cast("Any", None)  # as in Kombu's own `close`
 
     def cancel_all(self) -> None:
         """Cancel every consumer of this channel.  Returns at once."""
         for tag in list(self._consumers):
-            self.basic_cancel(tag)
+            self._cancel(tag)
 
     def _delete_consumed(self, deadline: float) -> None:
         queues, self._to_delete = self._to_delete, set()
@@ -372,7 +388,7 @@ class ConsumingChannel(RoutingChannel):
         if queue in self._auto_delete and celery_task.is_result_queue(queue):
             warn_once(celery_task.RESULT_QUEUE_HINT)
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> PulledMessage:
         """Return the application's message; acknowledge it with *no_ack*, or else track it.
 
         Args:

@@ -36,7 +36,13 @@ class Message(virtual.Message):
         channel: The channel that delivers the message.
         queue: Kombu's name of its queue, for the text of an error.
         **kwargs: Passed on to Kombu.
+
+    Attributes:
+        on_drop: Called if the message is garbage-collected and was not settled.  It must take no
+            lock, because garbage is collected in any thread at any time.
     """
+
+    on_drop: Callable[[], None] | None = None
 
     def __init__(
         self, payload: dict[str, Any], channel: Any = None, queue: str = "", **kwargs: Any
@@ -54,6 +60,10 @@ class Message(virtual.Message):
                 # Kombu keeps the errors that it catches here, and does not decompress then.
                 self.errors: list[Any] = [(MessageTooLarge, error, None)]
         super().__init__(payload, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
+
+    def __del__(self) -> None:
+        if self.on_drop is not None and not self.acknowledged:
+            self.on_drop()
 
 
 def _is_bomb(data: bytes, method: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -78,6 +79,15 @@ class Prefetch(virtual.QoS):
         settle = settlement.give_back if requeue else settlement.dead_letter
         for delivery in self._remove(delivery_tag):
             settle(delivery)
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether messages were delivered that are not settled."""
+        return bool(self._deliveries)
+
+    def drop(self, delivery_tag: str) -> None:
+        """Give back a message that the application has dropped.  Takes no lock."""
+        self.receiver.dropped.add(functools.partial(self.reject, delivery_tag, requeue=True))
 
     def restore_unacked(self) -> list[Any]:
         """Give back all unsettled messages.  Returns at once.

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
-from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from celery import VERSION, chord, group
 from kombu import Connection
 
-from kombu_cfqueues.emulator import Emulator
-
-from .workers import HERE, MATRIX, Worker, until, within
+from .workers import MATRIX, Worker, states, until, within
 
 #: Before 5.7 Celery acknowledged a task of the solo pool, early or late, after its end, and the
 #: pool of threads, when stopped, still ran all that it had been given.
@@ -46,28 +41,6 @@ def concurrency(pool: str) -> int:
     return 1 if pool == "solo" else 2
 
 
-@pytest.fixture
-def emulator():
-    with Emulator(latency=0.03) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def tasks(emulator, tmp_path, monkeypatch) -> ModuleType:
-    """The application of the workers, to send its tasks from here."""
-    monkeypatch.setenv("BROKER_URL", emulator.broker_url)
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("RESULTS", f"file://{tmp_path / 'results'}")
-    monkeypatch.syspath_prepend(str(HERE))
-    (tmp_path / "results").mkdir()
-    sys.modules.pop("tasks", None)
-    import tasks
-
-    yield tasks
-    tasks.app.close()
-    sys.modules.pop("tasks", None)
-
-
 def send_many(task, values, *more) -> None:
     with (
         task.app.producer_pool.acquire(block=True) as producer,
@@ -85,10 +58,6 @@ def settled_by(acks, at) -> int:
 
 def empty(emulator, queue="celery") -> bool:
     return not emulator.messages(queue)
-
-
-def states(emulator, queue="celery") -> Counter[str]:
-    return Counter(message.state for message in emulator.messages(queue))
 
 
 @every_pool

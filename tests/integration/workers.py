@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> 
             raise AssertionError(f"not within {seconds} s: {what or condition}")
         time.sleep(0.02)
     return result
+
+
+def states(emulator, queue="celery") -> Counter[str]:
+    """How many messages of a queue are ready, leased or delayed."""
+    return Counter(message.state for message in emulator.messages(queue))
 
 
 class Worker:
