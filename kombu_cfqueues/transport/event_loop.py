@@ -126,8 +126,9 @@ class _CallSoon:
         settle = callback if isinstance(callback, Thenable) else promise(callback, args)
         try:
             settle()
-        except Exception:  # it would end the loop, and with it the worker
-            logger.exception("a message could not be settled and may be redelivered")
+        # It would end the loop, and with it the worker.
+        except Exception as error:  # noqa: BLE001
+            logger.error("a message could not be settled and may be redelivered: %r", error)
         return settle
 
 
