@@ -5,6 +5,9 @@ Remote control and events:
     nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
 Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
+Dropped tasks:
+    A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
+    keeps references to them for ever: see `forget_dropped_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
@@ -13,6 +16,7 @@ Malformed tasks:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -177,3 +181,16 @@ _EMBEDDED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "chord": _none_or(dict),
     "errbacks": _none_or(list, tuple),
 }
+
+
+def forget_dropped_tasks() -> None:
+    """Let the messages of tasks that a worker has dropped be garbage-collected.
+
+    Celery 5.5 and 5.6 mean to forget these tasks, and look for them by the wrong key.
+    """
+    state = sys.modules.get("celery.worker.state")
+    if state is None:
+        return
+    for task_id, request in list(state.requests.items()):
+        if request not in state.reserved_requests and request not in state.active_requests:
+            state.requests.pop(task_id, None)

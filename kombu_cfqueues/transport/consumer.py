@@ -155,6 +155,7 @@ class ConsumingChannel(RoutingChannel):
         self._cancel(consumer_tag)
         qos = self._qos
         if self._serves_worker and qos is not None and qos.has_unsettled:
+            celery_task.forget_dropped_tasks()
             qos.receiver.dropped.collect()
 
     def _cancel(self, consumer_tag: str) -> None:
