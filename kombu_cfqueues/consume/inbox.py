@@ -5,6 +5,7 @@ The receiver's lock guards everything in this module.
 
 from __future__ import annotations
 
+import _thread
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -103,11 +104,13 @@ class Inbox:
         asked: Whether the application has asked for a message in this process.  Nothing is pulled
             before: a forked child inherits its parent's subscriptions and need not consume.
         abandoned: The connection was garbage-collected and never closed.
+        interrupted: The application is told to stop, and gets no more messages.
     """
 
     def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
+        self.interrupted = False
         self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
@@ -127,13 +130,13 @@ class Inbox:
             deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
 
         Returns:
-            The message; None if the deadline has passed.
+            The message; None if the deadline has passed, and after `interrupt`.
 
         Raises:
             CFQueuesError: A pull failed, and another pull does not repair it.
         """
         with self._lock:
-            while True:
+            while not self.interrupted:
                 arrival = self._pop_deliverable()
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=self._missed)
@@ -144,8 +147,21 @@ class Inbox:
                 self._missed = True
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    return None
+                    break
                 self._changed.wait(left)
+        return None
+
+    def interrupt(self) -> None:
+        """End every `take`, and all later ones.  Takes no lock: a signal handler may call it."""
+        self.interrupted = True
+        if self._on_ready is not None:
+            self._on_ready()
+        # Not `threading.Thread`, whose locks the interrupted code may hold.
+        _thread.start_new_thread(self._wake, ())
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
 
     def watch(self, on_ready: Callable[[], None] | None) -> None:
         """Call *on_ready* whenever `take` has something to return or to raise, and once now.

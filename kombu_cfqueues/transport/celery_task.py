@@ -7,7 +7,8 @@ Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
 Dropped tasks:
     A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
-    keeps references to them for ever: see `forget_dropped_tasks`.
+    keeps references to them for ever: see `forget_dropped_tasks`.  Celery 5.5 also drops those that
+    run in a prefork pool: see `prepare_for_reconnect`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
@@ -194,3 +195,24 @@ def forget_dropped_tasks() -> None:
     for task_id, request in list(state.requests.items()):
         if request not in state.reserved_requests and request not in state.active_requests:
             state.requests.pop(task_id, None)
+
+
+def prepare_for_reconnect() -> Callable[[], None]:
+    """Return a function that repairs, after a worker has reconnected, what it knows of its tasks.
+
+    Celery 5.5 also empties the list of its prefork pool's jobs.  The results of those that run
+    would be ignored, and their messages redelivered when their leases end.
+    """
+    state = sys.modules.get("celery.worker.state")
+    if state is None:
+        return lambda: None
+    references = [getattr(one, "_apply_result", None) for one in state.active_requests]
+    jobs = [job for reference in references if reference is not None and (job := reference())]
+
+    def restore() -> None:
+        for job in jobs:
+            if hasattr(job, "_cache") and not job.ready():
+                job._cache.setdefault(job._job, job)
+        forget_dropped_tasks()
+
+    return restore

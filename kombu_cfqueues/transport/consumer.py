@@ -27,6 +27,7 @@ from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
+from .worker_stop import end_wait_at_stop
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class ConsumingChannel(RoutingChannel):
         if queue in self._auto_delete:
             self._to_delete.add(queue)
         self._warn_of_pitfalls(queue)
+        if celery_task.is_worker(callback):
+            end_wait_at_stop(self.session.inbox)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
@@ -324,8 +327,8 @@ class ConsumingChannel(RoutingChannel):
         run, and can acknowledge theirs.
         """
         self.cancel_all()
-        if self._qos is not None and self._qos.has_unsettled:
-            self._qos.receiver.dropped.expected = True
+        if self._serves_worker and self._qos is not None and self._qos.has_unsettled:
+            self._qos.receiver.dropped.expect(celery_task.prepare_for_reconnect())
         self.closed = True
         self.connection = cast("Any", None)  # as in Kombu's own `close`
 
