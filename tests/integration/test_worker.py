@@ -6,7 +6,6 @@ acknowledgement, and outages of a minute.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from datetime import datetime, timedelta, timezone
@@ -16,7 +15,7 @@ import pytest
 from celery import VERSION, chord, group
 from kombu import Connection
 
-from .workers import MATRIX, Worker, states, until, within
+from .workers import MATRIX, Worker, send_many, states, until, within
 
 #: Before 5.7 Celery acknowledged a task of the solo pool, early or late, after its end, and the
 #: pool of threads, when stopped, still ran all that it had been given.
@@ -39,16 +38,6 @@ every_pool = pytest.mark.parametrize(
 
 def concurrency(pool: str) -> int:
     return 1 if pool == "solo" else 2
-
-
-def send_many(task, values, *more) -> None:
-    with (
-        task.app.producer_pool.acquire(block=True) as producer,
-        # Kombu before 5.7 has no batches.
-        producer.batch() if hasattr(producer, "batch") else contextlib.nullcontext(),
-    ):
-        for value in values:
-            task.apply_async((value, *more), producer=producer)
 
 
 def settled_by(acks, at) -> int:
@@ -164,16 +153,6 @@ def test_an_ack_of_a_solo_worker_is_not_held_up_by_its_next_task(emulator, tasks
         if not late and NEW_CELERY:
             second = emulator.requests.of("ack")[1]
             assert second.time - hard["at"] < within(0.2, 2)
-
-
-def test_a_task_whose_child_is_killed_runs_again_at_once(emulator, tasks, tmp_path):
-    with Worker(emulator, tmp_path, worker_lost_wait=1) as worker:
-        tasks.die_once.delay(1)
-        until(lambda: len(worker.runs("die_once")) == 2)
-        # Not from its death: Celery takes worker_lost_wait to be sure of that.
-        (given_back,) = [r for r in emulator.requests.of("ack") if b'"retries": [{' in r.body]
-        assert worker.runs("die_once")[1]["at"] - given_back.time < within(2, 20)
-        until(lambda: empty(emulator))
 
 
 def test_a_task_whose_worker_is_killed_runs_again_after_its_lease(emulator, tasks, tmp_path):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ def states(emulator, queue="celery") -> Counter[str]:
     return Counter(message.state for message in emulator.messages(queue))
 
 
+def send_many(task: Any, values: Iterable[Any], *more: Any) -> None:
+    """Send a task for each value, in full requests."""
+    with (
+        task.app.producer_pool.acquire(block=True) as producer,
+        # Kombu before 5.7 has no batches.
+        producer.batch() if hasattr(producer, "batch") else contextlib.nullcontext(),
+    ):
+        for value in values:
+            task.apply_async((value, *more), producer=producer)
+
+
 class Worker:
     """``celery worker``, from `start` to `stop` or `kill`.
 
@@ -54,6 +65,7 @@ class Worker:
         app: The module with the application, in this folder's ``worker``.
         options: Of the transport.
         settings: Of Celery.
+        arguments: More of the command line.
     """
 
     count = 0
@@ -68,6 +80,7 @@ class Worker:
         queues: str = "celery",
         url: str | None = None,
         program: str = "",
+        arguments: tuple[str, ...] = (),
         app: str = "tasks",
         options: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
@@ -94,6 +107,7 @@ class Worker:
             *("-A", app, "worker", "--pool", pool, "--concurrency", str(concurrency)),
             *("--queues", queues, "--loglevel", "INFO"),
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
+            *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
