@@ -136,6 +136,13 @@ class Worker:
         return self.process is not None and self.process.poll() is not None
 
     @property
+    def cpu_seconds(self) -> float:
+        """What its main process has used."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
