@@ -110,7 +110,6 @@ class Inbox:
     def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
-        self.interrupted = False
         self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
@@ -121,7 +120,7 @@ class Inbox:
         self._arrivals: deque[Arrival] = deque()
         self._missed = False  # the last `take` found no message at once
         self._on_ready: Callable[[], None] | None = None
-        self.asked = False
+        self.asked = self.interrupted = False
 
     def take(self, deadline: float | None) -> Arrival | None:
         """Block until a message may be delivered, and move its slot from held to unsettled.

@@ -20,11 +20,12 @@ def end_wait_at_stop(inbox: Inbox) -> None:
     Args:
         inbox: That of a connection that a worker consumes from.
     """
-    _inboxes.add(inbox)
-    # A worker has imported it.
-    sys.modules["celery.signals"].worker_shutting_down.connect(
-        _on_stop, weak=False, dispatch_uid="kombu_cfqueues.worker_stop"
-    )
+    signals = sys.modules.get("celery.signals")  # every worker imports it
+    if signals is not None:
+        _inboxes.add(inbox)
+        signals.worker_shutting_down.connect(
+            _on_stop, weak=False, dispatch_uid="kombu_cfqueues.worker_stop"
+        )
 
 
 def _on_stop(**_: Any) -> None:

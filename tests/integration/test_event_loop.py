@@ -34,8 +34,8 @@ from tasks import app, note
 def start(name):
     ready = threading.Event()
     worker = app.Worker(
-        app=app, quiet=True, redirect_stdouts=False, pool="threads", concurrency=1, hostname=f"{name}@here",
-        ready_callback=lambda _: ready.set(),
+        app=app, quiet=True, redirect_stdouts=False, pool="threads", concurrency=1,
+        hostname=f"{name}@here", ready_callback=lambda _: ready.set(),
         without_heartbeat=True, without_mingle=True, without_gossip=True,
     )
     threading.Thread(target=worker.start, daemon=True).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -238,3 +240,49 @@ def test_settling_through_the_loop_happens_at_once_and_never_raises(
         assert caplog.text.count("could not be settled") == 1
         assert not other
         run(hub, lambda: other)
+
+
+def test_what_a_celery_worker_drops_is_given_back_and_what_an_application_drops_is_not(
+    emulator, hub, connection
+):
+    """An application may settle by the delivery tag, and needs no message for that."""
+    import celery.signals  # noqa: F401  a worker has imported it
+
+    publish(emulator, 1)
+    tags = []
+
+    def keep_tag(message):
+        tags.append(message.delivery_tag)
+
+    def drop(message):
+        tags.append(message.delivery_tag)
+
+    drop.__module__ = "celery.worker.consumer.consumer"  # by this a worker is known
+    connection.register_with_event_loop(hub)
+    with Consumer(connection, queues=[QUEUE], on_message=keep_tag) as consumer:
+        run(hub, lambda: tags)
+        gc.collect()
+        consumer.channel.qos.receiver.dropped.give_back()
+        consumer.channel.basic_ack(tags.pop())
+        until(lambda: not emulator.messages("jobs"))
+
+        consumer.on_message = drop
+        publish(emulator, 2)
+        run(hub, lambda: len(tags) >= 2)
+        consumer.on_message = lambda message: message.ack()
+        until(lambda: (hub.run_once(), not emulator.messages("jobs"))[1])
+
+
+def test_a_signal_ends_the_wait_for_a_message(connection):
+    """As Celery's signal handler does, in pools that call ``drain_events``."""
+    inbox = connection.transport.session.inbox
+    before = signal.signal(signal.SIGALRM, lambda *_: inbox.interrupt())
+    try:
+        with Consumer(connection, queues=[QUEUE], on_message=print):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=300)
+            assert time.monotonic() - began < 60
+    finally:
+        signal.signal(signal.SIGALRM, before)
