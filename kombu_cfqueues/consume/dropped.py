@@ -12,14 +12,18 @@ from collections.abc import Callable
 
 
 class DroppedMessages:
-    """Gives back messages that were garbage-collected, in a thread that may take locks."""
+    """Gives back messages that were garbage-collected, in a thread that may take locks.
+
+    Attributes:
+        expected: Whether a connection has failed whose messages were not all settled.
+    """
 
     def __init__(self) -> None:
         self.renew_after_fork()
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
-        self._prepare: Callable[[], None] | None = None
+        self.expected = False
         self._give_back: deque[Callable[[], None]] = deque()
 
     def __bool__(self) -> bool:
@@ -39,26 +43,12 @@ class DroppedMessages:
                 return
             give_back()
 
-    def expect(self, prepare: Callable[[], None]) -> None:
-        """Note that a connection has failed whose messages are not all settled.
-
-        Args:
-            prepare: To be called by the next `collect`.
-        """
-        self._prepare = prepare
-
-    def collect_expected(self) -> None:
-        """Do what `collect` does, if a connection has failed since the last time."""
-        prepare, self._prepare = self._prepare, None
-        if prepare is not None:
-            prepare()
-            self.collect()
-
     def collect(self) -> None:
         """Find what was dropped until now, and give it back.
 
         Tasks that run are referenced by the worker, and stay.  Blocks for as long as Python needs
         to collect garbage.
         """
+        self.expected = False
         gc.collect()
         self.give_back()

@@ -7,8 +7,8 @@ Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
 Dropped tasks:
     A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
-    keeps references to them for ever: see `forget_dropped_tasks`.  Celery 5.5 also drops those that
-    run in a prefork pool: see `prepare_for_reconnect`.
+    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
@@ -16,6 +16,7 @@ Malformed tasks:
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -197,22 +198,28 @@ def forget_dropped_tasks() -> None:
             state.requests.pop(task_id, None)
 
 
-def prepare_for_reconnect() -> Callable[[], None]:
-    """Return a function that repairs, after a worker has reconnected, what it knows of its tasks.
+def keep_started_tasks(callback: Callable[..., Any]) -> None:
+    """Have a worker's prefork pool remember what its children run, also when it drops tasks.
 
-    Celery 5.5 also empties the list of its prefork pool's jobs.  The results of those that run
-    would be ignored, and their messages redelivered when their leases end.
+    At a reconnect and at a stop, the pool also forgets a job that it has written to a child and
+    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  They run all
+    the same, and nobody would acknowledge their messages.
+
+    Args:
+        callback: The worker's, for which `is_worker` holds.
     """
-    state = sys.modules.get("celery.worker.state")
-    if state is None:
-        return lambda: None
-    references = [getattr(one, "_apply_result", None) for one in state.active_requests]
-    jobs = [job for reference in references if reference is not None and (job := reference())]
+    worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
+    pool: Any = getattr(getattr(worker, "__self__", None), "pool", None)
+    flush: Any = getattr(pool, "flush", None)
+    if hasattr(getattr(flush, "__self__", None), "_cache"):
+        pool.flush = functools.partial(_flush, flush)
 
-    def restore() -> None:
-        for job in jobs:
-            if hasattr(job, "_cache") and not job.ready():
-                job._cache.setdefault(job._job, job)
-        forget_dropped_tasks()
 
-    return restore
+def _flush(flush: Callable[[], Any]) -> None:
+    """Call *flush* of a pool, and put back the jobs that a child has."""
+    cache: dict[int, Any] = flush.__self__._cache  # type: ignore[attr-defined]
+    started = {key: job for key, job in cache.items() if job._accepted or job._write_to}
+    try:
+        flush()
+    finally:
+        cache.update((key, job) for key, job in started.items() if not job.ready())

@@ -147,6 +147,7 @@ class ConsumingChannel(RoutingChannel):
         self._warn_of_pitfalls(queue)
         if celery_task.is_worker(callback):
             end_wait_at_stop(self.session.inbox)
+            celery_task.keep_started_tasks(callback)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
@@ -328,7 +329,7 @@ class ConsumingChannel(RoutingChannel):
         """
         self.cancel_all()
         if self._serves_worker and self._qos is not None and self._qos.has_unsettled:
-            self._qos.receiver.dropped.expect(celery_task.prepare_for_reconnect())
+            self._qos.receiver.dropped.expected = True
         self.closed = True
         self.connection = cast("Any", None)  # as in Kombu's own `close`
 

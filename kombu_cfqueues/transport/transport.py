@@ -20,7 +20,7 @@ from ..errors import (
 from ..options import BrokerUrl, Options, is_ours, shown_place
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
-from . import uncertain
+from . import celery_task, uncertain
 from .channel import Channel
 from .event_loop import EventLoopReader
 from .session import Session
@@ -168,7 +168,10 @@ class Transport(virtual.Transport):
             loop: A ``kombu.asynchronous.Hub``.
         """
         self._leave_loop()
-        self.session.account.receiver.dropped.collect_expected()
+        dropped = self.session.account.receiver.dropped
+        if dropped.expected:
+            celery_task.forget_dropped_tasks()
+            dropped.collect()
         self._reader = EventLoopReader(loop, self.session.inbox, self._deliver_arrival)
 
     def _leave_loop(self) -> None:
