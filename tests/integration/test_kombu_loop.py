@@ -119,6 +119,16 @@ def test_many_messages_come_in_full_pulls(emulator, hub, connection):
     assert len(emulator.requests.of("pull")) < 40
 
 
+def test_a_consumer_may_come_while_the_loop_runs(emulator, hub, connection):
+    publish(emulator, 1)
+    received = Received()
+    connection.register_with_event_loop(hub)
+    hub.run_once()
+    hub.run_once()
+    with Consumer(connection, queues=[QUEUE], on_message=received.take):
+        run(hub, lambda: len(received) == 1)
+
+
 def test_a_full_window_costs_nothing_and_goes_on_when_it_has_room(emulator, hub, connection):
     publish(emulator, 1, 2, 3)
     received, rounds = Received(acks=False), []
