@@ -225,6 +225,7 @@ class ConsumingChannel(RoutingChannel):
         # it again.
         except Exception:
             if not celery_task.stops_worker(consumer.callback, message):
+                self.qos.note_failure(message.delivery_tag)
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
@@ -264,14 +265,15 @@ class ConsumingChannel(RoutingChannel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Without a dead-letter queue, the message is deleted.
+        Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
+        dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
         """
         notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all unsettled messages of this channel.  Returns at once.
+        """Requeue all unsettled messages of this channel.  Returns at once.
 
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
@@ -282,7 +284,7 @@ class ConsumingChannel(RoutingChannel):
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
             )
         if self._qos is not None:
-            self._qos.restore_unacked()
+            self._qos.requeue_unacked()
 
     # Closing
 

@@ -93,6 +93,19 @@ def die_once(value):
         os.kill(os.getpid(), 9)
 
 
+@task(acks_late=True, reject_on_worker_lost=True)
+def die(value):
+    """Kill the pool's child that runs this."""
+    tell("die", value)
+    os.kill(os.getpid(), 9)
+
+
+@task(acks_late=True)
+def requeue(value):
+    tell("requeue", value)
+    raise Reject("not now", requeue=True)
+
+
 @task(time_limit=1)
 def overdue(value):
     tell("overdue", value)
