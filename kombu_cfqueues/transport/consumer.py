@@ -22,7 +22,7 @@ from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .message import Message
+from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
@@ -81,7 +81,7 @@ class QueueConsumers:
 class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
-    Message = Message
+    Message = PulledMessage
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
@@ -214,11 +214,14 @@ class ConsumingChannel(RoutingChannel):
         if consumer is None:
             return False
         delivery = arrival.delivery
-        if celery_task.is_worker(consumer.callback):
+        is_worker = celery_task.is_worker(consumer.callback)
+        if is_worker:
             delivery.message["headers"] = celery_task.headers_for_worker(
                 delivery.message["headers"], delivery.raw.get("id")
             )
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
+        if is_worker:
+            message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
@@ -374,7 +377,7 @@ class ConsumingChannel(RoutingChannel):
         if queue in self._auto_delete and celery_task.is_result_queue(queue):
             warn_once(celery_task.RESULT_QUEUE_HINT)
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> PulledMessage:
         """Return the application's message; acknowledge it with *no_ack*, or else track it.
 
         Args:
