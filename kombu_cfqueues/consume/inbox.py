@@ -40,6 +40,7 @@ class Subscription:
         last_pull_full: Whether the last pull returned as many messages as it asked for.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
         outage: What the last pull failed with, if another try may succeed.
+        lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
         outage_since: When the outage began (monotonic seconds).
         failure: An error that another pull does not repair; to be raised to the application.
         not_enabled_since: Since when pulls fail with HTTP 405 (monotonic seconds), which means that
@@ -68,6 +69,7 @@ class Subscription:
         self.messages_seen_at = 0.0
         self.outage: TransientError | None = None
         self.outage_since = 0.0
+        self.lost = False
         self.failure: CFQueuesError | None = None
         self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(

@@ -19,7 +19,7 @@ from .. import envelope, limits
 from ..api.client import Client
 from ..api.directory import Directory
 from ..api.models import PullConsumer, Queue
-from ..errors import CFQueuesError, PullNotEnabled, TransientError
+from ..errors import CFQueuesError, PullNotEnabled
 from ..options import Options
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
@@ -387,9 +387,6 @@ class Receiver:
         subscription.last_pull_full = found == asked
         if error is not None:
             subscription.poll_interval.failed(now, error.retry_after)
-            if not isinstance(error, TransientError):
-                subscription.failure = error
-                subscription.inbox.notify()
             return
         subscription.not_enabled_since = subscription.failure = None
         if found:
