@@ -29,9 +29,10 @@ class Settlement:
         self._acknowledger.ack(delivery)
 
     def give_back(self, delivery: Delivery, delay: int = 0) -> None:
-        """Have a message redelivered after *delay* seconds that the application did not handle.
+        """Have a message that the application did not handle redelivered after *delay* seconds.
 
-        A copy replaces the message if Cloudflare could delete it after one more retry.
+        If the application's callback failed, this is `requeue`.  Otherwise a copy replaces the
+        message if Cloudflare could delete it after one more retry.
         """
         if delivery.failed:
             self.requeue(delivery)
@@ -53,8 +54,8 @@ class Settlement:
             self._acknowledger.retry(delivery, 0)
         else:
             logger.warning(
-                "message %s of queue %r was delivered %s times and given back each time, and "
-                "max_retries is %d: it is moved to the dead-letter queue %r",
+                "message %s of queue %r was delivered %s times and requeued, and max_retries is "
+                "%d: it is moved to the dead-letter queue %r",
                 delivery.raw.get("id"),
                 delivery.queue.name,
                 delivery.raw.get("attempts"),

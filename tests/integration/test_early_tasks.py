@@ -12,20 +12,20 @@ from .consuming import FAST, Collector, consume, drain, nothing_comes, publish, 
 from .workers import Worker, until
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_a_task_that_is_due_after_its_lease_runs_once(emulator, tasks, tmp_path, pool):
+def test_a_task_that_is_due_after_its_lease_runs_once(emulator, tasks, tmp_path):
     """A worker that held it would get it again each time the lease ends, and run it each time."""
-    options = {**FAST, "visibility_timeout": 1}
+    # Celery before 5.7 may acknowledge 2 s after the start of the task.
+    options = {**FAST, "visibility_timeout": 3}
     tasks.app.conf.broker_transport_options = {"native_delay": False}
-    with Worker(emulator, tmp_path, pool=pool, concurrency=1, options=options) as worker:
+    with Worker(emulator, tmp_path, pool="solo", concurrency=1, options=options) as worker:
         sent = time.time()
-        tasks.note.apply_async(("early",), countdown=3)
+        tasks.note.apply_async(("early",), countdown=5)
         (run,) = until(lambda: worker.runs("note"))
         settled(emulator, "celery")
         tasks.note.delay("later")  # what else waits in the worker runs before or with it
         until(lambda: "later" in worker.values("note"))
         assert worker.values("note") == ["early", "later"]
-    assert run["at"] >= sent + 3 - 0.01
+    assert run["at"] >= sent + 5 - 0.01
 
 
 @pytest.mark.parametrize(
