@@ -35,6 +35,7 @@ class Subscription:
     Attributes:
         counts: Whether its messages take slots of the prefetch count; those of consumers with
             ``no_ack`` do not.
+        for_worker: Whether a Celery worker consumes it, which an error of one queue must not stop.
         cancelled: No further pull starts.
         in_flight: Pulls that have not ended.
         last_pull_full: Whether the last pull returned as many messages as it asked for.
@@ -64,6 +65,7 @@ class Subscription:
         self.window = window
         self.inbox = inbox
         self.counts = True
+        self.for_worker = False
         self.cancelled = False
         self.last_pull_full = False
         self.messages_seen_at = 0.0

@@ -2,8 +2,8 @@
 
 A queue that was deleted and created again has another id, and a pull consumer that was removed is
 created again.  An outage is logged when it begins and when it ends, once for all queues.  An error
-that another pull does not repair is raised to the application, unless it concerns one queue and the
-connection can go on with others.
+that another pull does not repair is raised to the application, except to a Celery worker that can
+go on with its other queues.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ENABLE_RETRY_SECONDS: Final = 1.0
 """Pause after a pull that failed with HTTP 405."""
 
 LOST_SECONDS: Final = 60.0
-"""Pause between two pulls of a queue that was deleted while the connection consumes others.  Each
-needs a look-up, which takes a permit that publishing needs."""
+"""Pause between two pulls of a queue that was deleted while its worker consumes others.  Each needs
+a look-up, which takes a permit that publishing needs."""
 
 
 class LogLine(NamedTuple):
@@ -164,15 +164,16 @@ def _end_outage(
 
 
 def _note_failure(subscription: Subscription, error: CFQueuesError) -> LogLine | None:
-    """Have *error* raised, or only logged if it leaves the connection another queue."""
+    """Have *error* raised, or only logged if it leaves a worker another queue."""
     if subscription.cancelled:
         return None
     was_lost = subscription.lost
     subscription.lost = isinstance(error, (QueueNotFound, PullNotEnabled))
-    others = (one for one in subscription.inbox.subscriptions if one is not subscription)
-    if not subscription.lost or all(
-        other.lost or other.queue.id == subscription.queue.id for other in others
-    ):
+    others_go_on = any(
+        not other.lost and other.queue.id != subscription.queue.id
+        for other in subscription.inbox.subscriptions
+    )
+    if not (subscription.lost and subscription.for_worker and others_go_on):
         subscription.failure = error
         return None
     subscription.poll_interval.due = time.monotonic() + LOST_SECONDS

@@ -72,10 +72,13 @@ class QueueConsumers:
         consumers = self.consumers
         return consumers[-1] if consumers else None
 
-    def update_counts(self) -> None:
-        """Let the messages take slots unless every consumer acknowledges them on receipt."""
+    def update_subscription(self) -> None:
+        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
         if self.subscription is not None:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
+            self.subscription.for_worker = any(
+                celery_task.is_worker(consumer.callback) for consumer in self.consumers
+            )
 
 
 class ConsumingChannel(RoutingChannel):
@@ -135,7 +138,7 @@ class ConsumingChannel(RoutingChannel):
             group = QueueConsumers(None if is_control else self._subscribe(queue))
             self._queue_consumers[queue] = group
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        group.update_counts()
+        group.update_subscription()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
@@ -157,7 +160,7 @@ class ConsumingChannel(RoutingChannel):
         self._active_queues.remove(queue)
         group.consumers = [one for one in group.consumers if one.tag != consumer_tag]
         if group.consumers:
-            group.update_counts()
+            group.update_subscription()
             return
         del self._queue_consumers[queue]
         if group.subscription is not None:

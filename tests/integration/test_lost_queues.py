@@ -1,25 +1,16 @@
-"""A consumer of several queues goes on with the others when one of them is deleted."""
+"""A Celery worker of several queues goes on with the others when one of them is deleted."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from kombu import Connection
+from kombu import Connection, Consumer, Queue
 
 from kombu_cfqueues.consume import pull_failures
 from kombu_cfqueues.errors import PullNotEnabled, QueueNotFound
 
-from .consuming import (
-    FAST,
-    PULL,
-    Collector,
-    consume,
-    drain,
-    drain_until_it_fails,
-    nothing_comes,
-    publish,
-)
+from .consuming import FAST, PULL, drain, drain_until_it_fails, nothing_comes, publish
 from .workers import Worker, until
 
 
@@ -46,6 +37,18 @@ def delete(emulator, queue):
         connection.channel().queue_delete(queue)
 
 
+def work(connection, queue):
+    """A consumer that looks like that of a Celery worker, and what it gets."""
+    got = []
+
+    def on_message(message):
+        got.append(message.payload)
+        message.ack()
+
+    on_message.__module__ = "celery.worker.consumer.consumer"
+    return Consumer(connection, [Queue(queue)], on_message=on_message), got
+
+
 def lines(caplog, level):
     return [
         record.getMessage()
@@ -69,8 +72,8 @@ def test_a_worker_goes_on_with_its_other_queue(emulator, tasks, tmp_path):
 
 def test_a_queue_that_is_made_again_is_found(connection, emulator, caplog):
     caplog.set_level("INFO")
-    got = Collector()
-    with consume(connection, got, queue="mails"), consume(connection, got, queue="reports"):
+    mails, got = work(connection, "mails")
+    with mails, work(connection, "reports")[0]:
         delete(emulator, "mails")
         until(lambda: lines(caplog, "ERROR") or nothing_comes(connection, 0.1))
         nothing_comes(connection, 0.5)
@@ -78,16 +81,13 @@ def test_a_queue_that_is_made_again_is_found(connection, emulator, caplog):
         emulator.create_queue("mails")
         publish(connection, "again", queue="mails")
         drain(connection, 1)
-    assert got.bodies == ["again"]
+    assert got == ["again"]
     assert "queue 'mails' is pulled again" in lines(caplog, "INFO")
 
 
 def test_the_last_queue_is_raised(connection, emulator):
     """Nothing is left to go on with."""
-    with (
-        consume(connection, Collector(), queue="mails"),
-        consume(connection, Collector(), queue="reports"),
-    ):
+    with work(connection, "mails")[0], work(connection, "reports")[0]:
         delete(emulator, "mails")
         nothing_comes(connection, 0.3)
         delete(emulator, "reports")
@@ -96,10 +96,7 @@ def test_the_last_queue_is_raised(connection, emulator):
 
 
 def test_a_queue_that_a_worker_has_come_to_consume_is_one_too(connection, emulator, caplog):
-    with (
-        consume(connection, Collector(), queue="mails"),
-        consume(connection, Collector(), queue="reports"),
-    ):
+    with work(connection, "mails")[0], work(connection, "reports")[0]:
         worker = {"type": "worker", "script_name": "w"}
         delete(emulator, "mails")
         emulator.create_queue("mails", consumer=worker)
@@ -115,10 +112,7 @@ def test_a_queue_that_a_worker_has_come_to_consume_is_one_too(connection, emulat
 def test_a_lost_queue_costs_few_requests(connection, emulator, monkeypatch):
     """Each look-up counts towards the allowance that publishing needs."""
     monkeypatch.setattr(pull_failures, "LOST_SECONDS", 60)
-    with (
-        consume(connection, Collector(), queue="mails"),
-        consume(connection, Collector(), queue="reports"),
-    ):
+    with work(connection, "mails")[0], work(connection, "reports")[0]:
         nothing_comes(connection, 0.1)
         delete(emulator, "mails")
         emulator.requests.clear()
