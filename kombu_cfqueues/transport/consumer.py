@@ -74,10 +74,13 @@ class QueueConsumers:
         consumers = self.consumers
         return consumers[-1] if consumers else None
 
-    def update_counts(self) -> None:
-        """Let the messages take slots unless every consumer acknowledges them on receipt."""
+    def update_subscription(self) -> None:
+        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
         if self.subscription is not None:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
+            self.subscription.for_worker = any(
+                celery_task.is_worker(consumer.callback) for consumer in self.consumers
+            )
 
 
 class ConsumingChannel(RoutingChannel):
@@ -138,7 +141,7 @@ class ConsumingChannel(RoutingChannel):
             group = QueueConsumers(None if is_control else self._subscribe(queue))
             self._queue_consumers[queue] = group
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        group.update_counts()
+        group.update_subscription()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
@@ -171,7 +174,7 @@ class ConsumingChannel(RoutingChannel):
         self._active_queues.remove(queue)
         group.consumers = [one for one in group.consumers if one.tag != consumer_tag]
         if group.consumers:
-            group.update_counts()
+            group.update_subscription()
             return
         del self._queue_consumers[queue]
         if group.subscription is not None:
@@ -238,12 +241,14 @@ class ConsumingChannel(RoutingChannel):
             self._serves_worker = True
             # Other applications may settle by the delivery tag, without the message.
             message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
+            message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
         # it again.
         except Exception:
             if not celery_task.stops_worker(consumer.callback, message):
+                self.qos.note_failure(message.delivery_tag)
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
@@ -283,14 +288,15 @@ class ConsumingChannel(RoutingChannel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Without a dead-letter queue, the message is deleted.
+        Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
+        dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
         """
         notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all unsettled messages of this channel.  Returns at once.
+        """Requeue all unsettled messages of this channel.  Returns at once.
 
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
@@ -301,7 +307,7 @@ class ConsumingChannel(RoutingChannel):
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
             )
         if self._qos is not None:
-            self._qos.restore_unacked()
+            self._qos.requeue_unacked()
 
     # Closing
 
