@@ -23,11 +23,16 @@ TIMES = 20 if MATRIX else 1
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def assert_all_is_there(emulator, worker, count: int) -> None:
-    """Each task has ended once or is ready to run: none is lost, leased, or runs twice."""
+def assert_all_is_there(emulator, worker, count: int, told: float) -> None:
+    """Each task has ended once or is ready to run: none is lost, leased, or runs twice.
+
+    A child may be killed, just after *told*, when its task has ended and before it could say so.
+    """
     ended = Counter(worker.values("nap ended"))
+    perhaps = sum(run["at"] > told - 0.5 for run in worker.runs("nap ended"))
     assert not [task for task, times in ended.items() if times > 1]
-    assert states(emulator) == {"ready": count - len(ended)}
+    assert set(states(emulator)) == {"ready"}
+    assert 0 <= states(emulator)["ready"] - (count - len(ended)) <= perhaps
 
 
 @pytest.mark.timeout(600)
@@ -42,13 +47,13 @@ def test_a_signal_to_the_process_group_ends_a_worker_in_the_middle_of_work(
             emulator, tmp_path, pool="prefork", concurrency=size,
             task_acks_late=True, task_reject_on_worker_lost=True,
         ) as worker:  # fmt: skip
-            send_many(tasks.nap, range(8 * size), 0.3)
-            until(lambda worker=worker: len(worker.runs("nap")) > size)
+            send_many(tasks.nap, range(8 * size), 1)
+            until(lambda worker=worker: len(worker.runs("nap")) >= 2 * size)
+            told = time.time()
             os.killpg(worker.process.pid, signal.SIGTERM)
-            told = time.monotonic()
             assert worker.wait(60) == 0
-            assert time.monotonic() - told < within(5, 60)
-            assert_all_is_there(emulator, worker, 8 * size)
+            assert time.time() - told < within(5, 60)
+            assert_all_is_there(emulator, worker, 8 * size, told)
         tasks.app.control.purge()
 
 
@@ -101,11 +106,11 @@ def test_a_supervisor_ends_a_worker_in_the_middle_of_work(emulator, tasks, tmp_p
         ).stdout.strip()
         worker.command = [program, "-c", str(settings)]
     with worker:
-        send_many(tasks.nap, range(32), 0.3)
-        until(lambda: len(worker.runs("nap")) > 4)
-        worker.stop()
-        until(lambda: "exit" in worker.log or "Exit" in worker.log or worker.ended)
-        assert_all_is_there(emulator, worker, 32)
+        send_many(tasks.nap, range(32), 1)
+        until(lambda: len(worker.runs("nap")) >= 8)
+        told = time.time()
+        worker.stop()  # the supervisor ends after its worker
+        assert_all_is_there(emulator, worker, 32, told)
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
