@@ -102,3 +102,15 @@ def test_a_full_window_costs_no_cpu(emulator, tasks, tmp_path):
         before = worker.cpu_seconds
         until(lambda: worker.runs("nap ended"))
         assert worker.cpu_seconds - before < within(0.2, 1)
+
+
+def test_what_celery_holds_in_reserve_is_back_while_the_last_tasks_run(emulator, tasks, tmp_path):
+    """The loop has handed out the whole window; at a stop Celery forgets what waits for a child."""
+    with Worker(emulator, tmp_path, concurrency=2, task_acks_late=True) as worker:
+        send_many(tasks.nap, range(8), 3)
+        until(lambda: len(worker.runs("nap")) == 2)
+        worker.terminate()
+        until(lambda: states(emulator) == {"leased": 2, "ready": 6})
+        assert not worker.runs("nap ended")
+        assert worker.wait(60) == 0
+        assert states(emulator) == {"ready": 6}
