@@ -12,8 +12,9 @@ import logging
 import math
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from .. import envelope, limits
 from ..api.client import Client
@@ -54,6 +55,13 @@ RETURNING_INTERVAL_SECONDS: Final = 0.02
 """How often to look at a queue whose pull waits for messages that are being given back."""
 
 
+class Holder(Protocol):
+    """Holds messages that were delivered and are not settled."""
+
+    def restore_unacked(self) -> object:
+        """Give back all of them.  Returns at once."""
+
+
 class Receiver:
     """Pulls messages for the connections of a process to one account.
 
@@ -64,6 +72,8 @@ class Receiver:
 
     Attributes:
         settlement: Ends deliveries.
+        holders: What holds messages that were delivered.
+        forgotten: Messages whose holder was garbage-collected: nobody can settle them any more.
     """
 
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
@@ -79,6 +89,7 @@ class Receiver:
         self.settlement = Settlement(self._acknowledger, self._forwarder)
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -88,6 +99,7 @@ class Receiver:
         # Never held during a request.
         self._lock = StartingLock()
         self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
+        self.forgotten: deque[Delivery] = deque()
         for inbox in self._inboxes:
             inbox.renew(self._lock)
 
@@ -176,6 +188,25 @@ class Receiver:
             self._acknowledger.give_up()
         self._acknowledger.flush(deadline)
 
+    def finish(self, deadline: float) -> None:
+        """Settle everything, because this process ends; blocks until *deadline* at most.
+
+        What is acknowledged is sent first.  Then what was delivered or pulled ahead is given back.
+        """
+        self._acknowledger.flush(deadline)
+        with self._lock:
+            subscriptions = list(self._subscriptions)
+        for subscription in subscriptions:
+            self.cancel(subscription)
+        for holder in list(self.holders):
+            holder.restore_unacked()
+        self._give_back_forgotten()
+        self.flush(subscriptions, deadline)
+
+    def _give_back_forgotten(self) -> None:
+        while self.forgotten:
+            self.settlement.give_back(self.forgotten.popleft())
+
     def _cancel_all(self, inbox: Inbox) -> None:
         for subscription in list(inbox.subscriptions):
             self.cancel(subscription)
@@ -240,6 +271,8 @@ class Receiver:
 
     def _next_job(self) -> Job:
         """Return the pull that is due first, and take its slots.  The caller holds the lock."""
+        if self.forgotten:
+            return Job(self._give_back_forgotten)
         now = time.monotonic()
         chosen: Subscription | None = None
         ready, wait = 0, MAX_WAIT_SECONDS

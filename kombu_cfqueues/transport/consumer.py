@@ -22,6 +22,7 @@ from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError
 from ..runtime.fork import notice_fork
 from . import celery_task
+from .at_exit import remains
 from .message import Message
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
@@ -194,6 +195,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
+        remains.settle(session.account)
 
         def get(source: Queue) -> Delivery | None:
             return session.retry(
@@ -346,6 +348,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _subscribe(self, queue: str) -> Subscription:
         session = self.session
+        remains.settle(session.account)
         deadline = session.deadline()
 
         def subscribe(source: Queue) -> Subscription:

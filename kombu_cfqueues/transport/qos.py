@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 from kombu.transport import virtual
@@ -35,13 +36,19 @@ class Prefetch(virtual.QoS):
         # Without the base class, whose finalizer would keep the channel alive for ever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
+        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
+        receiver.holders.add(self)
+        # Nobody can settle them then.  This is a single step and takes no lock: garbage may be
+        # collected in a thread that has it.
+        forget = weakref.finalize(self, _forget, self._deliveries, receiver)
+        forget.atexit = False
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
         self._lock = threading.Lock()  # guards _deliveries
-        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
+        self._deliveries.clear()
         self.window.held = self.window.unsettled = 0
 
     @property
@@ -87,9 +94,10 @@ class Prefetch(virtual.QoS):
             known yet.
         """
         with self._lock:
-            deliveries, self._deliveries = self._deliveries, {}
+            deliveries = list(self._deliveries.values())
+            self._deliveries.clear()
         self.receiver.free_slots(self.window, len(deliveries))
-        for delivery in deliveries.values():
+        for delivery in deliveries:
             self.receiver.settlement.give_back(delivery)
         return []
 
@@ -118,3 +126,7 @@ class Prefetch(virtual.QoS):
             removed = [self._deliveries.pop(tag) for tag in tags]
         self.receiver.free_slots(self.window, len(removed))
         return removed
+
+
+def _forget(deliveries: dict[str, Delivery], receiver: Receiver) -> None:
+    receiver.forgotten.extend(deliveries.values())
