@@ -57,7 +57,7 @@ class _Remains:
     def delete(self, session: Session, queue: str) -> None:
         """Delete Kombu's *queue* at exit, unless it belongs to a process that forked this one."""
         key = _key(session, queue)
-        if key not in self._inherited:
+        if key not in self._inherited and key not in self._queues:
             # Not the session of the connection, which would keep everything that it consumes.
             self._queues[key] = Session(session.options, has_alternates=False)
             self._register()

@@ -28,6 +28,7 @@ from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from . import uncertain
+from .at_exit import remains
 from .batch import PublishBatch
 from .celery_task import is_control_queue
 from .consumer import ConsumingChannel
@@ -340,6 +341,7 @@ class Channel(ConsumingChannel):
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
+        remains.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
     def _backlog(self, queue: str) -> int | None:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from .. import envelope
 from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .at_exit import remains
+from .at_exit import delete, remains
 from .message import Message
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
@@ -142,6 +142,7 @@ class ConsumingChannel(RoutingChannel):
         self._consumers.add(consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
+            remains.delete(self.session, queue)
         self._warn_of_pitfalls(queue)
         return consumer_tag
 
@@ -323,20 +324,29 @@ class ConsumingChannel(RoutingChannel):
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
             self.state.queue_bindings_delete(queue)
-            try:
-                self.session.delete_queue(queue, deadline)
-            except CFQueuesError as error:
-                logger.warning(
-                    "queue %r (auto_delete) could not be deleted, so delete it by hand: %s",
-                    queue,
-                    error,
-                )
+            # A forked child may close its parent's channel, and the parent still needs the queue.
+            if remains.keep(self.session, queue):
+                delete(self.session, queue, deadline)
 
     # Queues
 
-    def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
-        if auto_delete and not celery_task.is_control_queue(queue):
-            self._auto_delete.add(queue)
+    def prepare_queue_arguments(self, arguments: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of a queue by RabbitMQ's names, for instance ``x-expires``."""
+        return to_rabbitmq_queue_arguments(arguments, **kwargs)  # type: ignore[no-any-return]
+
+    def _new_queue(
+        self,
+        queue: str,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not auto_delete or celery_task.is_control_queue(queue):
+            return
+        self._auto_delete.add(queue)
+        # The answer to a task creates it, even if nobody in this process waits for the answer.
+        if celery_task.is_result_queue(queue) and "x-expires" in (arguments or ()):
+            remains.delete(self.session, queue)
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop the messages that were pulled from a queue before it was purged."""
