@@ -17,7 +17,6 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from .. import envelope
-from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
 from ..runtime.fork import notice_fork
@@ -37,8 +36,12 @@ CLOSE_SECONDS: Final = 5.0
 because a worker that is told to stop has little time."""
 
 GET_SECONDS: Final = 20.0
-"""Maximum duration of `ConsumingChannel.basic_get`, including retries and the seconds that a new
-pull consumer takes to take effect."""
+"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds that a new pull consumer
+takes to take effect."""
+
+GET_RETRY_SECONDS: Final = 2.0
+"""How long `ConsumingChannel.basic_get` repeats requests that fail.  Short, because its caller asks
+for what is there now."""
 
 Callback = Callable[[virtual.Message], Any]
 
@@ -111,7 +114,8 @@ class ConsumingChannel(RoutingChannel):
     ) -> str:
         """Deliver messages of *queue* to *callback*, from the next `drain_events` on.
 
-        Blocks until the queue can be pulled; failures are retried for ``publish_timeout``.
+        Blocks for 1 second at most, until the queue is found or created.  If that takes longer, or
+        the server is down, it goes on in the background, and `drain_events` raises what is wrong.
 
         Args:
             queue: Kombu's name of the queue.
@@ -170,7 +174,8 @@ class ConsumingChannel(RoutingChannel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:
         """Return one message of *queue*, or None if it has none now.
 
-        Makes one request, which is billed; blocks for ``publish_timeout`` or 20 seconds at most.
+        Makes one request, which is billed.  If the server is down, raises after 2 seconds; blocks
+        for 20 seconds at most, while a new pull consumer takes effect or the server is silent.
 
         Args:
             queue: Kombu's name of the queue.
@@ -198,15 +203,10 @@ class ConsumingChannel(RoutingChannel):
         session = self.session
         remains.settle(session.account)
 
-        def get(source: Queue) -> Delivery | None:
-            return session.retry(
-                deadline,
-                lambda: session.account.receiver.get(
-                    queue, source, session.options, deadline=deadline
-                ),
-            )
+        def get() -> Delivery | None:
+            return session.account.receiver.get(queue, session.options, deadline=deadline)
 
-        return session.use_queue(queue, deadline, get)
+        return session.retry(min(deadline, time.monotonic() + GET_RETRY_SECONDS), get)
 
     def deliver(self, arrival: Arrival) -> bool:
         """Deliver a message to a consumer of its queue; return False if this channel has none."""
@@ -359,17 +359,13 @@ class ConsumingChannel(RoutingChannel):
     def _subscribe(self, queue: str) -> Subscription:
         session = self.session
         remains.settle(session.account)
-        deadline = session.deadline()
-
-        def subscribe(source: Queue) -> Subscription:
-            return session.retry(
-                deadline,
-                lambda: self.qos.receiver.subscribe(
-                    queue, source, session.options, self.qos.window, session.inbox
-                ),
-            )
-
-        return session.use_queue(queue, deadline, subscribe)
+        return self.qos.receiver.subscribe(
+            queue,
+            session.options,
+            self.qos.window,
+            session.inbox,
+            fails_over=session.has_alternates,
+        )
 
     def _warn_of_pitfalls(self, queue: str) -> None:
         """Warn of two uses that work, but differently from what one may expect."""

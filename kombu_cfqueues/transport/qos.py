@@ -39,11 +39,8 @@ class Prefetch(virtual.QoS):
         self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
-        receiver.holders.add(self)
-        # Nobody can settle them then.  This is a single step and takes no lock: garbage may be
-        # collected in a thread that has it.
-        forget = weakref.finalize(self, _forget, self._deliveries, receiver)
-        forget.atexit = False
+        receiver.held.add(self)
+        weakref.finalize(self, _forget, self._deliveries, receiver).atexit = False
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
@@ -129,4 +126,4 @@ class Prefetch(virtual.QoS):
 
 
 def _forget(deliveries: dict[str, Delivery], receiver: Receiver) -> None:
-    receiver.forgotten.extend(deliveries.values())
+    receiver.held.forget(deliveries.values())
