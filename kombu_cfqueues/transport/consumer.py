@@ -19,6 +19,7 @@ from kombu.transport.base import to_rabbitmq_queue_arguments
 from .. import envelope
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
+from ..options import log_queue_arguments
 from ..runtime.fork import notice_fork
 from . import celery_task
 from .at_exit import delete, remains
@@ -137,6 +138,8 @@ class ConsumingChannel(RoutingChannel):
         group = self._queue_consumers.get(queue)
         if group is None:
             is_control = celery_task.is_control_queue(queue)
+            if is_control:
+                warn_once(celery_task.CONTROL_HINT)
             group = QueueConsumers(None if is_control else self._subscribe(queue))
             self._queue_consumers[queue] = group
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
@@ -341,11 +344,14 @@ class ConsumingChannel(RoutingChannel):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not auto_delete or celery_task.is_control_queue(queue):
+        if celery_task.is_control_queue(queue):
             return
-        self._auto_delete.add(queue)
+        if auto_delete:
+            self._auto_delete.add(queue)
+        if not celery_task.is_result_queue(queue):
+            log_queue_arguments(queue, arguments or ())
         # The answer to a task creates it, even if nobody in this process waits for the answer.
-        if celery_task.is_result_queue(queue) and "x-expires" in (arguments or ()):
+        elif auto_delete and "x-expires" in (arguments or ()):
             remains.delete(self.session, queue)
 
     def _discard_arrived(self, queue: str) -> None:
