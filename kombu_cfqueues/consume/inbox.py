@@ -31,6 +31,7 @@ class Subscription:
         inbox: Where pulled messages wait for their delivery.
         fails_over: Whether an outage of ``failover_after`` is raised to the application, because
             Kombu has another URL.
+        is_reply: Whether results of tasks come to the queue.
 
     Attributes:
         queue: The queue at Cloudflare.
@@ -58,6 +59,7 @@ class Subscription:
         window: PrefetchWindow,
         inbox: Inbox,
         fails_over: bool = False,
+        is_reply: bool = False,
     ) -> None:
         self.name = name
         self.queue, self.consumer = Source.unknown(name)
@@ -75,7 +77,10 @@ class Subscription:
         self.failure: CFQueuesError | None = None
         self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(
-            options.polling_interval, options.max_polling_interval, time.monotonic()
+            options.polling_interval,
+            options.max_polling_interval,
+            time.monotonic(),
+            is_reply=is_reply,
         )
         self.renew_after_fork()
         renew_in_child(self)

@@ -114,37 +114,21 @@ class Receiver:
         weakref.finalize(owner, inbox.abandon).atexit = False
         return inbox
 
-    def subscribe(
-        self,
-        name: str,
-        options: Options,
-        window: PrefetchWindow,
-        inbox: Inbox,
-        *,
-        fails_over: bool = False,
-    ) -> Subscription:
-        """Pull Kombu's queue *name* once a message is asked of *inbox*; create it if it is missing.
+    def subscribe(self, subscription: Subscription) -> None:
+        """Pull a queue once a message is asked of the inbox; create the queue if it is missing.
 
         Blocks for `SUBSCRIBE_SECONDS` at most, and no longer once the server fails.  Then the queue
         is looked for in the background, and what is wrong with it is raised by the inbox.
 
-        Args:
-            name: Kombu's name of the queue.
-            options: The options to find and pull it with.
-            window: The channel's slots.
-            inbox: Where its messages go.
-            fails_over: Whether to raise `ConnectionFailed`, because Kombu has another URL.
-
         Raises:
             PullNotEnabled: A Worker consumes the queue.
+            ConnectionFailed: The server is down, and Kombu has another URL.
             CFQueuesError: A request failed.
         """
-        subscription = Subscription(
-            name, options=options, window=window, inbox=inbox, fails_over=fails_over
-        )
+        inbox = subscription.inbox
         with self._lock:
             self._subscriptions.append(subscription)
-            window.queue_count += 1
+            subscription.window.queue_count += 1
             inbox.subscriptions.append(subscription)
             self._threads.call()
         failed = True
@@ -155,7 +139,6 @@ class Receiver:
         finally:
             if failed:
                 self.cancel(subscription)
-        return subscription
 
     def cancel(self, subscription: Subscription) -> None:
         """Start no further pull, and give back what was not delivered.  Returns at once."""
@@ -180,12 +163,24 @@ class Receiver:
             self.settlement.ack(delivery)
 
     def pull_now(self, queue_id: str) -> None:
-        """Pull a queue at once, because there certainly is a message in it."""
+        """Pull a queue at once if it is consumed: there certainly is a message in it."""
+        if not self._subscriptions:  # a process that only publishes needs no lock for this
+            return
         with self._lock:
             for subscription in self._subscriptions:
                 if subscription.queue.id == queue_id:
                     subscription.messages_seen_at = time.monotonic()
                     subscription.poll_interval.reset(subscription.messages_seen_at)
+                    self._threads.call()
+
+    def expect(self, name: str) -> None:
+        """Pull Kombu's queue *name* soon if it is consumed: a result will come to it."""
+        if not self._subscriptions:
+            return
+        with self._lock:
+            for subscription in self._subscriptions:
+                if subscription.name == name:
+                    subscription.poll_interval.expect(time.monotonic())
                     self._threads.call()
 
     def flush(self, subscriptions: Iterable[Subscription], deadline: float) -> None:

@@ -365,13 +365,16 @@ class ConsumingChannel(RoutingChannel):
     def _subscribe(self, queue: str) -> Subscription:
         session = self.session
         remains.settle(session.account)
-        return self.qos.receiver.subscribe(
+        subscription = Subscription(
             queue,
-            session.options,
-            self.qos.window,
-            session.inbox,
+            options=session.options,
+            window=self.qos.window,
+            inbox=session.inbox,
             fails_over=session.has_alternates,
+            is_reply=celery_task.is_result_queue(queue),
         )
+        self.qos.receiver.subscribe(subscription)
+        return subscription
 
     def _warn_of_pitfalls(self, queue: str) -> None:
         """Warn of two uses that work, but differently from what one may expect."""

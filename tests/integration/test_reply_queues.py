@@ -130,3 +130,27 @@ with connect() as connection:
     with program(server, code) as script:
         script.wait(60)
     assert "theirs" in server.queue_names()
+
+
+def test_results_come_soon(server):
+    """The reply queue is pulled often while its result may come: not after half a minute each."""
+    code = "for _ in range(4):\n    assert ask().get(timeout=100) == 3\n    time.sleep(0.2)\n"
+    options = {"polling_interval": 30, "max_polling_interval": 30}
+    with Script(SETUP + code, server.broker_url, options) as script:
+        script.wait(60)
+
+
+def test_a_process_that_consumes_what_it_publishes_does_not_wait_for_the_next_pull(server):
+    """The fixtures of ``celery.contrib.pytest`` run a worker in the process that sends tasks."""
+    server.create_queue("own")
+    code = """
+simple = connect(polling_interval=60, max_polling_interval=60).SimpleQueue("own")
+try:
+    simple.get(timeout=0.5)  # pulled, and not again for a minute
+except simple.Empty:
+    pass
+simple.put("here")
+assert simple.get(timeout=30).payload == "here"
+"""
+    with Script(SETUP + code, server.broker_url, {}) as script:
+        script.wait(60)
