@@ -98,14 +98,21 @@ class Leadership:
             free = self._able(free, now)
         if len(free) < 2:
             return free[0] if free else None
-        latest = max(c.deadline for c in free)
-        enough = min(now + self._sender.post_seconds, latest - DEADLINE_TOLERANCE_SECONDS)
-        return next(c for c in free if c.deadline >= enough)
+        full_time = now + self._sender.post_seconds
+        best = next((c for c in free if c.deadline >= full_time), None)
+        if best is None:
+            enough = max(c.deadline for c in free) - DEADLINE_TOLERANCE_SECONDS
+            best = next(c for c in free if c.deadline >= enough)
+        return best
 
     def _able(self, free: list[Caller], now: float) -> list[Caller]:
         """Return the callers of *free* that may post now; if none may, those that may later."""
-        for caller in [c for c in free if c.deadline + LEADER_LEASE_SECONDS < now]:
+        dead = {c for c in free if c.deadline + LEADER_LEASE_SECONDS < now}
+        for caller in dead:
             del self.callers[caller]  # its thread ended without calling `leave`
-            free.remove(caller)
+        free = [c for c in free if c not in dead]
         free = [c for c in free if not c.is_late] or free
-        return [c for c in free if not self.is_blocked(c, now)] or free
+        full = {kind: self._in_flight.full_queues(kind, now) for kind in {c.kind for c in free}}
+        if not any(full.values()):
+            return free
+        return [c for c in free if c.address.name not in full[c.kind]] or free
