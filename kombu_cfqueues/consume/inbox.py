@@ -238,9 +238,12 @@ class Inbox:
         It gets all messages of the queue.  An application may have forgotten the earlier ones, and
         messages that are delivered to those would stay leased.
         """
-        queue_id = subscription.queue.id
+        name, queue_id = subscription.name, subscription.queue.id
         return next(
-            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+            one
+            for one in reversed([subscription, *self.subscriptions])
+            # The queue of the newest may not be found yet.
+            if one.name == name or one.queue.id == queue_id
         )
 
     def found(self, subscription: Subscription, source: Source) -> None:

@@ -120,6 +120,8 @@ class Receiver:
         Blocks for `SUBSCRIBE_SECONDS` at most, and no longer once the server fails.  Then the queue
         is looked for in the background, and what is wrong with it is raised by the inbox.
 
+        Call `cancel` if this raises.
+
         Raises:
             PullNotEnabled: A Worker consumes the queue.
             ConnectionFailed: The server is down, and Kombu has another URL.
@@ -131,14 +133,9 @@ class Receiver:
             subscription.window.queue_count += 1
             inbox.subscriptions.append(subscription)
             self._threads.call()
-        failed = True
-        try:
-            with self._lock:
-                inbox.await_search(subscription, deadline=time.monotonic() + SUBSCRIBE_SECONDS)
-            failed = False
-        finally:
-            if failed:
-                self.cancel(subscription)
+        # Threads start when the lock is released.
+        with self._lock:
+            inbox.await_search(subscription, deadline=time.monotonic() + SUBSCRIBE_SECONDS)
 
     def cancel(self, subscription: Subscription) -> None:
         """Start no further pull, and give back what was not delivered.  Returns at once."""

@@ -136,17 +136,21 @@ class ConsumingChannel(RoutingChannel):
         consumer_tag = consumer_tag or envelope.new_id()
         self.basic_cancel(consumer_tag)
         group = self._queue_consumers.get(queue)
+        subscription = None
         if group is None:
-            is_control = celery_task.is_control_queue(queue)
-            if is_control:
+            if celery_task.is_control_queue(queue):
                 warn_once(celery_task.CONTROL_HINT)
-            group = QueueConsumers(None if is_control else self._subscribe(queue))
-            self._queue_consumers[queue] = group
+            else:
+                subscription = self._new_subscription(queue)
+            group = self._queue_consumers[queue] = QueueConsumers(subscription)
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
         group.update_counts()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
+        # Only now, because another thread may be asking for messages already.
+        if subscription is not None:
+            self._subscribe(subscription, consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
             remains.delete(self.session, queue)
@@ -362,10 +366,10 @@ class ConsumingChannel(RoutingChannel):
 
     # Parts
 
-    def _subscribe(self, queue: str) -> Subscription:
+    def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
         remains.settle(session.account)
-        subscription = Subscription(
+        return Subscription(
             queue,
             options=session.options,
             window=self.qos.window,
@@ -373,8 +377,15 @@ class ConsumingChannel(RoutingChannel):
             fails_over=session.has_alternates,
             is_reply=celery_task.is_result_queue(queue),
         )
-        self.qos.receiver.subscribe(subscription)
-        return subscription
+
+    def _subscribe(self, subscription: Subscription, consumer_tag: str) -> None:
+        failed = True
+        try:
+            self.qos.receiver.subscribe(subscription)
+            failed = False
+        finally:
+            if failed:
+                self.basic_cancel(consumer_tag)
 
     def _warn_of_pitfalls(self, queue: str) -> None:
         """Warn of two uses that work, but differently from what one may expect."""
