@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakSet
 
+from ..runtime.fork import living
 from .delivery import Delivery
 
 
@@ -59,6 +60,6 @@ class HeldMessages:
 
     def give_back_all(self) -> None:
         """Give back everything.  Returns at once."""
-        for holder in list(self._holders):
+        for holder in living(self._holders):
             holder.restore_unacked()
         self.give_back_forgotten()

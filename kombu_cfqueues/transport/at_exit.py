@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 from ..account import Account
+from ..consume.receiver import Receiver
 from ..errors import CFQueuesError
 from ..runtime.exits import call_at_exit
-from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.fork import living, notice_fork, renew_in_child
 from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -46,12 +48,12 @@ class _Remains:
         """Start empty: the parent settles its messages and deletes its queues."""
         self._inherited.update(self._queues)
         self._queues = {}
-        self._accounts: dict[Account, None] = {}
+        self._receivers: WeakSet[Receiver] = WeakSet()
         self._is_registered = False
 
-    def settle(self, account: Account) -> None:
-        """Settle at exit what this process receives from *account*."""
-        self._accounts[account] = None
+    def settle(self, receiver: Receiver) -> None:
+        """Settle at exit what this process has received through *receiver*."""
+        self._receivers.add(receiver)
         self._register()
 
     def delete(self, session: Session, queue: str) -> None:
@@ -77,8 +79,8 @@ class _Remains:
         An account that does not answer uses up only its share of the time.
         """
         deadline = time.monotonic() + EXIT_SECONDS
-        for account, until in _shares(list(self._accounts), deadline):
-            account.receiver.finish(until)
+        for receiver, until in _shares(living(self._receivers), deadline):
+            receiver.finish(until)
         queues, self._queues = self._queues, {}
         unreachable: set[Account] = set()
         for (key, session), until in _shares(list(queues.items()), deadline):

@@ -208,7 +208,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
-        remains.settle(session.account)
+        remains.settle(session.account.receiver)
 
         def get() -> Delivery | None:
             return session.account.receiver.get(queue, session.options, deadline=deadline)
@@ -368,7 +368,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
-        remains.settle(session.account)
+        remains.settle(session.account.receiver)
         return Subscription(
             queue,
             options=session.options,
