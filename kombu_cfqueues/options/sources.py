@@ -17,6 +17,7 @@ from .. import limits
 from ..errors import ConfigurationError
 from .base_url import base_url
 from .checks import CHECKED, checked, seconds
+from .foreign import OPTIONS, log_options, refuse_prefix
 from .secret import Secret, Token
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,10 @@ def merge(sources: Sources) -> dict[str, Any]:
         ConfigurationError: A setting is missing or wrong; the text names it.
     """
     given = sources.transport_options
-    _warn_of_misspellings(frozenset(name for name in given if isinstance(name, str)))
+    refuse_prefix(given)
+    names = frozenset(name for name in given if isinstance(name, str))
+    log_options(names)
+    _warn_of_misspellings(names - set(OPTIONS))
     if sources.virtual_host not in (None, "", "/"):
         raise ConfigurationError(
             # Do not show the path: after a mistake, such as a third slash, it contains the token.
