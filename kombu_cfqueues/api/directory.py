@@ -1,7 +1,7 @@
 """Queue name <-> queue id.
 
-The API's routes need ids, but applications know names.  A process keeps what it has learned for as
-long as it lives, because every look-up costs a request, and requests are scarce.
+The API's routes need ids, but applications know names.  A process keeps what it has learned as long
+as it uses it, because every look-up costs a request, and requests are scarce.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import QueueNameConflict, QueueNotFound, TransientError, copy_of
 from ..options import Options
 from ..rate_limit import NoPermit
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
 from .models import PullConsumer, Queue
@@ -52,7 +53,7 @@ class Directory:
         self._facts = facts
         self._names = QueueNames()
         self._pull_consumers = PullConsumers(client, self._names)
-        self._queues: dict[str, Queue] = {}  # by name at Cloudflare; guarded by _lock
+        self._queues: Recent[str, Queue] = Recent()  # by name at Cloudflare
         self._is_probed = False
         self._probe_failure: TransientError | None = None  # of the last slow probe
         self._probe_failure_ends = 0.0  # monotonic
@@ -61,7 +62,7 @@ class Directory:
 
     def renew_after_fork(self) -> None:
         """Keep what the parent has learned; wait for no thread of the parent."""
-        self._lock = threading.Lock()  # never held over a request
+        self._lock = threading.Lock()  # held while _queues changes, never over a request
         self._flights = SingleFlight()
 
     # Connecting
@@ -246,7 +247,7 @@ class Directory:
             known = self._queues.get(address.name)
             # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
-                del self._queues[address.name]
+                self._queues.pop(address.name)
         if self._facts is not None:
             self._facts.forget_queue(address.name)
 
@@ -335,4 +336,5 @@ class Directory:
 
     def _learn(self, queues: Iterable[Queue]) -> None:
         with self._lock:
-            self._queues.update((queue.name, queue) for queue in queues)
+            for queue in queues:
+                self._queues.put(queue.name, queue)
