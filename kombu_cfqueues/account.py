@@ -17,6 +17,7 @@ from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
 from .spool import SharedBudget, Spool
+from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Account:
     """
 
     def __init__(self, options: Options) -> None:
+        # Here, and not in a thread that makes requests: a child that is forked while a thread
+        # imports OpenTelemetry would find the module half loaded.
+        instruments()
         self._options = options
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
