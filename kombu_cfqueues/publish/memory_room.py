@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Final, Protocol
 
@@ -134,7 +134,7 @@ class MemoryRoom:
             for item in outcome.returned:
                 if outcome.max_batch is not None:
                     item.max_batch = outcome.max_batch
-            self._put_back(item for item in outcome.returned if item in held)
+            self._put_back([item for item in outcome.returned if item in held])
             if outcome.give_up is None:
                 return {}
             given_up: dict[Item, CFQueuesError | None] = {}
@@ -247,7 +247,9 @@ class MemoryRoom:
         del self._waiting(item)[item]
         return [item]
 
-    def _put_back(self, items: Iterable[Item], *, uncertain: bool = False) -> None:
+    def _put_back(self, items: Collection[Item], *, uncertain: bool = False) -> None:
+        if not items:
+            return
         for item in items:
             item.uncertain |= uncertain
             self._waiting(item)[item] = None
