@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from .options import ACCOUNT_OPTIONS, Options, Secret, Token
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.once import once
 from .spool import SharedBudget, Spool
 from .telemetry import instruments
 
@@ -127,7 +127,7 @@ class Account:
                 _warn_of_difference(name, given, first)
 
 
-@functools.lru_cache(maxsize=256)  # log it once, not for each connection
+@once  # and not for each connection
 def _warn_of_difference(name: str, given: object, first: object) -> None:
     logger.warning(
         "%s=%s has no effect: all connections of a process to one account share it, and the first "

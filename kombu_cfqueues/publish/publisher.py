@@ -7,7 +7,6 @@ threads of a process share them, through a room in memory for each queue.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
@@ -36,6 +35,7 @@ from ..options import Options
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
+from ..runtime.once import once
 from ..runtime.recent import Recent
 from ..spool import Place, SharedBudget, Spool, Spooled
 from ..waiting_room import RoomBusy, WaitingRoom
@@ -327,7 +327,7 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
     return verdict_of(error)
 
 
-@functools.cache  # advise once in a process
+@once
 def _advise_to_batch() -> None:
     logger.warning(
         "a thread publishes one message after the other and waits for the request allowance each "
