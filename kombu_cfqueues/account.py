@@ -11,7 +11,7 @@ from .api.client import Client
 from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
-from .options import ACCOUNT_OPTIONS, Options, Secret, Token
+from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
@@ -182,17 +182,19 @@ class _CurrentToken:
         if latest is not None and (self._is_called or time.monotonic() < latest[1]):
             return latest[0]
         self._is_called = True
+        token = latest[0] if latest is not None else Secret()
         try:
-            token = Secret(self._token())
+            given = self._token()
+            token = token if is_missing(given) else Secret(given)
+            del given  # not a Secret, so an error reporter would print it
         # The application's code may raise anything.  The client calls it again for the next
         # request, and reports the failure to the caller of that request.
         except Exception:
             logger.debug("the callable api_token failed", exc_info=True)
-            if latest is None:
-                return Secret()
-            token = latest[0]
         finally:
             self._is_called = False
+        if not token:
+            return token
         self._latest = token, time.monotonic() + TOKEN_MAX_AGE_SECONDS
         return token
 

@@ -71,6 +71,10 @@ class Client:
         """Call the queue by *name* in errors and metrics."""
         self._names.put(queue_id, name)
 
+    def trust_token(self) -> None:
+        """Note that the API has accepted the token from another process of the machine."""
+        self._requester.trust_token()
+
     # Queues
 
     def list_queues(

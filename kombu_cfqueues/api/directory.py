@@ -95,6 +95,7 @@ class Directory:
         try:
             page = self._client.list_queues(deadline=deadline, is_known=is_known)
         except Unneeded:  # another process has connected: this one would learn nothing else
+            self._client.trust_token()
             self._is_probed = True
             return True
         except NoPermit as error:

@@ -176,8 +176,9 @@ class Acknowledger:
     def flush(self, deadline: float) -> None:
         """Send everything that waits, in this thread, and wait for the requests in flight.
 
-        Stops at the first failure.  What is left is sent later if the process continues.  Never
-        raises, and blocks until *deadline* (seconds of `time.monotonic`) at most.
+        Stops at the first failure, except a refusal of the token that may pass.  What is left is
+        sent later if the process continues.  Never raises, and blocks until *deadline* (seconds of
+        `time.monotonic`) at most.
         """
         if self.gave_up():
             return
@@ -191,8 +192,11 @@ class Acknowledger:
                     self._settled.wait(deadline - time.monotonic())
                     continue
             if queue_id is not None and not self._send(queue_id, batch, deadline):
-                self.give_up()
-                return
+                outbox = self._outboxes[queue_id]
+                if not is_passing(outbox.last_error):
+                    self.give_up()
+                    return
+                time.sleep(max(0.0, min(outbox.backoff.due, deadline) - time.monotonic()))
 
     def give_up(self) -> None:
         """Note that the server is unreachable or too slow for channels that close now."""

@@ -84,7 +84,7 @@ class Forwarder:
         """Replace a message with a copy that is due after *delay* seconds.  Returns at once."""
         logger.warning(
             "message %s of queue %r was delivered %s times, and after another retry Cloudflare "
-            "could delete it (max_retries is %d): a copy replaces it",
+            "could give it up (max_retries is %d): a copy replaces it",
             delivery.raw.get("id"),
             delivery.queue.name,
             delivery.raw.get("attempts"),

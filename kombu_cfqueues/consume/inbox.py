@@ -35,11 +35,13 @@ class Subscription:
     Attributes:
         counts: Whether its messages take slots of the prefetch count; those of consumers with
             ``no_ack`` do not.
+        for_worker: Whether a Celery worker consumes it, which an error of one queue must not stop.
         cancelled: No further pull starts.
         in_flight: Pulls that have not ended.
         last_pull_full: Whether the last pull returned as many messages as it asked for.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
         outage: What the last pull failed with, if another try may succeed.
+        lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
         outage_since: When the outage began (monotonic seconds).
         failure: An error that another pull does not repair; to be raised to the application.
         not_enabled_since: Since when pulls fail with HTTP 405 (monotonic seconds), which means that
@@ -63,11 +65,13 @@ class Subscription:
         self.window = window
         self.inbox = inbox
         self.counts = True
+        self.for_worker = False
         self.cancelled = False
         self.last_pull_full = False
         self.messages_seen_at = 0.0
         self.outage: TransientError | None = None
         self.outage_since = 0.0
+        self.lost = False
         self.failure: CFQueuesError | None = None
         self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(

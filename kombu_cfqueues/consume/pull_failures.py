@@ -1,7 +1,9 @@
 """What happens after a pull has failed: what is repaired, and what is logged.
 
 A queue that was deleted and created again has another id, and a pull consumer that was removed is
-created again.  An outage is logged when it begins and when it ends, once for all queues.
+created again.  An outage is logged when it begins and when it ends, once for all queues.  An error
+that another pull does not repair is raised to the application, except to a Celery worker that can
+go on with its other queues.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ ENABLE_QUIET_SECONDS: Final = 10.0
 
 ENABLE_RETRY_SECONDS: Final = 1.0
 """Pause after a pull that failed with HTTP 405."""
+
+LOST_SECONDS: Final = 60.0
+"""Pause between two pulls of a queue that was deleted while its worker consumes others.  Each needs
+a look-up, which takes a permit that publishing needs."""
 
 
 class LogLine(NamedTuple):
@@ -114,7 +120,7 @@ def note_outcome(
     started: float,
     error: CFQueuesError | None,
 ) -> LogLine | None:
-    """Note in *subscription* whether it has an outage; return what to log.
+    """Note in *subscription* whether it has an outage or has failed; return what to log.
 
     The caller holds the receiver's lock.
 
@@ -127,7 +133,7 @@ def note_outcome(
     if error is None:
         return _end_outage(subscription, subscriptions, started)
     if not isinstance(error, TransientError):
-        return None  # raised instead
+        return _note_failure(subscription, error)
     if is_passing(error):
         return LogLine(
             logging.DEBUG, "queue %r cannot be pulled: %s", (subscription.queue.name, error)
@@ -144,13 +150,40 @@ def note_outcome(
 def _end_outage(
     subscription: Subscription, subscriptions: Sequence[Subscription], started: float
 ) -> LogLine | None:
+    text, name = "queue %r is pulled again", subscription.queue.name
+    if subscription.lost:
+        subscription.lost = False
+        return LogLine(logging.INFO, text, (name,))
     # A pull that started before the outage does not prove recovery.
     if subscription.outage is None or started < subscription.outage_since:
         return None
     subscription.outage = None
     if any(other.outage for other in subscriptions):
         return None
-    return LogLine(logging.INFO, "queue %r is pulled again", (subscription.queue.name,))
+    return LogLine(logging.INFO, text, (name,))
+
+
+def _note_failure(subscription: Subscription, error: CFQueuesError) -> LogLine | None:
+    """Have *error* raised, or only logged if it leaves a worker another queue."""
+    if subscription.cancelled:
+        return None
+    was_lost = subscription.lost
+    subscription.lost = isinstance(error, (QueueNotFound, PullNotEnabled))
+    others_go_on = any(
+        not other.lost and other.queue.id != subscription.queue.id
+        for other in subscription.inbox.subscriptions
+    )
+    if not (subscription.lost and subscription.for_worker and others_go_on):
+        subscription.failure = error
+        return None
+    subscription.poll_interval.due = time.monotonic() + LOST_SECONDS
+    if was_lost:
+        return None
+    text = (
+        "queue %r cannot be pulled any more: %s The other queues are still consumed, and this one "
+        "is tried again every %d seconds."
+    )
+    return LogLine(logging.ERROR, text, (subscription.queue.name, error, LOST_SECONDS))
 
 
 def _begin_outage(

@@ -19,7 +19,7 @@ from .. import envelope, limits
 from ..api.client import Client
 from ..api.directory import Directory
 from ..api.models import PullConsumer, Queue
-from ..errors import CFQueuesError, PullNotEnabled, TransientError
+from ..errors import CFQueuesError, PullNotEnabled
 from ..options import Options
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
@@ -42,9 +42,10 @@ PULLS_PER_QUEUE: Final = 2
 PULL_SECONDS: Final = 15.0
 """Maximum duration of one pull, and of the requests that repair a pull that failed."""
 
-MAX_EARLY_SECONDS: Final = 60.0
-"""A message that is due later than this is given back and not delivered: a worker that waits with
-it may be stopped, and its lease may end."""
+MAX_EARLY_SHARE: Final = 1 / 30
+"""A message that is due after more than this share of its lease is given back and not delivered.  A
+worker that waits with it may be stopped, and the rest of the lease is for the task itself.  With
+the default lease this is a minute."""
 
 MAX_WAIT_SECONDS: Final = 10.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
@@ -351,7 +352,7 @@ class Receiver:
                 self.settlement.ack(delivery)
                 continue
             early = envelope.seconds_until_due(delivery.message, now)
-            if early > MAX_EARLY_SECONDS:
+            if early > MAX_EARLY_SHARE * (delivery.leased_until - time.monotonic()):
                 delay = min(math.ceil(early), limits.DELAY_SECONDS)
                 self.settlement.give_back(delivery, delay)
                 continue
@@ -386,9 +387,6 @@ class Receiver:
         subscription.last_pull_full = found == asked
         if error is not None:
             subscription.poll_interval.failed(now, error.retry_after)
-            if not isinstance(error, TransientError):
-                subscription.failure = error
-                subscription.inbox.notify()
             return
         subscription.not_enabled_since = subscription.failure = None
         if found:

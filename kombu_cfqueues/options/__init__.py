@@ -3,7 +3,7 @@
 from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
 from .options import ACCOUNT_OPTIONS, Options
-from .secret import Secret, Token
+from .secret import Secret, Token, is_missing
 from .sources import (
     DEFAULT_REQUEST_BURST,
     DEFAULT_REQUEST_RATE,
@@ -20,6 +20,7 @@ __all__ = [
     "Secret",
     "Token",
     "is_loopback",
+    "is_missing",
     "is_ours",
     "shown_place",
 ]

@@ -8,6 +8,9 @@ Results over ``rpc://``:
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
+Messages that cannot be decoded:
+    Celery's worker acknowledges them, as it does a task, and so would delete them: see
+    `can_decode`.
 """
 
 from __future__ import annotations
@@ -71,6 +74,22 @@ def is_worker(callback: Callable[..., Any]) -> bool:
     """Whether *callback* belongs to a Celery worker, and not to the application."""
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
+
+
+def can_decode(message: Message, callback: Callable[..., Any]) -> bool:
+    """Whether the worker of *callback* can decompress and decode the body, and accepts its type.
+
+    The worker decodes every message in the same way, and then uses this result.
+    """
+    if message.errors:
+        return False
+    message.accept = getattr(callback, "__self__").accept  # noqa: B009  see `is_worker`
+    try:
+        message.payload  # noqa: B018
+    # Each serializer has its own errors.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:

@@ -172,7 +172,15 @@ class Channel(ConsumingChannel):
         error = envelope.retention_error(packed, queue, retention)
         if error is not None:
             raise error
-        return Spooled(address, packed, envelope.expires_at(message))
+        return Spooled(address, packed, self._expires_at(message))
+
+    def _expires_at(self, message: dict[str, Any]) -> float | None:
+        """Return when the spool may drop *message*, in seconds since the epoch; None is never."""
+        # A plain body has no header from which a worker could know the time.
+        is_plain = self.session.options.body_format == "plain"
+        if not is_plain and envelope.is_revoked_by_worker(message):
+            return None
+        return envelope.expires_at(message)
 
     def _spool(
         self, spooled: Spooled, publish_batch: PublishBatch | None, seconds: float

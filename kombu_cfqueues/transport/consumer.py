@@ -22,7 +22,7 @@ from ..consume.inbox import Arrival, Subscription
 from ..errors import CFQueuesError
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .message import Message
+from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
@@ -72,16 +72,19 @@ class QueueConsumers:
         consumers = self.consumers
         return consumers[-1] if consumers else None
 
-    def update_counts(self) -> None:
-        """Let the messages take slots unless every consumer acknowledges them on receipt."""
+    def update_subscription(self) -> None:
+        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
         if self.subscription is not None:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
+            self.subscription.for_worker = any(
+                celery_task.is_worker(consumer.callback) for consumer in self.consumers
+            )
 
 
 class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
-    Message = Message
+    Message = PulledMessage
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
@@ -135,7 +138,7 @@ class ConsumingChannel(RoutingChannel):
             group = QueueConsumers(None if is_control else self._subscribe(queue))
             self._queue_consumers[queue] = group
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        group.update_counts()
+        group.update_subscription()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
@@ -157,7 +160,7 @@ class ConsumingChannel(RoutingChannel):
         self._active_queues.remove(queue)
         group.consumers = [one for one in group.consumers if one.tag != consumer_tag]
         if group.consumers:
-            group.update_counts()
+            group.update_subscription()
             return
         del self._queue_consumers[queue]
         if group.subscription is not None:
@@ -214,17 +217,21 @@ class ConsumingChannel(RoutingChannel):
         if consumer is None:
             return False
         delivery = arrival.delivery
-        if celery_task.is_worker(consumer.callback):
+        is_worker = celery_task.is_worker(consumer.callback)
+        if is_worker:
             delivery.message["headers"] = celery_task.headers_for_worker(
                 delivery.message["headers"], delivery.raw.get("id")
             )
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
+        if is_worker:
+            message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
         # it again.
         except Exception:
             if not celery_task.stops_worker(consumer.callback, message):
+                self.qos.note_failure(message.delivery_tag)
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
@@ -264,14 +271,15 @@ class ConsumingChannel(RoutingChannel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Without a dead-letter queue, the message is deleted.
+        Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
+        dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
         """
         notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all unsettled messages of this channel.  Returns at once.
+        """Requeue all unsettled messages of this channel.  Returns at once.
 
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
@@ -282,7 +290,7 @@ class ConsumingChannel(RoutingChannel):
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
             )
         if self._qos is not None:
-            self._qos.restore_unacked()
+            self._qos.requeue_unacked()
 
     # Closing
 
@@ -372,7 +380,7 @@ class ConsumingChannel(RoutingChannel):
         if queue in self._auto_delete and celery_task.is_result_queue(queue):
             warn_once(celery_task.RESULT_QUEUE_HINT)
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> PulledMessage:
         """Return the application's message; acknowledge it with *no_ack*, or else track it.
 
         Args:

@@ -75,7 +75,7 @@ class Prefetch(virtual.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message: dead-letter it, or with *requeue* have it redelivered."""
         settlement = self.receiver.settlement
-        settle = settlement.give_back if requeue else settlement.dead_letter
+        settle = settlement.requeue if requeue else settlement.dead_letter
         for delivery in self._remove(delivery_tag):
             settle(delivery)
 
@@ -86,16 +86,25 @@ class Prefetch(virtual.QoS):
             An empty list.  Kombu expects the messages that could not be given back, which is not
             known yet.
         """
-        with self._lock:
-            deliveries, self._deliveries = self._deliveries, {}
-        self.receiver.free_slots(self.window, len(deliveries))
-        for delivery in deliveries.values():
+        for delivery in self._remove_all():
             self.receiver.settlement.give_back(delivery)
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back all unsettled messages.  Returns at once."""
         self.restore_unacked()
+
+    def requeue_unacked(self) -> None:
+        """Have all unsettled messages redelivered, as if each were rejected with *requeue*."""
+        for delivery in self._remove_all():
+            self.receiver.settlement.requeue(delivery)
+
+    def note_failure(self, delivery_tag: str) -> None:
+        """Note that the application's callback raised an exception over an unsettled message."""
+        with self._lock:
+            delivery = self._deliveries.get(delivery_tag)
+            if delivery is not None:
+                self._deliveries[delivery_tag] = delivery._replace(failed=True)
 
     def get(self, delivery_tag: str) -> dict[str, Any]:
         """Return Kombu's dictionary of an unsettled message.
@@ -104,6 +113,13 @@ class Prefetch(virtual.QoS):
             KeyError: No unsettled message has that tag.
         """
         return self._deliveries[delivery_tag].message
+
+    def _remove_all(self) -> list[Delivery]:
+        """Forget all deliveries and free their slots, whatever becomes of the requests."""
+        with self._lock:
+            removed, self._deliveries = list(self._deliveries.values()), {}
+        self.receiver.free_slots(self.window, len(removed))
+        return removed
 
     def _remove(self, delivery_tag: str, *, multiple: bool = False) -> list[Delivery]:
         """Forget deliveries and free their slots, whatever becomes of the request."""

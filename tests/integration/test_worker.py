@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from celery import VERSION, chord, group
@@ -21,7 +19,7 @@ from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 
-from .workers import HERE, MATRIX, Worker, until, within
+from .workers import MATRIX, Worker, until, within
 
 #: Before 5.7 Celery acknowledged a task of the solo pool, early or late, after its end, and the
 #: pool of threads, when stopped, still ran all that it had been given.
@@ -50,22 +48,6 @@ def concurrency(pool: str) -> int:
 def emulator():
     with Emulator(latency=0.03) as emulator:
         yield emulator
-
-
-@pytest.fixture
-def tasks(emulator, tmp_path, monkeypatch) -> ModuleType:
-    """The application of the workers, to send its tasks from here."""
-    monkeypatch.setenv("BROKER_URL", emulator.broker_url)
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("RESULTS", f"file://{tmp_path / 'results'}")
-    monkeypatch.syspath_prepend(str(HERE))
-    (tmp_path / "results").mkdir()
-    sys.modules.pop("tasks", None)
-    import tasks
-
-    yield tasks
-    tasks.app.close()
-    sys.modules.pop("tasks", None)
 
 
 def send_many(task, values, *more) -> None:
