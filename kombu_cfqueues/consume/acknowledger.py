@@ -109,6 +109,11 @@ class _Outbox:
             at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
         return max(at, self.backoff.due)
 
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing would change if the outbox were forgotten."""
+        used = self.waiting or self.in_flight or self.last_error
+        return not used and now >= self.sent_at + SPACING_SECONDS
+
 
 class Acknowledger:
     """Settles the leases of one account, for all threads of a process.
@@ -201,6 +206,7 @@ class Acknowledger:
             queue_id = lease.delivery.queue.id
             outbox = self._outboxes.get(queue_id)
             if outbox is None:
+                self._forget_idle()
                 outbox = self._outboxes[queue_id] = _Outbox()
             if not outbox.waiting:
                 outbox.first_at = time.monotonic()
@@ -212,6 +218,12 @@ class Acknowledger:
             changes_due = lease.returns or len(outbox.waiting) in (1, MAX_LEASES)
             if changes_due or self._threads.absent:
                 self._threads.call()
+
+    def _forget_idle(self) -> None:
+        """Forget the outboxes that are not used.  The caller holds the lock."""
+        now = time.monotonic()
+        for queue_id in [q for q, outbox in self._outboxes.items() if outbox.is_idle(now)]:
+            del self._outboxes[queue_id]
 
     def _next_job(self) -> Job:
         """Return the request that is due first.  The caller holds the lock."""

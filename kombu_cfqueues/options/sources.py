@@ -6,7 +6,6 @@ A setting that the URL lacks is taken from ``transport_options``, then from the 
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import re
 from collections.abc import Callable, Hashable, Mapping
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from ..runtime.once import once
 from .base_url import base_url
 from .checks import CHECKED, checked, seconds
 from .foreign import OPTIONS, log_options, refuse_prefix
@@ -157,7 +157,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-@functools.lru_cache(maxsize=256)  # log it once for each set of options, not for each connection
+@once  # for each set of options, and not for each connection
 def _warn_of_misspellings(given: frozenset[str]) -> None:
     # Kombu and other software add keys of their own, so an unknown key is not an error.  A key that
     # is similar to one of ours is probably misspelled.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from kombu.transport import virtual
 
 from ..errors import ConnectionFailed, InvalidMessage
 from ..metrics import metrics
+from ..runtime.once import once
 from .bindings import Bindings
 from .celery_task import (
     CONTROL_HINT,
@@ -149,7 +149,7 @@ def _unroutable(exchange: str, routing_key: str) -> str:
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@once
 def warn_once(text: str) -> None:
     """Log a warning once in the life of the process."""
     logger.warning("%s", text)
