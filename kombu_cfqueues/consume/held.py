@@ -5,13 +5,14 @@ A process that ends gives them back: otherwise they would stay leased for ``visi
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakSet
 
 from ..runtime.fork import living
 from .delivery import Delivery
+from .dropped import DroppedMessages
 
 
 class Holder(Protocol):
@@ -26,40 +27,25 @@ class HeldMessages:
 
     Args:
         give_back: Has a message redelivered.  Returns at once.
+        dropped: Gives back messages that nobody can settle any more.
     """
 
-    def __init__(self, give_back: Callable[[Delivery], None]) -> None:
+    def __init__(self, give_back: Callable[[Delivery], None], dropped: DroppedMessages) -> None:
         self._give_back = give_back
+        self._dropped = dropped
         self._holders: WeakSet[Holder] = WeakSet()
-        self.renew_after_fork()
-
-    def renew_after_fork(self) -> None:
-        """Forget what the parent holds."""
-        self._forgotten: deque[Delivery] = deque()
 
     def add(self, holder: Holder) -> None:
         """Give back at exit what *holder* holds then."""
         self._holders.add(holder)
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Note messages whose channel was garbage-collected, so that nobody can settle them.
-
-        A single step that takes no lock: garbage may be collected in a thread that has it.
-        """
-        self._forgotten.extend(deliveries)
-
-    @property
-    def has_forgotten(self) -> bool:
-        """Whether there are messages that nobody can settle."""
-        return bool(self._forgotten)
-
-    def give_back_forgotten(self) -> None:
-        """Give back the messages that nobody can settle.  Returns at once."""
-        while self._forgotten:
-            self._give_back(self._forgotten.popleft())
+        """Note messages whose channel was garbage-collected.  Takes no lock."""
+        for delivery in deliveries:
+            self._dropped.add(functools.partial(self._give_back, delivery))
 
     def give_back_all(self) -> None:
         """Give back everything.  Returns at once."""
         for holder in living(self._holders):
             holder.restore_unacked()
-        self.give_back_forgotten()
+        self._dropped.give_back()

@@ -5,6 +5,7 @@ The receiver's lock guards everything in this module.
 
 from __future__ import annotations
 
+import _thread
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -138,6 +139,7 @@ class Inbox:
         asked: Whether the application has asked for a message in this process.  Nothing is pulled
             before: a forked child inherits its parent's subscriptions and need not consume.
         abandoned: The connection was garbage-collected and never closed.
+        interrupted: The application is told to stop, and gets no more messages.
     """
 
     def __init__(
@@ -157,7 +159,9 @@ class Inbox:
         self._lock = lock
         self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
-        self.asked = False
+        self._missed = False  # the last `take` found no message at once
+        self._on_ready: Callable[[], None] | None = None
+        self.asked = self.interrupted = False
 
     def take(self, deadline: float | None) -> Arrival | None:
         """Block until a message may be delivered, and move its slot from held to unsettled.
@@ -166,25 +170,50 @@ class Inbox:
             deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
 
         Returns:
-            The message; None if the deadline has passed.
+            The message; None if the deadline has passed, and after `interrupt`.
 
         Raises:
             CFQueuesError: A pull failed, and another pull does not repair it.
         """
-        had_to_wait = False
         with self._lock:
-            while True:
+            while not self.interrupted:
                 arrival = self._pop_deliverable()
                 if arrival is not None:
-                    self._hand_out(arrival, had_to_wait=had_to_wait)
+                    self._hand_out(arrival, had_to_wait=self._missed)
+                    self._missed = False
                     return arrival
                 self._raise_failure()
                 self._ask_for_messages()
+                self._missed = True
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    return None
-                had_to_wait = True
+                    break
                 self._changed.wait(left)
+        return None
+
+    def interrupt(self) -> None:
+        """End every `take`, and all later ones.  Takes no lock: a signal handler may call it."""
+        self.interrupted = True
+        if self._on_ready is not None:
+            self._on_ready()
+        # Not `threading.Thread`, whose locks the interrupted code may hold.
+        _thread.start_new_thread(self._wake, ())
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
+
+    def watch(self, on_ready: Callable[[], None] | None) -> None:
+        """Call *on_ready* whenever `take` has something to return or to raise, and once now.
+
+        Args:
+            on_ready: Called by any thread, with the lock held; None to stop.  A forked child does
+                not call it.
+        """
+        with self._lock:
+            self._on_ready = on_ready
+            if on_ready is not None:
+                on_ready()
 
     def take_from(self, subscription: Subscription, deadline: float) -> Arrival | None:
         """Return a message of *subscription*; wait only for pulls that are in flight.
@@ -234,7 +263,7 @@ class Inbox:
     def put(self, arrivals: list[Arrival]) -> None:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
-        self._changed.notify_all()
+        self.notify()
 
     def newest(self, subscription: Subscription) -> Subscription:
         """Return the newest subscription of this connection to the queue of *subscription*.
@@ -264,11 +293,15 @@ class Inbox:
                 subscription.window.held += 1
                 arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
             self._arrivals.append(arrival)
+        if self._on_ready is not None:  # a loop always wants messages, and asks for none
+            self._ask_for_messages()
         self.notify()
 
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
         self._changed.notify_all()
+        if self._on_ready is not None and self._has_something():
+            self._on_ready()
 
     def wait_for_change(self, deadline: float) -> None:
         """Block until the next `notify` or `put`, or until *deadline* (monotonic seconds)."""
@@ -311,6 +344,12 @@ class Inbox:
             subscription = arrival.subscription
             if not subscription.counts or subscription.window.may_deliver:
                 yield arrival
+
+    def _has_something(self) -> bool:
+        """Whether `take` would return or raise something now."""
+        if next(self._deliverable(), None) is not None:
+            return True
+        return any(subscription.failure for subscription in self.subscriptions)
 
     def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
         window = arrival.subscription.window

@@ -25,6 +25,7 @@ from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
+from .dropped import DroppedMessages
 from .held import HeldMessages
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
@@ -53,9 +54,9 @@ MAX_EARLY_SHARE: Final = 1 / 30
 worker that waits with it may be stopped, and the rest of the lease is for the task itself.  With
 the default lease this is a minute."""
 
-MAX_WAIT_SECONDS: Final = 10.0
+MAX_WAIT_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
-garbage-collected and never closed."""
+garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
 RETURNING_INTERVAL_SECONDS: Final = 0.02
 """How often to look at a queue whose pull waits for messages that are being given back."""
@@ -71,6 +72,7 @@ class Receiver:
 
     Attributes:
         settlement: Ends deliveries.
+        dropped: Gives back messages that the application has dropped.
         held: Messages that were delivered and are not settled.
     """
 
@@ -85,19 +87,20 @@ class Receiver:
             self.pull_now,
         )
         self.settlement = Settlement(self._acknowledger, self._forwarder)
+        self.dropped = DroppedMessages()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
-        self.held = HeldMessages(self.settlement.give_back)
+        self.held = HeldMessages(self.settlement.give_back, self.dropped)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Pull nothing until the application asks for messages in this process."""
+        self.dropped.renew_after_fork()
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
         self._lock = StartingLock()
         self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
-        self.held.renew_after_fork()
         for inbox in self._inboxes:
             inbox.renew(self._lock)
 
@@ -274,8 +277,8 @@ class Receiver:
 
     def _next_job(self) -> Job:
         """Return the pull that is due first, and take its slots.  The caller holds the lock."""
-        if self.held.has_forgotten:
-            return Job(self.held.give_back_forgotten)
+        if self.dropped:
+            return Job(self.dropped.give_back)
         now = time.monotonic()
         chosen: Subscription | None = None
         ready, wait = 0, MAX_WAIT_SECONDS

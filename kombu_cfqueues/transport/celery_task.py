@@ -5,6 +5,10 @@ Remote control and events:
     nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
 Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
+Dropped tasks:
+    A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
+    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
@@ -15,7 +19,9 @@ Messages that cannot be decoded:
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -210,3 +216,43 @@ _EMBEDDED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "chord": _none_or(dict),
     "errbacks": _none_or(list, tuple),
 }
+
+
+def forget_dropped_tasks() -> None:
+    """Let the messages of tasks that a worker has dropped be garbage-collected.
+
+    Celery 5.5 and 5.6 mean to forget these tasks, and look for them by the wrong key.
+    """
+    state = sys.modules.get("celery.worker.state")
+    if state is None:
+        return
+    for task_id, request in list(state.requests.items()):
+        if request not in state.reserved_requests and request not in state.active_requests:
+            state.requests.pop(task_id, None)
+
+
+def keep_started_tasks(callback: Callable[..., Any]) -> None:
+    """Have a worker's prefork pool remember what its children run, also when it drops tasks.
+
+    At a reconnect and at a stop, the pool also forgets a job that it has written to a child and
+    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  They run all
+    the same, and nobody would acknowledge their messages.
+
+    Args:
+        callback: The worker's, for which `is_worker` holds.
+    """
+    worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
+    pool: Any = getattr(getattr(worker, "__self__", None), "pool", None)
+    flush: Any = getattr(pool, "flush", None)
+    if hasattr(getattr(flush, "__self__", None), "_cache"):
+        pool.flush = functools.partial(_flush, flush)
+
+
+def _flush(flush: Callable[[], Any]) -> None:
+    """Call *flush* of a pool, and put back the jobs that a child has."""
+    cache: dict[int, Any] = flush.__self__._cache  # type: ignore[attr-defined]
+    started = {key: job for key, job in cache.items() if job._accepted or job._write_to}
+    try:
+        flush()
+    finally:
+        cache.update((key, job) for key, job in started.items() if not job.ready())

@@ -7,6 +7,7 @@ the newest consumer of the queue.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
+from .worker_stop import end_wait_at_stop
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class ConsumingChannel(RoutingChannel):
         super().__init__(connection, **kwargs)
         self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # their last pulls may still be in flight
+        self._serves_worker = False  # whether a Celery worker has got messages
         self._auto_delete: set[str] = set()  # names of queues that were declared with auto_delete
         self._to_delete: set[str] = set()  # those of them that were consumed
 
@@ -137,7 +140,7 @@ class ConsumingChannel(RoutingChannel):
             CFQueuesError: The queue cannot be looked up or created.
         """
         consumer_tag = consumer_tag or envelope.new_id()
-        self.basic_cancel(consumer_tag)
+        self._cancel(consumer_tag)
         group = self._queue_consumers.get(queue)
         subscription = None
         if group is None:
@@ -158,13 +161,24 @@ class ConsumingChannel(RoutingChannel):
             self._to_delete.add(queue)
             remains.delete(self.session, queue)
         self._warn_of_pitfalls(queue)
+        if celery_task.is_worker(callback):
+            end_wait_at_stop(self.session.inbox)
+            celery_task.keep_started_tasks(callback)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
 
-        Messages that were pulled and not delivered are given back.  Returns at once.
+        Messages that were pulled and not delivered are given back, and those that a Celery worker
+        has not started and dropped.  Returns at once.
         """
+        self._cancel(consumer_tag)
+        qos = self._qos
+        if self._serves_worker and qos is not None and qos.has_unsettled:
+            celery_task.forget_dropped_tasks()
+            qos.receiver.dropped.collect()
+
+    def _cancel(self, consumer_tag: str) -> None:
         queue = self._tag_to_queue.pop(consumer_tag, None)
         group = self._queue_consumers.get(queue) if queue is not None else None
         if queue is None or group is None:
@@ -234,6 +248,9 @@ class ConsumingChannel(RoutingChannel):
             )
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
         if is_worker:
+            self._serves_worker = True
+            # Other applications may settle by the delivery tag, without the message.
+            message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
             message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
         try:
             consumer.callback(message)
@@ -327,13 +344,15 @@ class ConsumingChannel(RoutingChannel):
         run, and can acknowledge theirs.
         """
         self.cancel_all()
+        if self._serves_worker and self._qos is not None and self._qos.has_unsettled:
+            self._qos.receiver.dropped.expected = True
         self.closed = True
         self.connection = cast("Any", None)  # as in Kombu's own `close`
 
     def cancel_all(self) -> None:
         """Cancel every consumer of this channel.  Returns at once."""
         for tag in list(self._consumers):
-            self.basic_cancel(tag)
+            self._cancel(tag)
 
     def _delete_consumed(self, deadline: float) -> None:
         queues, self._to_delete = self._to_delete, set()

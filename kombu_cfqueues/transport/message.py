@@ -39,9 +39,12 @@ class Message(virtual.Message):
 
     Attributes:
         ack_rejects: Whether an acknowledgement rejects the message.
+        on_drop: Called if the message is garbage-collected and was not settled.  It must take no
+            lock, because garbage is collected in any thread at any time.
     """
 
     ack_rejects = False
+    on_drop: Callable[[], None] | None = None
 
     def __init__(
         self, payload: dict[str, Any], channel: Any = None, queue: str = "", **kwargs: Any
@@ -59,6 +62,10 @@ class Message(virtual.Message):
                 # Kombu keeps the errors that it catches here, and does not decompress then.
                 self.errors: list[Any] = [(MessageTooLarge, error, None)]
         super().__init__(payload, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
+
+    def __del__(self) -> None:
+        if self.on_drop is not None and not self.acknowledged:
+            self.on_drop()
 
     def ack(self, multiple: bool = False) -> None:
         """Acknowledge the message, or reject it with `ack_rejects`."""

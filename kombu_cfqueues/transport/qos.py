@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from typing import Any
@@ -83,6 +84,15 @@ class Prefetch(virtual.QoS):
         for delivery in self._remove(delivery_tag):
             settle(delivery)
 
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether messages were delivered that are not settled."""
+        return bool(self._deliveries)
+
+    def drop(self, delivery_tag: str) -> None:
+        """Give back a message that the application has dropped.  Takes no lock."""
+        self.receiver.dropped.add(functools.partial(self._give_back, delivery_tag))
+
     def restore_unacked(self) -> list[Any]:
         """Give back all unsettled messages.  Returns at once.
 
@@ -117,6 +127,10 @@ class Prefetch(virtual.QoS):
             KeyError: No unsettled message has that tag.
         """
         return self._deliveries[delivery_tag].message
+
+    def _give_back(self, delivery_tag: str) -> None:
+        for delivery in self._remove(delivery_tag):
+            self.receiver.settlement.give_back(delivery)
 
     def _remove_all(self) -> list[Delivery]:
         """Forget all deliveries and free their slots, whatever becomes of the requests."""

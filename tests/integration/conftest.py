@@ -1,4 +1,4 @@
-"""What tests with Celery workers may ask for."""
+"""An emulator, and the application of the workers that consume from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from types import ModuleType
 
 import pytest
 
+from kombu_cfqueues.emulator import Emulator
+
 from .workers import HERE
+
+
+@pytest.fixture
+def emulator():
+    with Emulator(latency=0.03) as emulator:
+        yield emulator
 
 
 @pytest.fixture
