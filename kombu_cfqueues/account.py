@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -16,7 +15,9 @@ from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.once import once
 from .spool import SharedBudget, Spool
+from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Account:
     """
 
     def __init__(self, options: Options) -> None:
+        # Here, and not in a thread that makes requests: a child that is forked while a thread
+        # imports OpenTelemetry would find the module half loaded.
+        instruments()
         self._options = options
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
@@ -123,7 +127,7 @@ class Account:
                 _warn_of_difference(name, given, first)
 
 
-@functools.lru_cache(maxsize=256)  # log it once, not for each connection
+@once  # and not for each connection
 def _warn_of_difference(name: str, given: object, first: object) -> None:
     logger.warning(
         "%s=%s has no effect: all connections of a process to one account share it, and the first "

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..api.models import PullConsumer, Queue
-from ..errors import CFQueuesError, TransientError
+from ..errors import CFQueuesError, ConnectionFailed, TransientError
 from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
@@ -20,6 +19,7 @@ from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
 from .poll_interval import PollInterval
 from .prefetch_window import PrefetchWindow
+from .source import Source
 
 
 class Subscription:
@@ -27,13 +27,18 @@ class Subscription:
 
     Args:
         name: Kombu's name of the queue.
-        queue: The queue at Cloudflare.
-        consumer: The queue's pull consumer.
         options: The options to pull it with.
         window: The channel's slots.
         inbox: Where pulled messages wait for their delivery.
+        fails_over: Whether an outage of ``failover_after`` is raised to the application, because
+            Kombu has another URL.
+        is_reply: Whether results of tasks come to the queue.
 
     Attributes:
+        queue: The queue at Cloudflare.
+        consumer: The queue's pull consumer.
+        found: Whether these two are known.
+        searching: Whether a thread is looking for them.
         counts: Whether its messages take slots of the prefetch count; those of consumers with
             ``no_ack`` do not.
         for_worker: Whether a Celery worker consumes it, which an error of one queue must not stop.
@@ -52,19 +57,20 @@ class Subscription:
     def __init__(
         self,
         name: str,
-        queue: Queue,
         *,
-        consumer: PullConsumer,
         options: Options,
         window: PrefetchWindow,
         inbox: Inbox,
+        fails_over: bool = False,
+        is_reply: bool = False,
     ) -> None:
         self.name = name
-        self.queue = queue
-        self.consumer = consumer
+        self.queue, self.consumer = Source.unknown(name)
+        self.found = False
         self.options = options
         self.window = window
         self.inbox = inbox
+        self.fails_over = fails_over
         self.counts = True
         self.for_worker = False
         self.cancelled = False
@@ -76,7 +82,10 @@ class Subscription:
         self.failure: CFQueuesError | None = None
         self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(
-            options.polling_interval, options.max_polling_interval, time.monotonic()
+            options.polling_interval,
+            options.max_polling_interval,
+            time.monotonic(),
+            is_reply=is_reply,
         )
         self.renew_after_fork()
         renew_in_child(self)
@@ -84,6 +93,28 @@ class Subscription:
     def renew_after_fork(self) -> None:
         """Forget the pulls of the parent, which gets their responses."""
         self.in_flight = 0
+        self.searching = False
+
+    def pulled(self, started: float, *, found: int, asked: int) -> None:
+        """Note a pull that did not fail, and set when the next one is due.
+
+        The caller holds the receiver's lock.
+
+        Args:
+            started: When it started, in seconds of `time.monotonic`.
+            found: How many messages it returned.
+            asked: How many it asked for.
+        """
+        now = time.monotonic()
+        self.last_pull_full = found == asked
+        self.not_enabled_since = self.failure = None
+        if found:
+            self.messages_seen_at = now
+            self.poll_interval.reset(now)
+        # Unless another pull has found messages since, or a message was given back.
+        elif self.messages_seen_at < started:
+            self.poll_interval.empty(now)
+            self.window.queue_was_empty()
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -111,7 +142,13 @@ class Inbox:
         interrupted: The application is told to stop, and gets no more messages.
     """
 
-    def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lock: StartingLock,
+        on_pull_wanted: Callable[[], None],
+        on_left: Callable[[TransientError], None],
+    ) -> None:
+        self._on_left = on_left
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
         self._on_pull_wanted = on_pull_wanted
@@ -198,6 +235,25 @@ class Inbox:
                     return None
                 self._changed.wait(left)
 
+    def await_search(self, subscription: Subscription, *, deadline: float) -> None:
+        """Block until it is known what *subscription* pulls, or until *deadline*.
+
+        Returns early once the server fails, because it may stay down.  The caller holds the lock.
+
+        Raises:
+            CFQueuesError: A request failed, and another try does not repair it.
+            ConnectionFailed: The server is down, and Kombu has another URL.
+        """
+        while not subscription.found and time.monotonic() < deadline:
+            if subscription.failure is not None:
+                raise subscription.failure
+            outage = subscription.outage
+            if outage is not None:
+                if subscription.fails_over and isinstance(outage, ConnectionFailed):
+                    raise outage
+                return
+            self.wait_for_change(deadline)
+
     def abandon(self) -> None:
         """Note that the connection was garbage-collected and never closed.  Needs no lock."""
         self.abandoned = True
@@ -215,14 +271,21 @@ class Inbox:
         It gets all messages of the queue.  An application may have forgotten the earlier ones, and
         messages that are delivered to those would stay leased.
         """
-        queue_id = subscription.queue.id
+        name, queue_id = subscription.name, subscription.queue.id
         return next(
-            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+            one
+            for one in reversed([subscription, *self.subscriptions])
+            # The queue of the newest may not be found yet.
+            if one.name == name or one.queue.id == queue_id
         )
 
-    def add(self, subscription: Subscription) -> None:
-        """Add a subscription; it takes over what waits for earlier ones to the same queue."""
-        self.subscriptions.append(subscription)
+    def found(self, subscription: Subscription, source: Source) -> None:
+        """Note what a subscription pulls; it takes over what waits for earlier ones to it."""
+        subscription.queue, subscription.consumer = source
+        subscription.found = True
+        if subscription.cancelled:
+            return
+        subscription = self.newest(subscription)
         arrivals, self._arrivals = self._arrivals, deque()
         for arrival in arrivals:
             if arrival.subscription.queue.id == subscription.queue.id:
@@ -299,6 +362,8 @@ class Inbox:
         for subscription in self.subscriptions:
             failure, subscription.failure = subscription.failure, None
             if failure is not None:
+                if isinstance(failure, TransientError):
+                    self._on_left(failure)
                 raise failure
 
     def _ask_for_messages(self) -> None:

@@ -18,6 +18,7 @@ from ..api.directory import Directory
 from ..api.passing_refusals import is_passing
 from ..errors import (
     CFQueuesError,
+    ConnectionFailed,
     PullNotEnabled,
     QueueDisabled,
     QueueNotFound,
@@ -25,6 +26,9 @@ from ..errors import (
     TransientError,
 )
 from .inbox import Subscription
+from .source import ENABLE_RETRY_SECONDS
+
+logger = logging.getLogger(__name__)
 
 ENABLE_SECONDS: Final = 30.0
 """How long HTTP 405 counts as an outage that passes: a new pull consumer takes seconds to take
@@ -32,9 +36,6 @@ effect.  After this time the error is raised."""
 
 ENABLE_QUIET_SECONDS: Final = 10.0
 """How long HTTP 405 causes no warning: several people saw it last for some seconds."""
-
-ENABLE_RETRY_SECONDS: Final = 1.0
-"""Pause after a pull that failed with HTTP 405."""
 
 LOST_SECONDS: Final = 60.0
 """Pause between two pulls of a queue that was deleted while its worker consumes others.  Each needs
@@ -47,6 +48,10 @@ class LogLine(NamedTuple):
     level: int
     text: str
     args: tuple[object, ...]
+
+    def write(self) -> None:
+        """Log it."""
+        logger.log(self.level, self.text, *self.args)
 
 
 def repair(
@@ -114,22 +119,41 @@ def _enable_again(
     )
 
 
-def note_outcome(
+def conclude(
     subscription: Subscription,
     subscriptions: Sequence[Subscription],
     started: float,
     error: CFQueuesError | None,
 ) -> LogLine | None:
-    """Note in *subscription* whether it has an outage or has failed; return what to log.
+    """Note how a request for *subscription* ended; return what to log.
 
-    The caller holds the receiver's lock.
+    Sets what is to be raised to the application, and when to try again.  The caller holds the
+    receiver's lock.
 
     Args:
-        subscription: What was pulled.
+        subscription: What was pulled, or looked for.
         subscriptions: All subscriptions of the account that are not cancelled.
-        started: When the pull started, in seconds of `time.monotonic`.
-        error: What the pull failed with, after `repair`.
+        started: When the request started, in seconds of `time.monotonic`.
+        error: What it failed with, after `repair`.
     """
+    if error is not None:
+        subscription.last_pull_full = False
+        subscription.poll_interval.failed(time.monotonic(), error.retry_after)
+    line = _note_outcome(subscription, subscriptions, started, error)
+    if isinstance(error, TransientError):
+        subscription.failure = _failover(subscription, error) or subscription.failure
+    if subscription.failure is not None:
+        subscription.inbox.notify()
+    return line
+
+
+def _note_outcome(
+    subscription: Subscription,
+    subscriptions: Sequence[Subscription],
+    started: float,
+    error: CFQueuesError | None,
+) -> LogLine | None:
+    """Note in *subscription* whether it has an outage or has failed; return what to log."""
     if error is None:
         return _end_outage(subscription, subscriptions, started)
     if not isinstance(error, TransientError):
@@ -173,7 +197,7 @@ def _note_failure(subscription: Subscription, error: CFQueuesError) -> LogLine |
         not other.lost and other.queue.id != subscription.queue.id
         for other in subscription.inbox.subscriptions
     )
-    if not (subscription.lost and subscription.for_worker and others_go_on):
+    if not (subscription.found and subscription.lost and subscription.for_worker and others_go_on):
         subscription.failure = error
         return None
     subscription.poll_interval.due = time.monotonic() + LOST_SECONDS
@@ -204,3 +228,33 @@ def _begin_outage(
         return None
     text = "queue %r cannot be pulled now; retrying until it can: %s"
     return LogLine(logging.WARNING, text, (subscription.queue.name, error))
+
+
+def _failover(subscription: Subscription, error: TransientError) -> TransientError | None:
+    """Return what to raise so that Kombu goes on to its next URL; None to keep trying.
+
+    A broker is left once none of the connection's queues could be pulled for ``failover_after``.  A
+    paused queue is no reason.  The caller holds the receiver's lock.
+
+    Args:
+        subscription: What was pulled, or looked for.
+        error: What that failed with; `_note_outcome` has noted it.
+    """
+    if not subscription.fails_over:
+        return None
+    seconds = subscription.options.failover_after
+    latest = time.monotonic() - seconds
+    for other in subscription.inbox.subscriptions:
+        if other.outage is None or isinstance(other.outage, QueueDisabled):
+            return None
+        if other.outage_since > latest:
+            return None
+    gone = ConnectionFailed(
+        f"no queue of this connection could be pulled for {seconds:g} s (failover_after), so the "
+        f"next broker URL is tried: {error}",
+        status=error.status,
+        code=error.code,
+        ray_id=error.ray_id,
+    )
+    gone.__cause__ = error
+    return gone

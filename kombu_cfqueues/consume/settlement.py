@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
+from ..runtime.once import once
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder
 from .delivery import Delivery
@@ -73,7 +73,7 @@ class Settlement:
             self._acknowledger.ack(delivery)
 
 
-@functools.lru_cache(maxsize=1024)  # logged once for each queue
+@once  # for each queue
 def _warn_of_deletion(queue: str) -> None:
     logger.warning(
         "a rejected message of queue %r was deleted, and so will be the next ones: the queue has "

@@ -2,6 +2,7 @@
 
 from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
+from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .secret import Secret, Token, is_missing
 from .sources import (
@@ -22,5 +23,6 @@ __all__ = [
     "is_loopback",
     "is_missing",
     "is_ours",
+    "log_queue_arguments",
     "shown_place",
 ]

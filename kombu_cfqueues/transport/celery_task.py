@@ -37,6 +37,12 @@ RESULT_QUEUE_HINT: Final = (
     "allowance that publishing needs; a result backend such as Redis or a database needs none"
 )
 
+CONTROL_HINT: Final = (
+    "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
+    "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
+    "monitors such as Flower see nothing"
+)
+
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -54,6 +60,14 @@ def is_control_queue(queue: str) -> bool:
 def is_control_exchange(exchange: str) -> bool:
     """Whether Celery publishes remote control or events to the exchange."""
     return exchange == "celeryev" or exchange.endswith(".pidbox")
+
+
+def asks_for_control(exchange: str, routing_key: str) -> bool:
+    """Whether the user, and not Celery by itself, publishes remote control or events.
+
+    A worker sends events about itself in any case, and events about tasks only if it is told to.
+    """
+    return exchange.endswith(".pidbox") or routing_key.startswith("task.")
 
 
 def is_event(message: Mapping[str, Any]) -> bool:

@@ -28,8 +28,9 @@ from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from . import uncertain
+from .at_exit import remains
 from .batch import PublishBatch
-from .celery_task import is_control_queue
+from .celery_task import is_control_queue, is_result_queue
 from .consumer import ConsumingChannel
 from .uncertain import Content
 
@@ -86,6 +87,9 @@ class Channel(ConsumingChannel):
                 self._put(queue, message, **kwargs)
             return None
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
+        reply_to = properties.get("reply_to")
+        if isinstance(reply_to, str) and is_result_queue(reply_to):
+            self.session.account.receiver.expect(reply_to)
         return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put_all(
@@ -156,6 +160,8 @@ class Channel(ConsumingChannel):
                 deadline=deadline,
                 switches=self.session.has_alternates,
             )
+            if (packed.due or 0) <= time.time():  # this process may consume the queue, too
+                self.session.account.receiver.pull_now(target.id)
 
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
@@ -348,6 +354,7 @@ class Channel(ConsumingChannel):
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
+        remains.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
     def _backlog(self, queue: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from typing import Any
 
 from kombu.transport import virtual
@@ -36,13 +37,16 @@ class Prefetch(virtual.QoS):
         # Without the base class, whose finalizer would keep the channel alive for ever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
+        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
+        receiver.held.add(self)
+        weakref.finalize(self, _forget, self._deliveries, receiver).atexit = False
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
         self._lock = threading.Lock()  # guards _deliveries
-        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
+        self._deliveries.clear()
         self.window.held = self.window.unsettled = 0
 
     @property
@@ -131,7 +135,8 @@ class Prefetch(virtual.QoS):
     def _remove_all(self) -> list[Delivery]:
         """Forget all deliveries and free their slots, whatever becomes of the requests."""
         with self._lock:
-            removed, self._deliveries = list(self._deliveries.values()), {}
+            removed = list(self._deliveries.values())
+            self._deliveries.clear()
         self.receiver.free_slots(self.window, len(removed))
         return removed
 
@@ -148,3 +153,7 @@ class Prefetch(virtual.QoS):
             removed = [self._deliveries.pop(tag) for tag in tags]
         self.receiver.free_slots(self.window, len(removed))
         return removed
+
+
+def _forget(deliveries: dict[str, Delivery], receiver: Receiver) -> None:
+    receiver.held.forget(deliveries.values())
