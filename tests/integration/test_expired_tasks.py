@@ -37,7 +37,7 @@ def test_a_chord_with_an_expired_task_fails(emulator, tasks, tmp_path):
     time.sleep(0.3)
     with (
         Worker(emulator, tmp_path, pool="solo", concurrency=1, options=FAST),
-        pytest.raises(ChordError),
+        pytest.raises((ChordError, TaskRevokedError)),  # which one depends on who is first
     ):
         total.get(timeout=60)
 
