@@ -19,15 +19,21 @@ from kombu.transport import TRANSPORT_ALIASES
 if TYPE_CHECKING:
     from . import errors
     from .metrics import stats
+    from .transport.block import batch
     from .transport.transport import Transport
 
-__all__ = ["Transport", "__version__", "errors", "stats"]
+__all__ = ["Transport", "__version__", "batch", "errors", "stats"]
 
 __version__ = "0.1.0"
 
 TRANSPORT_ALIASES["cfqueues"] = "kombu_cfqueues:Transport"
 
-_MODULES = {"Transport": ".transport.transport", "stats": ".metrics", "errors": ".errors"}
+_MODULES = {
+    "Transport": ".transport.transport",
+    "batch": ".transport.block",
+    "errors": ".errors",
+    "stats": ".metrics",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ Malformed tasks:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -56,6 +57,12 @@ def is_event(message: Mapping[str, Any]) -> bool:
 def is_result_queue(queue: str) -> bool:
     """Whether the name is that of a result queue of ``rpc://``: a UUID."""
     return _UUID.fullmatch(queue) is not None
+
+
+def is_task_predicate(error: BaseException) -> bool:
+    """Whether a Celery task left in order by raising *error*: Retry, Ignore or Reject."""
+    exceptions = sys.modules.get("celery.exceptions")  # not imported: Celery may not be installed
+    return exceptions is not None and isinstance(error, exceptions.TaskPredicate)
 
 
 def stops_worker(callback: Callable[..., Any], message: Message) -> bool:
