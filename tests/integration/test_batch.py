@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -243,7 +244,7 @@ def test_a_message_that_can_never_be_sent_fails_alone_and_at_once(producer, emul
     with producer.batch():
         publish(producer, [1])
         with pytest.raises(MessageTooLarge):
-            publish(producer, ["x" * 130_000])
+            publish(producer, [os.urandom(130_000).hex()])
         publish(producer, [2])
     assert arrived(emulator) == once([1, 2])
 
