@@ -53,7 +53,7 @@ class Commit:
         self, post, permits=None, judge=judge, *, max_in_flight=1, retry_uncertain=True, clock=None,
         room=None, **given,
     ):  # fmt: skip
-        # Kept to the end: what an interrupted caller has left behind may still be posted.
+        # What was not accepted is kept: what a caller has left behind may still be posted.
         self._items, self._numbers = {}, count()
         self._post = post
         self.room = room or MemoryRoom(
@@ -73,13 +73,19 @@ class Commit:
         return Packed(fragment, size)
 
     def hand_over(self, item, size, deadline):
-        self.commit.submit(ADDRESS, self._packed(item, size), deadline=deadline)
+        message = self._packed(item, size)
+        self.commit.submit(ADDRESS, message, deadline=deadline)
+        del self._items[message.fragment]
 
     submit = hand_over  # tests look for the frame of this name
 
     def submit_many(self, items, deadline):
         messages = [self._packed(item, size) for item, size in items]
-        return self.commit.submit_many(ADDRESS, messages, deadline=deadline)
+        outcomes = self.commit.submit_many(ADDRESS, messages, deadline=deadline)
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is None:
+                del self._items[message.fragment]
+        return outcomes
 
 
 class Server:

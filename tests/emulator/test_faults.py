@@ -145,15 +145,15 @@ def test_latency_comes_on_top_of_other_faults_and_delays_the_effect(api):
 
 
 def test_latency_of_every_request_is_a_setting(make):
-    api = make(latency=0.05)
+    api = make(latency=0.5)
 
     began = time.monotonic()
     api.push("x")
-    assert time.monotonic() - began >= 0.05
+    assert time.monotonic() - began >= 0.5
     api.emulator.latency = 0
     began = time.monotonic()
     api.push("x")
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 0.5
 
 
 def test_a_fault_strikes_the_routes_it_names_as_often_as_it_says(api):

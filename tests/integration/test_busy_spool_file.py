@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from kombu import Connection
-from support.processes import ROOT, Script, eventually
+from support.processes import Script, eventually
+from support.publishers import held
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.emulator import Emulator
@@ -178,28 +176,12 @@ def test_a_publish_that_waits_for_a_permit_ends_in_time_when_the_file_becomes_bu
             target=lambda: results.append(attempt(producer, "late", timeout=5.0))
         )
         thread.start()
-        assert eventually(lambda: waiting_for_an_answer(server, slow), 20)
+        assert eventually(lambda: held(server.broker_url, slow["spool_dir"])["confirmed"], 3)
         with Writer(slow):
             thread.join()
         [(error, seconds)] = results
     assert isinstance(error, errors.PublishTimeout)
     assert seconds < 5.0 + SLACK
-
-
-def waiting_for_an_answer(server, options) -> int:
-    """Messages whose publishers wait, as ``cfqueues spool --json`` says it."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from kombu_cfqueues.cli import main; main()"),
-            *("spool", "--spool-dir", options["spool_dir"], "--json"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CFQUEUES_BROKER_URL": server.broker_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return sum(queue["confirmed"] for queue in json.loads(done.stdout)["queues"])
 
 
 # -- what becomes of an answer that cannot be noted

@@ -207,7 +207,7 @@ def test_a_publish_ends_when_it_was_told_to(how, hangs):
         server.otherwise = lambda _: Hang() if hangs else Drop()
         began = time.monotonic()
         error = failure_of(lambda: app.send_task("add", queue="jobs", **how))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
     assert error.delivered == "unknown"
 
 
@@ -216,7 +216,7 @@ def test_kombus_own_option_ends_connecting(nobody):
     with app_for(nobody, max_retries=0) as app:
         began = time.monotonic()
         failure_of(lambda: app.send_task("add", queue="jobs", retry=False))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
 
 
 # -- while the interpreter ends

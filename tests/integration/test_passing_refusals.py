@@ -120,7 +120,7 @@ def test_a_token_that_has_never_worked_fails_at_once(status, code):
         began = time.monotonic()
         with pytest.raises(AuthenticationFailed), Connection(server.broker_url) as connection:
             publish(connection)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         assert len(server.requests) == 1
 
 

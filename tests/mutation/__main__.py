@@ -5,8 +5,8 @@ into a copy of the repository, where the tests of that part run in a process of 
 with threads, forks and processes are no different from what they are unbroken.
 
 All of it takes a day on two cores.  ``--most 60`` tries so many breaks of each part, drawn with a
-seed that is printed and can be given; ``group_commit spool`` only these parts.  `README.md` beside this
-file says what survived, and why.
+seed that is printed and can be given; ``group_commit spool`` only these parts.  `README.md` beside
+this file says what survived, and why.
 """
 
 from __future__ import annotations

@@ -13,9 +13,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from kombu import Connection, Producer
+from support.processes import Script
 
-from kombu_cfqueues import stats
-from kombu_cfqueues.metrics import metrics
+#: At each line that it reads, another thread publishes a message; at last it tells its counts.
+PUBLISHER = """
+    import threading
+    from kombu import Producer
+
+    def publish(number):
+        with connection.channel() as channel:
+            Producer(channel).publish(str(number), routing_key="bulk", serializer="raw")
+
+    with connect() as connection:
+        threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+        for thread in threads:
+            sys.stdin.readline()
+            thread.start()
+        sys.stdin.readline()
+        for thread in threads:
+            thread.join()
+        print(json.dumps(kombu_cfqueues.stats()), flush=True)
+"""
 
 
 def arrivals(edge, count):
@@ -112,20 +130,18 @@ def test_with_the_url_alone_four_requests_are_in_flight_and_none_needs_a_permit(
     """The host says it all: where it is not Cloudflare's API, no request limit applies."""
     callers, at_once = 8, 4
     url = edge.broker_url.rpartition("@")[0] + f"@127.0.0.1:{doorman.server.server_port}/"
-    metrics.renew_after_fork()
-    with Connection(url) as connection, ThreadPoolExecutor(callers) as pool:
-        done = []
+    # In a process of its own: threads of earlier tests may still publish.
+    with Script(PUBLISHER, url, {}) as publisher:
         for number in range(callers):
-            done.append(pool.submit(publish_range, connection, range(number, number + 1)))
+            publisher.go()
             if number < at_once:  # alone, so that none travels with another
                 assert doorman.came.acquire(timeout=60)
         assert not doorman.came.acquire(timeout=0.3), "the fifth waits"
         doorman.open.set()
-        for each in done:
-            each.result(60)
+        publisher.go()
+        found = publisher.line()
     assert doorman.most_inside == at_once
     assert arrivals(edge, callers) == Counter(map(str, range(callers)))
-    found = stats()
     assert (found["published"], found["permits"]) == (callers, 0)
 
 
