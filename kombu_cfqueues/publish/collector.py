@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from .. import limits
 from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
+from ..metrics import metrics
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from ..spool import Spooled
@@ -222,9 +223,10 @@ class Collector:
         for part in self._to_spool.values():
             settled += [(m.address.name, m.packed, unsent) for m in part.messages]
         self._stop()
-        raise _failure(
-            [Outcome(q, p.message(), error) for q, p, error in settled], first
-        ) from first
+        outcomes = [Outcome(queue, packed.message(), error) for queue, packed, error in settled]
+        failure = _failure(outcomes, first)
+        metrics.not_accepted(refused=len(failure.refused), uncertain=len(failure.uncertain))
+        raise failure from first
 
     def _stop(self) -> None:
         self._collected = 0

@@ -23,6 +23,7 @@ from ..errors import (
     PublishTimeout,
     TransientError,
 )
+from ..metrics import metrics
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
@@ -76,6 +77,17 @@ class Channel(ConsumingChannel):
                 asyncio task has a batch open; or the interpreter is ending.
             CFQueuesError: The message was refused.
         """
+        try:
+            return self._publish(message, exchange, routing_key, kwargs)
+        except CFQueuesError as error:
+            if not isinstance(error, TransientError):  # after those, Kombu publishes again
+                perhaps = error.delivered == "unknown"
+                metrics.not_accepted(refused=not perhaps, uncertain=perhaps)
+            raise
+
+    def _publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, kwargs: dict[str, Any]
+    ) -> promise | None:
         refuse_at_end()
         self._inplace_augment_message(message, exchange, routing_key)
         # Set here, so that the copies for several queues share it.
