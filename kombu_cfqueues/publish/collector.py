@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -185,11 +186,11 @@ class Collector:
         to_spool, self._to_spool = self._to_spool, {}
         waiting = [(outlet, part.messages) for outlet, part in to_spool.items()]
         self._collected -= sum(len(messages) for _, messages in waiting)
-        settled: list[tuple[str, Packed, CFQueuesError | None]] = []
-        for outlet, messages in waiting:
-            error = self._spool_by(outlet, messages)
-            settled += [(m.address.name, m.packed, error) for m in messages]
-        self._raise_failures(settled)
+        spooled = [(messages, self._spool_by(outlet, messages)) for outlet, messages in waiting]
+        if any(error for _, error in spooled):
+            self._raise_failures(
+                [(m.address.name, m.packed, error) for messages, error in spooled for m in messages]
+            )
 
     def _spool_by(self, outlet: Outlet, messages: Sequence[Spooled]) -> CFQueuesError | None:
         try:
@@ -201,20 +202,20 @@ class Collector:
 
     def _settle(self) -> None:
         """Block until the sent requests have ended; raise if a message was not accepted."""
-        sent, self._sent = self._sent, []
-        self._raise_failures(
-            [
-                (request.queue, packed, error)
-                for request, future in sent
-                for packed, error in zip(request.messages, future.result(), strict=True)
-            ]
-        )
+        settled = [(request, future.result()) for request, future in self._sent]
+        self._sent.clear()
+        if any(error for _, errors in settled for error in errors):
+            self._raise_failures(
+                [
+                    (request.queue, packed, error)
+                    for request, errors in settled
+                    for packed, error in zip(request.messages, errors, strict=True)
+                ]
+            )
 
     def _raise_failures(self, settled: list[tuple[str, Packed, CFQueuesError | None]]) -> None:
-        """End the batch and raise, if one of the *settled* messages was not accepted."""
-        first = next((error for _, _, error in settled if error), None)
-        if first is None:
-            return
+        """End the batch, and raise the error that accounts for *settled* and what is unsent."""
+        first = next(error for _, _, error in settled if error)
         self._ended_by = "a flush failed"
         # `publish` returned without an error for these, so this error must list them.
         unsent = _not_sent("earlier messages of its batch failed")
@@ -247,7 +248,7 @@ class _Part(Generic[M]):
 
     def __init__(self) -> None:
         self.messages: list[M] = []
-        self._numbers: list[int] = []  # of the messages: ascending
+        self._numbers = array("Q")  # of the messages: ascending
 
     def add(self, number: int, message: M) -> None:
         self.messages.append(message)
