@@ -26,7 +26,8 @@ test: $(VENV)/.dev ## Run the whole test suite
 
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
-		tests/integration/test_consume.py $(ARGS)
+		tests/integration/test_consume.py tests/integration/test_event_loop.py \
+		tests/integration/test_worker_ends.py $(ARGS)
 
 coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of the library it misses
 	$(BIN)/coverage erase
@@ -69,6 +70,7 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
+	$(BIN)/python -m benchmarks.workers
 
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
 	$(BIN)/python .ci/release.py '$(VERSION)'

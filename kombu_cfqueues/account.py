@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -12,11 +11,13 @@ from .api.client import Client
 from .api.directory import Directory
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
-from .options import ACCOUNT_OPTIONS, Options, Secret, Token
+from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.once import once
 from .spool import SharedBudget, Spool
+from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Account:
     """
 
     def __init__(self, options: Options) -> None:
+        # Here, and not in a thread that makes requests: a child that is forked while a thread
+        # imports OpenTelemetry would find the module half loaded.
+        instruments()
         self._options = options
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
@@ -123,7 +127,7 @@ class Account:
                 _warn_of_difference(name, given, first)
 
 
-@functools.lru_cache(maxsize=256)  # log it once, not for each connection
+@once  # and not for each connection
 def _warn_of_difference(name: str, given: object, first: object) -> None:
     logger.warning(
         "%s=%s has no effect: all connections of a process to one account share it, and the first "
@@ -178,17 +182,19 @@ class _CurrentToken:
         if latest is not None and (self._is_called or time.monotonic() < latest[1]):
             return latest[0]
         self._is_called = True
+        token = latest[0] if latest is not None else Secret()
         try:
-            token = Secret(self._token())
+            given = self._token()
+            token = token if is_missing(given) else Secret(given)
+            del given  # not a Secret, so an error reporter would print it
         # The application's code may raise anything.  The client calls it again for the next
         # request, and reports the failure to the caller of that request.
         except Exception:
             logger.debug("the callable api_token failed", exc_info=True)
-            if latest is None:
-                return Secret()
-            token = latest[0]
         finally:
             self._is_called = False
+        if not token:
+            return token
         self._latest = token, time.monotonic() + TOKEN_MAX_AGE_SECONDS
         return token
 

@@ -40,6 +40,17 @@ class NoPermit(RateLimited):
     """The request allowance is used up.  The library says so, not the server."""
 
 
+def no_permit(limit: Limit, seconds: float) -> NoPermit:
+    """Return the error of a request that would have to wait *seconds* for a permit of *limit*."""
+    text = "the request allowance is used up"
+    if limit.rate < 1:
+        text += (
+            f", which lets one request leave every {1 / limit.rate:.3g} s (request_rate): raise "
+            "publish_timeout, or use publish_mode='spool'"
+        )
+    return NoPermit(text, retry_after=seconds)
+
+
 class Waiter:
     """A thread that waits for a permit.  It may be used for several permits, one after the other.
 
@@ -333,7 +344,7 @@ class Budget:
             if seconds > 0:
                 if stopped:
                     return RateLimited(stopped, retry_after=seconds)
-                return NoPermit("the request allowance is used up", retry_after=seconds)
+                return no_permit(self._limit or CLOUDFLARE_LIMIT, seconds)
             self._allowance = self._allowance.spent()
             self._leave(waiter)
             metrics.waited(now - waiter.since)

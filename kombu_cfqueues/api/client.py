@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from ..errors import CFQueuesError, QueueNotFound, ServerError
 from ..metrics import Request, metrics
 from ..options import Token
+from ..runtime.recent import Recent
 from ..telemetry import Operation
 from .models import Backlog, Queue, QueuePage, mapping, objects
 from .permits import RequestPermits
@@ -55,7 +56,7 @@ class Client:
             permits=permits,
         )
         self._permits = permits
-        self._names: dict[str, str] = {}  # queue id -> name, for errors and metrics
+        self._names: Recent[str, str] = Recent()  # queue id -> name, for errors and metrics
 
     @property
     def latest_headers(self) -> Mapping[str, str]:
@@ -68,7 +69,11 @@ class Client:
 
     def remember_name(self, queue_id: str, name: str) -> None:
         """Call the queue by *name* in errors and metrics."""
-        self._names[queue_id] = name
+        self._names.put(queue_id, name)
+
+    def trust_token(self) -> None:
+        """Note that the API has accepted the token from another process of the machine."""
+        self._requester.trust_token()
 
     # Queues
 
@@ -251,7 +256,7 @@ class Client:
             )
         warnings = dict(mapping(mapping(result).get("warnings")))
         metrics.settled(
-            self._names.get(queue_id, queue_id),
+            self._names.get(queue_id) or queue_id,
             acks=sum(lease not in warnings for lease in acks),
             retries=sum(lease not in warnings for lease in retries),
         )
@@ -306,7 +311,7 @@ class Client:
         return self._requester.send(request).get("result")
 
     def _counted(self, operation: Operation, queue_id: str, *, messages: int = 0) -> Request:
-        return metrics.request(operation, self._names.get(queue_id, queue_id), messages=messages)
+        return metrics.request(operation, self._names.get(queue_id) or queue_id, messages=messages)
 
     def _name(self, queue_id: str) -> str:
         name = self._names.get(queue_id)

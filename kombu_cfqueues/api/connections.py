@@ -202,10 +202,7 @@ class _SharedTimeout(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         host, timeout = self._dns_host, cast("float", self.timeout)
         ends = time.monotonic() + timeout
-        try:
-            addresses = names.addresses(host, self.port, timeout)
-        except OSError as error:
-            raise NewConnectionError(self, f"{host} has no address: {error}") from error
+        addresses = _addresses(self, host, self.port, ends)
         try:
             sock = self._first_that_connects(addresses, ends)
         finally:
@@ -289,10 +286,49 @@ def _use_our_responses(manager: Any) -> None:
     }
 
 
+class _NamesInTime:
+    """Looks up names within the connect timeout: of a SOCKS proxy, and with ``socks5`` of the host.
+
+    PySocks would look them up without a timeout.
+    """
+
+    def _new_conn(self: Any) -> socket.socket:
+        host, options, timeout = self._dns_host, self._socks_options, self.timeout
+        ends = time.monotonic() + timeout
+        try:
+            proxies = _addresses(self, options["proxy_host"], int(options["proxy_port"]), ends)
+            if not options["rdns"]:
+                self._dns_host = _addresses(self, host, self.port, ends)[0]
+            while True:
+                self._socks_options = options | {"proxy_host": proxies.pop(0)}
+                remaining = max(ends - time.monotonic(), MIN_CONNECT_SECONDS)
+                self.timeout = remaining / (1 + len(proxies))
+                try:
+                    return cast("socket.socket", super()._new_conn())  # type: ignore[misc]
+                except (ConnectTimeoutError, NewConnectionError):
+                    if not proxies:
+                        raise
+        finally:
+            self._dns_host, self._socks_options, self.timeout = host, options, timeout
+
+
+def _addresses(connection: Any, host: str, port: int, ends: float) -> list[str]:
+    """Return the addresses of *host*; look them up until *ends* (monotonic seconds) at most."""
+    timeout = max(ends - time.monotonic(), MIN_CONNECT_SECONDS)
+    try:
+        return names.addresses(host, port, timeout)
+    except OSError as error:
+        raise NewConnectionError(connection, f"{host} has no address: {error}") from error
+
+
 @functools.cache  # a class each would grow with each request
 def _reading_our_responses(pool: Any) -> Any:
     connection = pool.ConnectionCls
     if connection.response_class is _Response:
         return pool
-    ours = type(connection.__name__, (connection,), {"response_class": _Response, "debuglevel": 0})
+    ours = type(
+        connection.__name__,
+        (_NamesInTime, connection),
+        {"response_class": _Response, "debuglevel": 0},
+    )
     return type(pool.__name__, (pool,), {"ConnectionCls": ours})

@@ -1,12 +1,11 @@
 """Queue name <-> queue id.
 
-The API's routes need ids, but applications know names.  A process keeps what it has learned for as
-long as it lives, because every look-up costs a request, and requests are scarce.
+The API's routes need ids, but applications know names.  A process keeps what it has learned as long
+as it uses it, because every look-up costs a request, and requests are scarce.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -18,12 +17,14 @@ from ..errors import QueueNameConflict, QueueNotFound, TransientError, copy_of
 from ..options import Options
 from ..rate_limit import NoPermit
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
 from .models import PullConsumer, Queue
 from .pull_consumers import PullConsumers
 from .queue_names import QueueNames, id_as_name, is_queue_id, prefixed, to_cloudflare_name
 from .single_flight import SingleFlight
+from .unfinished_lookups import Position, UnfinishedLookups
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class Directory:
         self._facts = facts
         self._names = QueueNames()
         self._pull_consumers = PullConsumers(client, self._names)
-        self._queues: dict[str, Queue] = {}  # by name at Cloudflare; guarded by _lock
+        self._queues: Recent[str, Queue] = Recent()  # by name at Cloudflare
+        self._unfinished = UnfinishedLookups()
         self._is_probed = False
         self._probe_failure: TransientError | None = None  # of the last slow probe
         self._probe_failure_ends = 0.0  # monotonic
@@ -61,7 +63,7 @@ class Directory:
 
     def renew_after_fork(self) -> None:
         """Keep what the parent has learned; wait for no thread of the parent."""
-        self._lock = threading.Lock()  # never held over a request
+        self._lock = threading.Lock()  # held while _queues changes, never over a request
         self._flights = SingleFlight()
 
     # Connecting
@@ -93,6 +95,7 @@ class Directory:
         try:
             page = self._client.list_queues(deadline=deadline, is_known=is_known)
         except Unneeded:  # another process has connected: this one would learn nothing else
+            self._client.trust_token()
             self._is_probed = True
             return True
         except NoPermit as error:
@@ -246,7 +249,7 @@ class Directory:
             known = self._queues.get(address.name)
             # Another thread may have looked it up in the meantime.
             if known is not None and known.id == queue_id:
-                del self._queues[address.name]
+                self._queues.pop(address.name)
         if self._facts is not None:
             self._facts.forget_queue(address.name)
 
@@ -271,9 +274,13 @@ class Directory:
         """Return the queue with this *name* at Cloudflare, or None if it is missing."""
 
         def ask() -> Queue | None:
-            found = self._look_up(name, deadline)
+            position = self._unfinished.position(name, deadline)
+            found = None
+            if position.conflict is None:
+                found = self._look_up(name, position, deadline)
             if found is None and create:
                 found = self._create(name, deadline)
+            self._unfinished.end(name)
             if found is not None and self._facts is not None:
                 self._facts.note_queue(name, KnownQueue(found.id, found.retention_seconds))
             return found
@@ -286,13 +293,12 @@ class Directory:
             deadline=deadline,
         )
 
-    def _look_up(self, name: str, deadline: float, *, any_case: bool = False) -> Queue | None:
+    def _look_up(self, name: str, position: Position, deadline: float) -> Queue | None:
         """Read pages of queues until one has that name: the server may ignore the filter."""
-        seen: set[str] = set()
-        for page_number in itertools.count(1):
+        while position.page is not None:
             try:
                 page = self._client.list_queues(
-                    page=page_number,
+                    page=position.page,
                     name=name,
                     deadline=deadline,
                     is_known=None if self._facts is None else lambda: self._is_known(name),
@@ -301,13 +307,12 @@ class Directory:
                 return self._queues.get(name)
             self._learn(page.queues)
             for queue in page.queues:
-                if queue.name == name or (any_case and queue.name.lower() == name.lower()):
+                in_any_case = position.conflict is not None and queue.name.lower() == name.lower()
+                if queue.name == name or in_any_case:
                     return queue
-            new = {queue.id for queue in page.queues} - seen
-            # A server that ignores `page` would repeat the first page for ever.
-            if not page.has_more or not new:
-                break
-            seen |= new
+            ids = frozenset(queue.id for queue in page.queues)
+            position = position.after(ids, has_more=page.has_more)
+            self._unfinished.note(name, position)
         return None
 
     def _is_known(self, name: str) -> bool:
@@ -320,19 +325,30 @@ class Directory:
         return True
 
     def _create(self, name: str, deadline: float) -> Queue:
-        try:
-            queue = self._client.create_queue(name, deadline=deadline)
-            logger.info("created queue %r at Cloudflare", name)
-        except QueueNameConflict:
-            # Another process was faster, or the server does not distinguish upper and lower case.
-            found = self._look_up(name, deadline, any_case=True)
-            if found is None:
-                raise
-            self._names.reserve_alias(found.name, name)
-            queue = found._replace(name=name)
+        position = self._unfinished.position(name, deadline)
+        if position.conflict is None:
+            try:
+                queue = self._client.create_queue(name, deadline=deadline)
+            except QueueNameConflict as error:
+                # Another process was faster, or the server does not distinguish upper and lower
+                # case.
+                position = Position(conflict=copy_of(error))
+                self._unfinished.note(name, position)
+            else:
+                logger.info("created queue %r at Cloudflare", name)
+                self._learn([queue])
+                return queue
+        found = self._look_up(name, position, deadline)
+        if found is None:
+            self._unfinished.end(name)
+            assert position.conflict is not None  # noqa: S101  set above
+            raise copy_of(position.conflict)
+        self._names.reserve_alias(found.name, name)
+        queue = found._replace(name=name)
         self._learn([queue])
         return queue
 
     def _learn(self, queues: Iterable[Queue]) -> None:
         with self._lock:
-            self._queues.update((queue.name, queue) for queue in queues)
+            for queue in queues:
+                self._queues.put(queue.name, queue)

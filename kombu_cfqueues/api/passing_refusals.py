@@ -38,6 +38,7 @@ class PassingRefusals:
 
     def __init__(self) -> None:
         self._accepted = Secret()  # the token that worked last
+        self._is_trusted = False  # the first token worked in another process
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -54,6 +55,10 @@ class PassingRefusals:
             with self._lock:
                 self._refused.pop(_kind(method, path), None)
 
+    def trust(self) -> None:
+        """Note that the token works, although this process has made no request with it."""
+        self._is_trusted = True
+
     def judge(self, error: CFQueuesError, token: Secret, method: str, path: str) -> CFQueuesError:
         """Return what to raise for *error*: a `ServerError` if another try may succeed.
 
@@ -61,7 +66,8 @@ class PassingRefusals:
         another, for which the API gives the same code.
         """
         is_refusal = isinstance(error, AuthenticationFailed) and error.code in PASSING_CODES
-        if not is_refusal or token != self._accepted:
+        has_worked = token == self._accepted or (self._is_trusted and not self._accepted)
+        if not is_refusal or not has_worked:
             return error
         now = time.monotonic()
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from .. import limits
 from ..errors import PermanentError, PullNotEnabled
 from ..options import Options
+from ..runtime.recent import Recent
 from .client import Client
 from .models import PullConsumer, Queue
 from .queue_names import QueueNames
@@ -26,8 +27,6 @@ while it has the message uses one of them."""
 class PullConsumers:
     """The pull consumers of one account's queues, as far as this process knows them.
 
-    Threads may share it without a lock: each change is one operation on a dictionary or a set.
-
     Args:
         client: Makes the requests.
         names: Translates the names of dead-letter queues.
@@ -36,9 +35,9 @@ class PullConsumers:
     def __init__(self, client: Client, names: QueueNames) -> None:
         self._client = client
         self._names = names
-        self._known: dict[str, PullConsumer] = {}  # by queue id
-        # Ids of queues that could not be pulled, although their look-up had shown a pull consumer.
-        self._outdated: set[str] = set()
+        # By queue id.  None if the queue could not be pulled, so that the consumer which came with
+        # its look-up is outdated.
+        self._known: Recent[str, PullConsumer | None] = Recent()
 
     def enable(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
         """Return the queue's pull consumer, and create it if it is missing.
@@ -60,7 +59,7 @@ class PullConsumers:
             return known
         # What came with the look-up of the queue costs no request.  An application with fifty
         # queues would otherwise spend the allowance of a quarter of a minute on them.
-        outdated = queue.id in self._outdated
+        outdated = queue.id in self._known
         consumer = None if outdated else PullConsumer.from_json(queue.consumers)
         if consumer is None:
             consumer = self._listed(queue, deadline)
@@ -74,13 +73,12 @@ class PullConsumers:
                 consumer.max_retries,
                 limits.MAX_RETRIES,
             )
-        self._known[queue.id] = consumer
+        self._known.put(queue.id, consumer)
         return consumer
 
     def forget(self, queue_id: str) -> None:
         """Read the consumers of a queue again at the next `enable`, because a pull was refused."""
-        self._outdated.add(queue_id)
-        self._known.pop(queue_id, None)
+        self._known.put(queue_id, None)
 
     def _listed(self, queue: Queue, deadline: float) -> PullConsumer | None:
         consumers = self._client.list_consumers(queue.id, deadline=deadline)

@@ -9,6 +9,7 @@ from typing import Final
 from .. import limits
 from ..errors import ConfigurationError, QueueNameConflict
 from ..options import Options
+from ..runtime.recent import Recent
 
 HASH_DIGITS: Final = 8
 """Hex digits at the end of a shortened name: two names get the same ones once in 4 billion."""
@@ -67,13 +68,10 @@ def prefixed(name: str, options: Options) -> str:
 
 
 class QueueNames:
-    """The names at Cloudflare that a process uses, each for only one of Kombu's names.
-
-    Threads may share it without a lock: each change is one operation on a dictionary.
-    """
+    """The names at Cloudflare that a process uses, each for only one of Kombu's names."""
 
     def __init__(self) -> None:
-        self._users: dict[str, str] = {}  # name at Cloudflare -> Kombu's name
+        self._users: Recent[str, str] = Recent()  # name at Cloudflare -> Kombu's name
 
     def reserve(self, name: str, options: Options) -> str:
         """Return the name at Cloudflare of Kombu's queue *name*, and reserve it.
@@ -98,7 +96,7 @@ class QueueNames:
             self._reserve(alias, kombu_name)
 
     def _reserve(self, cloudflare_name: str, kombu_name: str) -> None:
-        user = self._users.setdefault(cloudflare_name, kombu_name)
+        user = self._users.get_or_make(cloudflare_name, lambda: kombu_name)
         if user != kombu_name:
             raise QueueNameConflict(
                 f"the queues {user!r} and {kombu_name!r} would both have the name "

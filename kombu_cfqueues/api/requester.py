@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
-from ..options import Secret, Token
+from ..options import Secret, Token, is_missing
 from ..runtime.fork import notice_fork, renew_in_child
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
@@ -103,6 +103,10 @@ class Requester:
         if pool is not None:
             pool.close()
 
+    def trust_token(self) -> None:
+        """Note that the API has accepted the token from another process of the machine."""
+        self._refusals.trust()
+
     def send(self, request: ApiRequest) -> dict[str, Any]:
         """Make one request and return the JSON object of its response.
 
@@ -182,12 +186,17 @@ class Requester:
         except CFQueuesError:
             raise
         # The application's callable may raise anything, but a worker understands only our errors.
-        # This one is transient, because a secret store may be down for a moment.
+        # This one is transient, because a secret store may be down for a moment, and a file empty.
         except Exception as error:
             raise ConnectionFailed(
                 f"{action} failed: the callable api_token raised {type(error).__name__}, which is "
                 "chained to this error: check the callable"
             ) from error
+        if callable(self._token) and is_missing(given):
+            raise ConnectionFailed(
+                f"{action} failed: the callable api_token returned no token: check whether the "
+                "file or the store from which it reads is empty"
+            )
         token = Secret(given) if isinstance(given, str) else Secret()
         del given  # not a Secret, so an error reporter would print it
         # An HTTP header can carry a token of printable ASCII without blanks.

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from ..api.client import Client
@@ -30,8 +28,7 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import metrics
-from ..runtime.exits import call_at_exit
-from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
@@ -62,9 +59,6 @@ REQUEST_SECONDS: Final = 10.0
 GIVE_UP_SECONDS: Final = REQUEST_SECONDS
 """After a flush has failed, flushes return at once for this long.  A connection that closes many
 channels then waits for an unreachable server once, and not for each channel."""
-
-EXIT_SECONDS: Final = 3.0
-"""How long the exit of the interpreter waits for connections that were not closed."""
 
 #: Errors that concern the token or the account, and not the messages of a request.
 _NOT_ABOUT_MESSAGES = (
@@ -115,6 +109,11 @@ class _Outbox:
             at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
         return max(at, self.backoff.due)
 
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing would change if the outbox were forgotten."""
+        used = self.waiting or self.in_flight or self.last_error
+        return not used and now >= self.sent_at + SPACING_SECONDS
+
 
 class Acknowledger:
     """Settles the leases of one account, for all threads of a process.
@@ -139,7 +138,6 @@ class Acknowledger:
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
-        self._flushes_at_exit = False
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a message, so that it is never redelivered.  Returns at once."""
@@ -171,8 +169,9 @@ class Acknowledger:
     def flush(self, deadline: float) -> None:
         """Send everything that waits, in this thread, and wait for the requests in flight.
 
-        Stops at the first failure.  What is left is sent later if the process continues.  Never
-        raises, and blocks until *deadline* (seconds of `time.monotonic`) at most.
+        Stops at the first failure, except a refusal of the token that may pass.  What is left is
+        sent later if the process continues.  Never raises, and blocks until *deadline* (seconds of
+        `time.monotonic`) at most.
         """
         if self.gave_up():
             return
@@ -186,8 +185,11 @@ class Acknowledger:
                     self._settled.wait(deadline - time.monotonic())
                     continue
             if queue_id is not None and not self._send(queue_id, batch, deadline):
-                self.give_up()
-                return
+                outbox = self._outboxes[queue_id]
+                if not is_passing(outbox.last_error):
+                    self.give_up()
+                    return
+                time.sleep(max(0.0, min(outbox.backoff.due, deadline) - time.monotonic()))
 
     def give_up(self) -> None:
         """Note that the server is unreachable or too slow for channels that close now."""
@@ -200,14 +202,11 @@ class Acknowledger:
     # -- what waits
 
     def _add(self, lease: _PendingLease) -> None:
-        if not self._flushes_at_exit:
-            # A script that ends without closing its connection still sends its acknowledgements.
-            self._flushes_at_exit = True
-            call_at_exit(partial(_flush_at_exit, weakref.ref(self)))
         with self._lock:
             queue_id = lease.delivery.queue.id
             outbox = self._outboxes.get(queue_id)
             if outbox is None:
+                self._forget_idle()
                 outbox = self._outboxes[queue_id] = _Outbox()
             if not outbox.waiting:
                 outbox.first_at = time.monotonic()
@@ -219,6 +218,12 @@ class Acknowledger:
             changes_due = lease.returns or len(outbox.waiting) in (1, MAX_LEASES)
             if changes_due or self._threads.absent:
                 self._threads.call()
+
+    def _forget_idle(self) -> None:
+        """Forget the outboxes that are not used.  The caller holds the lock."""
+        now = time.monotonic()
+        for queue_id in [q for q, outbox in self._outboxes.items() if outbox.is_idle(now)]:
+            del self._outboxes[queue_id]
 
     def _next_job(self) -> Job:
         """Return the request that is due first.  The caller holds the lock."""
@@ -387,10 +392,3 @@ def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | N
         logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
         logger.info("messages of queue %r are settled again", queue)
-
-
-def _flush_at_exit(reference: weakref.ref[Acknowledger]) -> None:
-    notice_fork()
-    acknowledger = reference()
-    if acknowledger is not None:
-        acknowledger.flush(time.monotonic() + EXIT_SECONDS)

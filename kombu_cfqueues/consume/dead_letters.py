@@ -84,7 +84,7 @@ class Forwarder:
         """Replace a message with a copy that is due after *delay* seconds.  Returns at once."""
         logger.warning(
             "message %s of queue %r was delivered %s times, and after another retry Cloudflare "
-            "could delete it (max_retries is %d): a copy replaces it",
+            "could give it up (max_retries is %d): a copy replaces it",
             delivery.raw.get("id"),
             delivery.queue.name,
             delivery.raw.get("attempts"),
@@ -93,9 +93,14 @@ class Forwarder:
         self._add(_Copy(delivery, delay, ""))
 
     def await_copies(self, deadline: float) -> None:
-        """Block until no copy is left to be made, or until *deadline* (monotonic seconds)."""
+        """Block until no copy is left to be made, or until *deadline* (monotonic seconds).
+
+        Returns at once if no thread can make the copies, because the interpreter is ending.
+        """
         with self._lock:
             while (self._waiting or self._running) and time.monotonic() < deadline:
+                if self._threads.absent:
+                    return
                 self._done.wait(deadline - time.monotonic())
 
     def _add(self, copy: _Copy) -> None:

@@ -19,6 +19,7 @@ class Delivery(NamedTuple):
             pull, so that it is never later than the server's own time.
         raw: The message as the API returned it.
         message: Kombu's dictionary of the message.
+        failed: The application's callback raised an exception over it.
     """
 
     queue: Queue
@@ -27,6 +28,16 @@ class Delivery(NamedTuple):
     leased_until: float
     raw: dict[str, Any]
     message: dict[str, Any]
+    failed: bool = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the message was delivered as often as ``max_retries`` allows.
+
+        After another retry, Cloudflare would move it to the dead-letter queue, or delete it.
+        """
+        attempts = self.raw.get("attempts")
+        return isinstance(attempts, int) and attempts >= self.consumer.max_retries
 
     @property
     def may_be_retried(self) -> bool:

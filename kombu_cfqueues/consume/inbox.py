@@ -5,13 +5,13 @@ The receiver's lock guards everything in this module.
 
 from __future__ import annotations
 
+import _thread
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..api.models import PullConsumer, Queue
-from ..errors import CFQueuesError, TransientError
+from ..errors import CFQueuesError, ConnectionFailed, TransientError
 from ..metrics import metrics
 from ..options import Options
 from ..runtime.fork import renew_in_child
@@ -19,6 +19,7 @@ from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
 from .poll_interval import PollInterval
 from .prefetch_window import PrefetchWindow
+from .source import Source
 
 
 class Subscription:
@@ -26,20 +27,27 @@ class Subscription:
 
     Args:
         name: Kombu's name of the queue.
-        queue: The queue at Cloudflare.
-        consumer: The queue's pull consumer.
         options: The options to pull it with.
         window: The channel's slots.
         inbox: Where pulled messages wait for their delivery.
+        fails_over: Whether an outage of ``failover_after`` is raised to the application, because
+            Kombu has another URL.
+        is_reply: Whether results of tasks come to the queue.
 
     Attributes:
+        queue: The queue at Cloudflare.
+        consumer: The queue's pull consumer.
+        found: Whether these two are known.
+        searching: Whether a thread is looking for them.
         counts: Whether its messages take slots of the prefetch count; those of consumers with
             ``no_ack`` do not.
+        for_worker: Whether a Celery worker consumes it, which an error of one queue must not stop.
         cancelled: No further pull starts.
         in_flight: Pulls that have not ended.
         last_pull_full: Whether the last pull returned as many messages as it asked for.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
         outage: What the last pull failed with, if another try may succeed.
+        lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
         outage_since: When the outage began (monotonic seconds).
         failure: An error that another pull does not repair; to be raised to the application.
         not_enabled_since: Since when pulls fail with HTTP 405 (monotonic seconds), which means that
@@ -49,29 +57,35 @@ class Subscription:
     def __init__(
         self,
         name: str,
-        queue: Queue,
         *,
-        consumer: PullConsumer,
         options: Options,
         window: PrefetchWindow,
         inbox: Inbox,
+        fails_over: bool = False,
+        is_reply: bool = False,
     ) -> None:
         self.name = name
-        self.queue = queue
-        self.consumer = consumer
+        self.queue, self.consumer = Source.unknown(name)
+        self.found = False
         self.options = options
         self.window = window
         self.inbox = inbox
+        self.fails_over = fails_over
         self.counts = True
+        self.for_worker = False
         self.cancelled = False
         self.last_pull_full = False
         self.messages_seen_at = 0.0
         self.outage: TransientError | None = None
         self.outage_since = 0.0
+        self.lost = False
         self.failure: CFQueuesError | None = None
         self.not_enabled_since: float | None = None
         self.poll_interval = PollInterval(
-            options.polling_interval, options.max_polling_interval, time.monotonic()
+            options.polling_interval,
+            options.max_polling_interval,
+            time.monotonic(),
+            is_reply=is_reply,
         )
         self.renew_after_fork()
         renew_in_child(self)
@@ -79,6 +93,28 @@ class Subscription:
     def renew_after_fork(self) -> None:
         """Forget the pulls of the parent, which gets their responses."""
         self.in_flight = 0
+        self.searching = False
+
+    def pulled(self, started: float, *, found: int, asked: int) -> None:
+        """Note a pull that did not fail, and set when the next one is due.
+
+        The caller holds the receiver's lock.
+
+        Args:
+            started: When it started, in seconds of `time.monotonic`.
+            found: How many messages it returned.
+            asked: How many it asked for.
+        """
+        now = time.monotonic()
+        self.last_pull_full = found == asked
+        self.not_enabled_since = self.failure = None
+        if found:
+            self.messages_seen_at = now
+            self.poll_interval.reset(now)
+        # Unless another pull has found messages since, or a message was given back.
+        elif self.messages_seen_at < started:
+            self.poll_interval.empty(now)
+            self.window.queue_was_empty()
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -103,9 +139,16 @@ class Inbox:
         asked: Whether the application has asked for a message in this process.  Nothing is pulled
             before: a forked child inherits its parent's subscriptions and need not consume.
         abandoned: The connection was garbage-collected and never closed.
+        interrupted: The application is told to stop, and gets no more messages.
     """
 
-    def __init__(self, lock: StartingLock, on_pull_wanted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lock: StartingLock,
+        on_pull_wanted: Callable[[], None],
+        on_left: Callable[[TransientError], None],
+    ) -> None:
+        self._on_left = on_left
         self.subscriptions: list[Subscription] = []
         self.abandoned = False
         self._on_pull_wanted = on_pull_wanted
@@ -116,7 +159,9 @@ class Inbox:
         self._lock = lock
         self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
-        self.asked = False
+        self._missed = False  # the last `take` found no message at once
+        self._on_ready: Callable[[], None] | None = None
+        self.asked = self.interrupted = False
 
     def take(self, deadline: float | None) -> Arrival | None:
         """Block until a message may be delivered, and move its slot from held to unsettled.
@@ -125,25 +170,50 @@ class Inbox:
             deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
 
         Returns:
-            The message; None if the deadline has passed.
+            The message; None if the deadline has passed, and after `interrupt`.
 
         Raises:
             CFQueuesError: A pull failed, and another pull does not repair it.
         """
-        had_to_wait = False
         with self._lock:
-            while True:
+            while not self.interrupted:
                 arrival = self._pop_deliverable()
                 if arrival is not None:
-                    self._hand_out(arrival, had_to_wait=had_to_wait)
+                    self._hand_out(arrival, had_to_wait=self._missed)
+                    self._missed = False
                     return arrival
                 self._raise_failure()
                 self._ask_for_messages()
+                self._missed = True
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    return None
-                had_to_wait = True
+                    break
                 self._changed.wait(left)
+        return None
+
+    def interrupt(self) -> None:
+        """End every `take`, and all later ones.  Takes no lock: a signal handler may call it."""
+        self.interrupted = True
+        if self._on_ready is not None:
+            self._on_ready()
+        # Not `threading.Thread`, whose locks the interrupted code may hold.
+        _thread.start_new_thread(self._wake, ())
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
+
+    def watch(self, on_ready: Callable[[], None] | None) -> None:
+        """Call *on_ready* whenever `take` has something to return or to raise, and once now.
+
+        Args:
+            on_ready: Called by any thread, with the lock held; None to stop.  A forked child does
+                not call it.
+        """
+        with self._lock:
+            self._on_ready = on_ready
+            if on_ready is not None:
+                on_ready()
 
     def take_from(self, subscription: Subscription, deadline: float) -> Arrival | None:
         """Return a message of *subscription*; wait only for pulls that are in flight.
@@ -165,6 +235,25 @@ class Inbox:
                     return None
                 self._changed.wait(left)
 
+    def await_search(self, subscription: Subscription, *, deadline: float) -> None:
+        """Block until it is known what *subscription* pulls, or until *deadline*.
+
+        Returns early once the server fails, because it may stay down.  The caller holds the lock.
+
+        Raises:
+            CFQueuesError: A request failed, and another try does not repair it.
+            ConnectionFailed: The server is down, and Kombu has another URL.
+        """
+        while not subscription.found and time.monotonic() < deadline:
+            if subscription.failure is not None:
+                raise subscription.failure
+            outage = subscription.outage
+            if outage is not None:
+                if subscription.fails_over and isinstance(outage, ConnectionFailed):
+                    raise outage
+                return
+            self.wait_for_change(deadline)
+
     def abandon(self) -> None:
         """Note that the connection was garbage-collected and never closed.  Needs no lock."""
         self.abandoned = True
@@ -174,7 +263,7 @@ class Inbox:
     def put(self, arrivals: list[Arrival]) -> None:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
-        self._changed.notify_all()
+        self.notify()
 
     def newest(self, subscription: Subscription) -> Subscription:
         """Return the newest subscription of this connection to the queue of *subscription*.
@@ -182,14 +271,21 @@ class Inbox:
         It gets all messages of the queue.  An application may have forgotten the earlier ones, and
         messages that are delivered to those would stay leased.
         """
-        queue_id = subscription.queue.id
+        name, queue_id = subscription.name, subscription.queue.id
         return next(
-            (one for one in reversed(self.subscriptions) if one.queue.id == queue_id), subscription
+            one
+            for one in reversed([subscription, *self.subscriptions])
+            # The queue of the newest may not be found yet.
+            if one.name == name or one.queue.id == queue_id
         )
 
-    def add(self, subscription: Subscription) -> None:
-        """Add a subscription; it takes over what waits for earlier ones to the same queue."""
-        self.subscriptions.append(subscription)
+    def found(self, subscription: Subscription, source: Source) -> None:
+        """Note what a subscription pulls; it takes over what waits for earlier ones to it."""
+        subscription.queue, subscription.consumer = source
+        subscription.found = True
+        if subscription.cancelled:
+            return
+        subscription = self.newest(subscription)
         arrivals, self._arrivals = self._arrivals, deque()
         for arrival in arrivals:
             if arrival.subscription.queue.id == subscription.queue.id:
@@ -197,11 +293,15 @@ class Inbox:
                 subscription.window.held += 1
                 arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
             self._arrivals.append(arrival)
+        if self._on_ready is not None:  # a loop always wants messages, and asks for none
+            self._ask_for_messages()
         self.notify()
 
     def notify(self) -> None:
         """Wake the threads that wait: a pull has ended, or a window has room."""
         self._changed.notify_all()
+        if self._on_ready is not None and self._has_something():
+            self._on_ready()
 
     def wait_for_change(self, deadline: float) -> None:
         """Block until the next `notify` or `put`, or until *deadline* (monotonic seconds)."""
@@ -245,6 +345,12 @@ class Inbox:
             if not subscription.counts or subscription.window.may_deliver:
                 yield arrival
 
+    def _has_something(self) -> bool:
+        """Whether `take` would return or raise something now."""
+        if next(self._deliverable(), None) is not None:
+            return True
+        return any(subscription.failure for subscription in self.subscriptions)
+
     def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
         window = arrival.subscription.window
         window.delivered(time.monotonic(), had_to_wait=had_to_wait)
@@ -256,6 +362,8 @@ class Inbox:
         for subscription in self.subscriptions:
             failure, subscription.failure = subscription.failure, None
             if failure is not None:
+                if isinstance(failure, TransientError):
+                    self._on_left(failure)
                 raise failure
 
     def _ask_for_messages(self) -> None:

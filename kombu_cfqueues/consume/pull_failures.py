@@ -1,7 +1,9 @@
 """What happens after a pull has failed: what is repaired, and what is logged.
 
 A queue that was deleted and created again has another id, and a pull consumer that was removed is
-created again.  An outage is logged when it begins and when it ends, once for all queues.
+created again.  An outage is logged when it begins and when it ends, once for all queues.  An error
+that another pull does not repair is raised to the application, except to a Celery worker that can
+go on with its other queues.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ..api.directory import Directory
 from ..api.passing_refusals import is_passing
 from ..errors import (
     CFQueuesError,
+    ConnectionFailed,
     PullNotEnabled,
     QueueDisabled,
     QueueNotFound,
@@ -23,6 +26,9 @@ from ..errors import (
     TransientError,
 )
 from .inbox import Subscription
+from .source import ENABLE_RETRY_SECONDS
+
+logger = logging.getLogger(__name__)
 
 ENABLE_SECONDS: Final = 30.0
 """How long HTTP 405 counts as an outage that passes: a new pull consumer takes seconds to take
@@ -31,8 +37,9 @@ effect.  After this time the error is raised."""
 ENABLE_QUIET_SECONDS: Final = 10.0
 """How long HTTP 405 causes no warning: several people saw it last for some seconds."""
 
-ENABLE_RETRY_SECONDS: Final = 1.0
-"""Pause after a pull that failed with HTTP 405."""
+LOST_SECONDS: Final = 60.0
+"""Pause between two pulls of a queue that was deleted while its worker consumes others.  Each needs
+a look-up, which takes a permit that publishing needs."""
 
 
 class LogLine(NamedTuple):
@@ -41,6 +48,10 @@ class LogLine(NamedTuple):
     level: int
     text: str
     args: tuple[object, ...]
+
+    def write(self) -> None:
+        """Log it."""
+        logger.log(self.level, self.text, *self.args)
 
 
 def repair(
@@ -108,26 +119,45 @@ def _enable_again(
     )
 
 
-def note_outcome(
+def conclude(
     subscription: Subscription,
     subscriptions: Sequence[Subscription],
     started: float,
     error: CFQueuesError | None,
 ) -> LogLine | None:
-    """Note in *subscription* whether it has an outage; return what to log.
+    """Note how a request for *subscription* ended; return what to log.
 
-    The caller holds the receiver's lock.
+    Sets what is to be raised to the application, and when to try again.  The caller holds the
+    receiver's lock.
 
     Args:
-        subscription: What was pulled.
+        subscription: What was pulled, or looked for.
         subscriptions: All subscriptions of the account that are not cancelled.
-        started: When the pull started, in seconds of `time.monotonic`.
-        error: What the pull failed with, after `repair`.
+        started: When the request started, in seconds of `time.monotonic`.
+        error: What it failed with, after `repair`.
     """
+    if error is not None:
+        subscription.last_pull_full = False
+        subscription.poll_interval.failed(time.monotonic(), error.retry_after)
+    line = _note_outcome(subscription, subscriptions, started, error)
+    if isinstance(error, TransientError):
+        subscription.failure = _failover(subscription, error) or subscription.failure
+    if subscription.failure is not None:
+        subscription.inbox.notify()
+    return line
+
+
+def _note_outcome(
+    subscription: Subscription,
+    subscriptions: Sequence[Subscription],
+    started: float,
+    error: CFQueuesError | None,
+) -> LogLine | None:
+    """Note in *subscription* whether it has an outage or has failed; return what to log."""
     if error is None:
         return _end_outage(subscription, subscriptions, started)
     if not isinstance(error, TransientError):
-        return None  # raised instead
+        return _note_failure(subscription, error)
     if is_passing(error):
         return LogLine(
             logging.DEBUG, "queue %r cannot be pulled: %s", (subscription.queue.name, error)
@@ -144,13 +174,40 @@ def note_outcome(
 def _end_outage(
     subscription: Subscription, subscriptions: Sequence[Subscription], started: float
 ) -> LogLine | None:
+    text, name = "queue %r is pulled again", subscription.queue.name
+    if subscription.lost:
+        subscription.lost = False
+        return LogLine(logging.INFO, text, (name,))
     # A pull that started before the outage does not prove recovery.
     if subscription.outage is None or started < subscription.outage_since:
         return None
     subscription.outage = None
     if any(other.outage for other in subscriptions):
         return None
-    return LogLine(logging.INFO, "queue %r is pulled again", (subscription.queue.name,))
+    return LogLine(logging.INFO, text, (name,))
+
+
+def _note_failure(subscription: Subscription, error: CFQueuesError) -> LogLine | None:
+    """Have *error* raised, or only logged if it leaves a worker another queue."""
+    if subscription.cancelled:
+        return None
+    was_lost = subscription.lost
+    subscription.lost = isinstance(error, (QueueNotFound, PullNotEnabled))
+    others_go_on = any(
+        not other.lost and other.queue.id != subscription.queue.id
+        for other in subscription.inbox.subscriptions
+    )
+    if not (subscription.found and subscription.lost and subscription.for_worker and others_go_on):
+        subscription.failure = error
+        return None
+    subscription.poll_interval.due = time.monotonic() + LOST_SECONDS
+    if was_lost:
+        return None
+    text = (
+        "queue %r cannot be pulled any more: %s The other queues are still consumed, and this one "
+        "is tried again every %d seconds."
+    )
+    return LogLine(logging.ERROR, text, (subscription.queue.name, error, LOST_SECONDS))
 
 
 def _begin_outage(
@@ -171,3 +228,33 @@ def _begin_outage(
         return None
     text = "queue %r cannot be pulled now; retrying until it can: %s"
     return LogLine(logging.WARNING, text, (subscription.queue.name, error))
+
+
+def _failover(subscription: Subscription, error: TransientError) -> TransientError | None:
+    """Return what to raise so that Kombu goes on to its next URL; None to keep trying.
+
+    A broker is left once none of the connection's queues could be pulled for ``failover_after``.  A
+    paused queue is no reason.  The caller holds the receiver's lock.
+
+    Args:
+        subscription: What was pulled, or looked for.
+        error: What that failed with; `_note_outcome` has noted it.
+    """
+    if not subscription.fails_over:
+        return None
+    seconds = subscription.options.failover_after
+    latest = time.monotonic() - seconds
+    for other in subscription.inbox.subscriptions:
+        if other.outage is None or isinstance(other.outage, QueueDisabled):
+            return None
+        if other.outage_since > latest:
+            return None
+    gone = ConnectionFailed(
+        f"no queue of this connection could be pulled for {seconds:g} s (failover_after), so the "
+        f"next broker URL is tried: {error}",
+        status=error.status,
+        code=error.code,
+        ray_id=error.ray_id,
+    )
+    gone.__cause__ = error
+    return gone

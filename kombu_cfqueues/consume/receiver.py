@@ -18,18 +18,20 @@ from typing import Final
 from .. import envelope, limits
 from ..api.client import Client
 from ..api.directory import Directory
-from ..api.models import PullConsumer, Queue
-from ..errors import CFQueuesError, PullNotEnabled, TransientError
+from ..errors import CFQueuesError
 from ..options import Options
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
+from .dropped import DroppedMessages
+from .held import HeldMessages
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
-from .pull_failures import ENABLE_RETRY_SECONDS, note_outcome, repair
+from .pull_failures import conclude, repair
 from .settlement import Settlement
+from .source import Source, find_source, use_source
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +41,22 @@ MAX_PULLS: Final = 8
 PULLS_PER_QUEUE: Final = 2
 """Maximum number of pulls in flight for a queue whose last pull was full."""
 
+SUBSCRIBE_SECONDS: Final = 1.0
+"""How long a call that starts to consume waits for its queue to be found.  Short, because a caller
+such as ``SimpleQueue.get(timeout=1)`` counts its own timeout from then on.  Several requests are
+answered within this time, so that a mistake is usually raised where it was made."""
+
 PULL_SECONDS: Final = 15.0
 """Maximum duration of one pull, and of the requests that repair a pull that failed."""
 
-MAX_EARLY_SECONDS: Final = 60.0
-"""A message that is due later than this is given back and not delivered: a worker that waits with
-it may be stopped, and its lease may end."""
+MAX_EARLY_SHARE: Final = 1 / 30
+"""A message that is due after more than this share of its lease is given back and not delivered.  A
+worker that waits with it may be stopped, and the rest of the lease is for the task itself.  With
+the default lease this is a minute."""
 
-MAX_WAIT_SECONDS: Final = 10.0
+MAX_WAIT_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
-garbage-collected and never closed."""
+garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
 RETURNING_INTERVAL_SECONDS: Final = 0.02
 """How often to look at a queue whose pull waits for messages that are being given back."""
@@ -64,6 +72,8 @@ class Receiver:
 
     Attributes:
         settlement: Ends deliveries.
+        dropped: Gives back messages that the application has dropped.
+        held: Messages that were delivered and are not settled.
     """
 
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
@@ -77,13 +87,16 @@ class Receiver:
             self.pull_now,
         )
         self.settlement = Settlement(self._acknowledger, self._forwarder)
+        self.dropped = DroppedMessages()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
+        self.held = HeldMessages(self.settlement.give_back, self.dropped)
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Pull nothing until the application asks for messages in this process."""
+        self.dropped.renew_after_fork()
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
         self._lock = StartingLock()
@@ -98,32 +111,35 @@ class Receiver:
 
         Its subscriptions are cancelled if *owner* is garbage-collected and was never closed.
         """
-        inbox = Inbox(self._lock, self._wake_threads)
+        inbox = Inbox(self._lock, self._wake_threads, self._directory.require_probe)
         with self._lock:
             self._inboxes.add(inbox)
         # This sets a flag and takes no lock: garbage may be collected in a thread that has it.
         weakref.finalize(owner, inbox.abandon).atexit = False
         return inbox
 
-    def subscribe(
-        self, name: str, queue: Queue, options: Options, window: PrefetchWindow, inbox: Inbox
-    ) -> Subscription:
-        """Pull *queue* once a message is asked of *inbox*; blocks for `PULL_SECONDS` at most.
+    def subscribe(self, subscription: Subscription) -> None:
+        """Pull a queue once a message is asked of the inbox; create the queue if it is missing.
+
+        Blocks for `SUBSCRIBE_SECONDS` at most, and no longer once the server fails.  Then the queue
+        is looked for in the background, and what is wrong with it is raised by the inbox.
+
+        Call `cancel` if this raises.
 
         Raises:
             PullNotEnabled: A Worker consumes the queue.
+            ConnectionFailed: The server is down, and Kombu has another URL.
             CFQueuesError: A request failed.
         """
-        deadline = time.monotonic() + PULL_SECONDS
-        consumer = self._directory.enable_pull(queue, options, deadline=deadline)
-        subscription = Subscription(
-            name, queue, consumer=consumer, options=options, window=window, inbox=inbox
-        )
+        inbox = subscription.inbox
         with self._lock:
             self._subscriptions.append(subscription)
-            window.queue_count += 1
-            inbox.add(subscription)
-        return subscription
+            subscription.window.queue_count += 1
+            inbox.subscriptions.append(subscription)
+            self._threads.call()
+        # Threads start when the lock is released.
+        with self._lock:
+            inbox.await_search(subscription, deadline=time.monotonic() + SUBSCRIBE_SECONDS)
 
     def cancel(self, subscription: Subscription) -> None:
         """Start no further pull, and give back what was not delivered.  Returns at once."""
@@ -148,12 +164,24 @@ class Receiver:
             self.settlement.ack(delivery)
 
     def pull_now(self, queue_id: str) -> None:
-        """Pull a queue at once, because there certainly is a message in it."""
+        """Pull a queue at once if it is consumed: there certainly is a message in it."""
+        if not self._subscriptions:  # a process that only publishes needs no lock for this
+            return
         with self._lock:
             for subscription in self._subscriptions:
                 if subscription.queue.id == queue_id:
                     subscription.messages_seen_at = time.monotonic()
                     subscription.poll_interval.reset(subscription.messages_seen_at)
+                    self._threads.call()
+
+    def expect(self, name: str) -> None:
+        """Pull Kombu's queue *name* soon if it is consumed: a result will come to it."""
+        if not self._subscriptions:
+            return
+        with self._lock:
+            for subscription in self._subscriptions:
+                if subscription.name == name:
+                    subscription.poll_interval.expect(time.monotonic())
                     self._threads.call()
 
     def flush(self, subscriptions: Iterable[Subscription], deadline: float) -> None:
@@ -175,6 +203,19 @@ class Receiver:
         if time.monotonic() >= deadline:
             self._acknowledger.give_up()
         self._acknowledger.flush(deadline)
+
+    def finish(self, deadline: float) -> None:
+        """Settle everything, because this process ends; blocks until *deadline* at most.
+
+        What is acknowledged is sent first.  Then what was delivered or pulled ahead is given back.
+        """
+        self._acknowledger.flush(deadline)
+        with self._lock:
+            subscriptions = list(self._subscriptions)
+        for subscription in subscriptions:
+            self.cancel(subscription)
+        self.held.give_back_all()
+        self.flush(subscriptions, deadline)
 
     def _cancel_all(self, inbox: Inbox) -> None:
         for subscription in list(inbox.subscriptions):
@@ -212,7 +253,7 @@ class Receiver:
 
     # -- pulling
 
-    def get(self, name: str, queue: Queue, options: Options, *, deadline: float) -> Delivery | None:
+    def get(self, name: str, options: Options, *, deadline: float) -> Delivery | None:
         """Pull one message in the caller's thread; return None if the queue is empty.
 
         HTTP 405 of a new pull consumer is retried until *deadline* (seconds of `time.monotonic`).
@@ -220,33 +261,31 @@ class Receiver:
         Raises:
             CFQueuesError: A request failed.
         """
-        while True:
-            consumer = self._directory.enable_pull(queue, options, deadline=deadline)
-            self._acknowledger.await_returns(queue.id, deadline)
-            try:
-                found = self._lease(name, queue, consumer, options, count=1, deadline=deadline)
-            except PullNotEnabled:
-                self._directory.forget_pull(queue.id)
-                if time.monotonic() + ENABLE_RETRY_SECONDS > deadline:
-                    raise
-                time.sleep(ENABLE_RETRY_SECONDS)
-                continue
-            deliverable = list(self._deliverable(found))
-            if deliverable or not found:
-                return deliverable[0] if deliverable else None
+
+        def pull(source: Source) -> Delivery | None:
+            while True:
+                self._acknowledger.await_returns(source.queue.id, deadline)
+                found = self._lease(name, source, options, count=1, deadline=deadline)
+                deliverable = list(self._deliverable(found))
+                if deliverable or not found:
+                    return deliverable[0] if deliverable else None
+
+        return use_source(name, self._directory, options, pull, deadline=deadline)
 
     def _wake_threads(self) -> None:
         self._threads.call()
 
     def _next_job(self) -> Job:
         """Return the pull that is due first, and take its slots.  The caller holds the lock."""
+        if self.dropped:
+            return Job(self.dropped.give_back)
         now = time.monotonic()
         chosen: Subscription | None = None
         ready, wait = 0, MAX_WAIT_SECONDS
         for subscription in self._subscriptions:
             if subscription.inbox.abandoned:
                 return Job(functools.partial(self._cancel_all, subscription.inbox))
-            at = self._pull_at(subscription, now)
+            at = self._due_at(subscription, now)
             if at > now:
                 wait = min(wait, at - now)
                 continue
@@ -255,12 +294,21 @@ class Receiver:
                 chosen = subscription
         if chosen is None:
             return Job(wait=wait if self._subscriptions else None)
+        if not chosen.found:
+            chosen.searching = True
+            return Job(functools.partial(self._search, chosen), more=True)
         count = self._batch_size(chosen)
         chosen.window.held += count
         chosen.in_flight += 1
         # This pull may hang, so another thread should wait for the other queues.
         more = ready > 1 or wait < MAX_WAIT_SECONDS or self._pull_at(chosen, now) <= now
         return Job(functools.partial(self._pull, chosen, count), more=more)
+
+    def _due_at(self, subscription: Subscription, now: float) -> float:
+        """When something is to be done for the queue; infinity if not before something changes."""
+        if subscription.found:
+            return self._pull_at(subscription, now)
+        return math.inf if subscription.searching else subscription.poll_interval.due
 
     def _pull_at(self, subscription: Subscription, now: float) -> float:
         """When the queue may be pulled next; infinity if not before something changes."""
@@ -281,6 +329,28 @@ class Receiver:
             room = max(1, room // subscription.window.queue_count)
         return min(room, subscription.options.pull_batch_size)
 
+    def _search(self, subscription: Subscription) -> None:
+        """Look for what *subscription* pulls."""
+        source: Source | None = None
+        error: CFQueuesError | None = None
+        started = time.monotonic()
+        name, options = subscription.name, subscription.options
+        try:
+            source = find_source(name, self._directory, options, deadline=started + PULL_SECONDS)
+        except CFQueuesError as failure:
+            error = failure
+        finally:
+            # Also if anything else ends this thread: another one must search.
+            with self._lock:
+                if source is not None:
+                    subscription.inbox.found(subscription, source)
+                    subscription.poll_interval.reset(time.monotonic())
+                line = conclude(subscription, self._subscriptions, started, error)
+                subscription.searching = False
+                subscription.inbox.notify()
+        if line is not None:
+            line.write()
+
     def _pull(self, subscription: Subscription, count: int) -> None:
         """Pull up to *count* messages, whose slots are taken already."""
         found: list[Delivery] = []
@@ -290,8 +360,7 @@ class Receiver:
         try:
             found = self._lease(
                 subscription.name,
-                subscription.queue,
-                subscription.consumer,
+                Source(subscription.queue, subscription.consumer),
                 subscription.options,
                 count=count,
                 deadline=started + PULL_SECONDS,
@@ -304,8 +373,9 @@ class Receiver:
             # Also if anything else ends this thread: the slots must be freed.
             with self._lock:
                 late = self._hand_over(subscription, count, arrivals)
-                self._schedule(subscription, started, error, found=len(found), asked=count)
-                line = note_outcome(subscription, self._subscriptions, started, error)
+                if error is None:
+                    subscription.pulled(started, found=len(found), asked=count)
+                line = conclude(subscription, self._subscriptions, started, error)
             for arrival in late:
                 self.settlement.give_back(arrival.delivery)
             # Last, because `flush` considers a pull that is not in flight as settled.
@@ -313,13 +383,12 @@ class Receiver:
                 subscription.in_flight -= 1
                 subscription.inbox.notify()
         if line is not None:
-            logger.log(line.level, line.text, *line.args)
+            line.write()
 
     def _lease(
         self,
         name: str,
-        queue: Queue,
-        consumer: PullConsumer,
+        source: Source,
         options: Options,
         *,
         count: int,
@@ -327,13 +396,13 @@ class Receiver:
     ) -> list[Delivery]:
         leased_until = time.monotonic() + options.visibility_timeout
         messages = self._client.pull(
-            queue.id,
+            source.queue.id,
             batch_size=count,
             visibility_timeout_ms=int(options.visibility_timeout * 1000),
             deadline=deadline,
         )
         return [
-            Delivery(queue, consumer, lease, leased_until, raw, envelope.receive(raw, name))
+            Delivery(*source, lease, leased_until, raw, envelope.receive(raw, name))
             for raw in messages
             if isinstance(lease := raw.get("lease_id"), str) and lease
         ]
@@ -351,7 +420,7 @@ class Receiver:
                 self.settlement.ack(delivery)
                 continue
             early = envelope.seconds_until_due(delivery.message, now)
-            if early > MAX_EARLY_SECONDS:
+            if early > MAX_EARLY_SHARE * (delivery.leased_until - time.monotonic()):
                 delay = min(math.ceil(early), limits.DELAY_SECONDS)
                 self.settlement.give_back(delivery, delay)
                 continue
@@ -371,30 +440,3 @@ class Receiver:
         newest.window.held += len(arrivals)
         subscription.inbox.put([Arrival(newest, arrival.delivery) for arrival in arrivals])
         return []
-
-    def _schedule(
-        self,
-        subscription: Subscription,
-        started: float,
-        error: CFQueuesError | None,
-        *,
-        found: int,
-        asked: int,
-    ) -> None:
-        """Set when the queue is pulled next.  The caller holds the lock."""
-        now = time.monotonic()
-        subscription.last_pull_full = found == asked
-        if error is not None:
-            subscription.poll_interval.failed(now, error.retry_after)
-            if not isinstance(error, TransientError):
-                subscription.failure = error
-                subscription.inbox.notify()
-            return
-        subscription.not_enabled_since = subscription.failure = None
-        if found:
-            subscription.messages_seen_at = now
-            subscription.poll_interval.reset(now)
-        # Unless another pull has found messages since, or a message was given back.
-        elif subscription.messages_seen_at < started:
-            subscription.poll_interval.empty(now)
-            subscription.window.queue_was_empty()

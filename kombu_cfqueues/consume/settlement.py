@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
+from ..runtime.once import once
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder
 from .delivery import Delivery
@@ -29,14 +29,40 @@ class Settlement:
         self._acknowledger.ack(delivery)
 
     def give_back(self, delivery: Delivery, delay: int = 0) -> None:
-        """Have a message redelivered after *delay* seconds.
+        """Have a message that the application did not handle redelivered after *delay* seconds.
 
-        A copy replaces the message if Cloudflare could delete it after one more retry.
+        If the application's callback failed, this is `requeue`.  Otherwise a copy replaces the
+        message if Cloudflare could delete it after one more retry.
         """
-        if delivery.may_be_retried:
+        if delivery.failed:
+            self.requeue(delivery)
+        elif delivery.may_be_retried:
             self._acknowledger.retry(delivery, delay)
         else:
             self._forwarder.replace(delivery, delay)
+
+    def requeue(self, delivery: Delivery) -> None:
+        """Have a message redelivered at once because the application asks for it.
+
+        This uses up the retries of the message: after the last one, it goes to its queue's
+        dead-letter queue.  Without a dead-letter queue, a copy replaces the message.
+        """
+        dead_letter_queue = delivery.consumer.dead_letter_queue
+        if not dead_letter_queue:
+            self.give_back(delivery._replace(failed=False))
+        elif not delivery.is_last:
+            self._acknowledger.retry(delivery, 0)
+        else:
+            logger.warning(
+                "message %s of queue %r was delivered %s times and requeued, and max_retries is "
+                "%d: it is moved to the dead-letter queue %r",
+                delivery.raw.get("id"),
+                delivery.queue.name,
+                delivery.raw.get("attempts"),
+                delivery.consumer.max_retries,
+                dead_letter_queue,
+            )
+            self._forwarder.dead_letter(delivery)
 
     def dead_letter(self, delivery: Delivery) -> None:
         """Move a message to its queue's dead-letter queue, or delete it if there is none."""
@@ -47,7 +73,7 @@ class Settlement:
             self._acknowledger.ack(delivery)
 
 
-@functools.lru_cache(maxsize=1024)  # logged once for each queue
+@once  # for each queue
 def _warn_of_deletion(queue: str) -> None:
     logger.warning(
         "a rejected message of queue %r was deleted, and so will be the next ones: the queue has "

@@ -9,7 +9,13 @@ from ..runtime.rng import new_id
 from .pack import pack
 from .packed import Address, Packed
 from .repack import repack
-from .times import expired, expires_at, retention_error, seconds_until_due
+from .times import (
+    expired,
+    expires_at,
+    is_revoked_by_worker,
+    retention_error,
+    seconds_until_due,
+)
 from .unpack import receive
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "Packed",
     "expired",
     "expires_at",
+    "is_revoked_by_worker",
     "new_id",
     "pack",
     "receive",

@@ -93,6 +93,16 @@ def retention_error(
     )
 
 
+def is_revoked_by_worker(message: Mapping[str, Any]) -> bool:
+    """Whether *message* is a Celery task that its worker revokes once it has expired.
+
+    The worker knows the time from the header ``expires``.  It stores the state REVOKED, sends the
+    signal `task_revoked`, and fails the chord of the task.  So nobody else may drop the message.
+    """
+    headers = message.get("headers") or {}
+    return is_task(headers) and _timestamp(headers.get("expires")) is not None
+
+
 def expires_at(message: Mapping[str, Any]) -> float | None:
     """Return when Kombu's *message* expires, in seconds since the epoch; None if it never does."""
     expiration: Any = (message.get("properties") or {}).get("expiration")
@@ -106,7 +116,10 @@ def expired(message: Mapping[str, Any], now: float) -> bool:
     """Return whether a received message has expired at *now* (seconds since the epoch).
 
     Its ``expiration`` is in milliseconds, as in AMQP, and starts when the queue got the message.
+    A Celery task that its worker revokes never expires here.
     """
+    if is_revoked_by_worker(message):
+        return False
     properties = message["properties"]
     expiration = properties.get("expiration")
     since = properties["delivery_info"]["cloudflare"]["timestamp_ms"]

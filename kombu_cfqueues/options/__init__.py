@@ -2,8 +2,9 @@
 
 from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
+from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
-from .secret import Secret, Token
+from .secret import Secret, Token, is_missing
 from .sources import (
     DEFAULT_REQUEST_BURST,
     DEFAULT_REQUEST_RATE,
@@ -20,6 +21,8 @@ __all__ = [
     "Secret",
     "Token",
     "is_loopback",
+    "is_missing",
     "is_ours",
+    "log_queue_arguments",
     "shown_place",
 ]

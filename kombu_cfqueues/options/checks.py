@@ -106,6 +106,15 @@ def _queue_ids(name: str, value: Any) -> dict[str, str]:
     return {str(queue): queue_id for queue, queue_id in value.items()}
 
 
+def _lease(name: str, value: Any) -> float:
+    try:
+        return _number(name, value, minimum=1, maximum=limits.VISIBILITY_TIMEOUT_SECONDS)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{error}: Cloudflare's longest lease is 12 hours (a task that takes longer runs twice)"
+        ) from None
+
+
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "queues": _queue_ids,
     "queue_name_prefix": _prefix,
@@ -125,10 +134,11 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "budget_scope": _one_of("host", "process"),
     "max_in_flight": partial(_integer, minimum=1),
     "native_delay": _flag,
-    "visibility_timeout": partial(_number, minimum=1, maximum=limits.VISIBILITY_TIMEOUT_SECONDS),
+    "visibility_timeout": _lease,
     "pull_batch_size": partial(_integer, minimum=1, maximum=limits.PULL_MESSAGES),
     "polling_interval": partial(seconds, minimum=0),
     "max_polling_interval": partial(seconds, minimum=0),
+    "failover_after": seconds,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,
     "connect_timeout": seconds,

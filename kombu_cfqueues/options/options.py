@@ -64,6 +64,8 @@ class Options:
         pull_batch_size: Maximum number of messages in one pull.
         polling_interval: Seconds between two pulls of a queue that has just become empty.
         max_polling_interval: Seconds between two pulls of a queue that has long been empty.
+        failover_after: With a list of URLs: seconds after which a consumer leaves a broker that it
+            cannot pull from, for the next URL.
         consumer_max_retries: ``max_retries`` of the pull consumers that the library creates.
         dead_letter_queue: Kombu name of their dead-letter queue; None means no dead-letter queue.
         connect_timeout: Maximum seconds to wait for a TCP and TLS connection.
@@ -95,6 +97,7 @@ class Options:
     pull_batch_size: int = limits.PULL_MESSAGES
     polling_interval: float = 1.0
     max_polling_interval: float = 10.0
+    failover_after: float = 60.0
     consumer_max_retries: int = limits.MAX_RETRIES
     dead_letter_queue: str | None = None
     connect_timeout: float = 5.0

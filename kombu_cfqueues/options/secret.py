@@ -28,3 +28,8 @@ class Secret(str):
 
 
 Token = Secret | Callable[[], str]
+
+
+def is_missing(given: object) -> bool:
+    """Whether a callable ``api_token`` returned no token, as from a file that is being written."""
+    return given is None or (isinstance(given, str) and not given.strip())

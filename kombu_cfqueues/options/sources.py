@@ -6,7 +6,6 @@ A setting that the URL lacks is taken from ``transport_options``, then from the 
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import re
 from collections.abc import Callable, Hashable, Mapping
@@ -15,8 +14,10 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from ..runtime.once import once
 from .base_url import base_url
 from .checks import CHECKED, checked, seconds
+from .foreign import OPTIONS, log_options, refuse_prefix
 from .secret import Secret, Token
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,10 @@ def merge(sources: Sources) -> dict[str, Any]:
         ConfigurationError: A setting is missing or wrong; the text names it.
     """
     given = sources.transport_options
-    _warn_of_misspellings(frozenset(name for name in given if isinstance(name, str)))
+    refuse_prefix(given)
+    names = frozenset(name for name in given if isinstance(name, str))
+    log_options(names)
+    _warn_of_misspellings(names - set(OPTIONS))
     if sources.virtual_host not in (None, "", "/"):
         raise ConfigurationError(
             # Do not show the path: after a mistake, such as a third slash, it contains the token.
@@ -153,7 +157,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-@functools.lru_cache(maxsize=256)  # log it once for each set of options, not for each connection
+@once  # for each set of options, and not for each connection
 def _warn_of_misspellings(given: frozenset[str]) -> None:
     # Kombu and other software add keys of their own, so an unknown key is not an error.  A key that
     # is similar to one of ours is probably misspelled.

@@ -7,7 +7,6 @@ threads of a process share them, through a room in memory for each queue.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
@@ -36,6 +35,7 @@ from ..options import Options
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
+from ..runtime.once import once
 from ..runtime.recent import Recent
 from ..spool import Place, SharedBudget, Spool, Spooled
 from ..waiting_room import RoomBusy, WaitingRoom
@@ -51,9 +51,6 @@ PUBLISHES_BEFORE_ADVICE: Final = 20
 
 LOOKUP_PERMITS: Final = 3
 """Maximum requests to find or create a queue: a look-up, a creation, and one in reserve."""
-
-UNUSED_SECONDS: Final = 3_600.0
-"""The group commit of a queue is dropped after this time without a publish."""
 
 
 class Publisher:
@@ -100,8 +97,7 @@ class Publisher:
 
     def renew_after_fork(self) -> None:
         """Start with empty rooms: only the parent posts what its threads wait for."""
-        self._lock = threading.Lock()  # guards _alone
-        self._alone: Recent[str, GroupCommit] = Recent(UNUSED_SECONDS)  # by queue id
+        self._alone: Recent[str, GroupCommit] = Recent()  # by queue id
 
     def submit(
         self, address: Address, packed: Packed, *, deadline: float, switches: bool = False
@@ -230,8 +226,7 @@ class Publisher:
             sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
             return self._commit(room, sender)
 
-        with self._lock:
-            return self._alone.get(queue_id, make)
+        return self._alone.get_or_make(queue_id, make)
 
     def _commit(self, room: WaitingRoom, sender: Sender) -> GroupCommit:
         options = self._options
@@ -256,6 +251,9 @@ class Publisher:
         try:
             if queue_id is None:
                 queue_id = self._resolve(address, deadline)
+            if not address.is_id:
+                # Another process may have looked the queue up, so the client never saw its name.
+                self._client.remember_name(queue_id, address.name)
             self._judge_retention(address, batch, deadline)
             self._post(queue_id, batch, deadline)
         except QueueNotFound:
@@ -329,7 +327,7 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
     return verdict_of(error)
 
 
-@functools.cache  # advise once in a process
+@once
 def _advise_to_batch() -> None:
     logger.warning(
         "a thread publishes one message after the other and waits for the request allowance each "

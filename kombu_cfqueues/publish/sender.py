@@ -27,6 +27,7 @@ from ..metrics import metrics
 from ..retry import Backoff, Verdict
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
+from ..runtime.recent import Recent
 from ..waiting_room import Claim, ClaimOutcome, Item, Kind, RoomBusy, Settled, WaitingRoom
 
 logger = logging.getLogger(__name__)
@@ -140,14 +141,14 @@ class Sender:
         self._queue = QUEUE_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
         self._unsettled: deque[tuple[Claim, ClaimOutcome, float]] = deque()
-        # By queue: the errors with which it refused the first single messages of a split batch.
-        self._refusals: dict[str, list[tuple[type[CFQueuesError], int | None]]] = {}
-        self._mixed: set[str] = set()  # queues that have accepted some of such a batch
+        # By queue: the errors with which it refused the first single messages of a split batch;
+        # None if it has accepted some of that batch.
+        self._refusals: Recent[str, list[tuple[type[CFQueuesError], int | None]] | None] = Recent()
 
     def suspected(self) -> Collection[str]:
         """Return the queues for which the next message of a split batch is picked at random."""
         neighbours = REFUSED_ALIKE - SAMPLED
-        return [name for name, alike in self._refusals.items() if len(alike) >= neighbours]
+        return [name for name, alike in self._refusals.items() if len(alike or ()) >= neighbours]
 
     def send(
         self, claim: Claim, report: Report, *, deadline: float,
@@ -222,8 +223,7 @@ class Sender:
         count, name = len(claim.items), claim.address.name
         if count > 1:
             if claim.items[0].max_batch == self._room.max_batch:  # refused for the first time
-                self._refusals[name] = []
-                self._mixed.discard(name)
+                self._refusals.put(name, [])
             return ClaimOutcome({}, claim.items, max_batch=(count + 1) // 2, error=error)
         settled: dict[Item, CFQueuesError | None] = {claim.items[0]: error}
         self._log_refused(claim, settled, error)
@@ -235,22 +235,21 @@ class Sender:
 
     def _refuses_all(self, name: str, error: CFQueuesError) -> bool:
         """Record a refused message; return whether the queue will refuse the others as well."""
-        if name in self._mixed:
+        alike = self._refusals.get_or_make(name, list)
+        if alike is None:
             return False
-        alike = self._refusals.setdefault(name, [])
         alike.append((type(error), error.code))
         if len(set(alike)) > 1:
             self._accepts_some(name)
             return False
         if len(alike) < REFUSED_ALIKE:
             return False
-        self._refusals[name] = []  # spooled messages are tried again after a pause
+        self._refusals.put(name, [])  # spooled messages are tried again after a pause
         return True
 
     def _accepts_some(self, name: str) -> None:
         """Record that a queue does not refuse all messages with the same error: try each one."""
-        self._refusals.pop(name, None)
-        self._mixed.add(name)
+        self._refusals.put(name, None)
 
     def _log_refused(self, claim: Claim, settled: Settled, error: CFQueuesError) -> None:
         count = sum(item.kind is Kind.SPOOLED for item in settled)

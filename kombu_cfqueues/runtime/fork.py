@@ -82,7 +82,7 @@ def _renew_unless_done() -> None:
 
 
 def _pause_all() -> None:
-    numbers = {thing: _pausables[thing] for thing in _living(_pausables)}
+    numbers = {thing: _pausables[thing] for thing in living(_pausables)}
     for thing in sorted(numbers, key=numbers.__getitem__, reverse=True):
         thing.pause_for_fork()
         _paused.append(thing)
@@ -96,12 +96,12 @@ def _resume_all() -> None:
 def _renew_all() -> None:
     global _owner  # noqa: PLW0603  one for the process
     _paused.clear()
-    for thing in _living(_renewables):
+    for thing in living(_renewables):
         thing.renew_after_fork()
     _owner = os.getpid()
 
 
-def _living(things: Iterable[T]) -> list[T]:
+def living(things: Iterable[T]) -> list[T]:
     """Return the members of *things*, to which another thread may be adding."""
     while True:
         try:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import functools
+from collections.abc import Callable, Hashable
+
+from .recent import Recent
 
 
 class Once:
-    """Remembers what was said already.  Each access is a single step, so there is no lock."""
+    """Remembers what was said already, as long as `Recent` does."""
 
     def __init__(self) -> None:
-        self._said: set[Hashable] = set()
+        self._said: Recent[Hashable, None] = Recent()
 
     def is_new(self, what: Hashable = None) -> bool:
         """Return whether this is the first call with *what*."""
-        if what in self._said:
-            return False
-        self._said.add(what)
-        return True
+        first: list[Hashable] = []
+        self._said.get_or_make(what, lambda: first.append(what))
+        return bool(first)
+
+
+def once(say: Callable[..., None]) -> Callable[..., None]:
+    """Let a function do nothing if it was called before with equal arguments in this process."""
+    said = Once()
+
+    @functools.wraps(say)
+    def say_once(*what: Hashable) -> None:
+        if said.is_new(what):
+            say(*what)
+
+    return say_once

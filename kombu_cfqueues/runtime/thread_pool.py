@@ -142,8 +142,10 @@ class ThreadPool:
                 self._threads -= 1
                 none_left = not self._threads
             # An interpreter that is shutting down starts no threads.  Then `flush` sends what
-            # remains, in the thread that shuts the interpreter down.
-            if none_left and not sys.is_finalizing():
+            # remains, in the thread that shuts the interpreter down.  While exit handlers run,
+            # only the error's text tells that (Python 3.12 and newer).
+            ends = sys.is_finalizing() or "interpreter shutdown" in str(error)
+            if none_left and not ends:
                 logger.warning("no thread %s could be started: %s", self._name, error)
         except BaseException:  # a signal handler's, for instance
             if thread.ident is None:

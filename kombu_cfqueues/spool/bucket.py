@@ -6,7 +6,7 @@ import sqlite3
 from typing import Final
 
 from ..errors import RateLimited, Scope
-from ..rate_limit import Allowance, Limit, NoPermit
+from ..rate_limit import Allowance, Limit, no_permit
 from ..waiting_room import Kind
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
@@ -63,7 +63,7 @@ class Bucket:
         seconds = self.ready_at() - self._now
         if seconds <= 0:
             return None
-        return NoPermit("the request allowance is used up", retry_after=seconds)
+        return no_permit(self._limit, seconds)
 
     def spend(self, kind: Kind) -> None:
         """Take a permit for a request of *kind*.

@@ -136,12 +136,19 @@ class Database:
         self._paused = False
 
     def pause_for_fork(self) -> None:
-        """Wait for the thread inside SQLite; a child would inherit SQLite's mutexes locked."""
+        """Close the file once no thread is inside SQLite; its next use opens it again.
+
+        A child inherits what SQLite has noted of its locks on the file, but not the locks.  It
+        would use the file without them, and once the parent has died, another process would take
+        the file for unused and reset it.
+        """
         if self._lock.locked() and self._holder == threading.get_ident():
             self._in_use = False
             return  # a signal handler that interrupted this thread between two statements forks
         self._paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
         self._in_use = not self._paused
+        if self._paused:
+            self._close()
 
     def resume_after_fork(self) -> None:
         """Release the lock in the parent."""

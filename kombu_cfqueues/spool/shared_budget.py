@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import limits
-from ..errors import CFQueuesError, Scope, SpoolFull, SpoolUnavailable
+from ..errors import AuthenticationFailed, CFQueuesError, Scope, SpoolFull, SpoolUnavailable
 from ..metrics import metrics
 from ..rate_limit import Budget, Limit, NoPermit, StopLog, parse_ratelimit
 from ..runtime.fork import renew_in_child
@@ -95,7 +95,7 @@ class SharedBudget:
 
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop the requests that *error* concerns, for every process."""
-        if error.stops is None and error.status in (401, 403):
+        if isinstance(error, AuthenticationFailed):
             self._facts.note_token(works=False)
         if error.stops is not None:
             self.alone.refused(error, queue=queue)

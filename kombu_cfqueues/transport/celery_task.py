@@ -5,13 +5,21 @@ Remote control and events:
     nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
 Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
+Dropped tasks:
+    A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
+    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
+Messages that cannot be decoded:
+    Celery's worker acknowledges them, as it does a task, and so would delete them: see
+    `can_decode`.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +35,12 @@ RESULT_QUEUE_HINT: Final = (
     "Celery's rpc:// result backend seems to be in use: each process that waits for results "
     "creates, polls and deletes a queue of its own, and the requests for it come out of the "
     "allowance that publishing needs; a result backend such as Redis or a database needs none"
+)
+
+CONTROL_HINT: Final = (
+    "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
+    "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
+    "monitors such as Flower see nothing"
 )
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -46,6 +60,14 @@ def is_control_queue(queue: str) -> bool:
 def is_control_exchange(exchange: str) -> bool:
     """Whether Celery publishes remote control or events to the exchange."""
     return exchange == "celeryev" or exchange.endswith(".pidbox")
+
+
+def asks_for_control(exchange: str, routing_key: str) -> bool:
+    """Whether the user, and not Celery by itself, publishes remote control or events.
+
+    A worker sends events about itself in any case, and events about tasks only if it is told to.
+    """
+    return exchange.endswith(".pidbox") or routing_key.startswith("task.")
 
 
 def is_event(message: Mapping[str, Any]) -> bool:
@@ -78,6 +100,22 @@ def is_worker(callback: Callable[..., Any]) -> bool:
     """Whether *callback* belongs to a Celery worker, and not to the application."""
     handler = getattr(getattr(callback, "__self__", None), "on_message", None)
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
+
+
+def can_decode(message: Message, callback: Callable[..., Any]) -> bool:
+    """Whether the worker of *callback* can decompress and decode the body, and accepts its type.
+
+    The worker decodes every message in the same way, and then uses this result.
+    """
+    if message.errors:
+        return False
+    message.accept = getattr(callback, "__self__").accept  # noqa: B009  see `is_worker`
+    try:
+        message.payload  # noqa: B018
+    # Each serializer has its own errors.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:
@@ -184,3 +222,43 @@ _EMBEDDED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "chord": _none_or(dict),
     "errbacks": _none_or(list, tuple),
 }
+
+
+def forget_dropped_tasks() -> None:
+    """Let the messages of tasks that a worker has dropped be garbage-collected.
+
+    Celery 5.5 and 5.6 mean to forget these tasks, and look for them by the wrong key.
+    """
+    state = sys.modules.get("celery.worker.state")
+    if state is None:
+        return
+    for task_id, request in list(state.requests.items()):
+        if request not in state.reserved_requests and request not in state.active_requests:
+            state.requests.pop(task_id, None)
+
+
+def keep_started_tasks(callback: Callable[..., Any]) -> None:
+    """Have a worker's prefork pool remember what its children run, also when it drops tasks.
+
+    At a reconnect and at a stop, the pool also forgets a job that it has written to a child and
+    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  They run all
+    the same, and nobody would acknowledge their messages.
+
+    Args:
+        callback: The worker's, for which `is_worker` holds.
+    """
+    worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
+    pool: Any = getattr(getattr(worker, "__self__", None), "pool", None)
+    flush: Any = getattr(pool, "flush", None)
+    if hasattr(getattr(flush, "__self__", None), "_cache"):
+        pool.flush = functools.partial(_flush, flush)
+
+
+def _flush(flush: Callable[[], Any]) -> None:
+    """Call *flush* of a pool, and put back the jobs that a child has."""
+    cache: dict[int, Any] = flush.__self__._cache  # type: ignore[attr-defined]
+    started = {key: job for key, job in cache.items() if job._accepted or job._write_to}
+    try:
+        flush()
+    finally:
+        cache.update((key, job) for key, job in started.items() if not job.ready())

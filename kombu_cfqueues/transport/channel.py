@@ -28,9 +28,10 @@ from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from . import uncertain
+from .at_exit import remains
 from .batch import Batch, PublishBatch
 from .block import batch_for
-from .celery_task import is_control_queue
+from .celery_task import is_control_queue, is_result_queue
 from .consumer import ConsumingChannel
 from .uncertain import Content
 
@@ -103,6 +104,9 @@ class Channel(ConsumingChannel):
                 batch.send_full()
             return None
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
+        reply_to = properties.get("reply_to")
+        if isinstance(reply_to, str) and is_result_queue(reply_to):
+            self.session.account.receiver.expect(reply_to)
         return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put_all(
@@ -181,6 +185,8 @@ class Channel(ConsumingChannel):
                 deadline=deadline,
                 switches=self.session.has_alternates,
             )
+            if (packed.due or 0) <= time.time():  # this process may consume the queue, too
+                self.session.account.receiver.pull_now(target.id)
 
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
@@ -197,7 +203,15 @@ class Channel(ConsumingChannel):
         error = envelope.retention_error(packed, queue, retention)
         if error is not None:
             raise error
-        return Spooled(address, packed, envelope.expires_at(message))
+        return Spooled(address, packed, self._expires_at(message))
+
+    def _expires_at(self, message: dict[str, Any]) -> float | None:
+        """Return when the spool may drop *message*, in seconds since the epoch; None is never."""
+        # A plain body has no header from which a worker could know the time.
+        is_plain = self.session.options.body_format == "plain"
+        if not is_plain and envelope.is_revoked_by_worker(message):
+            return None
+        return envelope.expires_at(message)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what collects messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
@@ -300,6 +314,7 @@ class Channel(ConsumingChannel):
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
+        remains.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
     def _backlog(self, queue: str) -> int | None:

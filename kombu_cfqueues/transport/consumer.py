@@ -7,25 +7,28 @@ the newest consumer of the queue.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from .. import envelope
-from ..api.models import Queue
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
-from ..errors import CFQueuesError
+from ..options import log_queue_arguments
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .message import Message
+from .at_exit import delete, remains
+from .message import Message as PulledMessage
 from .qos import Prefetch
 from .routing import RoutingChannel, warn_once
 from .session import Connected
+from .worker_stop import end_wait_at_stop
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,12 @@ CLOSE_SECONDS: Final = 5.0
 because a worker that is told to stop has little time."""
 
 GET_SECONDS: Final = 20.0
-"""Maximum duration of `ConsumingChannel.basic_get`, including retries and the seconds that a new
-pull consumer takes to take effect."""
+"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds that a new pull consumer
+takes to take effect."""
+
+GET_RETRY_SECONDS: Final = 2.0
+"""How long `ConsumingChannel.basic_get` repeats requests that fail.  Short, because its caller asks
+for what is there now."""
 
 Callback = Callable[[virtual.Message], Any]
 
@@ -72,22 +79,26 @@ class QueueConsumers:
         consumers = self.consumers
         return consumers[-1] if consumers else None
 
-    def update_counts(self) -> None:
-        """Let the messages take slots unless every consumer acknowledges them on receipt."""
+    def update_subscription(self) -> None:
+        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
         if self.subscription is not None:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
+            self.subscription.for_worker = any(
+                celery_task.is_worker(consumer.callback) for consumer in self.consumers
+            )
 
 
 class ConsumingChannel(RoutingChannel):
     """Delivers messages, one at a time, and settles them."""
 
-    Message = Message
+    Message = PulledMessage
     _qos: Prefetch | None
 
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._queue_consumers: dict[str, QueueConsumers] = {}  # by Kombu's name of the queue
         self._cancelled: list[Subscription] = []  # their last pulls may still be in flight
+        self._serves_worker = False  # whether a Celery worker has got messages
         self._auto_delete: set[str] = set()  # names of queues that were declared with auto_delete
         self._to_delete: set[str] = set()  # those of them that were consumed
 
@@ -110,7 +121,8 @@ class ConsumingChannel(RoutingChannel):
     ) -> str:
         """Deliver messages of *queue* to *callback*, from the next `drain_events` on.
 
-        Blocks until the queue can be pulled; failures are retried for ``publish_timeout``.
+        Blocks for 1 second at most, until the queue is found or created.  If that takes longer, or
+        the server is down, it goes on in the background, and `drain_events` raises what is wrong.
 
         Args:
             queue: Kombu's name of the queue.
@@ -128,27 +140,45 @@ class ConsumingChannel(RoutingChannel):
             CFQueuesError: The queue cannot be looked up or created.
         """
         consumer_tag = consumer_tag or envelope.new_id()
-        self.basic_cancel(consumer_tag)
+        self._cancel(consumer_tag)
         group = self._queue_consumers.get(queue)
+        subscription = None
         if group is None:
-            is_control = celery_task.is_control_queue(queue)
-            group = QueueConsumers(None if is_control else self._subscribe(queue))
-            self._queue_consumers[queue] = group
+            if celery_task.is_control_queue(queue):
+                warn_once(celery_task.CONTROL_HINT)
+            else:
+                subscription = self._new_subscription(queue)
+            group = self._queue_consumers[queue] = QueueConsumers(subscription)
         group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        group.update_counts()
+        group.update_subscription()
         self._tag_to_queue[consumer_tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(consumer_tag)
+        # Only now, because another thread may be asking for messages already.
+        if subscription is not None:
+            self._subscribe(subscription, consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
+            remains.delete(self.session, queue)
         self._warn_of_pitfalls(queue)
+        if celery_task.is_worker(callback):
+            end_wait_at_stop(self.session.inbox)
+            celery_task.keep_started_tasks(callback)
         return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
 
-        Messages that were pulled and not delivered are given back.  Returns at once.
+        Messages that were pulled and not delivered are given back, and those that a Celery worker
+        has not started and dropped.  Returns at once.
         """
+        self._cancel(consumer_tag)
+        qos = self._qos
+        if self._serves_worker and qos is not None and qos.has_unsettled:
+            celery_task.forget_dropped_tasks()
+            qos.receiver.dropped.collect()
+
+    def _cancel(self, consumer_tag: str) -> None:
         queue = self._tag_to_queue.pop(consumer_tag, None)
         group = self._queue_consumers.get(queue) if queue is not None else None
         if queue is None or group is None:
@@ -157,7 +187,7 @@ class ConsumingChannel(RoutingChannel):
         self._active_queues.remove(queue)
         group.consumers = [one for one in group.consumers if one.tag != consumer_tag]
         if group.consumers:
-            group.update_counts()
+            group.update_subscription()
             return
         del self._queue_consumers[queue]
         if group.subscription is not None:
@@ -168,7 +198,8 @@ class ConsumingChannel(RoutingChannel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:
         """Return one message of *queue*, or None if it has none now.
 
-        Makes one request, which is billed; blocks for ``publish_timeout`` or 20 seconds at most.
+        Makes one request, which is billed.  If the server is down, raises after 2 seconds; blocks
+        for 20 seconds at most, while a new pull consumer takes effect or the server is silent.
 
         Args:
             queue: Kombu's name of the queue.
@@ -194,16 +225,12 @@ class ConsumingChannel(RoutingChannel):
 
     def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
+        remains.settle(session.account.receiver)
 
-        def get(source: Queue) -> Delivery | None:
-            return session.retry(
-                deadline,
-                lambda: session.account.receiver.get(
-                    queue, source, session.options, deadline=deadline
-                ),
-            )
+        def get() -> Delivery | None:
+            return session.account.receiver.get(queue, session.options, deadline=deadline)
 
-        return session.use_queue(queue, deadline, get)
+        return session.retry(min(deadline, time.monotonic() + GET_RETRY_SECONDS), get)
 
     def deliver(self, arrival: Arrival) -> bool:
         """Deliver a message to a consumer of its queue; return False if this channel has none."""
@@ -214,17 +241,24 @@ class ConsumingChannel(RoutingChannel):
         if consumer is None:
             return False
         delivery = arrival.delivery
-        if celery_task.is_worker(consumer.callback):
+        is_worker = celery_task.is_worker(consumer.callback)
+        if is_worker:
             delivery.message["headers"] = celery_task.headers_for_worker(
                 delivery.message["headers"], delivery.raw.get("id")
             )
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
+        if is_worker:
+            self._serves_worker = True
+            # Other applications may settle by the delivery tag, without the message.
+            message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
+            message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
         # it again.
         except Exception:
             if not celery_task.stops_worker(consumer.callback, message):
+                self.qos.note_failure(message.delivery_tag)
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
@@ -264,14 +298,15 @@ class ConsumingChannel(RoutingChannel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Without a dead-letter queue, the message is deleted.
+        Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
+        dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
         """
         notice_fork()
         if self._qos is not None:
             self._qos.reject(delivery_tag, requeue)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all unsettled messages of this channel.  Returns at once.
+        """Requeue all unsettled messages of this channel.  Returns at once.
 
         Raises:
             NotImplementedError: *requeue* is false: Queues cannot redeliver to the same consumer.
@@ -282,7 +317,7 @@ class ConsumingChannel(RoutingChannel):
                 "Cloudflare Queues cannot redeliver to the same consumer: use requeue=True"
             )
         if self._qos is not None:
-            self._qos.restore_unacked()
+            self._qos.requeue_unacked()
 
     # Closing
 
@@ -309,32 +344,46 @@ class ConsumingChannel(RoutingChannel):
         run, and can acknowledge theirs.
         """
         self.cancel_all()
+        if self._serves_worker and self._qos is not None and self._qos.has_unsettled:
+            self._qos.receiver.dropped.expected = True
         self.closed = True
         self.connection = cast("Any", None)  # as in Kombu's own `close`
 
     def cancel_all(self) -> None:
         """Cancel every consumer of this channel.  Returns at once."""
         for tag in list(self._consumers):
-            self.basic_cancel(tag)
+            self._cancel(tag)
 
     def _delete_consumed(self, deadline: float) -> None:
         queues, self._to_delete = self._to_delete, set()
         for queue in queues:
             self.state.queue_bindings_delete(queue)
-            try:
-                self.session.delete_queue(queue, deadline)
-            except CFQueuesError as error:
-                logger.warning(
-                    "queue %r (auto_delete) could not be deleted, so delete it by hand: %s",
-                    queue,
-                    error,
-                )
+            # A forked child may close its parent's channel, and the parent still needs the queue.
+            if remains.keep(self.session, queue):
+                delete(self.session, queue, deadline)
 
     # Queues
 
-    def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
-        if auto_delete and not celery_task.is_control_queue(queue):
+    def prepare_queue_arguments(self, arguments: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of a queue by RabbitMQ's names, for instance ``x-expires``."""
+        return to_rabbitmq_queue_arguments(arguments, **kwargs)  # type: ignore[no-any-return]
+
+    def _new_queue(
+        self,
+        queue: str,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if celery_task.is_control_queue(queue):
+            return
+        if auto_delete:
             self._auto_delete.add(queue)
+        if not celery_task.is_result_queue(queue):
+            log_queue_arguments(queue, arguments or ())
+        # The answer to a task creates it, even if nobody in this process waits for the answer.
+        elif auto_delete and "x-expires" in (arguments or ()):
+            remains.delete(self.session, queue)
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop the messages that were pulled from a queue before it was purged."""
@@ -344,19 +393,26 @@ class ConsumingChannel(RoutingChannel):
 
     # Parts
 
-    def _subscribe(self, queue: str) -> Subscription:
+    def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
-        deadline = session.deadline()
+        remains.settle(session.account.receiver)
+        return Subscription(
+            queue,
+            options=session.options,
+            window=self.qos.window,
+            inbox=session.inbox,
+            fails_over=session.has_alternates,
+            is_reply=celery_task.is_result_queue(queue),
+        )
 
-        def subscribe(source: Queue) -> Subscription:
-            return session.retry(
-                deadline,
-                lambda: self.qos.receiver.subscribe(
-                    queue, source, session.options, self.qos.window, session.inbox
-                ),
-            )
-
-        return session.use_queue(queue, deadline, subscribe)
+    def _subscribe(self, subscription: Subscription, consumer_tag: str) -> None:
+        failed = True
+        try:
+            self.qos.receiver.subscribe(subscription)
+            failed = False
+        finally:
+            if failed:
+                self.basic_cancel(consumer_tag)
 
     def _warn_of_pitfalls(self, queue: str) -> None:
         """Warn of two uses that work, but differently from what one may expect."""
@@ -372,7 +428,7 @@ class ConsumingChannel(RoutingChannel):
         if queue in self._auto_delete and celery_task.is_result_queue(queue):
             warn_once(celery_task.RESULT_QUEUE_HINT)
 
-    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> virtual.Message:
+    def _accept(self, delivery: Delivery, *, has_slot: bool, no_ack: bool) -> PulledMessage:
         """Return the application's message; acknowledge it with *no_ack*, or else track it.
 
         Args:

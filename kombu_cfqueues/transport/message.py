@@ -1,8 +1,8 @@
 """A pulled message as a Kombu message, protected against decompression bombs.
 
 Kombu decompresses a body as soon as it receives the message, and 128 KB can become gigabytes.  Such
-a body is treated like a damaged one: Celery logs and drops the message, and other consumers get it
-in their `on_decode_error`.
+a body is treated like a damaged one: a Celery worker logs and rejects the message, and other
+consumers get it in their `on_decode_error`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ class Message(virtual.Message):
         channel: The channel that delivers the message.
         queue: Kombu's name of its queue, for the text of an error.
         **kwargs: Passed on to Kombu.
+
+    Attributes:
+        ack_rejects: Whether an acknowledgement rejects the message.
+        on_drop: Called if the message is garbage-collected and was not settled.  It must take no
+            lock, because garbage is collected in any thread at any time.
     """
+
+    ack_rejects = False
+    on_drop: Callable[[], None] | None = None
 
     def __init__(
         self, payload: dict[str, Any], channel: Any = None, queue: str = "", **kwargs: Any
@@ -54,6 +62,17 @@ class Message(virtual.Message):
                 # Kombu keeps the errors that it catches here, and does not decompress then.
                 self.errors: list[Any] = [(MessageTooLarge, error, None)]
         super().__init__(payload, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
+
+    def __del__(self) -> None:
+        if self.on_drop is not None and not self.acknowledged:
+            self.on_drop()
+
+    def ack(self, multiple: bool = False) -> None:
+        """Acknowledge the message, or reject it with `ack_rejects`."""
+        if self.ack_rejects:
+            self.reject()  # type: ignore[no-untyped-call]
+        else:
+            super().ack(multiple)  # type: ignore[no-untyped-call]
 
 
 def _is_bomb(data: bytes, method: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import weakref
 from typing import Any
 
 from kombu.transport import virtual
@@ -35,13 +37,16 @@ class Prefetch(virtual.QoS):
         # Without the base class, whose finalizer would keep the channel alive for ever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
+        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
+        receiver.held.add(self)
+        weakref.finalize(self, _forget, self._deliveries, receiver).atexit = False
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
         self._lock = threading.Lock()  # guards _deliveries
-        self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
+        self._deliveries.clear()
         self.window.held = self.window.unsettled = 0
 
     @property
@@ -75,9 +80,18 @@ class Prefetch(virtual.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message: dead-letter it, or with *requeue* have it redelivered."""
         settlement = self.receiver.settlement
-        settle = settlement.give_back if requeue else settlement.dead_letter
+        settle = settlement.requeue if requeue else settlement.dead_letter
         for delivery in self._remove(delivery_tag):
             settle(delivery)
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether messages were delivered that are not settled."""
+        return bool(self._deliveries)
+
+    def drop(self, delivery_tag: str) -> None:
+        """Give back a message that the application has dropped.  Takes no lock."""
+        self.receiver.dropped.add(functools.partial(self._give_back, delivery_tag))
 
     def restore_unacked(self) -> list[Any]:
         """Give back all unsettled messages.  Returns at once.
@@ -86,16 +100,25 @@ class Prefetch(virtual.QoS):
             An empty list.  Kombu expects the messages that could not be given back, which is not
             known yet.
         """
-        with self._lock:
-            deliveries, self._deliveries = self._deliveries, {}
-        self.receiver.free_slots(self.window, len(deliveries))
-        for delivery in deliveries.values():
+        for delivery in self._remove_all():
             self.receiver.settlement.give_back(delivery)
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back all unsettled messages.  Returns at once."""
         self.restore_unacked()
+
+    def requeue_unacked(self) -> None:
+        """Have all unsettled messages redelivered, as if each were rejected with *requeue*."""
+        for delivery in self._remove_all():
+            self.receiver.settlement.requeue(delivery)
+
+    def note_failure(self, delivery_tag: str) -> None:
+        """Note that the application's callback raised an exception over an unsettled message."""
+        with self._lock:
+            delivery = self._deliveries.get(delivery_tag)
+            if delivery is not None:
+                self._deliveries[delivery_tag] = delivery._replace(failed=True)
 
     def get(self, delivery_tag: str) -> dict[str, Any]:
         """Return Kombu's dictionary of an unsettled message.
@@ -104,6 +127,18 @@ class Prefetch(virtual.QoS):
             KeyError: No unsettled message has that tag.
         """
         return self._deliveries[delivery_tag].message
+
+    def _give_back(self, delivery_tag: str) -> None:
+        for delivery in self._remove(delivery_tag):
+            self.receiver.settlement.give_back(delivery)
+
+    def _remove_all(self) -> list[Delivery]:
+        """Forget all deliveries and free their slots, whatever becomes of the requests."""
+        with self._lock:
+            removed = list(self._deliveries.values())
+            self._deliveries.clear()
+        self.receiver.free_slots(self.window, len(removed))
+        return removed
 
     def _remove(self, delivery_tag: str, *, multiple: bool = False) -> list[Delivery]:
         """Forget deliveries and free their slots, whatever becomes of the request."""
@@ -118,3 +153,7 @@ class Prefetch(virtual.QoS):
             removed = [self._deliveries.pop(tag) for tag in tags]
         self.receiver.free_slots(self.window, len(removed))
         return removed
+
+
+def _forget(deliveries: dict[str, Delivery], receiver: Receiver) -> None:
+    receiver.held.forget(deliveries.values())

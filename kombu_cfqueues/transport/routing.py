@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +11,15 @@ from kombu.transport import virtual
 
 from ..errors import ConnectionFailed, InvalidMessage
 from ..metrics import metrics
+from ..runtime.once import once
 from .bindings import Bindings
-from .celery_task import is_control_exchange, is_control_queue, is_event
+from .celery_task import (
+    CONTROL_HINT,
+    asks_for_control,
+    is_control_exchange,
+    is_control_queue,
+    is_event,
+)
 from .session import Connected, Session
 
 logger = logging.getLogger(__name__)
@@ -108,17 +114,21 @@ class RoutingChannel(virtual.Channel):
             InvalidMessage: No queue is bound for the message.
         """
         queues = [queue for queue in self._lookup(exchange, routing_key) if queue]  # type: ignore[no-untyped-call]
-        if queues or is_control_exchange(exchange):
-            return queues  # without fanout nobody can receive it, and the user need not know
         declared = self.state.exchanges.get(exchange) or {}
         kind = declared.get("type")
+        # The setting `event_exchange` can rename the exchange `celeryev`.
+        is_control = is_control_exchange(exchange) or (kind == "topic" and is_event(message))
+        if is_control and not queues and asks_for_control(exchange, routing_key):
+            warn_once(CONTROL_HINT)
+        if queues or is_control_exchange(exchange):
+            return queues  # without fanout nobody can receive it
         text = _unroutable(exchange, routing_key)
         if mandatory:
             raise InvalidMessage(text)
         if kind == "fanout":
             warn_once(text)
-        elif kind == "topic" and is_event(message):
-            pass  # as with the exchange `celeryev`, which the setting `event_exchange` can rename
+        elif is_control:
+            pass
         elif self.session.options.unroutable == "raise":
             raise InvalidMessage(text)
         else:
@@ -139,7 +149,7 @@ def _unroutable(exchange: str, routing_key: str) -> str:
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@once
 def warn_once(text: str) -> None:
     """Log a warning once in the life of the process."""
     logger.warning("%s", text)

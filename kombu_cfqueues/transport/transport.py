@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kombu.transport import virtual
 
+from ..consume.inbox import Arrival
 from ..errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -19,8 +20,9 @@ from ..errors import (
 from ..options import BrokerUrl, Options, is_ours, shown_place
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
-from . import uncertain
+from . import celery_task, uncertain
 from .channel import Channel
+from .event_loop import EventLoopReader
 from .session import Session
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Transport(virtual.Transport):
     can_parse_url = True
 
     implements = virtual.Transport.implements.extend(
-        asynchronous=False,
+        asynchronous=True,
         exchange_type=frozenset({"direct", "topic"}),
         heartbeats=False,
         batch_publish=True,
@@ -62,6 +64,8 @@ class Transport(virtual.Transport):
         PermanentError,
         *virtual.Transport.channel_errors,
     )
+
+    _reader: EventLoopReader | None = None
 
     @property
     def client(self) -> Any:
@@ -154,6 +158,28 @@ class Transport(virtual.Transport):
         arrival = self.session.inbox.take(None if timeout is None else time.monotonic() + timeout)
         if arrival is None:
             raise TimeoutError(f"no message within {timeout} s")
+        self._deliver_arrival(arrival)
+
+    def register_with_event_loop(self, connection: Transport, loop: Any) -> None:
+        """Deliver messages through *loop* from now on, until the connection is closed.
+
+        Args:
+            connection: This transport.
+            loop: A ``kombu.asynchronous.Hub``.
+        """
+        self._leave_loop()
+        dropped = self.session.account.receiver.dropped
+        if dropped.expected:
+            celery_task.forget_dropped_tasks()
+            dropped.collect()
+        self._reader = EventLoopReader(loop, self.session.inbox, self._deliver_arrival)
+
+    def _leave_loop(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _deliver_arrival(self, arrival: Arrival) -> None:
         if not any(channel.deliver(arrival) for channel in list(self.channels)):
             # Another thread has cancelled the consumer since.
             receiver = self.session.account.receiver
@@ -198,6 +224,7 @@ class Transport(virtual.Transport):
 
         Blocks for at most 5 seconds per channel, and not again once the server does not answer.
         """
+        self._leave_loop()
         try:
             super().close_connection(connection)
         finally:
@@ -205,6 +232,7 @@ class Transport(virtual.Transport):
 
     def _collect(self, connection: Transport | None) -> None:
         """Drop the connection, which failed or belongs to another process, without any traffic."""
+        self._leave_loop()
         for channel in [*self._avail_channels, *self.channels]:
             channel.abandon()
         self._avail_channels.clear()

@@ -43,7 +43,7 @@ class Collector:
 
 
 def consume(connection, callback, queue="jobs", **kwargs) -> Consumer:
-    return connection.Consumer(Queue(queue), callbacks=[callback], **kwargs)
+    return connection.Consumer(queues=Queue(queue), callbacks=[callback], **kwargs)
 
 
 def nothing_comes(connection, seconds):

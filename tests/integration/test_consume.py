@@ -554,8 +554,7 @@ def test_queues_that_are_empty_share_the_room_of_their_channel(connection, emula
 
     asked = [json.loads(pull.body)["batch_size"] for pull in emulator.requests.of("pull")]
     assert {type(size) for size in asked} == {int}
-    assert asked[0] == 3
-    assert max(asked) <= 3
+    assert max(asked) == 3  # the first; that of another queue may arrive before it
 
 
 # --- Queues

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
-from support.processes import Script, eventually
+from support.processes import ROOT, Script, eventually, needs
 
 from kombu_cfqueues.emulator import Emulator
 
@@ -91,3 +96,105 @@ def test_a_child_of_multiprocessing_that_ends_has_acknowledged(server):
     with Script(SETUP + code, server.broker_url, {}) as script:
         script.wait(60)
     assert server.messages("work") == []
+
+
+APP = """
+    import os
+    import kombu_cfqueues
+    from celery import Celery
+
+    app = Celery("shop", broker=os.environ["URL"], set_as_current=True)
+    app.conf.task_ignore_result = True
+    app.conf.task_default_queue = "jobs"
+    app.conf.broker_transport_options = {
+        "publish_mode": "spool", "spool_dir": os.environ["SPOOL"],
+    }
+
+    @app.task(name="shop.ship")
+    def ship(order):
+        pass
+"""
+
+COMMAND = """
+    from django.core.management.base import BaseCommand
+    from shop import ship
+
+    class Command(BaseCommand):
+        def handle(self, *args, **options):
+            ship.delay(1)
+"""
+
+MANAGE = """
+    import os, sys
+    import shop
+    from django.core.management import execute_from_command_line
+
+    os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+    execute_from_command_line(sys.argv)
+"""
+
+#: A scheduler as Airflow's is: it lives on, and its children publish a task each and end.
+SCHEDULER = """
+    import concurrent.futures, multiprocessing, os, sys
+    import shop
+
+    def send(number):
+        shop.app.tasks["shop.ship"].apply_async((number,))
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context(sys.argv[1])
+        with concurrent.futures.ProcessPoolExecutor(2, context) as children:
+            list(children.map(send, range(6)))
+        os._exit(0)  # what the children have left behind stays behind
+"""
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Run a command of a project in `tmp_path` until it ends."""
+
+    def run(*command, **files):
+        for name, code in {"shop": APP, **files}.items():
+            path = tmp_path / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(code))
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+                "URL": server.broker_url,
+                "SPOOL": str(tmp_path / "spool"),
+            },
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def test_celery_call_delivers_its_task(server, run):
+    run("-m", "celery", "-A", "shop", "call", "shop.ship", "--args", "[1]")
+    assert len(server.messages("jobs")) == 1
+
+
+def test_a_command_of_manage_py_delivers_its_task(server, run):
+    needs("django")
+    run(
+        "manage.py",
+        "ship",
+        settings="INSTALLED_APPS = ['orders']",
+        manage=MANAGE,
+        orders____init__="",
+        orders__management____init__="",
+        orders__management__commands____init__="",
+        orders__management__commands__ship=COMMAND,
+    )
+    assert len(server.messages("jobs")) == 1
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_of_a_scheduler_deliver_their_tasks(server, run, method):
+    run("scheduler.py", method, scheduler=SCHEDULER)
+    assert len(server.messages("jobs")) == 6

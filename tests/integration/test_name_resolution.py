@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from support.processes import Script, needs
 
@@ -55,3 +57,30 @@ def test_a_publish_does_not_wait_for_name_servers_for_ever(emulator, green):
     assert threads <= 1
     assert third is None
     assert len(emulator.messages("jobs")) == 1
+
+
+PROXIES = {
+    "the proxy's name": "socks5h://queues.example:{port}",
+    "the host's name": "socks5://127.0.0.1:{port}",
+}
+
+
+@pytest.mark.parametrize("proxy", PROXIES.values(), ids=PROXIES)
+def test_a_socks_proxy_does_not_make_a_publish_wait_for_name_servers(monkeypatch, proxy):
+    """With ``socks5h``, the proxy looks up the host; who looks up the proxy?"""
+    needs("socks")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("ALL_PROXY", proxy.format(port=listener.getsockname()[1]))
+        options = {
+            "base_url": "http://queues.example/client/v4",
+            "allow_insecure_http": True,
+            "connect_timeout": 0.5,
+        }
+        with Script(
+            CODE.partition("answering.set()")[0], f"cfqueues://{'a' * 32}:token@/", options
+        ) as script:
+            first, second, threads = script.wait(60)
+    for _, text, seconds in (first, second):
+        assert "the name servers did not answer within" in text
+        assert seconds < 20
+    assert threads <= 1

@@ -16,6 +16,7 @@ import pytest
 from kombu import Connection
 
 import kombu_cfqueues
+from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.errors import (
     BatchPublishError,
     InvalidMessage,
@@ -23,6 +24,7 @@ from kombu_cfqueues.errors import (
     PublishTimeout,
 )
 from kombu_cfqueues.metrics import metrics
+from kombu_cfqueues.spool import Spool
 
 from .workers import ROOT, Worker, until
 
@@ -88,6 +90,20 @@ def test_stats_tells_what_was_published_pulled_and_settled(emulator):
         emulator.requests.of("push", "batch", "pull", "ack")
     )
     assert everything["pid"] == everything["of"]
+
+
+def test_stats_names_a_queue_that_another_process_has_looked_up(emulator, tmp_path):
+    """The spool's file tells its id, so the process that posts never asks for the queue."""
+    queue_id = emulator.create_queue("jobs")
+    options = {"publish_mode": "spool", "spool_dir": str(tmp_path)}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        read = connection.transport.session.options
+        spool = Spool.open(read.base_url, read.account_id, None, str, spool_dir=str(tmp_path))
+        spool.learn(Address("jobs", False, queue_id))
+        connection.Producer().publish("x", routing_key="jobs")
+        until(lambda: kombu_cfqueues.stats()["published"])
+
+    assert kombu_cfqueues.stats()["queues"].keys() == {"jobs"}
 
 
 def test_stats_tells_how_full_the_requests_were(emulator):

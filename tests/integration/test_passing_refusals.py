@@ -10,9 +10,10 @@ import time
 
 import pytest
 from kombu import Connection, Exchange, Queue
-from support.processes import eventually
+from support.processes import Script, eventually
 from support.scripted import Api, Failure, Json, ScriptedServer, Success
 
+from kombu_cfqueues.api import passing_refusals
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -133,6 +134,59 @@ def test_what_was_learned_is_kept_while_a_refusal_may_pass(emulator):
         publish(connection)
         publish(connection)
     assert {request.route for request in emulator.requests} == {"push"}
+
+
+CONNECT = """
+    from kombu_cfqueues.errors import RateLimited
+    try:
+        connect().connect()
+    except RateLimited:
+        print(json.dumps("does not know whether the token works"))
+    else:
+        print(json.dumps("connected"))
+"""
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Options of processes that share an allowance, which is plenty."""
+    return {"request_rate": 50.0, "spool_dir": str(tmp_path / "spool"), "publish_timeout": 1}
+
+
+def connect_while_the_token_is_stopped(connection, emulator, options):
+    """Let another process connect, which then depends on what the machine knows of the token."""
+    emulator.faults.error("push", status=429, code=971, retry_after=60)
+    with pytest.raises(CFQueuesError):
+        publish(connection)
+    asked = len(emulator.requests)
+    with Script(CONNECT, emulator.broker_url, options) as another:
+        (said,) = another.wait(60)
+    assert len(emulator.requests) == asked
+    return said
+
+
+def test_the_machine_remembers_a_token_while_a_refusal_may_pass(emulator, shared):
+    with Connection(emulator.broker_url, transport_options=shared) as connection:
+        publish(connection)
+        refuse(emulator, "push", status=403, code=10000, times=1)
+        publish(connection)
+        said = connect_while_the_token_is_stopped(connection, emulator, shared)
+    assert said == "connected"
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, 10000), (400, 10000), (401, None)])
+def test_the_machine_forgets_a_token_whose_refusal_counts(
+    emulator, shared, status, code, monkeypatch
+):
+    monkeypatch.setattr(passing_refusals, "PASSING_SECONDS", 0.0)  # so the second one counts
+    with Connection(emulator.broker_url, transport_options=shared) as connection:
+        publish(connection)
+        emulator.faults.error("push", status=status, code=code, times=None)
+        with pytest.raises(AuthenticationFailed):
+            publish(connection)
+        emulator.faults.clear()
+        said = connect_while_the_token_is_stopped(connection, emulator, shared)
+    assert said == "does not know whether the token works"
 
 
 # -- credentials that were not sent

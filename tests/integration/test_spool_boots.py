@@ -60,6 +60,28 @@ def test_a_container_that_starts_deletes_nothing_that_another_one_waits_for(serv
     assert [outcome.told for outcome in outcomes.values()] == ["returned"] * 5
 
 
+def test_a_container_whose_clock_is_behind_deletes_nothing_that_another_one_waits_for(
+    server, options
+):
+    """A clock that ran backwards tells of a restart, too, unless another process lives.
+
+    A container that was moved from another machine keeps that machine's clock.
+    """
+    waiting = [f"waits {number}" for number in range(5)]
+    options = options | {"request_rate": 0.2}
+    with (
+        Publisher(server.broker_url, options) as first,
+        Publisher(server.broker_url, options | {"modes": []}, behind=3600.0) as second,
+    ):
+        use_up(first, 4)  # and one to connect
+        first.publish(*waiting, timeout=30)
+        assert eventually(lambda: held(server.broker_url, options["spool_dir"])["confirmed"] == 5)
+        second.publish("of the second", one_thread=True, timeout=1)
+        assert second.outcomes(1)
+        outcomes = first.outcomes(5)
+    assert [outcome.told for outcome in outcomes.values()] == ["returned"] * 5
+
+
 def test_containers_that_start_all_the_time_delete_nothing_of_each_other(server, options):
     """Three containers start a process each, twice: each message arrives, and its caller hears."""
     options = options | {"request_rate": 1.5, "modes": []}  # connects when it publishes

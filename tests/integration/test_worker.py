@@ -6,25 +6,18 @@ acknowledgement, and outages of a minute.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 import time
-from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from celery import VERSION, chord, group
 from kombu import Connection
 
-from kombu_cfqueues.emulator import Emulator
+from .workers import MATRIX, Worker, send_many, states, until, within
 
-from .workers import HERE, MATRIX, Worker, until, within
-
-#: Before 5.7 Celery acknowledged a task of the solo pool, early or late, after its end, and the
-#: pool of threads, when stopped, still ran all that it had been given.
+#: Before 5.7 Celery's pool of threads, when stopped, still ran all that it had been given.
 NEW_CELERY = VERSION >= (5, 7)
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
@@ -46,38 +39,6 @@ def concurrency(pool: str) -> int:
     return 1 if pool == "solo" else 2
 
 
-@pytest.fixture
-def emulator():
-    with Emulator(latency=0.03) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def tasks(emulator, tmp_path, monkeypatch) -> ModuleType:
-    """The application of the workers, to send its tasks from here."""
-    monkeypatch.setenv("BROKER_URL", emulator.broker_url)
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("RESULTS", f"file://{tmp_path / 'results'}")
-    monkeypatch.syspath_prepend(str(HERE))
-    (tmp_path / "results").mkdir()
-    sys.modules.pop("tasks", None)
-    import tasks
-
-    yield tasks
-    tasks.app.close()
-    sys.modules.pop("tasks", None)
-
-
-def send_many(task, values, *more) -> None:
-    with (
-        task.app.producer_pool.acquire(block=True) as producer,
-        # Kombu before 5.7 has no batches.
-        producer.batch() if hasattr(producer, "batch") else contextlib.nullcontext(),
-    ):
-        for value in values:
-            task.apply_async((value, *more), producer=producer)
-
-
 def settled_by(acks, at) -> int:
     """How many messages the server had been told of at a time."""
     return sum(request.body.count(b"lease_id") for request in acks if request.time <= at)
@@ -85,10 +46,6 @@ def settled_by(acks, at) -> int:
 
 def empty(emulator, queue="celery") -> bool:
     return not emulator.messages(queue)
-
-
-def states(emulator, queue="celery") -> Counter[str]:
-    return Counter(message.state for message in emulator.messages(queue))
 
 
 @every_pool
@@ -192,19 +149,9 @@ def test_an_ack_of_a_solo_worker_is_not_held_up_by_its_next_task(emulator, tasks
         since = ended["at"] if late else worker.runs("nap")[0]["at"]
         assert first.time - since < within(0.2, 10)
         assert first.time < hard["at"] + 2  # while the thread sat in the task
-        if not late and NEW_CELERY:
+        if not late:
             second = emulator.requests.of("ack")[1]
             assert second.time - hard["at"] < within(0.2, 2)
-
-
-def test_a_task_whose_child_is_killed_runs_again_at_once(emulator, tasks, tmp_path):
-    with Worker(emulator, tmp_path, worker_lost_wait=1) as worker:
-        tasks.die_once.delay(1)
-        until(lambda: len(worker.runs("die_once")) == 2)
-        # Not from its death: Celery takes worker_lost_wait to be sure of that.
-        (given_back,) = [r for r in emulator.requests.of("ack") if b'"retries": [{' in r.body]
-        assert worker.runs("die_once")[1]["at"] - given_back.time < within(2, 20)
-        until(lambda: empty(emulator))
 
 
 def test_a_task_whose_worker_is_killed_runs_again_after_its_lease(emulator, tasks, tmp_path):

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ def until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> 
     return result
 
 
+def states(emulator, queue="celery") -> Counter[str]:
+    """How many messages of a queue are ready, leased or delayed."""
+    return Counter(message.state for message in emulator.messages(queue))
+
+
+def send_many(task: Any, values: Iterable[Any], *more: Any) -> None:
+    """Send a task for each value, in full requests."""
+    with (
+        task.app.producer_pool.acquire(block=True) as producer,
+        # Kombu before 5.7 has no batches.
+        producer.batch() if hasattr(producer, "batch") else contextlib.nullcontext(),
+    ):
+        for value in values:
+            task.apply_async((value, *more), producer=producer)
+
+
 class Worker:
     """``celery worker``, from `start` to `stop` or `kill`.
 
@@ -48,6 +65,7 @@ class Worker:
         app: The module with the application, in this folder's ``worker``.
         options: Of the transport.
         settings: Of Celery.
+        arguments: More of the command line.
     """
 
     count = 0
@@ -62,6 +80,7 @@ class Worker:
         queues: str = "celery",
         url: str | None = None,
         program: str = "",
+        arguments: tuple[str, ...] = (),
         app: str = "tasks",
         options: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
@@ -88,6 +107,7 @@ class Worker:
             *("-A", app, "worker", "--pool", pool, "--concurrency", str(concurrency)),
             *("--queues", queues, "--loglevel", "INFO"),
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
+            *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -114,6 +134,13 @@ class Worker:
     @property
     def ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What its main process has used."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def log(self) -> str:

@@ -47,6 +47,12 @@ if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10
 assert pathlib.Path({path!r}).read_text() == {boot!r}
 """
 
+#: What gives a process a monotonic clock of its own, as a time namespace does.
+CLOCK = """
+import time
+time.monotonic = lambda real=time.monotonic: real() - {seconds!r}
+"""
+
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -59,12 +65,16 @@ class Script:
         options: Transport options.
         green: ``gevent`` or ``eventlet``.
         boot: The boot id that it reads; ``""``: the machine's.
+        behind: By how many seconds its monotonic clock is behind the machine's.
     """
 
     def __init__(
-        self, code: str, url: str, options: dict, *, green: str = "", boot: str = ""
-    ) -> None:
+        self, code: str, url: str, options: dict, *, green: str = "", boot: str = "",
+        behind: float = 0.0,
+    ) -> None:  # fmt: skip
         patch = GREEN.get(green, "")
+        if behind:
+            patch += CLOCK.format(seconds=behind)
         if boot:
             patch += BOOT.format(path=BOOT_ID, boot=boot)
         self.process = subprocess.Popen(

@@ -122,11 +122,14 @@ class Publisher:
         options: Transport options; ``modes`` says which publish modes connect at once, and
             ``keep_promises`` of which bodies the promises are kept.
         boot: The boot id that it reads, as in a container with one of its own; ``""``: the real.
+        behind: By how many seconds its monotonic clock is behind the machine's.
     """
 
-    def __init__(self, url: str, options: dict[str, Any], *, boot: str = "") -> None:
+    def __init__(
+        self, url: str, options: dict[str, Any], *, boot: str = "", behind: float = 0.0
+    ) -> None:
         modes = {"modes": [options.get("publish_mode", "confirm")]}
-        self._script = Script(COMMANDS, url, modes | options, boot=boot)
+        self._script = Script(COMMANDS, url, modes | options, boot=boot, behind=behind)
         self._mode = options.get("publish_mode", "confirm")
         self._lines: queue.Queue[list[Any] | None] = queue.Queue()
         self.process = self._script.process

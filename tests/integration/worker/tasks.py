@@ -14,6 +14,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
+from celery.signals import task_revoked
 
 import kombu_cfqueues
 
@@ -38,6 +39,11 @@ def tell(name: str, value: object) -> None:
         os.write(file, line.encode() + b"\n")
     finally:
         os.close(file)
+
+
+@task_revoked.connect
+def on_revoked(request, expired, **_):
+    tell("task_revoked", [request.id, expired])
 
 
 @task()
@@ -115,6 +121,19 @@ def die_once(value):
     if not flag.exists():
         flag.touch()
         os.kill(os.getpid(), 9)
+
+
+@task(acks_late=True, reject_on_worker_lost=True)
+def die(value):
+    """Kill the pool's child that runs this."""
+    tell("die", value)
+    os.kill(os.getpid(), 9)
+
+
+@task(acks_late=True)
+def requeue(value):
+    tell("requeue", value)
+    raise Reject("not now", requeue=True)
 
 
 @task(time_limit=1)

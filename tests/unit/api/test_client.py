@@ -217,8 +217,12 @@ def test_a_malformed_token_is_refused_before_any_request(token, called):
     with ScriptedServer() as server:
         error = failure(connect(server, token=(lambda: token) if called else token))
 
-    assert type(error) is errors.AuthenticationFailed
-    assert "malformed" in str(error)
+    if called and not token:  # as a callable that raises
+        assert type(error) is errors.ConnectionFailed
+        assert "returned no token" in str(error)
+    else:
+        assert type(error) is errors.AuthenticationFailed
+        assert "malformed" in str(error)
     assert not token or str(token).strip() not in str(error)
     assert not server.requests
 

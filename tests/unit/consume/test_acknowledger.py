@@ -338,3 +338,13 @@ def test_a_flush_ends_at_its_deadline(acknowledger, server):
 def test_the_last_retries_are_not_risked(attempts, max_retries, may):
     """Past max_retries the message is deleted, and from where it counts is not certain."""
     assert delivery("L", attempts=attempts, max_retries=max_retries).may_be_retried == may
+
+
+@pytest.mark.parametrize(
+    ("attempts", "max_retries", "is_last"),
+    [(1, 100, False), (99, 100, False), (100, 100, True), (101, 100, True), (0, 1, False),
+     (1, 1, True), (0, 0, True), (None, 3, False), ("3", 3, False)],
+)  # fmt: skip
+def test_the_last_delivery_is_number_max_retries(attempts, max_retries, is_last):
+    """Then what is requeued goes to the dead-letter queue."""
+    assert delivery("L", attempts=attempts, max_retries=max_retries).is_last == is_last

@@ -11,6 +11,7 @@ from kombu_cfqueues.api.models import PullConsumer, Queue
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.consume.inbox import Arrival, Inbox, Subscription
 from kombu_cfqueues.consume.prefetch_window import PrefetchWindow
+from kombu_cfqueues.consume.source import Source
 from kombu_cfqueues.errors import AuthenticationFailed
 from kombu_cfqueues.options import Options, Secret
 from kombu_cfqueues.runtime.thread_pool import StartingLock
@@ -24,18 +25,19 @@ class Mail:
     def __init__(self, prefetch: int = 10) -> None:
         self.lock = StartingLock()
         self.wanted = 0
-        self.inbox = Inbox(self.lock, self.want)
+        self.inbox = Inbox(self.lock, self.want, lambda failure: None)
         self.window = PrefetchWindow(100)
         self.window.prefetch = prefetch
         self.subscription = Subscription(
             "jobs",
-            Queue("1" * 32, "jobs", None),
-            consumer=PullConsumer(100, ""),
             options=OPTIONS,
             window=self.window,
             inbox=self.inbox,
         )
         self.inbox.subscriptions.append(self.subscription)
+        source = Source(Queue("1" * 32, "jobs", None), PullConsumer(100, ""))
+        with self.lock:
+            self.inbox.found(self.subscription, source)
 
     def want(self) -> None:
         assert self.lock.locked()

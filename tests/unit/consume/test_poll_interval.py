@@ -76,3 +76,29 @@ def test_what_a_server_asks_for_is_the_least_and_never_the_rest_of_the_day(asked
     poll_interval.failed(100, asked)
 
     assert 100 + least <= poll_interval.due <= 100 + most
+
+
+def test_a_result_waits_for_a_quarter_of_the_time_that_its_task_takes():
+    """And an idle reply queue costs what any idle queue costs."""
+    interval = PollInterval(1, 10, 0.0, is_reply=True)
+    times = pulls_of_an_empty_queue(interval, 600)
+
+    assert times[1] == pytest.approx(0.1)
+    assert all(after - before <= 0.1 + before / 4 + 1e-9 for before, after in pairwise(times))
+    assert times[-1] - times[-2] == 10
+
+    interval.expect(600.0)
+    assert interval.due == pytest.approx(600.1)
+
+
+def test_tasks_that_are_sent_all_the_time_do_not_keep_the_pace_quick():
+    """Their results do, if there are any."""
+    interval = PollInterval(1, 10, 0.0, is_reply=True)
+    pulls, now = 0, 0.0
+    while now < 60:
+        interval.expect(now)
+        if interval.due <= now:
+            interval.empty(now)
+            pulls += 1
+        now += 0.01
+    assert pulls < 5 * 60
