@@ -54,13 +54,18 @@ def run_cfqueues(*arguments: str) -> str:
 
 
 def use_celery() -> None:
-    """The application finds its transport without an import."""
-    from celery import Celery
+    """The application finds its transport by the broker URL alone."""
+    program = """
+from celery import Celery
 
-    app = Celery(broker=f"cfqueues://{'0' * 32}:token@/")
-    app.conf.broker_transport = "kombu_cfqueues:Transport"
-    with app.connection_for_write() as connection:
-        assert isinstance(connection.transport, kombu_cfqueues.Transport)
+app = Celery(broker=f"cfqueues://{'0' * 32}:token@/")
+with app.connection_for_write() as connection:
+    print(type(connection.transport).__module__)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert printed == "kombu_cfqueues.transport.transport\n", printed
 
 
 def use_cli() -> None:

@@ -1,33 +1,49 @@
 """Cloudflare Queues as the broker of Kombu and Celery applications.
 
-Importing this package makes ``cfqueues://`` URLs known to Kombu::
+Celery needs a broker URL and nothing else::
+
+    app = Celery("shop", broker="cfqueues://ACCOUNT_ID:API_TOKEN@/")
+
+With plain Kombu, importing this package makes ``cfqueues://`` URLs known::
 
     import kombu_cfqueues
     from kombu import Connection
 
     with Connection("cfqueues://ACCOUNT_ID:API_TOKEN@/") as connection:
         connection.Producer().publish({"hello": "world"}, routing_key="greetings")
-
-Celery needs no import if it is configured with ``broker_transport = "kombu_cfqueues:Transport"``.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from kombu.transport import TRANSPORT_ALIASES
 
 if TYPE_CHECKING:
     from . import errors
     from .metrics import stats
+    from .transport.block import batch
     from .transport.transport import Transport
 
-__all__ = ["Transport", "__version__", "errors", "stats"]
+__all__ = ["Transport", "__version__", "batch", "errors", "stats"]
 
 __version__ = "0.1.0"
 
-TRANSPORT_ALIASES["cfqueues"] = "kombu_cfqueues:Transport"
+# Kombu imports this package wherever it is installed, as an entry point of "kombu.serializers", and
+# registers this: no encoder, no decoder, and a content type that no message has.  Set before the
+# import below, so that it is there even if Kombu is half imported.
+serializer_plugin = (None, None, "application/x-kombu-cfqueues-makes-its-url-known")
 
-_MODULES = {"Transport": ".transport.transport", "stats": ".metrics", "errors": ".errors"}
+# An error here would keep Kombu from being imported, also in programs that do not use this package.
+with suppress(ImportError):
+    from kombu.transport import TRANSPORT_ALIASES
+
+    TRANSPORT_ALIASES["cfqueues"] = "kombu_cfqueues:Transport"
+
+_MODULES = {
+    "Transport": ".transport.transport",
+    "batch": ".transport.block",
+    "errors": ".errors",
+    "stats": ".metrics",
+}
 
 
 def __getattr__(name: str) -> Any:

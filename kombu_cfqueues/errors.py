@@ -15,7 +15,7 @@
         AuthenticationFailed        the API token is malformed, unknown or revoked
         PermissionDenied            the API token lacks a permission
         QueueNotFound               the queue does not exist, and may not be created
-        MessageTooLarge             the message is larger than 128 KB
+        MessageTooLarge             the message is larger than 128 KB, also if it is compressed
         InvalidMessage              the message cannot be sent as it is
         PlanLimitReached            the account's plan allows no more operations today
         PullNotEnabled              the queue has no consumer that may pull over HTTP

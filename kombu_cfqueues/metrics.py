@@ -41,7 +41,9 @@ PROCESS_COUNTS: Final = (
     "admin_seconds",
     "permits",
     "permit_wait_seconds",
+    "refused",
     "retries",
+    "uncertain",
     "unroutable",
 )
 """Names of the counts that only the process has."""
@@ -137,6 +139,14 @@ class Metrics:
             self._counts["", "unroutable"] += 1
         if telemetry := instruments():
             telemetry.unroutable()
+
+    def not_accepted(self, *, refused: int = 0, uncertain: int = 0) -> None:
+        """Count messages whose publisher got an error: surely not delivered, or perhaps."""
+        with self._lock:
+            self._counts["", "refused"] += refused
+            self._counts["", "uncertain"] += uncertain
+        if telemetry := instruments():
+            telemetry.not_accepted(refused, uncertain)
 
     def waited(self, seconds: float) -> None:
         """Count a permit for which a request waited *seconds*."""

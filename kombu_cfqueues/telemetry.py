@@ -91,6 +91,12 @@ class Instruments:
         self._retries = meter.create_counter(
             "kombu_cfqueues.retries", "{request}", "Failures that were followed by a retry"
         )
+        self._refused = meter.create_counter(
+            "kombu_cfqueues.refused", "{message}", "Messages that were certainly not delivered"
+        )
+        self._uncertain = meter.create_counter(
+            "kombu_cfqueues.uncertain", "{message}", "Messages that may not have been delivered"
+        )
         self._unroutable = meter.create_counter(
             "kombu_cfqueues.unroutable", "{message}", "Messages dropped for want of a bound queue"
         )
@@ -136,6 +142,12 @@ class Instruments:
     def unroutable(self) -> None:
         """Record a message that was dropped because no queue is bound for it."""
         self._unroutable.add(1, _SYSTEM)
+
+    def not_accepted(self, refused: int, uncertain: int) -> None:
+        """Record messages whose publisher got an error."""
+        for counter, messages in ((self._refused, refused), (self._uncertain, uncertain)):
+            if messages:
+                counter.add(messages, _SYSTEM)
 
     def waited(self, seconds: float) -> None:
         """Record a permit for which a request waited *seconds*."""

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     SINGLE = 0
     """A `publish()`, for the confirmation of its message."""
     BULK = 1
-    """A `Producer.batch()`, for the confirmation of its messages."""
+    """A batch, for the confirmation of its messages."""
     SPOOLED = 2
     """A message on this machine's disk, for which no caller waits."""
     ADMIN = 3

@@ -8,7 +8,6 @@ from pydantic import BaseModel
 
 celery_app = Celery("shop", broker="cfqueues://")
 celery_app.conf.update(
-    broker_transport="kombu_cfqueues:Transport",
     broker_transport_options={"publish_mode": "spool"},  # a publish waits for the disk alone
     task_ignore_result=True,
 )

@@ -16,7 +16,6 @@ def create_celery(flask_app: Flask) -> Celery:
     celery_app = Celery(flask_app.name, task_cls=FlaskTask)
     celery_app.conf.update(
         broker_url="cfqueues://",
-        broker_transport="kombu_cfqueues:Transport",
         broker_transport_options={"publish_timeout": 5},  # seconds that a request waits at most
         task_ignore_result=True,
     )

@@ -7,7 +7,6 @@ import os
 from celery import Celery
 
 app = Celery("shop", broker=os.environ.get("BROKER_URL", "cfqueues://"))
-app.conf.broker_transport = "kombu_cfqueues:Transport"
 app.conf.task_default_queue = "emails"
 
 

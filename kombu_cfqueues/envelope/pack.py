@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import limits
 from ..errors import InvalidMessage, MessageTooLarge
 from ..options import Options
 from ..runtime.rng import new_id
+from .compress import compressed
 from .json_text import encode_kombu, quote, quote_json, strict_loads
 from .packed import Packed
 from .times import delayed_until, eta_of
@@ -21,16 +22,35 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
         message: Kombu's dictionary: ``body``, ``content-type``, ``content-encoding``, ``headers``,
             ``properties``.  It is not changed.
         queue: Kombu's name of the queue, for the texts of errors.
-        options: ``body_format``, ``content_type`` and ``native_delay`` are used.
+        options: ``body_format``, ``compress_large``, ``content_type`` and ``native_delay`` are
+            used.
 
     Raises:
         InvalidMessage: JSON cannot carry the message, or its delay is negative or over 24 hours.
-        MessageTooLarge: The message is larger than Cloudflare's limit for one message.
+        MessageTooLarge: The message is larger than Cloudflare's limit for one message, also with
+            a compressed body.
     """
     due = delayed_until(message, queue)
     eta = eta_of(message)
     if due is None and options.native_delay:
         due = eta
+    encoded = _encoded_checked(message, queue, options)
+    if encoded.size > limits.BODY_BYTES:
+        encoded = _made_to_fit(message, queue, options, encoded.size)
+    # A plain body has no eta, so nobody waits for it.
+    eta = eta if options.body_format == "kombu" else None
+    return Packed(encoded.fragment, len(encoded.fragment), due, encoded.alone, eta)
+
+
+class _Encoded(NamedTuple):
+    """A fragment, and what counts towards Cloudflare's limit: see `Packed` for the others."""
+
+    fragment: bytes
+    size: int
+    alone: bool
+
+
+def _encoded_checked(message: Mapping[str, Any], queue: str, options: Options) -> _Encoded:
     try:
         content, body = _encoded(message, options)
         size = len(content) if content.isascii() else len(content.encode())
@@ -42,16 +62,27 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
             f"the message to queue {queue!r} cannot be sent as {options.body_format} "
             f"{options.content_type}: {error}; {what} may contain only what JSON can carry"
         ) from error
-    if size > limits.BODY_BYTES:
-        raise MessageTooLarge(
-            f"the message to queue {queue!r} has {size:,} bytes as it would be sent, and "
-            f"Cloudflare Queues accepts at most {limits.BODY_BYTES:,} bytes: store the data "
-            "elsewhere and send a reference, or use compression"
-        )
     alone = options.content_type != "json" or content.lstrip()[:1] in ("{", "[")
-    # A plain body has no eta, so nobody waits for it.
-    eta = eta if options.body_format == "kombu" else None
-    return Packed(fragment, len(fragment), due, alone, eta)
+    return _Encoded(fragment, size, alone)
+
+
+def _made_to_fit(message: Mapping[str, Any], queue: str, options: Options, size: int) -> _Encoded:
+    """Return the message with a compressed body.
+
+    Raises:
+        MessageTooLarge: It is still too large, or cannot be compressed.
+    """
+    smaller, reason = compressed(message, options)
+    if not reason:
+        encoded = _encoded_checked(smaller, queue, options)
+        if encoded.size <= limits.BODY_BYTES:
+            return encoded
+        reason = f"{encoded.size:,} bytes if its body is compressed"
+    raise MessageTooLarge(
+        f"the message to queue {queue!r} has {size:,} bytes as it would be sent ({reason}), and "
+        f"Cloudflare Queues accepts at most {limits.BODY_BYTES:,} bytes: store the data elsewhere "
+        "and send a reference"
+    )
 
 
 def _encoded(message: Mapping[str, Any], options: Options) -> tuple[str, str]:

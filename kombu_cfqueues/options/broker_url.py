@@ -152,8 +152,7 @@ def _not_ours(scheme: str) -> str:
     return (
         f"the broker URL begins with {scheme}://, which is not a URL of kombu_cfqueues, and no "
         "request was made: unset broker_transport (Celery) or transport= (Kombu), which selects "
-        "kombu_cfqueues for every URL, and import kombu_cfqueues instead; or write the URL as "
-        f"{FORM}"
+        f"kombu_cfqueues for every URL; or write the URL as {FORM}"
     )
 
 

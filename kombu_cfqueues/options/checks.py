@@ -121,6 +121,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "create_missing_queues": _flag,
     "body_format": _one_of("kombu", "plain"),
     "content_type": _one_of("text", "json"),
+    "compress_large": _flag,
     "publish_mode": _one_of("confirm", "spool"),
     "spool_dir": _path,
     "spool_max_bytes": partial(_integer, minimum=1),

@@ -42,6 +42,8 @@ class Options:
             Celery consumers.  ``"plain"`` sends only its body, for consumers that do not know
             Kombu.
         content_type: Type of the body at Cloudflare: ``"text"`` or ``"json"``.
+        compress_large: Whether to compress the body of a message that is too large otherwise.  Only
+            with ``body_format="kombu"``, whose consumers decompress it.
         publish_mode: With ``"confirm"``, `publish` returns when Cloudflare has accepted the
             message.  With ``"spool"``, it returns when the message is on this machine's disk; it is
             delivered later.
@@ -78,6 +80,7 @@ class Options:
     create_missing_queues: bool = True
     body_format: Literal["kombu", "plain"] = "kombu"
     content_type: Literal["text", "json"] = "text"
+    compress_large: bool = True
     publish_mode: Literal["confirm", "spool"] = "confirm"
     spool_dir: str | None = None
     spool_max_bytes: int = 1 << 30

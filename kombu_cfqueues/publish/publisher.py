@@ -331,6 +331,7 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
 def _advise_to_batch() -> None:
     logger.warning(
         "a thread publishes one message after the other and waits for the request allowance each "
-        "time, which limits it to about 4 messages per second: use 'with producer.batch():', which "
-        "sends 100 messages per request, or publish_mode='spool', which waits only for the disk"
+        "time, which limits it to about 4 messages per second: use "
+        "'with kombu_cfqueues.batch(app):', which sends 100 messages per request, or "
+        "publish_mode='spool', which waits only for the disk"
     )

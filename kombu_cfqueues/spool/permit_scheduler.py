@@ -1,7 +1,7 @@
 """The order in which permits are given out.  The caller of each function is in a transaction.
 
 The next permit goes to the queue that holds the oldest waiting message, whichever process posts it.
-A look-up that a message waits for ranks as that message.  The spool, a `Producer.batch()` and other
+A look-up that a message waits for ranks as that message.  The spool, a batch and other
 admin requests never take two permits in a row while something else waits: backlogs are always the
 oldest, and a hundred processes that connect at once must not delay messages.
 """

@@ -81,6 +81,12 @@ def is_result_queue(queue: str) -> bool:
     return _UUID.fullmatch(queue) is not None
 
 
+def is_task_predicate(error: BaseException) -> bool:
+    """Whether a Celery task left in order by raising *error*: Retry, Ignore or Reject."""
+    exceptions = sys.modules.get("celery.exceptions")  # not imported: Celery may not be installed
+    return exceptions is not None and isinstance(error, exceptions.TaskPredicate)
+
+
 def stops_worker(callback: Callable[..., Any], message: Message) -> bool:
     """Whether an exception of *callback* means that a Celery worker cannot process *message*.
 

@@ -16,20 +16,21 @@ from vine import promise
 
 from .. import envelope
 from ..api.models import Queue
-from ..envelope import Address, Packed
+from ..envelope import Packed
 from ..errors import (
     CFQueuesError,
     PermanentError,
     PublishTimeout,
-    QueueNotFound,
     TransientError,
 )
+from ..metrics import metrics
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from . import uncertain
 from .at_exit import remains
-from .batch import PublishBatch
+from .batch import Batch, PublishBatch
+from .block import batch_for
 from .celery_task import is_control_queue, is_result_queue
 from .consumer import ConsumingChannel
 from .uncertain import Content
@@ -61,20 +62,33 @@ class Channel(ConsumingChannel):
             exchange: Name of the exchange; if it is ``""``, *routing_key* is the queue.
             routing_key: The routing key.
             **kwargs: ``timeout`` and ``confirm_timeout`` (seconds; each shortens
-                ``publish_timeout``) and ``mandatory`` have an effect.
+                ``publish_timeout``), ``mandatory`` and ``batch`` (the `Batch` that collects the
+                message) have an effect.
 
         Returns:
             A fulfilled promise; with ``publish_mode="spool"`` one that is fulfilled once the
             message is delivered; None in a batch.
 
         Raises:
+            BatchPublishError: Messages that a batch has sent earlier were not all accepted.
             InvalidMessage: No queue is bound for the message; see the option ``unroutable``.
             PublishTimeout: A queue did not accept the message in time.
             SpoolFull, SpoolUnavailable: The spool cannot take the message.
-            PermanentError: A signal handler publishes while its thread is publishing; or the
-                interpreter is ending.
+            PermanentError: A signal handler publishes while its thread is publishing; another
+                asyncio task has a batch open; or the interpreter is ending.
             CFQueuesError: The message was refused.
         """
+        try:
+            return self._publish(message, exchange, routing_key, kwargs)
+        except CFQueuesError as error:
+            if not isinstance(error, TransientError):  # after those, Kombu publishes again
+                perhaps = error.delivered == "unknown"
+                metrics.not_accepted(refused=not perhaps, uncertain=perhaps)
+            raise
+
+    def _publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, kwargs: dict[str, Any]
+    ) -> promise | None:
         refuse_at_end()
         self._inplace_augment_message(message, exchange, routing_key)
         # Set here, so that the copies for several queues share it.
@@ -82,9 +96,12 @@ class Channel(ConsumingChannel):
         properties.setdefault("message_id", properties["delivery_tag"])
         mandatory = bool(kwargs.get("mandatory"))
         queues = self.route(message, exchange, routing_key, mandatory=mandatory)
-        if "publish_batch" in kwargs:  # collects the message, and does not block
-            for queue in queues:
-                self._put(queue, message, **kwargs)
+        batch = kwargs.get("batch") or batch_for(self.session)
+        if batch is not None:
+            with no_reentry:
+                for queue in queues:
+                    self._collect(queue, message, batch)
+                batch.send_full()
             return None
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         reply_to = properties.get("reply_to")
@@ -121,22 +138,30 @@ class Channel(ConsumingChannel):
         message: dict[str, Any],
         timeout: float | None = None,
         confirm_timeout: float | None = None,
-        publish_batch: PublishBatch | None = None,
         **_: Any,
     ) -> list[Place]:
-        """Publish to one queue, or collect for it; return where the spooled messages are."""
+        """Publish to one queue; return where the message is if it is spooled."""
         if is_control_queue(queue):
             return []  # without fanout nobody can receive it, so it must not cost a request
-        options = self.session.options
-        packed = envelope.pack(message, queue, options)
-        if options.publish_mode == "spool":
-            spooled = self._spooled(queue, packed, message)
-            return self._spool(spooled, publish_batch, self._seconds(timeout, confirm_timeout))
-        if publish_batch is not None:
-            publish_batch.add(queue, packed)
-            return []
-        self._submit(queue, packed, self._seconds(timeout, confirm_timeout))
+        packed = envelope.pack(message, queue, self.session.options)
+        seconds = self._seconds(timeout, confirm_timeout)
+        if self.session.options.publish_mode == "spool":
+            return self.session.account.publisher.spool(
+                [self._spooled(queue, packed, message)],
+                max_bytes=self.session.options.spool_max_bytes,
+                deadline=time.monotonic() + seconds,
+            )
+        self._submit(queue, packed, seconds)
         return []
+
+    def _collect(self, queue: str, message: dict[str, Any], batch: Batch) -> None:
+        """Collect a message for one queue."""
+        if is_control_queue(queue):
+            return
+        packed = envelope.pack(message, queue, self.session.options)
+        spools = self.session.options.publish_mode == "spool"
+        spooled = self._spooled(queue, packed, message) if spools else None
+        batch.collect(self.session, queue, packed, spooled)
 
     def _seconds(self, *timeouts: float | None) -> float:
         """Return how long a publish may take."""
@@ -155,7 +180,7 @@ class Channel(ConsumingChannel):
             if error is not None:
                 raise error
             self.session.account.publisher.submit(
-                self._address(queue, target),
+                self.session.address(queue, target),
                 packed,
                 deadline=deadline,
                 switches=self.session.has_alternates,
@@ -188,74 +213,9 @@ class Channel(ConsumingChannel):
             return None
         return envelope.expires_at(message)
 
-    def _spool(
-        self, spooled: Spooled, publish_batch: PublishBatch | None, seconds: float
-    ) -> list[Place]:
-        if publish_batch is None:
-            return self._spool_all([spooled], seconds)
-        publish_batch.add_spooled(spooled)
-        return []
-
-    def spool_many(self, messages: Sequence[Spooled]) -> list[Place]:
-        """Put all messages or none into the spool of this machine; return where they are.
-
-        Raises:
-            PublishTimeout: The spool's file was in use for ``publish_timeout``.
-            SpoolFull, SpoolUnavailable: The spool cannot take them.
-        """
-        with no_reentry:
-            return self._spool_all(messages, self._seconds())
-
-    def _spool_all(self, messages: Sequence[Spooled], seconds: float) -> list[Place]:
-        return self.session.account.publisher.spool(
-            messages,
-            max_bytes=self.session.options.spool_max_bytes,
-            deadline=time.monotonic() + seconds,
-        )
-
-    def _address(self, queue: str, target: Queue) -> Address:
-        address = self.session.account.directory.address(queue, self.session.options)
-        return address._replace(cloudflare_id=target.id)
-
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what collects messages for ``Producer.batch()`` (Kombu 5.7 and newer)."""
         return PublishBatch(self, max_size)
-
-    def put_many(
-        self, queue: str, messages: Sequence[Packed], *, deadline: float
-    ) -> list[CFQueuesError | None]:
-        """Publish many packed messages to one queue; block until each is accepted or has failed.
-
-        Args:
-            queue: Kombu's name of the queue.
-            messages: The messages.
-            deadline: When to give up, in seconds of `time.monotonic`.
-
-        Returns:
-            The error of each message, or None if it is accepted.
-        """
-        errors: list[CFQueuesError | None] = []
-
-        def submit(target: Queue) -> None:
-            late = [
-                envelope.retention_error(packed, queue, target.retention_seconds)
-                for packed in messages
-            ]
-            todo = [packed for packed, error in zip(messages, late, strict=True) if not error]
-            sent = self.session.account.publisher.submit_many(
-                self._address(queue, target), todo, deadline=deadline
-            )
-            outcomes = iter(sent)
-            errors[:] = [error or next(outcomes) for error in late]
-            # This concerns the queue, so all messages have the same outcome.
-            if sent and isinstance(sent[0], QueueNotFound):
-                raise sent[0]
-
-        try:
-            self.session.use_queue(queue, deadline, submit)
-        except CFQueuesError as error:
-            return errors or [error] * len(messages)
-        return errors
 
     def encode_body(
         self, body: str | bytes, encoding: str | None = None

@@ -14,6 +14,7 @@ from .. import retry
 from ..account import Account
 from ..api.models import Queue
 from ..consume.inbox import Inbox
+from ..envelope import Address
 from ..errors import (
     CFQueuesError,
     ConnectionFailed,
@@ -114,6 +115,11 @@ class Session:
             if not self.account.directory.forget(name, queue.id, self.options):
                 raise
             return use(self._look_up(name, deadline, give_up))
+
+    def address(self, name: str, queue: Queue) -> Address:
+        """Return the address of *queue*, which Kombu calls *name*."""
+        address = self.account.directory.address(name, self.options)
+        return address._replace(cloudflare_id=queue.id)
 
     def find_queue(self, name: str, deadline: float) -> Queue | None:
         """Return Kombu's queue *name*, or None if it does not exist.  Does not retry.

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from support.installed import as_installed
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.options import ACCOUNT_OPTIONS, Options
@@ -45,7 +46,7 @@ def code_blocks(mark: str) -> list:
 
 
 @pytest.mark.parametrize("code", code_blocks("runnable"))
-def test_example_runs_as_it_stands(code, emulator):
+def test_example_runs_as_it_stands(code, emulator, tmp_path):
     """What a reader copies works, with nothing but the URL's host changed."""
     host = f"127.0.0.1:{emulator.port}"
     code = code.replace('"cfqueues://"', f'"cfqueues://{host}/"')
@@ -55,7 +56,7 @@ def test_example_runs_as_it_stands(code, emulator):
     }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env=os.environ | account,
+        env=os.environ | account | {"PYTHONPATH": as_installed(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.installed import as_installed
 from support.processes import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(folder: Path, **more: str) -> dict[str, str]:
     """Ours, without a broker that whoever runs the tests may use."""
     mine = {name: value for name, value in os.environ.items() if "BROKER_URL" not in name}
-    return mine | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+    return mine | {"PYTHONPATH": as_installed(folder), "PYTHONUNBUFFERED": "1"} | more
 
 
 @pytest.mark.parametrize(
@@ -34,12 +35,12 @@ def environment(**more: str) -> dict[str, str]:
         ("pytest_fixtures", "-m pytest", "5 passed"),
     ],
 )
-def test_the_projects_own_tests_pass(project, command, passed):
+def test_the_projects_own_tests_pass(project, command, passed, tmp_path):
     """As its README says, in its folder: whoever copies a project begins with green tests."""
     done = subprocess.run(
         [sys.executable, *command.split()],
         cwd=EXAMPLES / project,
-        env=environment(PYTEST_ADDOPTS="-p no:cacheprovider"),
+        env=environment(tmp_path, PYTEST_ADDOPTS="-p no:cacheprovider"),
         capture_output=True,
         text=True,
         timeout=120,
@@ -115,6 +116,7 @@ def test_a_request_to_the_server_is_handled_by_the_worker(
 ):
     """A real server publishes, a real Celery worker runs the task."""
     env = environment(
+        tmp_path,
         CELERY_BROKER_URL=emulator.broker_url,
         XDG_STATE_HOME=str(tmp_path),  # where the spool is
         DATABASE=str(tmp_path / "db"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -243,7 +244,7 @@ def test_a_message_that_can_never_be_sent_fails_alone_and_at_once(producer, emul
     with producer.batch():
         publish(producer, [1])
         with pytest.raises(MessageTooLarge):
-            publish(producer, ["x" * 130_000])
+            publish(producer, [os.urandom(130_000).hex()])
         publish(producer, [2])
     assert arrived(emulator) == once([1, 2])
 
@@ -275,18 +276,17 @@ def test_after_an_exception_nothing_is_on_its_way(producer, emulator):
     assert len(posts(emulator)) == sent
 
 
-def test_a_connection_that_is_closed_in_the_block_leaves_an_account_of_each_message(
+def test_what_was_published_over_a_connection_that_is_closed_in_the_block_arrives(
     connect, emulator
 ):
     connection = connect()
     producer = connection.Producer()
-    with pytest.raises(BatchPublishError) as refusal, producer.batch() as batch:  # noqa: PT012  the block is what fails
+    with producer.batch() as batch:
         publish(producer, range(100))
         batch.flush()
         publish(producer, range(100, 250))
         connection.close()
-    assert values(refusal.value.refused) == list(range(100, 250))
-    assert arrived(emulator) == once(range(100))
+    assert arrived(emulator) == once(range(250))
 
 
 def test_after_a_failed_flush_the_batch_takes_no_more(producer, emulator):

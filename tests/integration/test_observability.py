@@ -17,6 +17,12 @@ from kombu import Connection
 
 import kombu_cfqueues
 from kombu_cfqueues.envelope import Address
+from kombu_cfqueues.errors import (
+    BatchPublishError,
+    InvalidMessage,
+    MessageTooLarge,
+    PublishTimeout,
+)
 from kombu_cfqueues.metrics import metrics
 from kombu_cfqueues.spool import Spool
 
@@ -149,6 +155,27 @@ def test_stats_tells_of_failures_retries_and_waits_for_the_allowance(
     assert found["limited_requests"] == 0
 
 
+def test_stats_counts_each_message_whose_publisher_got_an_error(emulator):
+    emulator.create_queue("jobs")
+    options = {"retry_uncertain": False, "publish_timeout": 30}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        producer = connection.Producer()
+        with pytest.raises(MessageTooLarge):
+            producer.publish(os.urandom(200_000), routing_key="jobs")
+        with pytest.raises(InvalidMessage):
+            producer.publish(1, exchange="nobody", routing_key="jobs")
+        emulator.faults.lost_response("push")
+        with pytest.raises(PublishTimeout):
+            producer.publish(1, routing_key="jobs", retry=True)
+        emulator.faults.refuse_messages(lambda body: json.loads(body)["body"] in ("3", "5"))
+        with pytest.raises(BatchPublishError), kombu_cfqueues.batch(connection):  # noqa: PT012
+            for number in range(10):
+                producer.publish(number, routing_key="jobs", serializer="json")
+
+    found = kombu_cfqueues.stats()
+    assert (found["refused"], found["uncertain"]) == (4, 1)
+
+
 def test_stats_tells_of_429s(emulator):
     emulator.faults.error("push", status=429, code=10250, times=1)
     with Connection(emulator.broker_url) as connection:
@@ -190,7 +217,10 @@ WITH_SDK = """
         metrics.set_meter_provider(MeterProvider([reader]))
         producer.publish("a", routing_key="jobs")
         producer.publish("a", routing_key="jobs")
-        found = []
+        try:
+            producer.publish("a", routing_key="jobs", delay_seconds=-1)
+        except kombu_cfqueues.errors.InvalidMessage:
+            found = []
         with connection.Consumer(connection.SimpleQueue("jobs").queue, on_message=found.append):
             while len(found) < 2:
                 connection.drain_events(timeout=30)
@@ -242,6 +272,7 @@ def test_opentelemetry_gets_the_same_by_the_names_of_its_conventions(emulator, l
             }
         ]
         assert points(found, "kombu_cfqueues.retries")[0]["value"] == 1
+    assert points(found, "kombu_cfqueues.refused")[0]["value"] == 1
     (pulled,) = points(found, "messaging.client.consumed.messages")
     assert pulled["value"] == 2
     (acked,) = points(found, "kombu_cfqueues.settled.messages")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
@@ -359,7 +360,7 @@ def test_too_large_a_message_costs_no_request(connection, emulator):
     producer.publish(1, routing_key="jobs")
     emulator.requests.clear()
     with pytest.raises(MessageTooLarge, match=r"127,900"):
-        producer.publish("x" * 130_000, routing_key="jobs")
+        producer.publish(os.urandom(130_000), routing_key="jobs")
     assert len(emulator.requests) == 0
 
 

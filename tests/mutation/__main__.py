@@ -79,6 +79,7 @@ PARTS = {
     "group_commit": Part(
         [
             "publish/callers",
+            "publish/collector",
             "publish/group_commit",
             "publish/in_flight",
             "publish/leadership",

@@ -1,7 +1,10 @@
 """Kombu's message <-> the queue's message: it comes back unchanged, or is refused at once."""
 
 import base64
+import copy
 import json
+import random
+import re
 import time
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -10,6 +13,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.compression import decompress as kombu_decompress
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.envelope import pack, retention_error
@@ -260,7 +264,7 @@ def test_a_message_over_the_limit_is_refused_with_its_size_and_the_limit(filler,
     packed(largest, message_id="m")
 
     with pytest.raises(MessageTooLarge) as refused:
-        packed(largest + filler, message_id="m")
+        packed(largest + filler, message_id="m", given=options(compress_large=False))
 
     assert f"{size} bytes" in str(refused.value)
     assert "127,900" in str(refused.value)
@@ -270,10 +274,76 @@ def test_a_message_over_the_limit_is_refused_with_its_size_and_the_limit(filler,
 @pytest.mark.parametrize("body_format", ["plain", "kombu"])
 @pytest.mark.parametrize("content_type", ["text", "json"])
 def test_the_limit_holds_in_every_format(body_format, content_type):
-    given = options(body_format=body_format, content_type=content_type)
+    given = options(body_format=body_format, content_type=content_type, compress_large=False)
 
     with pytest.raises(MessageTooLarge):
         packed(f'["{"x" * limits.BODY_BYTES}"]', given=given)
+
+
+# Compression of what is too large
+
+
+@pytest.mark.parametrize("content_type", ["text", "json"])
+def test_a_message_over_the_limit_is_compressed_and_marked_as_kombu_does(content_type):
+    body = '["' + "Grüße " * 100_000 + '"]'
+    given = options(content_type=content_type)
+
+    raw = pulled(packed(body, given=given)["body"], content_type)
+    sent = unpack(raw)
+
+    assert sent["headers"] == {"compression": "application/x-gzip"}
+    assert sent["properties"]["body_encoding"] == "base64"
+    assert kombu_decompress(base64.b64decode(sent["body"]), "gzip").decode() == body
+
+
+def test_the_size_after_base64_decides():
+    """A body that fits as it is stays text; one byte more is compressed."""
+    largest = body_of_size(limits.BODY_BYTES)
+    assert '"compression"' not in packed(largest, message_id="m")["body"]
+    assert '"compression"' in packed(largest + "x", message_id="m")["body"]
+
+
+def test_a_binary_body_is_compressed_from_its_bytes():
+    data = bytes(range(256)) * 1_000
+    given = message(base64.b64encode(data).decode(), body_encoding="base64")
+    before = copy.deepcopy(given)
+
+    sent = unpack(pulled(json.loads(pack(given, "jobs", options()).encode())["body"], "text"))
+
+    assert kombu_decompress(base64.b64decode(sent["body"]), "gzip") == data
+    assert given == before, "the application may publish it again"
+
+
+def test_what_does_not_shrink_is_refused_with_both_sizes():
+    noise = base64.b64encode(random.Random(7).randbytes(200_000)).decode()
+    with pytest.raises(MessageTooLarge) as refused:
+        packed(noise, body_encoding="base64")
+    sizes = [
+        int(size.replace(",", "")) for size in re.findall(r"([\d,]+) bytes", str(refused.value))
+    ]
+    assert sizes[0] > 266_000
+    assert 266_000 < sizes[1] < 267_500
+    assert sizes[2] == limits.BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "given", "reason"),
+    [
+        ("x" * 130_000, {"compression": "application/x-bz2"}, {}, "compressed already"),
+        ("x" * 130_000, {}, {"compress_large": False}, "compress_large is off"),
+        ("x" * 130_000, {}, {"body_format": "plain"}, "has no header"),
+        ("x" * (16 << 20) + "x", {}, {}, "at most 16,777,216 bytes"),
+        ("{}", {"mine": "x" * 130_000}, {}, "if its body is compressed"),
+    ],
+    ids=["compressed", "turned off", "plain", "over 16 MiB", "large headers"],
+)
+def test_why_a_message_could_not_be_made_to_fit_is_told(body, headers, given, reason):
+    with pytest.raises(MessageTooLarge, match=reason):
+        packed(body, headers, given=options(**given))
+
+
+def test_a_body_of_16_mib_is_compressed():
+    assert '"compression"' in packed("x" * (16 << 20))["body"]
 
 
 # Delay

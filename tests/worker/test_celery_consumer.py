@@ -10,6 +10,7 @@ import datetime as dt
 import decimal
 import itertools
 import json
+import os
 import threading
 import uuid
 import zlib
@@ -163,7 +164,17 @@ def test_a_body_of_128_kb_arrives_and_a_larger_one_is_refused(edge, publish):
     [record] = edge.wait_for("jobs")
     assert record["body"] == "x" * 127_000
     with pytest.raises(MessageTooLarge):
-        publish("x" * 128_000)
+        publish(os.urandom(128_000).hex())
+
+
+@pytest.mark.parametrize("content_type", ["text", "json"])
+def test_a_body_of_a_megabyte_arrives(edge, publish, content_type):
+    """The publisher has compressed it, because it was too large."""
+    body = [{"id": n, "name": f"Müller {n}", "state": "shipped"} for n in range(18_000)]
+    assert len(json.dumps(body)) > 1_000_000
+    publish(body, options={"content_type": content_type})
+    [record] = edge.wait_for("jobs")
+    assert record["body"] == body
 
 
 def test_a_compressed_body_that_would_fill_the_memory_is_a_dead_letter(edge):

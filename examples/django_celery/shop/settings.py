@@ -17,7 +17,6 @@ DATABASES = {
 }
 
 CELERY_BROKER_URL = "cfqueues://"
-CELERY_BROKER_TRANSPORT = "kombu_cfqueues:Transport"
 CELERY_BROKER_TRANSPORT_OPTIONS = {"publish_mode": "spool"}  # a view waits for the disk alone
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True

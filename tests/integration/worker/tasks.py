@@ -16,6 +16,8 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import task_revoked
 
+import kombu_cfqueues
+
 app = Celery("tests", broker=os.environ["BROKER_URL"])
 app.conf.broker_transport = "kombu_cfqueues:Transport"
 app.conf.update(
@@ -78,6 +80,28 @@ def flaky(self, value):
     tell("flaky", value)
     if self.request.retries < 1:
         raise self.retry(countdown=1)
+
+
+@task()
+def send_many(count):
+    with kombu_cfqueues.batch(app):
+        for number in range(count):
+            note.delay(number)
+
+
+@task(bind=True)
+def retry_in_block(self, value):
+    tell("retry_in_block", value)
+    with kombu_cfqueues.batch(app):
+        if self.request.retries < 1:
+            note.delay(value)
+            raise self.retry(countdown=0)
+
+
+@task(bind=True)
+def replace_in_block(self, value):
+    with kombu_cfqueues.batch(app):
+        return self.replace(note.s(value))
 
 
 @task(bind=True, acks_late=True)
