@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -24,8 +24,7 @@ DEFAULT_SIZE: Final = 1_000
 """Default of ``max_size``, as in Kombu's ``Producer.batch()``."""
 
 
-@contextmanager
-def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> Iterator[Batch]:
+def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> AbstractContextManager[Batch]:
     """Let everything that this thread or greenlet publishes in the block share full requests.
 
     Works with every call that publishes: ``delay``, ``apply_async``, ``send_task``, ``group``,
@@ -41,8 +40,8 @@ def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> Iterator[Batch]:
         target: A Celery application, or a Kombu connection.
         max_size: With this many messages collected, the full requests among them are sent.
 
-    Yields:
-        The batch; its ``flush()`` sends what was collected so far.
+    Returns:
+        A context manager; entered, it gives the batch, whose ``flush()`` sends what was collected.
 
     Raises:
         BatchPublishError: At the end of the block, or at a publish within it: not every message was
@@ -54,6 +53,11 @@ def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> Iterator[Batch]:
     """
     if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size <= 0:
         raise ValueError("max_size must be a positive integer")
+    return _open(target, max_size)
+
+
+@contextmanager
+def _open(target: Any, max_size: int) -> Iterator[Batch]:
     options = _options_of(target)
     if options is None:
         yield Batch(max_size)

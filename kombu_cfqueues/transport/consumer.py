@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from queue import Empty
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
@@ -26,6 +26,7 @@ from . import celery_task
 from .at_exit import delete, remains
 from .message import Message as PulledMessage
 from .qos import Prefetch
+from .queue_consumers import Callback, Consumer, QueueConsumers
 from .routing import RoutingChannel, warn_once
 from .session import Connected
 from .worker_stop import end_wait_at_stop
@@ -45,47 +46,6 @@ takes to take effect."""
 GET_RETRY_SECONDS: Final = 2.0
 """How long `ConsumingChannel.basic_get` repeats requests that fail.  Short, because its caller asks
 for what is there now."""
-
-Callback = Callable[[virtual.Message], Any]
-
-
-class _Consumer(NamedTuple):
-    tag: str
-    no_ack: bool
-    callback: Callback
-
-
-class QueueConsumers:
-    """The consumers of one queue.  The newest one receives the messages, as elsewhere in Kombu.
-
-    An application may have forgotten the earlier ones, for instance a `SimpleQueue` that it did not
-    close; messages that are delivered to those would stay leased.
-
-    Args:
-        subscription: Brings the messages; None for a queue of Celery's remote control, which
-            never has any.
-
-    Attributes:
-        subscription: The same.
-        consumers: In the order in which they were added.
-    """
-
-    def __init__(self, subscription: Subscription | None) -> None:
-        self.subscription = subscription
-        self.consumers: list[_Consumer] = []
-
-    def newest(self) -> _Consumer | None:
-        """Return the newest consumer; None if another thread has just cancelled the last one."""
-        consumers = self.consumers
-        return consumers[-1] if consumers else None
-
-    def update_subscription(self) -> None:
-        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
-        if self.subscription is not None:
-            self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
-            self.subscription.for_worker = any(
-                celery_task.is_worker(consumer.callback) for consumer in self.consumers
-            )
 
 
 class ConsumingChannel(RoutingChannel):
@@ -127,8 +87,7 @@ class ConsumingChannel(RoutingChannel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message, until the queue gets another consumer on this
-                connection.
+            callback: Called with each message, until this connection consumes the queue anew.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -141,19 +100,7 @@ class ConsumingChannel(RoutingChannel):
         """
         consumer_tag = consumer_tag or envelope.new_id()
         self._cancel(consumer_tag)
-        group = self._queue_consumers.get(queue)
-        subscription = None
-        if group is None:
-            if celery_task.is_control_queue(queue):
-                warn_once(celery_task.CONTROL_HINT)
-            else:
-                subscription = self._new_subscription(queue)
-            group = self._queue_consumers[queue] = QueueConsumers(subscription)
-        group.consumers.append(_Consumer(consumer_tag, no_ack, callback))
-        group.update_subscription()
-        self._tag_to_queue[consumer_tag] = queue
-        self._active_queues.append(queue)
-        self._consumers.add(consumer_tag)
+        subscription = self._add_consumer(queue, Consumer(consumer_tag, no_ack, callback))
         # Only now, because another thread may be asking for messages already.
         if subscription is not None:
             self._subscribe(subscription, consumer_tag)
@@ -165,6 +112,23 @@ class ConsumingChannel(RoutingChannel):
             end_wait_at_stop(self.session.inbox)
             celery_task.keep_started_tasks(callback)
         return consumer_tag
+
+    def _add_consumer(self, queue: str, consumer: Consumer) -> Subscription | None:
+        """Add a consumer; return a subscription that is to be started, if it needs a new one."""
+        group = self._queue_consumers.get(queue)
+        subscription = None
+        if group is None:
+            if celery_task.is_control_queue(queue):
+                warn_once(celery_task.CONTROL_HINT)
+            else:
+                subscription = self._new_subscription(queue)
+            group = self._queue_consumers[queue] = QueueConsumers(subscription)
+        group.consumers.append(consumer)
+        group.update_subscription()
+        self._tag_to_queue[consumer.tag] = queue
+        self._active_queues.append(queue)
+        self._consumers.add(consumer.tag)
+        return subscription
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
