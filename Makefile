@@ -5,7 +5,7 @@
 #   make test JOBS=1                              one test after the other (tests mostly wait)
 
 VENV ?= .venv
-JOBS ?= 4
+JOBS ?= 5
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 

@@ -19,6 +19,7 @@ from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import (
     CFQueuesError,
+    ConnectionFailed,
     PermanentError,
     PublishTimeout,
     TransientError,
@@ -96,6 +97,8 @@ class Channel(ConsumingChannel):
         properties.setdefault("message_id", properties["delivery_tag"])
         mandatory = bool(kwargs.get("mandatory"))
         queues = self.route(message, exchange, routing_key, mandatory=mandatory)
+        # Another thread may close the connection while the message is accepted, which is no error.
+        account = self.session.account
         batch = kwargs.get("batch") or batch_for(self.session)
         if batch is not None:
             with no_reentry:
@@ -106,8 +109,8 @@ class Channel(ConsumingChannel):
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         reply_to = properties.get("reply_to")
         if isinstance(reply_to, str) and is_result_queue(reply_to):
-            self.session.account.receiver.expect(reply_to)
-        return self.session.account.publisher.promise(spooled) if spooled else _fulfilled()
+            account.receiver.expect(reply_to)
+        return account.publisher.promise(spooled) if spooled else _fulfilled()
 
     def _put_all(
         self,
@@ -171,8 +174,9 @@ class Channel(ConsumingChannel):
 
     def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
         """Publish to one queue; block for *seconds* at most."""
-        # `self.session` each time: once another thread has closed the connection, it raises
-        # `ConnectionFailed`, after which Kombu publishes again over a new one.
+        # `self.session` each time: if another thread has closed the connection, it raises
+        # `ConnectionFailed`, and Kombu publishes again over a new one.  Not after the acceptance.
+        account = self.session.account
         deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
@@ -186,13 +190,17 @@ class Channel(ConsumingChannel):
                 switches=self.session.has_alternates,
             )
             if (packed.due or 0) <= time.time():  # this process may consume the queue, too
-                self.session.account.receiver.pull_now(target.id)
+                account.receiver.pull_now(target.id)
 
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
         except (TransientError, PublishTimeout) as error:
             # An earlier attempt may have arrived.  Then another one there is not worse than here.
-            next_url = self.session.for_next_url(error, deadline)
+            try:
+                next_url = self.session.for_next_url(error, deadline)
+            except ConnectionFailed as closed:
+                closed.delivered = error.delivered
+                raise
             if next_url is not None:
                 raise next_url from error.__cause__
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself

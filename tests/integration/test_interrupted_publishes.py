@@ -3,8 +3,8 @@
 Celery's time limits, gunicorn's worker timeouts and Ctrl-C do that, and they strike anywhere.  The
 publish that is struck ends; those that follow have to work as if nothing had been.
 
-The places at which CPython runs signal handlers are tried one after the other: each third one, from
-a random one of the first three on, and each one if CFQUEUES_LONG is set.
+The places at which CPython runs signal handlers are tried one after the other: each fifth one, from
+a random one of the first five on, and each one if CFQUEUES_LONG is set.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ EXCEPTIONS = """
 
 def options_of(server, tmp_path, mode):
     """Options of *mode*, and which places to try."""
-    step = 1 if os.environ.get("CFQUEUES_LONG") else 3
+    step = 1 if os.environ.get("CFQUEUES_LONG") else 5
     first = int(os.environ.get("CFQUEUES_SEED", random.randrange(step))) % step
     print("CFQUEUES_SEED =", first)
     chosen = {"spool_dir": str(tmp_path), "token": server.token, "first": first, "step": step}
@@ -244,5 +244,5 @@ def test_a_signal_handler_may_fork_wherever_it_interrupts_a_publish(server, tmp_
         said = script.line()
     assert "stuck" not in said, said
     assert said["broken"] == {}
-    assert said["forks"] > 20
+    assert said["forks"] > 10
     assert said["failed"] == 0
