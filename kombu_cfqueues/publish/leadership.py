@@ -6,10 +6,8 @@ next, and the next caller that looks replaces a leader that is overdue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
-from ..waiting_room import Kind
 from .callers import Caller
 from .in_flight import InFlight
 from .sender import Sender
@@ -87,7 +85,7 @@ class Leadership:
 
     def is_blocked(self, caller: Caller, now: float) -> bool:
         """Whether this process has all its requests to the queue of *caller* in flight."""
-        return self._blocked(now)(caller)
+        return caller.address.name in self._in_flight.full_queues(caller.kind, now)
 
     def _best(self, now: float) -> Caller | None:
         """Choose the first caller whose deadline leaves enough time for a full request.
@@ -95,18 +93,17 @@ class Leadership:
         If no caller has that much time, choose the first whose deadline is close to the latest: a
         request must not end earlier than the messages in it allow.
         """
-        full_time = now + self._sender.post_seconds
-        blocked = self._blocked(now)
-        for c in self.callers:  # the first one as a rule, among thousands
-            if c.deadline >= full_time and c.unsettled and not (c.posts or c.is_late or blocked(c)):
-                return c
         free = [c for c in self.callers if c.unsettled and not c.posts]
         if len(free) > 1:
             free = self._able(free, now)
         if len(free) < 2:
             return free[0] if free else None
-        enough = max(c.deadline for c in free) - DEADLINE_TOLERANCE_SECONDS
-        return next(c for c in free if c.deadline >= min(enough, full_time))
+        full_time = now + self._sender.post_seconds
+        best = next((c for c in free if c.deadline >= full_time), None)
+        if best is None:
+            enough = max(c.deadline for c in free) - DEADLINE_TOLERANCE_SECONDS
+            best = next(c for c in free if c.deadline >= enough)
+        return best
 
     def _able(self, free: list[Caller], now: float) -> list[Caller]:
         """Return the callers of *free* that may post now; if none may, those that may later."""
@@ -115,16 +112,7 @@ class Leadership:
             del self.callers[caller]  # its thread ended without calling `leave`
         free = [c for c in free if c not in dead]
         free = [c for c in free if not c.is_late] or free
-        blocked = self._blocked(now)
-        return [c for c in free if not blocked(c)] or free
-
-    def _blocked(self, now: float) -> Callable[[Caller], bool]:
-        """Return `is_blocked` for many callers at the time *now*."""
-        full: dict[Kind, list[str]] = {}
-
-        def blocked(caller: Caller) -> bool:
-            if caller.kind not in full:
-                full[caller.kind] = self._in_flight.full_queues(caller.kind, now)
-            return caller.address.name in full[caller.kind]
-
-        return blocked
+        full = {kind: self._in_flight.full_queues(kind, now) for kind in {c.kind for c in free}}
+        if not any(full.values()):
+            return free
+        return [c for c in free if c.address.name not in full[c.kind]] or free
