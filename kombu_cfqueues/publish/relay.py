@@ -26,7 +26,6 @@ from ..runtime.clock import Clock
 from ..runtime.exits import call_at_exit
 from ..runtime.flag import Flag
 from ..runtime.fork import notice_fork, renew_in_child
-from ..runtime.once import Once
 from ..runtime.rng import rng
 from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
@@ -107,7 +106,7 @@ class Relay:
         self._asked_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
-        self._once = Once()
+        self._is_hindered = False  # the last step failed because of the file
 
     @property
     def path(self) -> Path:
@@ -237,11 +236,16 @@ class Relay:
                 self._exit.wait(pause)
 
     def _step_safely(self) -> float | None:
-        """Do one step.  A failure is logged once, and never ends the thread."""
+        """Do one step.  A failure never ends the thread; its begin and its end are logged."""
         try:
-            return self._step()
+            pause = self._step()
+            if self._is_hindered:
+                self._is_hindered = False
+                logger.info("the spool can be emptied again")
+            return pause
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
-            if self._once.is_new(str(error)):
+            if not self._is_hindered:
+                self._is_hindered = True
                 logger.error("the spool cannot be emptied now, and is tried again: %s", error)
         except Exception:  # a bug of this library, or of a callback of the application
             logger.exception("emptying the spool failed, and is tried again")

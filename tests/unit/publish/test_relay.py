@@ -118,9 +118,10 @@ def test_an_outage_is_outlasted(process):
     assert one.posted == ["jobs"] * 3
 
 
-def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog, monkeypatch):
+def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, caplog, monkeypatch):
+    caplog.set_level("INFO")
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)  # the pauses are long
-    one, fails = process(), [errors.SpoolUnavailable("the disk is gone")] * 3
+    one, fails = process(), []
     has_backlog = one.machine.has_backlog
 
     def look():
@@ -129,13 +130,13 @@ def test_a_file_that_cannot_be_used_is_told_once_and_tried_again(process, caplog
         return has_backlog()
 
     monkeypatch.setattr(one.machine, "has_backlog", look)
-    promise = one.spool()
+    for times in (1, 2):
+        fails += [errors.SpoolUnavailable("the disk is gone")] * 3
+        promise = one.spool()
 
-    assert eventually(lambda: promise.ready)
-    assert (
-        caplog.text.count("the spool cannot be emptied now, and is tried again: the disk is gone")
-        == 1
-    )
+        assert eventually(lambda promise=promise: promise.ready)
+        begins = caplog.text.count("the spool cannot be emptied now, and is tried again: the disk")
+        assert begins == caplog.text.count("the spool can be emptied again") == times
 
 
 @pytest.mark.logs_bugs
