@@ -185,7 +185,9 @@ class Acknowledger:
                     self._settled.wait(deadline - time.monotonic())
                     continue
             if queue_id is not None and not self._send(queue_id, batch, deadline):
-                outbox = self._outboxes[queue_id]
+                outbox = self._outboxes.get(queue_id)  # None: another thread has sent it meanwhile
+                if outbox is None:
+                    continue
                 if not is_passing(outbox.last_error):
                     self.give_up()
                     return

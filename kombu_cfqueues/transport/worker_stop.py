@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 from ..consume.inbox import Inbox
+from ..runtime.fork import living
 
 _inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
 
@@ -30,5 +31,5 @@ def end_wait_at_stop(inbox: Inbox) -> None:
 
 def _on_stop(**_: Any) -> None:
     """Run in a signal handler, so take no lock."""
-    for inbox in list(_inboxes):
+    for inbox in living(_inboxes):
         inbox.interrupt()
