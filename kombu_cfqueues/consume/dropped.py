@@ -1,7 +1,7 @@
-"""Messages that the application has dropped without settling them.
+"""Messages that nobody will settle any more, and that would stay leased for half an hour.
 
 A Celery worker that reconnects or stops forgets the tasks that it has not started, because other
-brokers redeliver them.  Their leases would keep them for half an hour.
+brokers redeliver them.  Other applications forget their channels, or end without closing them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,14 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Holder(Protocol):
+    """A channel that has delivered messages."""
+
+    def restore_unacked(self) -> object:
+        """Give back all of them.  Returns at once."""
 
 
 class DroppedMessages:

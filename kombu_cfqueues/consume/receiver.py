@@ -20,13 +20,12 @@ from ..api.client import Client
 from ..api.directory import Directory
 from ..errors import CFQueuesError
 from ..options import Options
-from ..runtime.fork import renew_in_child
+from ..runtime.fork import living, renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
-from .dropped import DroppedMessages
-from .held import HeldMessages
+from .dropped import DroppedMessages, Holder
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
 from .pull_failures import conclude, repair
@@ -73,7 +72,7 @@ class Receiver:
     Attributes:
         settlement: Ends deliveries.
         dropped: Gives back messages that the application has dropped.
-        held: Messages that were delivered and are not settled.
+        holders: The channels that may hold messages, which are given back when the process ends.
     """
 
     def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
@@ -90,7 +89,7 @@ class Receiver:
         self.dropped = DroppedMessages()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
-        self.held = HeldMessages(self.settlement.give_back, self.dropped)
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -214,7 +213,9 @@ class Receiver:
             subscriptions = list(self._subscriptions)
         for subscription in subscriptions:
             self.cancel(subscription)
-        self.held.give_back_all()
+        for holder in living(self.holders):
+            holder.restore_unacked()
+        self.dropped.give_back()
         self.flush(subscriptions, deadline)
 
     def _cancel_all(self, inbox: Inbox) -> None:

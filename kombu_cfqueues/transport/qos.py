@@ -40,7 +40,7 @@ class Prefetch(virtual.QoS):
         self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
-        receiver.held.add(self)
+        receiver.holders.add(self)
         weakref.finalize(self, _forget, self._deliveries, receiver).atexit = False
 
     def renew_after_fork(self) -> None:
@@ -156,4 +156,6 @@ class Prefetch(virtual.QoS):
 
 
 def _forget(deliveries: dict[str, Delivery], receiver: Receiver) -> None:
-    receiver.held.forget(deliveries.values())
+    """Give back what a garbage-collected channel held.  Takes no lock."""
+    for delivery in deliveries.values():
+        receiver.dropped.add(functools.partial(receiver.settlement.give_back, delivery))
