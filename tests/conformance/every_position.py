@@ -12,15 +12,13 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from test_each_position import POSITIONS, knobs_for
+from test_each_position import POSITIONS, TESTS, knobs_for
 
 ROOT: Final = Path(__file__).parents[2]
 
 JOBS: Final = "6"  # tests mostly wait
 
 NOTHING_TO_RUN: Final = 5  # pytest's exit status where all tests are spared
-
-TESTS: Final = ("test_publish", "test_celery_publish", "test_consume")
 
 #: Where a test asks for what its position does not give: the knob, the position, and the tests.
 SPARED: Final = {

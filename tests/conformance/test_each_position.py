@@ -10,6 +10,9 @@ from kombu import Connection
 from kombu_cfqueues.emulator import Emulator, Knobs
 from kombu_cfqueues.emulator.knobs import positions
 
+#: Files of tests/integration that ``make positions`` runs.
+TESTS = ("test_publish", "test_celery_publish", "test_consume")
+
 # Where a knob is open, a position that makes a difference.
 OPEN = {
     "rate_limit": 1200,
@@ -77,6 +80,14 @@ def test_a_block_is_waited_out(routes):
     with Emulator(**limit, rate_limited_routes=routes) as emulator:
         publish_and_consume(emulator)
         assert [request for request in emulator.requests if request.status == 429]
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_tests_of_make_positions_run_in_that_position(pytestconfig, name):
+    """They take the emulator of tests/conftest.py, which is the one that has the position."""
+    folder = pytestconfig.rootpath / "tests" / "integration"
+    for file in (folder / f"{name}.py", folder / "conftest.py"):
+        assert "def emulator(" not in file.read_text(), file
 
 
 @pytest.mark.parametrize("answer", positions("rate_limit_answer"))

@@ -1,4 +1,4 @@
-"""An emulator, and the application of the workers that consume from it."""
+"""What several files need: a server with a queue, connections, the application of the workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 
@@ -13,14 +14,31 @@ from .workers import HERE
 
 
 @pytest.fixture
-def emulator():
-    with Emulator(latency=0.03) as emulator:
+def server(request):
+    """An emulator with the queue ``jobs``; a file's SERVER holds arguments for it."""
+    with Emulator(**getattr(request.module, "SERVER", {})) as emulator:
+        emulator.create_queue("jobs")
         yield emulator
 
 
 @pytest.fixture
+def connect(emulator):
+    """Connects to the emulator, with the transport options that it is given."""
+    connections = []
+
+    def connect(**options):
+        connections.append(Connection(emulator.broker_url, transport_options=options))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.release()
+
+
+@pytest.fixture
 def tasks(emulator, tmp_path, monkeypatch) -> ModuleType:
-    """The application of the workers, to send its tasks from here."""
+    """The application of the workers, to send its tasks from here.  The emulator is 30 ms away."""
+    emulator.latency = 0.03
     monkeypatch.setenv("BROKER_URL", emulator.broker_url)
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("RESULTS", f"file://{tmp_path / 'results'}")

@@ -13,7 +13,7 @@ from collections import Counter
 import kombu
 import pytest
 from celery import Celery
-from kombu import Connection, Producer
+from kombu import Producer
 
 from kombu_cfqueues.errors import (
     BatchPublishError,
@@ -29,20 +29,6 @@ from .test_publish import pushes
 pytestmark = pytest.mark.skipif(
     not hasattr(Producer, "batch"), reason="Producer.batch() came with Kombu 5.7"
 )
-
-
-@pytest.fixture
-def connect(emulator):
-    """Connect with these transport options."""
-    connections = []
-
-    def connect(**options):
-        connections.append(Connection(emulator.broker_url, transport_options=options))
-        return connections[-1]
-
-    yield connect
-    for connection in connections:
-        connection.release()
 
 
 @pytest.fixture

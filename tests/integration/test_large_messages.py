@@ -8,7 +8,6 @@ import random
 
 import pytest
 from celery import Celery
-from kombu import Connection
 
 import kombu_cfqueues
 from kombu_cfqueues.errors import ConfigurationError, MessageTooLarge
@@ -28,19 +27,6 @@ def text(size):
 
 
 RECORDS = [{"id": n, "name": f"Müller {n}", "state": "shipped"} for n in range(18_000)]
-
-
-@pytest.fixture
-def connect(emulator):
-    connections = []
-
-    def connect(**options):
-        connections.append(Connection(emulator.broker_url, transport_options=options))
-        return connections[-1]
-
-    yield connect
-    for connection in connections:
-        connection.release()
 
 
 def received(connection, queue="jobs"):
