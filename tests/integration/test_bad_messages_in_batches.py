@@ -21,7 +21,6 @@ from kombu import Connection, Producer
 from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import BatchPublishError
 
 NO_BATCHES = pytest.mark.skipif(
@@ -33,13 +32,6 @@ REQUESTS_FOR_A_BAD_ONE = 14
 
 ENOUGH = 60
 """Requests after which it is clear that a queue takes nothing."""
-
-
-@pytest.fixture
-def server():
-    with Emulator() as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
 
 
 @pytest.fixture

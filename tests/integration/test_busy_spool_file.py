@@ -19,17 +19,12 @@ from support.processes import Script, eventually
 from support.publishers import held
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.emulator import Emulator
 
 SLACK = 1.5
 """Seconds by which a call may be late on a busy machine."""
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=0.02) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.02}
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_no_slot_leaks(connection, emulator, way):
         channel = got.messages[0].channel
         window = window_of(got.messages[0])
         consumer.cancel()
-        until(lambda: not channel._cancelled or not channel._cancelled[-1].in_flight)
+        until(lambda: not any(cancelled.in_flight for cancelled in channel._cancelled))
         assert (window.held, window.unsettled, window.queue_count) == (0, 0, 0)
 
 

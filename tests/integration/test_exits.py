@@ -10,8 +10,6 @@ import textwrap
 import pytest
 from support.processes import ROOT, Script, eventually, needs
 
-from kombu_cfqueues.emulator import Emulator
-
 SETUP = """
     import multiprocessing, concurrent.futures, signal, threading
 
@@ -52,11 +50,7 @@ COUNTS = {
 }
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=0.05) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.05}
 
 
 @pytest.mark.parametrize("parent_has_spooled", [False, True])

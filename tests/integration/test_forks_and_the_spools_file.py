@@ -15,8 +15,6 @@ import pytest
 from support.processes import Script, eventually
 from support.publishers import arrivals
 
-from kombu_cfqueues.emulator import Emulator
-
 CHILDREN, MESSAGES = 3, 60
 LOCKS = Path("/proc/locks")
 
@@ -82,13 +80,6 @@ ANOTHER = (
     spool_many(f"another {os.getpid()}")
 """
 )
-
-
-@pytest.fixture
-def server():
-    with Emulator() as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 from support.processes import Script, eventually
 
-from kombu_cfqueues.emulator import Emulator
-
 TESTS = Path(__file__).parents[1]
 
 #: Options of the three ways in which messages leave.
@@ -34,11 +32,7 @@ MODES = {
 TOKENS = [f"token-{number}" for number in range(3)]
 
 
-@pytest.fixture
-def server():
-    with Emulator(tokens=dict.fromkeys(TOKENS, "edit")) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"tokens": dict.fromkeys(TOKENS, "edit")}
 
 
 def bodies(server):

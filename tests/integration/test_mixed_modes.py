@@ -12,8 +12,6 @@ from kombu import Connection, Producer
 from support.processes import eventually
 from support.publishers import Publisher
 
-from kombu_cfqueues.emulator import Emulator
-
 from .consuming import FAST, Collector, consume
 
 BACKLOG = 4000
@@ -32,11 +30,7 @@ def mixed(tmp_path):
     }
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=0.03, tokens={"consumer": "edit"}) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.03, "tokens": {"consumer": "edit"}}
 
 
 def bodies(server, queue="jobs"):

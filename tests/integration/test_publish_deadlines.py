@@ -16,7 +16,6 @@ from kombu import Connection, Producer
 from support.processes import Script
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.emulator import Emulator
 
 SCOPES = ["process", "host"]
 
@@ -31,11 +30,7 @@ PATIENCE = 6.0
 """``publish_timeout`` of those who must not need it."""
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=0.02) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.02}
 
 
 @pytest.fixture

@@ -24,11 +24,7 @@ FELLOWS = 9
 """Callers with plenty of time in each round."""
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=LATENCY) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": LATENCY}
 
 
 class Callers:

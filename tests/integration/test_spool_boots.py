@@ -13,15 +13,6 @@ import pytest
 from support.processes import eventually
 from support.publishers import Publisher, arrivals, held
 
-from kombu_cfqueues.emulator import Emulator
-
-
-@pytest.fixture
-def server():
-    with Emulator() as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
-
 
 @pytest.fixture
 def options(server, tmp_path):

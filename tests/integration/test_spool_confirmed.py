@@ -12,7 +12,6 @@ from kombu import Connection, Producer
 from support.processes import Script, eventually
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.emulator import Emulator
 
 
 @pytest.fixture
@@ -21,11 +20,7 @@ def limited(tmp_path):
     return {"request_rate": 3.7, "request_burst": 2, "spool_dir": str(tmp_path / "spool")}
 
 
-@pytest.fixture
-def server():
-    with Emulator(latency=0.03) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.03}
 
 
 def bodies(server, queue="jobs"):

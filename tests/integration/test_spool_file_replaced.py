@@ -13,14 +13,7 @@ import pytest
 from support.processes import eventually
 from support.publishers import Publisher, arrivals, held
 
-from kombu_cfqueues.emulator import Emulator
-
-
-@pytest.fixture
-def server():
-    with Emulator(tokens={"other": "edit"}) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"tokens": {"other": "edit"}}
 
 
 @pytest.fixture

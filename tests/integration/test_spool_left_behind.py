@@ -12,17 +12,8 @@ import pytest
 from support.processes import eventually
 from support.publishers import Publisher, arrivals, held, spool_command
 
-from kombu_cfqueues.emulator import Emulator
-
 SECONDS = 9
 """One look at the file each 5 seconds, a permit, a request; and a machine that is busy."""
-
-
-@pytest.fixture
-def server():
-    with Emulator() as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
 
 
 @pytest.fixture

@@ -16,14 +16,8 @@ from kombu import Connection
 from support.processes import Script
 
 from kombu_cfqueues import errors
-from kombu_cfqueues.emulator import Emulator
 
-
-@pytest.fixture
-def server():
-    with Emulator(latency=0.02) as emulator:
-        emulator.create_queue("jobs")
-        yield emulator
+SERVER = {"latency": 0.02}
 
 
 @pytest.fixture
