@@ -35,6 +35,9 @@ UNCLAIMED_SECONDS: Final = 1.0
 A live thread asks within milliseconds, and Cloudflare allows about four requests per second, so a
 dead waiter costs the others little."""
 
+SAME_STOP_SECONDS: Final = 1.0
+"""Two stops of the API that end this close together are one, which two threads have seen."""
+
 
 class NoPermit(RateLimited):
     """The request allowance is used up.  The library says so, not the server."""
@@ -176,15 +179,21 @@ class StopLog:
     def renew_after_fork(self) -> None:
         """Log stops in the child too."""
         self._lock = self._clock.lock()
-        self._until = 0.0  # guarded by _lock, but also read without it; 0.0: not stopped
+        self._until = 0.0  # until when nothing leaves; guarded by _lock
+        self._is_logged = False  # and its end is not; guarded by _lock, but also read without it
 
     def stopped(self, error: CFQueuesError, until: float) -> None:
-        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged."""
+        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged.
+
+        A thread that tells late of a stop that has ended, or of the one that is logged, tells
+        nothing new.
+        """
         now = self._clock.monotonic()
         with self._lock:
-            is_known = now < self._until
+            is_new = now >= self._until and until > max(now, self._until + SAME_STOP_SECONDS)
             self._until = max(self._until, until)
-        if not is_known:
+            self._is_logged |= is_new
+        if is_new:
             logger.warning(
                 "the request limit of the API token is reached (HTTP 429), so no message leaves "
                 "for %.0f s; messages wait: %s",
@@ -194,12 +203,11 @@ class StopLog:
 
     def resumed(self) -> None:
         """Log that requests leave again, if a stop is logged and has ended."""
-        if not self._until:
+        if not self._is_logged:
             return
         with self._lock:
-            is_over = 0.0 < self._until <= self._clock.monotonic()
-            if is_over:
-                self._until = 0.0
+            is_over = self._is_logged and self._until <= self._clock.monotonic()
+            self._is_logged &= not is_over
         if is_over:
             logger.info("the block of the API token (HTTP 429) is over; messages leave again")
 

@@ -18,7 +18,8 @@ from support.scripted import Api, Failure, Json, ScriptedServer
 
 import kombu_cfqueues
 from kombu_cfqueues import account
-from kombu_cfqueues.errors import CFQueuesError
+from kombu_cfqueues.errors import CFQueuesError, RateLimited
+from kombu_cfqueues.rate_limit import StopLog
 
 BLOCK = Failure(429, 971, "More than 1200 requests per 300 seconds reached", Retry_After="60")
 
@@ -287,6 +288,21 @@ def test_the_end_of_a_block_is_one_line(spool, caplog, options, mode):
             assert server.wait_for(lambda: len(api.messages["jobs"]) == 3)
     told = [r.levelname for r in caplog.records if "429" in r.getMessage()]
     assert told == ["WARNING", "INFO"]
+
+
+def test_a_thread_that_tells_late_of_a_block_tells_nothing_new(caplog, clock):
+    """It has read of the block before it ended, and is slower than the others."""
+    log = StopLog()
+    blocked = RateLimited("blocked", retry_after=1.0)
+    with caplog.at_level(logging.INFO, "kombu_cfqueues"):
+        until = time.monotonic() + 60
+        log.stopped(blocked, until)
+        clock.advance(61)
+        log.stopped(blocked, until)
+        log.resumed()
+        log.stopped(blocked, until)
+        log.resumed()
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
 
 
 def test_a_queue_that_is_overloaded_is_no_block(spool, caplog):

@@ -17,6 +17,7 @@ import pytest
 from kombu import Connection
 from support.processes import eventually
 
+import kombu_cfqueues
 from kombu_cfqueues import account, errors, metrics
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.runtime import recent
@@ -107,9 +108,16 @@ def publish_what_is_refused(connection, names):
 
 def consume(connection, names):
     channel = connection.default_channel
+    before = kombu_cfqueues.stats()
     for name in names:
         channel.basic_publish(channel.prepare_message("x"), "", name)
         channel.basic_get(name, no_ack=True)
+
+    def unsettled():
+        now = kombu_cfqueues.stats()
+        return (now["pulled"] - before["pulled"]) - (now["acked"] - before["acked"])
+
+    assert eventually(lambda: not unsettled(), 10)
 
 
 def open_consumers(connection, names):

@@ -151,7 +151,7 @@ def test_stats_tells_of_failures_retries_and_waits_for_the_allowance(
     assert found["publish_failed"] == found["failed_requests"] == found["retries"] > 0
     assert found["permits"] == found["publish_requests"] + found["admin_requests"]
     if burst == 1:  # so many requests, so far apart: all but the first had to wait
-        assert found["permit_wait_seconds"] > 0.05
+        assert found["permit_wait_seconds"] > 0
     assert found["limited_requests"] == 0
 
 

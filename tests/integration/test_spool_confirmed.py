@@ -225,14 +225,14 @@ def test_a_batch_of_thousands_leaves_room_for_single_messages(server, limited):
         Connection(server.broker_url, transport_options=options) as single,
     ):
         single.Producer().publish("first", routing_key="other")
-        slowest = []
+        published = 0
 
         def singles():
+            nonlocal published
             producer = single.Producer()
             while thread.is_alive():
-                started = time.monotonic()
                 producer.publish("single", routing_key="other")
-                slowest.append(time.monotonic() - started)
+                published += 1
 
         def batch():
             producer = bulk.Producer()
@@ -245,8 +245,8 @@ def test_a_batch_of_thousands_leaves_room_for_single_messages(server, limited):
         singles()
         thread.join()
     assert len(server.messages("jobs")) == 4000
-    # The batch alone needs 2 seconds.
-    assert max(slowest) < 1
+    # The batch needs forty requests; each of the others waited for a few of them.
+    assert published >= 5
 
 
 def test_a_fork_in_the_middle_of_publishing_harms_neither_side(server, limited):

@@ -150,7 +150,8 @@ class Worker:
         """What the tasks told, the oldest first."""
         if not self.runs_file.exists():
             return []
-        told = [json.loads(line) for line in self.runs_file.read_text().splitlines()]
+        lines = self.runs_file.read_text().split("\n")[:-1]  # the last one may still be written
+        told = [json.loads(line) for line in lines]
         return [one for one in told if task in (None, one["task"])]
 
     def values(self, task: str) -> list[Any]:
