@@ -95,7 +95,9 @@ class Subscription:
         self.in_flight = 0
         self.searching = False
 
-    def pulled(self, started: float, *, found: int, asked: int) -> None:
+    def pulled(
+        self, started: float, *, found: int, asked: int, is_alone: bool = False
+    ) -> None:
         """Note a pull that did not fail, and set when the next one is due.
 
         The caller holds the receiver's lock.
@@ -104,6 +106,7 @@ class Subscription:
             started: When it started, in seconds of `time.monotonic`.
             found: How many messages it returned.
             asked: How many it asked for.
+            is_alone: See `PollInterval.empty`.
         """
         now = time.monotonic()
         self.last_pull_full = found == asked
@@ -113,7 +116,7 @@ class Subscription:
             self.poll_interval.reset(now)
         # Unless another pull has found messages since, or a message was given back.
         elif self.messages_seen_at < started:
-            self.poll_interval.empty(now)
+            self.poll_interval.empty(now, started, is_alone=is_alone)
             self.window.queue_was_empty()
 
     def __repr__(self) -> str:

@@ -1,11 +1,13 @@
 """When a queue is pulled next.
 
-Queues has no long poll, and bills an empty pull.  So each queue backs off on its own while it is
-empty, and is pulled without a pause while it has messages.
+Queues has no long poll, and bills an empty pull.  So a queue that is empty is pulled the more rarely
+the longer it has been quiet, and a queue with messages is pulled without a pause.  A process of
+this machine that has published rings a bell (`doorbell`), which moves the next pull.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from .. import limits
@@ -20,26 +22,35 @@ BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
 as long as the default ``max_polling_interval``, so a queue that works again is noticed as soon as a
 message in an empty one."""
 
+QUIET_SHARE: Final = 1 / 10
+"""The pause after an empty pull, as a share of the time for which the queue has been quiet.  So a
+message waits for at most a tenth of the quiet time before it."""
 
 REPLY_INTERVAL_SECONDS: Final = 0.1
-"""Pause after the first empty pull of a queue to which a task was told to send its result.  Most
-results come soon, and somebody usually waits for them."""
+"""Shortest pause of a queue to which a task was told to send its result.  Most results come soon,
+and somebody usually waits for them."""
 
-REPLY_GROWTH: Final = 1.25
-"""The pause of such a queue grows by this factor, so that a result waits for at most a quarter of
-the time that the task has taken."""
-
+REPLY_SHARE: Final = 1 / 4
+"""The share of the quiet time for such a queue, so that a result waits for at most a quarter of the
+time that the task has taken."""
 
 EXPECTED_SECONDS: Final = 1.0
 """Shorter pauses are not cut when a task is sent whose result will come to the queue."""
+
+SECOND_LOOK_SECONDS: Final = 0.1
+"""Pause after a bell's pull that found nothing, and half of the next pause: the server may not show
+a message as soon as it has accepted it."""
+
+LAST_LOOK_SECONDS: Final = 0.4
+"""Longest of these pauses.  After it, the queue is pulled as often as without a bell."""
 
 
 class PollInterval:
     """The pause before the next pull of one queue.  Times are seconds of `time.monotonic`.
 
     Args:
-        interval: Pause after the first empty pull, in seconds.
-        longest: The pause doubles after each further empty pull, up to this many seconds.
+        interval: Shortest pause after an empty pull, in seconds.
+        longest: Longest pause after an empty pull, in seconds.
         now: The time now, at which the first pull is due.
         is_reply: Whether results of tasks come to the queue.
 
@@ -51,34 +62,63 @@ class PollInterval:
         self, interval: float, longest: float, now: float, *, is_reply: bool = False
     ) -> None:
         self._first = max(interval, MIN_INTERVAL_SECONDS)
-        self._growth = 2.0
+        self._share = QUIET_SHARE
         if is_reply:
             self._first = min(self._first, REPLY_INTERVAL_SECONDS)
-            self._growth = REPLY_GROWTH
-        self._longest = max(longest, MIN_INTERVAL_SECONDS)
-        self._interval = self._first
+            self._share = REPLY_SHARE
+        self._longest = max(longest, self._first)
+        self._quiet_since = now
         self._backoff = BACKOFF
+        self._is_failing = False
+        self._bell_at: float | None = None  # the last one that no pull has answered
+        self._vain_at = -inf  # the last bell's pull that found nothing
+        self._look_pause = 0.0  # before the next of the looks after such a pull
         self.due = now
 
     def reset(self, now: float) -> None:
         """Make the next pull due at once: messages arrived, or are known to be there."""
-        self._backoff = BACKOFF
-        self._interval = self._first
+        self._works()
+        self._quiet_since = now
+        self._bell_at, self._vain_at, self._look_pause = None, -inf, 0.0
         self.due = now
 
-    def empty(self, now: float) -> None:
-        """Back off after a pull that returned no message."""
-        self._backoff = BACKOFF
-        self.due = now + self._interval
-        self._interval = min(self._growth * self._interval, self._longest)
+    def empty(self, now: float, started: float | None = None, *, is_alone: bool = False) -> None:
+        """Back off after a pull that returned no message.
+
+        Args:
+            now: The time now.
+            started: When the pull started; None means now.
+            is_alone: Whether no other process of this machine can have taken the message for which
+                a bell rang, so that another look may find it.
+        """
+        self._works()
+        self.due = now + self._pause(now)
+        if self._bell_at is not None and self._bell_at > (now if started is None else started):
+            self._hurry(now)  # the server may have answered before it had the message
+        elif self._bell_at is not None or self._look_pause:
+            self._bell_was_vain(now, is_alone=is_alone)
+
+    def ring(self, now: float) -> None:
+        """Make a pull due, because a process of this machine has published to the queue.
+
+        A bell is no message: another consumer may get what it rang for, so the quiet time goes on.
+        While bells are vain, they cause one pull per shortest pause.
+        """
+        self._bell_at = now
+        if not self._is_failing:
+            self._hurry(now)
+
+    def was_rung(self) -> bool:
+        """Whether a pull that finds nothing now may deserve another look."""
+        return self._bell_at is not None or self._look_pause > 0
 
     def expect(self, now: float) -> None:
         """Start again with short pauses: a message will come, if it is not there already.
 
         Pauses of up to a second stay, because tasks may be sent all the time.
         """
-        if self._interval > EXPECTED_SECONDS:
-            self._interval = self._first
+        if self._pause(now) > EXPECTED_SECONDS:
+            self._quiet_since = now
             self.due = min(self.due, now + self._first)
 
     def failed(self, now: float, retry_after: float | None = None) -> None:
@@ -91,6 +131,31 @@ class PollInterval:
             now: The time now.
             retry_after: The server asks for a pause of at least this many seconds.
         """
+        self._is_failing = True
         self._backoff = self._backoff.after_failure()
         pause = self._backoff.pause_seconds(least=0.5)
         self.due = now + max(pause, min(retry_after or 0.0, limits.WINDOW_SECONDS))
+
+    def _works(self) -> None:
+        self._is_failing = False
+        self._backoff = BACKOFF
+
+    def _pause(self, now: float) -> float:
+        """Return the pause after an empty pull that ended *now*."""
+        return min(max(self._first, self._share * (now - self._quiet_since)), self._longest)
+
+    def _hurry(self, now: float) -> None:
+        self.due = min(self.due, max(now, self._vain_at + self._first))
+
+    def _bell_was_vain(self, now: float, *, is_alone: bool) -> None:
+        """Look again soon, unless the bells before this one were vain too."""
+        if self._bell_at is None:
+            self._look_pause *= 2
+        else:
+            if now - self._vain_at > self._longest:
+                self._look_pause = SECOND_LOOK_SECONDS
+            self._bell_at, self._vain_at = None, now
+        if not is_alone or self._look_pause > LAST_LOOK_SECONDS:
+            self._look_pause = 0.0
+        elif self._look_pause:
+            self.due = min(self.due, now + self._look_pause)

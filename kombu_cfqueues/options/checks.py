@@ -138,6 +138,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "pull_batch_size": partial(_integer, minimum=1, maximum=limits.PULL_MESSAGES),
     "polling_interval": partial(seconds, minimum=0),
     "max_polling_interval": partial(seconds, minimum=0),
+    "doorbell": _one_of("host", "off"),
     "failover_after": seconds,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 from .. import limits
 from ..errors import ConfigurationError
 from .secret import Token
-from .sources import DEFAULT_REQUEST_BURST, Sources, merge
+from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
 ACCOUNT_OPTIONS: Final = (
     "budget_scope",
     "connect_timeout",
+    "doorbell",
     "max_in_flight",
     "read_timeout",
     "request_burst",
@@ -63,7 +64,10 @@ class Options:
         visibility_timeout: Seconds for which a pulled message is leased.
         pull_batch_size: Maximum number of messages in one pull.
         polling_interval: Seconds between two pulls of a queue that has just become empty.
-        max_polling_interval: Seconds between two pulls of a queue that has long been empty.
+        max_polling_interval: Seconds between two pulls of a queue that has long been empty; `read`
+            makes it at least as long as ``polling_interval``, unless it is given.
+        doorbell: With ``"host"``, a process that publishes wakes the consumers of the queue on this
+            machine.  With ``"off"``, it does not, and consumers only poll.
         failover_after: With a list of URLs: seconds after which a consumer leaves a broker that it
             cannot pull from, for the next URL.
         consumer_max_retries: ``max_retries`` of the pull consumers that the library creates.
@@ -96,7 +100,8 @@ class Options:
     visibility_timeout: float = 1800.0
     pull_batch_size: int = limits.PULL_MESSAGES
     polling_interval: float = 1.0
-    max_polling_interval: float = 10.0
+    max_polling_interval: float = DEFAULT_LONGEST_PAUSE_SECONDS
+    doorbell: Literal["host", "off"] = "host"
     failover_after: float = 60.0
     consumer_max_retries: int = limits.MAX_RETRIES
     dead_letter_queue: str | None = None

@@ -39,6 +39,9 @@ DEFAULT_REQUEST_RATE: Final = (
 With it, burst and reserve, at most `limits.REQUESTS_PER_WINDOW` requests leave in any window.
 """
 
+DEFAULT_LONGEST_PAUSE_SECONDS: Final = 10.0
+"""Default of ``max_polling_interval``, where ``polling_interval`` is not longer."""
+
 _KNOWN: Final = CHECKED | {"account_id", "api_token", "base_url"}
 
 _KOMBU_OPTIONS: Final = frozenset(
@@ -152,6 +155,8 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
                 "'Copy account ID')"
             )
         values.setdefault("request_rate", DEFAULT_REQUEST_RATE)
+    shortest = values.get("polling_interval", 0.0)
+    values.setdefault("max_polling_interval", max(shortest, DEFAULT_LONGEST_PAUSE_SECONDS))
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
     return values

@@ -308,6 +308,7 @@ def test_flags_may_be_switched_off_by_text(given):
         ("read_timeout", 1e12),
         ("polling_interval", -1),
         ("max_polling_interval", 1e12),
+        ("doorbell", True),
         ("request_rate", 0),
         ("request_rate", "fast"),
         ("request_burst", 0),
@@ -339,6 +340,18 @@ def test_polling_intervals_that_contradict_each_other_are_refused():
     text = refusal(transport_options={"polling_interval": 5, "max_polling_interval": 2})
 
     assert "max_polling_interval" in text
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(None, 10), (2, 10), (20, 20)])
+def test_the_longest_pause_follows_the_shortest(shortest, longest):
+    """One option is enough to poll rarely, and a process that only publishes may share it."""
+    options = read(transport_options={"polling_interval": shortest})
+
+    assert options.max_polling_interval == longest
+
+
+def test_a_doorbell_that_does_not_exist_is_refused():
+    assert "must be one of host, off" in refusal(transport_options={"doorbell": "everywhere"})
 
 
 def test_cloudflares_request_limit_holds_for_cloudflare_only():

@@ -24,15 +24,18 @@ def pulls_of_an_empty_queue(poll_interval: PollInterval, seconds: float) -> list
     return times
 
 
-def test_an_empty_queue_costs_few_pulls():
-    """Each is billed: at most 8 in the first ten seconds, then at most one every ten."""
+def test_a_message_waits_for_a_tenth_of_the_quiet_time_before_it():
+    """Each pull is billed: at most 36 in the first hundred seconds, then one every ten."""
     times = pulls_of_an_empty_queue(PollInterval(1, 10, 0.0), 600)
 
-    assert times[:6] == [0, 1, 3, 7, 15, 25]
-    assert len([time for time in times if time <= 10]) <= 8
-    late = [time for time in times if time > 10]
-    assert all(after - before >= 10 for before, after in pairwise(late))
-    assert all(after - before <= 10 for before, after in pairwise(times))
+    assert times[:12] == [*range(11), 11]
+    assert len([time for time in times if time <= 100]) <= 36
+    for before, after in pairwise(times):
+        assert after - before == pytest.approx(min(max(1, before / 10), 10))
+
+
+def test_a_longer_first_pause_is_the_longest_too():
+    assert pulls_of_an_empty_queue(PollInterval(20, 20, 0.0), 100) == [0, 20, 40, 60, 80, 100]
 
 
 def test_a_message_makes_the_pace_quick_again():
@@ -102,3 +105,92 @@ def test_tasks_that_are_sent_all_the_time_do_not_keep_the_pace_quick():
             pulls += 1
         now += 0.01
     assert pulls < 5 * 60
+
+
+# The doorbell
+
+
+def quiet(seconds: float = 60.0) -> PollInterval:
+    """An interval whose queue has been empty for some time."""
+    poll_interval = PollInterval(1, 10, 0.0)
+    pulls_of_an_empty_queue(poll_interval, seconds)
+    return poll_interval
+
+
+def test_a_bell_makes_a_pull_due_and_the_quiet_time_goes_on():
+    """Another consumer may get the message, and the polling must not begin anew."""
+    poll_interval = quiet()
+
+    poll_interval.ring(60)
+
+    assert poll_interval.due == 60
+    poll_interval.empty(60.03, 60)
+    assert poll_interval.due == pytest.approx(60.03 + 6.003)
+
+
+def test_vain_bells_cause_one_pull_per_polling_interval():
+    """Sixteen consumers of one queue hear each message, and one of them gets it."""
+    poll_interval, pulls, now = quiet(), 0, 60.0
+    while now < 90:
+        poll_interval.ring(now)
+        if poll_interval.due <= now:
+            poll_interval.empty(now)
+            pulls += 1
+        now += 0.01
+
+    assert pulls <= 31
+
+
+def test_a_bell_during_a_pull_is_answered_by_another():
+    """The server may have answered the pull before it had the message."""
+    poll_interval = quiet()
+    poll_interval.ring(60.02)
+
+    poll_interval.empty(60.03, 60.0)
+
+    assert poll_interval.due == 60.03
+
+
+def test_a_bell_does_not_shorten_the_pause_that_a_server_asks_for():
+    poll_interval = quiet()
+    poll_interval.failed(60, 30)
+
+    poll_interval.ring(61)
+
+    assert poll_interval.due >= 90
+    poll_interval.reset(90)
+    poll_interval.empty(90)
+    poll_interval.ring(90.5)
+    assert poll_interval.due == 90.5
+
+
+def test_the_only_consumer_of_a_machine_looks_again_some_times():
+    """The server may not show a message as soon as it has accepted it."""
+    poll_interval = quiet()
+    poll_interval.ring(60)
+    looks = []
+    while poll_interval.due < 65:
+        looks.append(round(poll_interval.due, 3))
+        poll_interval.empty(poll_interval.due, is_alone=True)
+
+    assert looks == [60, 60.1, 60.3, 60.7]
+
+    poll_interval.ring(66)
+    looks = []
+    while poll_interval.due < 70:
+        looks.append(poll_interval.due)
+        poll_interval.empty(poll_interval.due, is_alone=True)
+    assert looks == [66]  # the bell before it was vain too
+
+
+def test_a_bell_that_brought_a_message_lets_the_next_one_look_again():
+    poll_interval = quiet()
+    for now in (60.0, 61.0):
+        poll_interval.ring(now)
+        poll_interval.reset(now)
+        poll_interval.empty(now)
+
+        poll_interval.ring(now + 0.2)
+        poll_interval.empty(now + 0.2, is_alone=True)
+
+        assert poll_interval.due == pytest.approx(now + 0.3)
