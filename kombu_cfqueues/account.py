@@ -9,6 +9,7 @@ from typing import Final
 
 from .api.client import Client
 from .api.directory import Directory
+from .consume.doorbell import Doorbell
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
@@ -86,8 +87,11 @@ class Account:
         )
         shares = isinstance(self.budget, SharedBudget)
         self.directory = Directory(self.client, spool.facts if spool and shares else None)
-        self.publisher = Publisher(self.client, self.directory, self.budget, options, spool)
-        self.receiver = Receiver(self.client, self.directory, self._publish_copy)
+        doorbell = Doorbell(options)
+        self.publisher = Publisher(
+            self.client, self.directory, self.budget, options, spool, ring=doorbell.ring
+        )
+        self.receiver = Receiver(self.client, self.directory, self._publish_copy, doorbell)
 
     @classmethod
     def open(cls, options: Options) -> Account:

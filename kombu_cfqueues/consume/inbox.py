@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..envelope import Address
 from ..errors import CFQueuesError, ConnectionFailed, TransientError
 from ..metrics import metrics
 from ..options import Options
@@ -90,14 +91,24 @@ class Subscription:
         self.renew_after_fork()
         renew_in_child(self)
 
+    @property
+    def publishers_names(self) -> tuple[str, ...]:
+        """What publishers may call the queue: see `Address.name`."""
+        by_id = Address.of_id(self.queue.id).name
+        # An id that the application gave says nothing of the name at Cloudflare.
+        return (by_id,) if self.name in self.options.queues else (by_id, self.queue.name)
+
     def renew_after_fork(self) -> None:
         """Forget the pulls of the parent, which gets their responses."""
         self.in_flight = 0
         self.searching = False
 
-    def pulled(
-        self, started: float, *, found: int, asked: int, is_alone: bool = False
-    ) -> None:
+    def has_messages(self) -> None:
+        """Note that there certainly is a message in the queue.  The caller holds the lock."""
+        self.messages_seen_at = time.monotonic()
+        self.poll_interval.reset(self.messages_seen_at)
+
+    def pulled(self, started: float, *, found: int, asked: int, is_alone: bool = False) -> None:
         """Note a pull that did not fail, and set when the next one is due.
 
         The caller holds the receiver's lock.

@@ -1,8 +1,8 @@
 """When a queue is pulled next.
 
-Queues has no long poll, and bills an empty pull.  So a queue that is empty is pulled the more rarely
-the longer it has been quiet, and a queue with messages is pulled without a pause.  A process of
-this machine that has published rings a bell (`doorbell`), which moves the next pull.
+Queues has no long poll, and bills an empty pull.  So an empty queue is pulled less often the longer
+it has been quiet, and a queue with messages is pulled without a pause.  Publishers on this machine
+ring a bell (`doorbell`), which moves the next pull.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from .. import envelope, limits
 from ..api.client import Client
 from ..api.directory import Directory
 from ..errors import CFQueuesError
@@ -25,8 +24,10 @@ from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
+from .doorbell import Doorbell
 from .dropped import DroppedMessages, Holder
 from .inbox import Arrival, Inbox, Subscription
+from .lease import deliverable, lease
 from .prefetch_window import PrefetchWindow
 from .pull_failures import conclude, repair
 from .settlement import Settlement
@@ -48,11 +49,6 @@ answered within this time, so that a mistake is usually raised where it was made
 PULL_SECONDS: Final = 15.0
 """Maximum duration of one pull, and of the requests that repair a pull that failed."""
 
-MAX_EARLY_SHARE: Final = 1 / 30
-"""A message that is due after more than this share of its lease is given back and not delivered.  A
-worker that waits with it may be stopped, and the rest of the lease is for the task itself.  With
-the default lease this is a minute."""
-
 MAX_WAIT_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
 garbage-collected and never closed, and messages that were garbage-collected and never settled."""
@@ -68,6 +64,7 @@ class Receiver:
         client: Pulls messages and settles leases.
         directory: Finds queues and creates pull consumers.
         publish: Publishes copies of messages that cannot be moved otherwise.
+        doorbell: Tells when another process of this machine has published.
 
     Attributes:
         settlement: Ends deliveries.
@@ -75,7 +72,11 @@ class Receiver:
         holders: The channels that may hold messages, which are given back when the process ends.
     """
 
-    def __init__(self, client: Client, directory: Directory, publish: Publish) -> None:
+    def __init__(
+        self, client: Client, directory: Directory, publish: Publish, doorbell: Doorbell
+    ) -> None:
+        self._doorbell = doorbell
+        doorbell.answer_with(self._answer, self._is_consumed)
         self._client = client
         self._directory = directory
         self._acknowledger = Acknowledger(client, self.pull_now)
@@ -164,24 +165,39 @@ class Receiver:
 
     def pull_now(self, queue_id: str) -> None:
         """Pull a queue at once if it is consumed: there certainly is a message in it."""
-        if not self._subscriptions:  # a process that only publishes needs no lock for this
-            return
-        with self._lock:
-            for subscription in self._subscriptions:
-                if subscription.queue.id == queue_id:
-                    subscription.messages_seen_at = time.monotonic()
-                    subscription.poll_interval.reset(subscription.messages_seen_at)
-                    self._threads.call()
+        self._hasten(lambda one: one.queue.id == queue_id, Subscription.has_messages)
 
     def expect(self, name: str) -> None:
         """Pull Kombu's queue *name* soon if it is consumed: a result will come to it."""
-        if not self._subscriptions:
+        self._hasten(
+            lambda one: one.name == name, lambda one: one.poll_interval.expect(time.monotonic())
+        )
+
+    def _answer(self, queue_id: str) -> None:
+        """Pull a queue soon: a process of this machine has published to it."""
+        self._hasten(
+            lambda one: one.queue.id == queue_id,
+            lambda one: one.poll_interval.ring(time.monotonic()),
+        )
+
+    def _hasten(
+        self, is_meant: Callable[[Subscription], bool], act: Callable[[Subscription], None]
+    ) -> None:
+        if not self._subscriptions:  # a process that only publishes needs no lock for this
             return
         with self._lock:
-            for subscription in self._subscriptions:
-                if subscription.name == name:
-                    subscription.poll_interval.expect(time.monotonic())
-                    self._threads.call()
+            for subscription in filter(is_meant, self._subscriptions):
+                act(subscription)
+                self._threads.call()
+
+    def _is_consumed(self, queue_id: str) -> bool:
+        return any(one.queue.id == queue_id for one in list(self._subscriptions))
+
+    def _is_alone(self, subscription: Subscription) -> bool:
+        """Whether *subscription* is the only one of this machine to its queue."""
+        queue_id = subscription.queue.id
+        here = [one for one in list(self._subscriptions) if one.queue.id == queue_id]
+        return here == [subscription] and self._doorbell.is_alone(queue_id)
 
     def flush(self, subscriptions: Iterable[Subscription], deadline: float) -> None:
         """Block until the server knows how every delivery ended, or until *deadline*.
@@ -266,10 +282,10 @@ class Receiver:
         def pull(source: Source) -> Delivery | None:
             while True:
                 self._acknowledger.await_returns(source.queue.id, deadline)
-                found = self._lease(name, source, options, count=1, deadline=deadline)
-                deliverable = list(self._deliverable(found))
-                if deliverable or not found:
-                    return deliverable[0] if deliverable else None
+                found = lease(self._client, name, source, options, count=1, deadline=deadline)
+                deliverables = list(deliverable(found, self.settlement))
+                if deliverables or not found:
+                    return deliverables[0] if deliverables else None
 
         return use_source(name, self._directory, options, pull, deadline=deadline)
 
@@ -357,16 +373,13 @@ class Receiver:
         found: list[Delivery] = []
         arrivals: list[Arrival] = []
         error: CFQueuesError | None = None
+        is_alone = False
         started = time.monotonic()
         try:
-            found = self._lease(
-                subscription.name,
-                Source(subscription.queue, subscription.consumer),
-                subscription.options,
-                count=count,
-                deadline=started + PULL_SECONDS,
-            )
-            arrivals = [Arrival(subscription, one) for one in self._deliverable(found)]
+            found = self._take(subscription, count, started + PULL_SECONDS)
+            arrivals = [Arrival(subscription, one) for one in deliverable(found, self.settlement)]
+            if not found and subscription.poll_interval.was_rung():
+                is_alone = self._is_alone(subscription)
         except CFQueuesError as failure:
             deadline = time.monotonic() + PULL_SECONDS
             error = repair(failure, subscription, self._directory, deadline=deadline)
@@ -375,7 +388,7 @@ class Receiver:
             with self._lock:
                 late = self._hand_over(subscription, count, arrivals)
                 if error is None:
-                    subscription.pulled(started, found=len(found), asked=count)
+                    subscription.pulled(started, found=len(found), asked=count, is_alone=is_alone)
                 line = conclude(subscription, self._subscriptions, started, error)
             for arrival in late:
                 self.settlement.give_back(arrival.delivery)
@@ -386,46 +399,12 @@ class Receiver:
         if line is not None:
             line.write()
 
-    def _lease(
-        self,
-        name: str,
-        source: Source,
-        options: Options,
-        *,
-        count: int,
-        deadline: float,
-    ) -> list[Delivery]:
-        leased_until = time.monotonic() + options.visibility_timeout
-        messages = self._client.pull(
-            source.queue.id,
-            batch_size=count,
-            visibility_timeout_ms=int(options.visibility_timeout * 1000),
-            deadline=deadline,
-        )
-        return [
-            Delivery(*source, lease, leased_until, raw, envelope.receive(raw, name))
-            for raw in messages
-            if isinstance(lease := raw.get("lease_id"), str) and lease
-        ]
-
-    def _deliverable(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
-        """Yield what may be delivered now; acknowledge expired and give back early messages."""
-        now = time.time()
-        for delivery in deliveries:
-            if envelope.expired(delivery.message, now):
-                logger.debug(
-                    "message %s of queue %r is dropped: its expiration has passed",
-                    delivery.raw.get("id"),
-                    delivery.queue.name,
-                )
-                self.settlement.ack(delivery)
-                continue
-            early = envelope.seconds_until_due(delivery.message, now)
-            if early > MAX_EARLY_SHARE * (delivery.leased_until - time.monotonic()):
-                delay = min(math.ceil(early), limits.DELAY_SECONDS)
-                self.settlement.give_back(delivery, delay)
-                continue
-            yield delivery
+    def _take(self, subscription: Subscription, count: int, deadline: float) -> list[Delivery]:
+        # Before the pull, which finds what was published before anybody could ring.
+        self._doorbell.attend(subscription.queue.id, subscription.publishers_names)
+        name, options = subscription.name, subscription.options
+        source = Source(subscription.queue, subscription.consumer)
+        return lease(self._client, name, source, options, count=count, deadline=deadline)
 
     def _hand_over(
         self, subscription: Subscription, count: int, arrivals: list[Arrival]

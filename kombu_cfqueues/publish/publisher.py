@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
@@ -63,6 +63,8 @@ class Publisher:
         options: Uses ``connect_timeout``, ``max_in_flight``, ``read_timeout``, ``request_rate`` and
             ``retry_uncertain``.
         spool: The spool of the machine; None if the system does not support one.
+        ring: Called with `Address.name` once the server has accepted messages that can be delivered
+            at once; must neither block nor raise.
     """
 
     def __init__(
@@ -72,7 +74,10 @@ class Publisher:
         budget: Budget | SharedBudget,
         options: Options,
         spool: Spool | None = None,
+        *,
+        ring: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._ring = ring
         self._client = client
         self._directory = directory
         self._budget = budget
@@ -235,15 +240,19 @@ class Publisher:
         )
 
     def _post_by_id(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
-        self._post(address.cloudflare_id or "", batch, deadline)
+        self._post(address, address.cloudflare_id or "", batch, deadline)
 
-    def _post(self, queue_id: str, batch: Sequence[Packed], deadline: float) -> None:
+    def _post(
+        self, address: Address, queue_id: str, batch: Sequence[Packed], deadline: float
+    ) -> None:
         now = time.time()
         messages = [packed.encode(now) for packed in batch]
         if len(batch) == 1 and batch[0].alone:
             self._client.push(queue_id, messages[0], deadline=deadline)
         else:
             self._client.push_batch(queue_id, messages, deadline=deadline)
+        if any(packed.due is None or packed.due <= now for packed in batch):
+            self._ring(address.name)
 
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Post messages of any process; a process that spools may not know the queue's id."""
@@ -255,7 +264,7 @@ class Publisher:
                 # Another process may have looked the queue up, so the client never saw its name.
                 self._client.remember_name(queue_id, address.name)
             self._judge_retention(address, batch, deadline)
-            self._post(queue_id, batch, deadline)
+            self._post(address, queue_id, batch, deadline)
         except QueueNotFound:
             if queue_id is not None:
                 self._directory.forget_address(address, queue_id)

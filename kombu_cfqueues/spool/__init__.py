@@ -18,6 +18,7 @@ The rest of the package imports only from here, and mostly uses `Spool`.  The mo
     election          which process empties the spool
     facts             what processes tell each other
     listing           what is in the file, for people
+    listeners         which processes listen for messages of a queue
     file              the file as one process has it open
     database          SQLite for many processes and threads
     schema            the tables
@@ -28,6 +29,7 @@ Waiting for outcomes, choosing the thread that posts, retrying and halving batch
 `publish`, above the protocol that both waiting rooms share.
 """
 
+from .listeners import Listener, Listeners
 from .listing import Allowed, QueueState, Refused
 from .message_table import Place, Spooled
 from .shared_budget import SharedBudget
@@ -35,6 +37,8 @@ from .spool import Spool
 
 __all__ = [
     "Allowed",
+    "Listener",
+    "Listeners",
     "Place",
     "QueueState",
     "Refused",

@@ -75,6 +75,18 @@ def find(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Plac
     )
 
 
+def look(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Place | None:
+    """Return the folder that `find` would choose if it exists; else None.  Creates nothing."""
+    folders = _own_folders(environ) if spool_dir is None else [Path(spool_dir).expanduser()]
+    check = _check_own if spool_dir is None else _check_configured
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found = check(folder)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return found
+    return None
+
+
 def _own_folders(environ: Mapping[str, str]) -> Iterator[Path]:
     state = environ.get("XDG_STATE_HOME")
     if state and os.path.isabs(state):  # noqa: PTH117  the value is a text
@@ -92,6 +104,12 @@ def _own(folder: Path) -> Place:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+    found = _check_own(folder)
+    _try_out(folder)
+    return found
+
+
+def _check_own(folder: Path) -> Place:
     found = folder.lstat()  # a link may point to a folder that others can write to
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError("it is not a folder")
@@ -102,19 +120,23 @@ def _own(folder: Path) -> Place:
     kind = _file_system(folder)
     if kind in NETWORK_FILE_SYSTEMS:
         raise OSError(f"it is on a network file system ({kind})")
-    _try_out(folder)
     return Place(folder, shared=False)
 
 
 def _configured(folder: Path) -> Place:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700, parents=True)
+    found = _check_configured(folder)
+    _try_out(folder)
+    return found
+
+
+def _check_configured(folder: Path) -> Place:
     found = folder.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError("it is not a folder")
     if found.st_mode & 0o002:
         raise PermissionError("every user of this machine can write to it (chmod o-w)")
-    _try_out(folder)
     return Place(folder, shared=bool(found.st_mode & 0o020))
 
 

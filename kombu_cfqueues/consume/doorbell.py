@@ -1,0 +1,308 @@
+"""The doorbell of the machine: whoever has published wakes the consumers of the queue here.
+
+Each process that consumes has a Unix datagram socket in the spool's folder.  After each request
+that the server has accepted, the publisher sends a datagram to every process that consumes the
+queue on this machine.  A bell is only a hint to look now: nothing depends on it, and polling finds
+what a lost bell has not announced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from ..errors import SpoolUnavailable
+from ..options import Options
+from ..runtime.exits import call_at_exit
+from ..runtime.fork import notice_fork, renew_in_child
+from ..spool import Listener, Listeners, Spool
+
+logger = logging.getLogger(__name__)
+
+TIDY_SECONDS: Final = 5.0
+"""How often the listening thread looks which queues are still consumed.  It ends, and the socket is
+removed, if none is.  A consumer that is soon opened again finds it."""
+
+REOPEN_SECONDS: Final = 60.0
+"""Pause before the socket is opened again, after it could not be or its folder was removed."""
+
+MAX_PATH_BYTES: Final = 103
+"""The longest path of a socket that every system accepts: 107 bytes on Linux, 103 on macOS."""
+
+KEY_CHARACTERS: Final = 32
+"""Length of a queue's key, which is a hash, and of a datagram."""
+
+
+class Doorbell:
+    """Rings at consumers of this machine, and hears the bells for this process.
+
+    Args:
+        options: ``account_id``, ``doorbell`` and ``spool_dir`` are used.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._account_id = options.account_id.lower()
+        is_possible = Spool.available and hasattr(socket, "AF_UNIX")
+        is_on = options.doorbell == "host" and is_possible
+        self._listeners = Listeners(options.spool_dir) if is_on else None
+        self._on_ring: Callable[[str], None] = lambda _: None
+        self._is_consumed: Callable[[str], bool] = lambda _: False
+        self._station: _Station | None = None
+        self.renew_after_fork()
+        renew_in_child(self)
+
+    def renew_after_fork(self) -> None:
+        """Leave the socket to the parent: while a child has it open, it outlives its owner."""
+        if self._station is not None:
+            self._station.abandon()
+        self._lock = threading.Lock()  # guards the fields below while they are set
+        self._station = None
+        self._keys: dict[str, str] = {}  # of the queues that are attended -> the queue's id
+        self._reopen_at = 0.0
+        self._has_ended = False
+        self._closes_at_exit = False
+
+    # -- publishing
+
+    def ring(self, name: str) -> None:
+        """Wake the consumers of a queue on this machine.  Never blocks, and never raises.
+
+        Args:
+            name: The queue as `Address.name` has it.
+        """
+        if self._listeners is None:
+            return
+        key = self._key(name)
+        names = self._listeners.of(key)
+        if not names:
+            return
+        with contextlib.suppress(OSError), _socket() as sender:
+            sender.setblocking(False)
+            for one in names:
+                if not _send(sender, self._listeners.socket_of(one), key):
+                    self._listeners.remove_if_dead(one, key)
+
+    def _key(self, name: str) -> str:
+        text = f"{self._account_id}\n{name.lower()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]
+
+    # -- consuming
+
+    def answer_with(
+        self, on_ring: Callable[[str], None], is_consumed: Callable[[str], bool]
+    ) -> None:
+        """Set what bells do in this process.
+
+        Args:
+            on_ring: Called with a queue's id, in the listening thread.
+            is_consumed: Whether the queue with an id is still consumed.
+        """
+        self._on_ring, self._is_consumed = on_ring, is_consumed
+
+    def attend(self, queue_id: str, names: Iterable[str]) -> None:
+        """Hear the bells for a queue as long as it is consumed.  Never raises.
+
+        Args:
+            queue_id: What bells are reported with.
+            names: What publishers may call the queue: see `Address.name`.
+        """
+        keys = [self._key(name) for name in names]
+        if self._listeners is None or self._has_ended:
+            return
+        if self._is_attended(self._listeners, queue_id, keys):
+            return
+        with self._lock:
+            opened = self._attend(self._listeners, queue_id, keys)
+        if opened is not None:
+            self._start(opened)
+
+    def _is_attended(self, listeners: Listeners, queue_id: str, keys: list[str]) -> bool:
+        station = self._station
+        return station is not None and all(
+            self._keys.get(key) == queue_id and listeners.is_found(station.listener, key)
+            for key in keys
+        )
+
+    def _is_found(self, listeners: Listeners, station: _Station) -> bool:
+        return all(listeners.is_found(station.listener, key) for key in self._keys)
+
+    def _attend(self, listeners: Listeners, queue_id: str, keys: list[str]) -> _Station | None:
+        """Enter a queue; return the station if it was opened for it.  The caller holds the lock."""
+        station = self._station
+        if station is not None and not self._is_found(listeners, station):
+            self._leave()
+            station = None
+        if station is None and time.monotonic() < self._reopen_at:
+            return None
+        try:
+            here = station or _Station(listeners)
+            self._station = here
+            for key in keys:
+                listeners.enter(here.listener, key)
+                self._keys[key] = queue_id
+        except (OSError, RuntimeError, SpoolUnavailable) as error:
+            logger.debug("no doorbell: consumers are not woken, and poll: %s", error)
+            self._reopen_at = time.monotonic() + REOPEN_SECONDS
+            self._leave()
+            return None
+        return here if station is None else None
+
+    def is_alone(self, queue_id: str) -> bool:
+        """Whether no other process of this machine consumes a queue that is attended here."""
+        station = self._station
+        if station is None or self._listeners is None:
+            return False
+        keys = [key for key, one in list(self._keys.items()) if one == queue_id]
+        return not any(self._listeners.has_others(station.listener, key) for key in keys)
+
+    def close(self) -> None:
+        """Stop listening for good, because the process ends."""
+        self._has_ended = True
+        with self._lock:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Remove what the station has in the folder.  The caller holds the lock."""
+        station, self._station = self._station, None
+        keys, self._keys = self._keys, {}
+        if station is not None and self._listeners is not None:
+            for key in keys:
+                self._listeners.withdraw(station.listener, key)
+            self._listeners.leave(station.listener)
+
+    def _start(self, station: _Station) -> None:
+        # Not under the lock: under gevent, starting a thread switches to another greenlet.
+        if not self._closes_at_exit:
+            self._closes_at_exit = True
+            call_at_exit(partial(_close, weakref.ref(self)))
+        thread = threading.Thread(
+            target=self._serve, args=(station,), name="cfqueues-doorbell", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            logger.debug("no thread can hear the doorbell, so consumers poll: %s", error)
+            self.close()
+
+    def _serve(self, station: _Station) -> None:
+        """Hear bells until no queue is consumed any more."""
+        tidy_at = time.monotonic() + TIDY_SECONDS
+        # A forked child may have inherited this greenlet: the station is not its own.
+        while self._station is station:
+            key = station.hear()
+            if key is None:
+                break
+            queue_id = self._keys.get(key)
+            if queue_id is not None:
+                self._on_ring(queue_id)
+            if time.monotonic() >= tidy_at:
+                tidy_at = time.monotonic() + TIDY_SECONDS
+                self._tidy(station)
+        station.close()
+
+    def _tidy(self, station: _Station) -> None:
+        """Withdraw from the queues that are no longer consumed; leave if none is left."""
+        with self._lock:
+            if self._station is not station or self._listeners is None:
+                return
+            for key, queue_id in list(self._keys.items()):
+                if not self._is_consumed(queue_id):
+                    del self._keys[key]
+                    self._listeners.withdraw(station.listener, key)
+            if not self._keys:
+                self._leave()
+
+
+class _Station:
+    """The socket at which this process hears its bells.
+
+    Raises:
+        OSError: There can be no socket in the folder.
+        SpoolUnavailable: There is no folder.
+    """
+
+    def __init__(self, listeners: Listeners) -> None:
+        self.listener: Listener = listeners.join()
+        self._socket = _socket()
+        try:
+            with _reachable(self.listener.socket) as path:
+                self._socket.bind(path)
+            self.listener.socket.chmod(self.listener.mode)  # the umask may have kept others out
+            self._socket.settimeout(TIDY_SECONDS)
+        except BaseException:
+            self.close()
+            listeners.leave(self.listener)
+            raise
+
+    def hear(self) -> str | None:
+        """Wait for a bell, and return its key; ``""`` after some seconds, None if all is over."""
+        try:
+            return self._socket.recv(KEY_CHARACTERS).decode("ascii", "replace")
+        except TimeoutError:
+            return ""
+        except OSError:  # a greenlet of the parent that goes on in a forked child
+            return None
+
+    def close(self) -> None:
+        """Close the socket.  Only the thread that listens may do this."""
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Close the parent's socket and lock in a forked child, and leave their files alone."""
+        self.listener.lock.release()
+        # `socket.close` would use the event loop of gevent, which is still the parent's here, and
+        # closing only the descriptor would let the object close another file of the same number.
+        _abandoned.append(self._socket)
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(nothing, self._socket.fileno(), inheritable=False)
+            os.close(nothing)
+
+
+_abandoned: list[socket.socket] = []
+"""Sockets of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def _send(sender: socket.socket, target: Path, key: str) -> bool:
+    """Send a datagram; return False if the owner of the socket may be dead."""
+    try:
+        with _reachable(target) as path:
+            sender.sendto(key.encode(), path)
+    except OSError:
+        # A socket that is full has been rung, but its owner may be dead and a child hold it open.
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """Yield a path of the same socket that is short enough for a socket's address."""
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _close(reference: weakref.ref[Doorbell]) -> None:
+    notice_fork()
+    doorbell = reference()
+    if doorbell is not None:
+        doorbell.close()
