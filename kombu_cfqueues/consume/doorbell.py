@@ -34,7 +34,8 @@ TIDY_SECONDS: Final = 5.0
 removed, if none is.  A consumer that is soon opened again finds it."""
 
 REOPEN_SECONDS: Final = 60.0
-"""Pause before the socket is opened again, after it could not be or its folder was removed."""
+"""Pause before another try to open a socket, after the folder, the system or a missing thread did
+not allow one."""
 
 MAX_PATH_BYTES: Final = 103
 """The longest path of a socket that every system accepts: 107 bytes on Linux, 103 on macOS."""
@@ -82,15 +83,18 @@ class Doorbell:
         """
         if self._listeners is None:
             return
-        key = self._key(name)
-        names = self._listeners.of(key)
-        if not names:
-            return
-        with contextlib.suppress(OSError), _socket() as sender:
+        with contextlib.suppress(OSError, RuntimeError):
+            key = self._key(name)
+            listeners = self._listeners.of(key)
+            if listeners:
+                self._ring_at(self._listeners, listeners, key)
+
+    def _ring_at(self, listeners: Listeners, names: Iterable[str], key: str) -> None:
+        with _socket() as sender:
             sender.setblocking(False)
-            for one in names:
-                if not _send(sender, self._listeners.socket_of(one), key):
-                    self._listeners.remove_if_dead(one, key)
+            for name in names:
+                if not _send(sender, listeners.socket_of(name), key):
+                    listeners.remove_if_dead(name, key)
 
     def _key(self, name: str) -> str:
         text = f"{self._account_id}\n{name.lower()}"
@@ -133,13 +137,10 @@ class Doorbell:
             for key in keys
         )
 
-    def _is_found(self, listeners: Listeners, station: _Station) -> bool:
-        return all(listeners.is_found(station.listener, key) for key in self._keys)
-
     def _attend(self, listeners: Listeners, queue_id: str, keys: list[str]) -> _Station | None:
         """Enter a queue; return the station if it was opened for it.  The caller holds the lock."""
         station = self._station
-        if station is not None and not self._is_found(listeners, station):
+        if station is not None and not station.listener.socket.exists():
             self._leave()
             station = None
         if station is None and time.monotonic() < self._reopen_at:
@@ -151,11 +152,15 @@ class Doorbell:
                 listeners.enter(here.listener, key)
                 self._keys[key] = queue_id
         except (OSError, RuntimeError, SpoolUnavailable) as error:
-            logger.debug("no doorbell: consumers are not woken, and poll: %s", error)
-            self._reopen_at = time.monotonic() + REOPEN_SECONDS
-            self._leave()
+            self._give_up(error)
             return None
         return here if station is None else None
+
+    def _give_up(self, error: Exception) -> None:
+        """Poll only, for some time.  The caller holds the lock."""
+        logger.debug("no doorbell: consumers are not woken, and poll: %s", error)
+        self._reopen_at = time.monotonic() + REOPEN_SECONDS
+        self._leave()
 
     def is_alone(self, queue_id: str) -> bool:
         """Whether no other process of this machine consumes a queue that is attended here."""
@@ -191,8 +196,9 @@ class Doorbell:
         try:
             thread.start()
         except RuntimeError as error:
-            logger.debug("no thread can hear the doorbell, so consumers poll: %s", error)
-            self.close()
+            with self._lock:
+                self._give_up(error)
+            station.close()
 
     def _serve(self, station: _Station) -> None:
         """Hear bells until no queue is consumed any more."""
@@ -232,17 +238,15 @@ class _Station:
     """
 
     def __init__(self, listeners: Listeners) -> None:
-        self.listener: Listener = listeners.join()
-        self._socket = _socket()
-        try:
+        with contextlib.ExitStack() as undo:
+            self._socket = undo.enter_context(_socket())
+            self.listener: Listener = listeners.join()
+            undo.callback(listeners.leave, self.listener)
             with _reachable(self.listener.socket) as path:
                 self._socket.bind(path)
             self.listener.socket.chmod(self.listener.mode)  # the umask may have kept others out
             self._socket.settimeout(TIDY_SECONDS)
-        except BaseException:
-            self.close()
-            listeners.leave(self.listener)
-            raise
+            undo.pop_all()
 
     def hear(self) -> str | None:
         """Wait for a bell, and return its key; ``""`` after some seconds, None if all is over."""

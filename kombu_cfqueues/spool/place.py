@@ -80,11 +80,21 @@ def look(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Plac
     folders = _own_folders(environ) if spool_dir is None else [Path(spool_dir).expanduser()]
     check = _check_own if spool_dir is None else _check_configured
     for folder in folders:
-        with contextlib.suppress(OSError):
+        try:
             found = check(folder)
             if os.access(folder, os.W_OK | os.X_OK):
                 return found
+        except FileNotFoundError:  # noqa: PERF203  at most four rounds
+            if _can_be_made(folder):
+                return None
+        except OSError:
+            pass
     return None
+
+
+def _can_be_made(folder: Path) -> bool:
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    return os.access(above, os.W_OK | os.X_OK)
 
 
 def _own_folders(environ: Mapping[str, str]) -> Iterator[Path]:

@@ -312,7 +312,7 @@ def test_a_machine_without_room_for_threads_is_told_of_and_waited_for(
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=0.1)
         settled(emulator)
-    assert set(refused) == {"cfqueues-pull", "cfqueues-ack"}
+    assert {"cfqueues-pull", "cfqueues-ack"} <= set(refused)
     assert "no thread cfqueues-pull could be started: can't start new thread" in caplog.text
 
 
