@@ -71,6 +71,7 @@ bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; A
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
 	$(BIN)/python -m benchmarks.workers
+	$(BIN)/python -m benchmarks.idle
 
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
 	$(BIN)/python .ci/release.py '$(VERSION)'
