@@ -51,9 +51,10 @@ def worker_and_sender(
         (folder / "bench_tasks.py").write_text(APPLICATION + OPTIONS)
         runs = folder / "runs"
         runs.touch()
+        path = os.pathsep.join([name, str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         environ = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([name, str(Path.cwd())]),
+            "PYTHONPATH": path,
             "BENCH_BROKER": broker,
             "BENCH_RUNS": str(runs),
             "BENCH_OPTIONS": json.dumps(options),

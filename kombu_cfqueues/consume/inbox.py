@@ -99,9 +99,10 @@ class Subscription:
         return (by_id,) if self.name in self.options.queues else (by_id, self.queue.name)
 
     def renew_after_fork(self) -> None:
-        """Forget the pulls of the parent, which gets their responses."""
+        """Forget the pulls of the parent, which gets their responses, and when it pulls next."""
         self.in_flight = 0
         self.searching = False
+        self.poll_interval.reset(time.monotonic())
 
     def has_messages(self) -> None:
         """Note that there certainly is a message in the queue.  The caller holds the lock."""

@@ -188,7 +188,9 @@ class Receiver:
         with self._lock:
             for subscription in filter(is_meant, self._subscriptions):
                 act(subscription)
-                self._threads.call()
+                # Without this, each bell of a busy queue would start another thread.
+                if self._due_at(subscription, time.monotonic()) < math.inf:
+                    self._threads.call()
 
     def _is_consumed(self, queue_id: str) -> bool:
         return any(one.queue.id == queue_id for one in list(self._subscriptions))

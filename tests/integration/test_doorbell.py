@@ -301,6 +301,29 @@ def test_a_forked_child_closes_the_socket(server, options, green):
         assert sorted(script.wait()) == [["child", 0], ["parent", 1]]
 
 
+def test_a_forked_child_that_consumes_is_woken(server, options, connection):
+    """It has inherited the subscription of its parent, which has consumed before and ends."""
+    parent, child = CONSUME.split("    while True:")
+    fork = """
+    try:
+        connection.drain_events(timeout=0.5)
+    except TimeoutError:
+        pass
+    if os.fork():
+        os._exit(0)
+    print(json.dumps(os.getpid()), flush=True)
+    while True:"""
+    with Script(parent + fork + child, server.broker_url, options) as script:
+        pid = script.line()
+        try:
+            attended(server, 2)
+            for body in ("one", "two"):
+                publish(connection, body)
+                assert script.line()[0] == body
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 # --- What is on the disk
 
 
