@@ -400,6 +400,7 @@ def test_other_files_in_the_folder_are_left_alone(server, options, connection):
             path.touch()
         publish(connection, "one")
         with consumer(server, options):
+            assert eventually(lambda: sum(path.is_socket() for path in rings(options)) == 2)
             assert all(path.exists() for path in strange)
 
 
