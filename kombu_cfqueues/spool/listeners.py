@@ -91,8 +91,11 @@ class Listeners:
         """Whether publishers find *listener* for the queue *key*: no file of it was removed."""
         if self._place is None:
             return False
-        entry = _queues(self._place) / key / listener.name
-        return entry.exists() and listener.socket.exists()
+        root = f"{self._place.folder}/{FOLDER}"  # runs before each pull: the cheap form
+        return all(
+            os.path.exists(path)  # noqa: PTH110
+            for path in (f"{root}/queues/{key}/{listener.name}", f"{root}/sockets/{listener.name}")
+        )
 
     def withdraw(self, listener: Listener, key: str) -> None:
         """Undo `enter`.  Never raises."""
@@ -122,7 +125,8 @@ class Listeners:
         if here is None:
             return []
         try:
-            names = os.listdir(_queues(here) / key)  # noqa: PTH208  the cheap form
+            # Runs after each request: the cheap form.
+            names = os.listdir(f"{here.folder}/{FOLDER}/queues/{key}")  # noqa: PTH208
         except OSError:
             return []
         return [name for name in names if _NAME.fullmatch(name)]
