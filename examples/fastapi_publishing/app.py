@@ -9,7 +9,9 @@ from pydantic import BaseModel
 celery_app = Celery("shop", broker="cfqueues://")
 celery_app.conf.update(
     broker_transport_options={"publish_mode": "spool"},  # a publish waits for the disk alone
+    broker_pool_limit=40,  # as many threads may publish at one time
     task_ignore_result=True,
+    worker_enable_remote_control=False,  # Cloudflare Queues cannot broadcast
 )
 
 api = FastAPI()
