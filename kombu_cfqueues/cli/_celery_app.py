@@ -116,7 +116,8 @@ class Application:
             threads: How many threads of a process publish at one time; None if it is not known.
         """
         conf = app.conf
-        given = {**(conf.broker_transport_options or {}), **extra}
+        given = conf.broker_transport_options
+        given = {**(given if isinstance(given, Mapping) else {}), **extra}
         ours = [url for url in broker_urls(conf) if is_ours(url)]
         raw_options = RawOptions(
             ours[0] if ours else "cfqueues://", given, token=True, source="Celery's broker_url"
@@ -132,7 +133,7 @@ class Application:
         if threads is None:
             threads = PUBLISHING_THREADS
             if conf.worker_pool in ("threads", "gevent", "eventlet"):
-                threads = max(threads, conf.worker_concurrency or 0)
+                threads = max(threads, int(conf.worker_concurrency or 0))
         return cls(app, raw_options, _checked(given), own or (usual,), threads)
 
     @property

@@ -19,12 +19,26 @@ from ..transport.celery_task import is_control_queue
 from ._celery_app import Application, broker_urls, limit_of
 from ._checks import Check, Verdict
 
+_NUMBER: Final = ((int, float), "a number")
+
+_TYPES: Final[Mapping[str, tuple[Any, str]]] = {
+    "broker_pool_limit": _NUMBER,
+    "broker_transport_options": (Mapping, "a dictionary"),
+    "task_soft_time_limit": _NUMBER,
+    "task_time_limit": _NUMBER,
+    "worker_prefetch_multiplier": _NUMBER,
+}
+"""Settings whose values the checks need: the type of each, and its name."""
+
 LONG_WAIT_SECONDS: Final = 600
 """Time for which a task may wait in a worker behind others before that is worth a line."""
 
 
 def examine_application(application: Application) -> Iterator[Check]:
     """Yield a line for each setting that is wrong; nothing for those that are right."""
+    if mistyped := list(_types(application.conf)):
+        yield from mistyped  # the checks below compare these values
+        return
     for setting, (verdict, check) in _CHECKS.items():
         text = check(application)
         if text:
@@ -33,6 +47,15 @@ def examine_application(application: Application) -> Iterator[Check]:
             return
     yield from _routes(application)
     yield from _queue_names(application)
+
+
+def _types(conf: Any) -> Iterator[Check]:
+    """Find settings with values of a wrong type, such as texts from the environment."""
+    for setting, (types, kind) in _TYPES.items():
+        value = getattr(conf, setting)
+        if value is not None and not isinstance(value, types):
+            text = f"must be {kind}, and is a value of type {type(value).__name__}: convert it"
+            yield Check(setting, "problem", text)
 
 
 def _broker_transport(application: Application) -> str | None:

@@ -279,6 +279,21 @@ def test_the_number_of_threads_can_be_given(told):
     assert "set it to 11" in line
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("broker_pool_limit", "40"),
+        ("task_time_limit", "600"),
+        ("worker_prefetch_multiplier", "1"),
+        ("broker_transport_options", '{"visibility_timeout": 3600}'),
+    ],
+)
+def test_a_text_from_the_environment_is_one_line(told, setting, value):
+    (line,) = told({setting: value})
+    assert line.startswith(f"PROBLEM  {setting}: must be a")
+    assert "type str" in line
+
+
 def test_a_lease_that_is_too_long_is_one_line(told):
     """People bring it along from Redis, which needs a lease as long as the furthest eta."""
     (line,) = told({"broker_transport_options": {"visibility_timeout": 604800}})
