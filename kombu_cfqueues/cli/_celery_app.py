@@ -141,11 +141,16 @@ class Application:
         """Celery's settings."""
         return self.app.conf
 
+    def limit_of(self, task: Any) -> float | None:
+        """Return how many seconds *task* may take; None if nothing limits it."""
+        hard = task.time_limit or self.conf.task_time_limit
+        limit = hard or task.soft_time_limit or self.conf.task_soft_time_limit
+        return float(limit) if limit else None
+
     def longest(self) -> tuple[float, str]:
         """Return the longest time in seconds that a task may take, and the task; 0 if unknown."""
-        return max(
-            ((limit_of(task) or 0, task.name) for task in self.tasks), key=lambda one: one[0]
-        )
+        limits = ((self.limit_of(task) or 0, task.name) for task in self.tasks)
+        return max(limits, key=lambda one: one[0])
 
     def destinations(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Yield where tasks go: the setting, the task or pattern, and Celery's options for it."""
@@ -179,12 +184,6 @@ def broker_urls(conf: Any) -> list[str]:
     for given in (conf.broker_write_url, conf.broker_read_url):
         urls += given.split(";") if isinstance(given, str) else list(given or ())
     return [url for url in urls if isinstance(url, str) and url]
-
-
-def limit_of(task: Any) -> float | None:
-    """Return how many seconds *task* may take; None if nothing limits it."""
-    limit = task.time_limit or task.soft_time_limit
-    return float(limit) if limit else None
 
 
 def _checked(given: Mapping[str, Any]) -> Options:

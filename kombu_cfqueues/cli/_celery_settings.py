@@ -16,7 +16,7 @@ from ..consume.receiver import MAX_EARLY_SHARE
 from ..errors import CFQueuesError
 from ..options import is_ours
 from ..transport.celery_task import is_control_queue
-from ._celery_app import Application, broker_urls, limit_of
+from ._celery_app import Application, broker_urls
 from ._checks import Check, Verdict
 
 _NUMBER: Final = ((int, float), "a number")
@@ -108,7 +108,7 @@ def _visibility_timeout(application: Application) -> str | None:
     late = [task for task in application.tasks if task.acks_late]
     if longest > lease * (1 - MAX_EARLY_SHARE):
         return _short_lease(longest, name, lease, late=bool(late))
-    endless = [task.name for task in late if limit_of(task) is None]
+    endless = [task.name for task in late if application.limit_of(task) is None]
     if endless and "visibility_timeout" not in application.raw_options.options:
         return (
             f"is not set, and {endless[0]} is acknowledged late (task_acks_late): if it runs for "
