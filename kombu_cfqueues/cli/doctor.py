@@ -64,25 +64,16 @@ def command(
     Makes about six requests and changes nothing. The exit status is 1 if there is a problem.
     """
     if settle:
-        if names or app:
-            raise click.UsageError(
-                "--settle uses a temporary queue: leave the queue names and --app out"
-            )
+        if names:
+            raise click.UsageError("--settle uses a temporary queue: leave the queue names out")
+        if app:
+            raise click.UsageError("--settle asks an account and not an application: leave -A out")
         _print_facts(raw_options.read(), as_json=as_json)
         return
-    checks = []
+    if threads and not app:
+        raise click.UsageError("--threads needs --app")
     found = _examine_with(app, raw_options, names, threads) if app else examine(raw_options, names)
-    for check in found:
-        checks.append(check)
-        if not as_json:
-            _print_check(check)
-    problems = sum(check.verdict == "problem" for check in checks)
-    warnings = sum(check.verdict == "warning" for check in checks)
-    if as_json:
-        console.emit({"ok": not problems, "checks": [check._asdict() for check in checks]})
-    else:
-        click.echo(_summary(problems, warnings))
-    sys.exit(1 if problems else 0)
+    _print_checks(found, as_json=as_json)
 
 
 def _examine_with(
@@ -96,6 +87,22 @@ def _examine_with(
         yield from examine(raw_options._replace(options=application.raw_options.options), names)
     elif has_our_broker(application):
         yield from examine(application.raw_options, names)
+
+
+def _print_checks(found: Iterator[Check], *, as_json: bool) -> None:
+    """Print each result when it is known, and end with the exit status."""
+    checks = []
+    for check in found:
+        checks.append(check)
+        if not as_json:
+            _print_check(check)
+    problems = sum(check.verdict == "problem" for check in checks)
+    warnings = sum(check.verdict == "warning" for check in checks)
+    if as_json:
+        console.emit({"ok": not problems, "checks": [check._asdict() for check in checks]})
+    else:
+        click.echo(_summary(problems, warnings))
+    sys.exit(1 if problems else 0)
 
 
 def _print_facts(options: Options, *, as_json: bool) -> None:

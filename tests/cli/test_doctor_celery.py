@@ -330,6 +330,12 @@ def test_a_mistake_in_the_url_names_celery_s_setting(project, run):
     assert TOKEN not in done.out + done.err
 
 
+@pytest.mark.parametrize("arguments", [("-A", "shop", "--settle"), ("--threads", "4")])
+def test_options_that_do_not_go_together(run, arguments):
+    done = run("cfqueues://", "doctor", *arguments, code=2)
+    assert "Usage" in done.err
+
+
 # -- applications that cannot be loaded -----------------------------------------------------------
 
 
