@@ -158,7 +158,7 @@ def _publish_retry(application: Application) -> str | None:
     if application.conf.task_publish_retry:
         return None
     return (
-        "is False, so a publish that cannot connect waits for about 6 s instead of 0.6: set it to "
+        "is False, so a publish that cannot connect waits for about 6 s instead of one: set it to "
         "True. It repeats nothing else, because publish_timeout bounds all tries of a publish"
     )
 
