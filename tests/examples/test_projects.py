@@ -61,9 +61,7 @@ def test_the_projects_own_tests_pass(project, command, passed, tmp_path):
 )
 def test_the_doctor_has_nothing_to_say_about_the_settings(project, name, emulator, tmp_path):
     """Who copies a project copies settings that are right here."""
-    env = environment(
-        tmp_path, CELERY_BROKER_URL=emulator.broker_url, XDG_STATE_HOME=str(tmp_path)
-    )
+    env = environment(tmp_path, CELERY_BROKER_URL=emulator.broker_url, XDG_STATE_HOME=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", DOCTOR, "doctor", "-A", name],
         cwd=EXAMPLES / project,
