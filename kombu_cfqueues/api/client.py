@@ -83,6 +83,7 @@ class Client:
         page: int = 1,
         name: str | None = None,
         deadline: float,
+        wanted: str | None = None,
         is_known: Callable[[], bool] | None = None,
     ) -> QueuePage:
         """Return one page of the account's queues.
@@ -91,14 +92,17 @@ class Client:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
+            wanted: The queue that is looked for; the request then ranks as the message that waits
+                for it, as with *name*.
             is_known: Returns whether another process knows the result by now.
 
         Raises:
             Unneeded: It does, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
-        action = "listing the queues" if name is None else f"looking up queue {name!r}"
-        self._permits.acquire(deadline, for_message=name is not None, is_known=is_known)
+        wanted = name or wanted
+        action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
+        self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)
         for queue in found.queues:

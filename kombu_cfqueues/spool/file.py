@@ -241,10 +241,11 @@ class File:
             boot=self._boot,
             now=self.clock.monotonic(),
             me=self._me,
-            is_alive=self._is_alive,
+            is_alive=self.is_alive,
         )
 
-    def _is_alive(self, name: str) -> bool:
+    def is_alive(self, name: str) -> bool:
+        """Whether the process of this name is alive.  May be called in a transaction."""
         return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
@@ -255,7 +256,7 @@ class File:
             return now
         if seen - now < CLOCK_TOLERANCE_SECONDS:
             return float(seen)
-        if not same_boot(connection, self._me, self._is_alive):
+        if not same_boot(connection, self._me, self.is_alive):
             begin_anew(connection, self._boot, now)
             connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now

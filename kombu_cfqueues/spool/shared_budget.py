@@ -96,7 +96,7 @@ class SharedBudget:
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop the requests that *error* concerns, for every process."""
         if isinstance(error, AuthenticationFailed):
-            self._facts.note_token(works=False)
+            self._facts.forget_token()
         if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
