@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..shared_facts import KnownQueue
 from ..waiting_room import RoomBusy
 from .file import File
 
+if TYPE_CHECKING:
+    import sqlite3
+
 T = TypeVar("T")
 
 FACT_LIFETIME_SECONDS: Final = 300.0
 """A fact is valid for this long.
 
-It bounds how long a new process relies on the id of a queue that was renamed, which goes on working;
+It bounds how long a new process relies on the id of a renamed queue, which goes on working;
 a queue that was deleted and a token that was revoked are refused.  As long as Cloudflare's window
 of requests, so that a machine asks for each fact at most once in a window."""
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import sqlite3
 import weakref
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.imports import importing
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
-from .database import Database
 from .liveness import KernelLock, LivenessLocks
 from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .database import Database
 
 T = TypeVar("T")
 
@@ -165,7 +169,7 @@ class File:
         for version in range(1, VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
             if path.exists() and not self._locks_of(path).living():
-                yield Database(path, self._place.file_mode, version, lambda *_: None)
+                yield self._database_at(path, version, lambda *_: None)
 
     def close(self) -> None:
         """Leave the file and close it.  The next use joins again."""
@@ -222,13 +226,19 @@ class File:
         if self._database is not None and self._database.path == path:
             self._database.close()  # opening it again records the name
         else:
-            self._database = Database(
-                path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
-            )
+            self._database = self._database_at(path, VERSION, self._prepare)
         self._locks = locks
         if not self._leaves_at_exit:
             self._leaves_at_exit = True
             atexit.register(_close, weakref.ref(self))
+
+    def _database_at(
+        self, path: Path, version: int, prepare: Callable[[sqlite3.Connection, bool], None]
+    ) -> Database:
+        # It imports sqlite3, which a process without a request limit does not need.
+        with importing:
+            from .database import Database  # noqa: PLC0415
+        return Database(path, self._place.file_mode, version, prepare, clock=self.clock)
 
     def _locks_of(self, path: Path) -> LivenessLocks:
         here = self._place

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import functools
 import platform
-import sqlite3
 import subprocess
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import CFQueuesError, as_text
 from ..runtime.rng import rng
+
+if TYPE_CHECKING:
+    import sqlite3
 
 VERSION: Final = 2
 """Version of the tables below.
@@ -244,6 +246,8 @@ def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
 
 def _statements(script: str) -> list[str]:
     """Return the statements of *script*, since `executescript` would end the transaction."""
+    import sqlite3  # noqa: PLC0415  only a process that uses the file needs it
+
     statements, rest = [], ""
     for line in script.splitlines(keepends=True):
         rest += line

@@ -6,10 +6,9 @@ Admin requests carry no message, but they wait for permits in the same order as 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import limits
 from ..errors import AuthenticationFailed, CFQueuesError, Scope, SpoolFull, SpoolUnavailable
@@ -24,6 +23,9 @@ from .bucket import last_kind
 from .facts import FileFacts
 from .file import File
 from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
+
+if TYPE_CHECKING:
+    import sqlite3
 
 logger = logging.getLogger(__name__)
 
