@@ -145,10 +145,16 @@ class FileFacts:
 
     def begin(self, question: str) -> bool:
         """See `SharedFacts.begin`."""
-        # Read first: only one process at a time can write.
-        if self._read(lambda c: self._is_asked(c, question)):
-            return False
-        return self._write(lambda c: self._begin(c, question)) is not False
+        until = self._file.clock.monotonic() + FACT_TIMEOUT_SECONDS
+        try:
+            # Read first: only one process at a time can write.
+            if self._file.read(lambda c: self._is_asked(c, question), until=until):
+                return False
+            return self._file.write(lambda c: self._begin(c, question), until=until)
+        except RoomBusy:
+            return False  # many processes start, and one of them asks
+        except (SpoolFull, SpoolUnavailable):
+            return True  # there is no file to learn from
 
     def end(self, question: str) -> None:
         """See `SharedFacts.end`."""
