@@ -176,15 +176,26 @@ class Directory:
             )
         return queue
 
-    def find(self, name: str, options: Options, *, deadline: float) -> Queue | None:
+    def find(
+        self, name: str, options: Options, *, deadline: float, anew: bool = False
+    ) -> Queue | None:
         """Return Kombu's queue *name*, or None if it does not exist.
 
         This creates nothing, and otherwise blocks and raises as `queue` does.
+
+        Args:
+            name: Kombu's name.
+            options: As for `queue`.
+            deadline: When to give up.
+            anew: Whether to ask the API also if the queue is known.
         """
         if name in options.queues:
             return Queue(options.queues[name], name, None)
         cloudflare_name = to_cloudflare_name(prefixed(name, options))
-        found = self._finder.find(cloudflare_name, deadline, create=False)
+        if anew:
+            found = self._finder.find_anew(cloudflare_name, deadline)
+        else:
+            found = self._finder.find(cloudflare_name, deadline, create=False)
         if found is not None:  # the name of a missing queue stays free for another queue
             self._names.reserve(name, options)
         return found

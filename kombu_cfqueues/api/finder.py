@@ -97,6 +97,14 @@ class Finder:
             deadline=deadline,
         )
 
+    def find_anew(self, name: str, deadline: float) -> Queue | None:
+        """Ask the API for the queue with this *name*, whatever is known; None if it is missing.
+
+        Raises:
+            CFQueuesError: A request failed.
+        """
+        return self._ask_by_name(name, Position(), deadline, anew=True)
+
     def read_page(
         self,
         page: int,
@@ -181,7 +189,9 @@ class Finder:
 
     # One name
 
-    def _ask_by_name(self, name: str, position: Position, deadline: float) -> Queue | None:
+    def _ask_by_name(
+        self, name: str, position: Position, deadline: float, *, anew: bool = False
+    ) -> Queue | None:
         """Read pages of answers until one has that name: the server may ignore the filter."""
         while position.page is not None:
             try:
@@ -189,7 +199,7 @@ class Finder:
                     page=position.page,
                     name=name,
                     deadline=deadline,
-                    is_known=lambda: self._is_known(name),
+                    is_known=None if anew else lambda: self._is_known(name),
                 )
             except Unneeded:
                 return self._queues.get(name)
@@ -201,7 +211,8 @@ class Finder:
                     return queue
             ids = frozenset(queue.id for queue in page.queues)
             position = position.after(ids, has_more=page.has_more)
-            self._unfinished.note(name, position)
+            if not anew:
+                self._unfinished.note(name, position)
         return None
 
     def _create(self, name: str, deadline: float) -> Queue:
