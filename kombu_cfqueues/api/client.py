@@ -63,6 +63,10 @@ class Client:
         """Headers of the latest response to any thread; empty before the first."""
         return self._requester.latest_headers
 
+    def load(self) -> None:
+        """Import what requests need, which the first request would do otherwise."""
+        self._requester.open()
+
     def close(self) -> None:
         """Close the connections.  The next call opens new ones."""
         self._requester.close()
@@ -102,6 +106,7 @@ class Client:
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         wanted = name or wanted
         action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
+        self.load()  # on a busy machine, the answer may be known by then
         self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)

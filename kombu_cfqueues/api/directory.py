@@ -109,7 +109,10 @@ class Directory:
         return True
 
     def _connect(self, deadline: float) -> bool:
+        called = time.monotonic()
+        self._client.load()
         began = time.monotonic()
+        deadline += began - called  # which is for the server, not for imports
         is_known = None if self._is_doubted else lambda: bool(self._trust_token())
         try:
             self._finder.read_page(1, deadline, is_known=is_known)

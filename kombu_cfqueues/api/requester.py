@@ -6,17 +6,18 @@ in a traceback, because some error reporters print local variables.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token, is_missing
-from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.fork import notice_fork, pause_at_fork, renew_in_child
 from ..runtime.imports import importing
 from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
@@ -144,7 +145,7 @@ class Requester:
             "User-Agent": "kombu-cfqueues",
         }
         url = self._url + request.path
-        exchange = self._open()
+        exchange = self.open()
         remaining = request.deadline - time.monotonic()
         if not remaining > 0:  # in this order, NaN is refused too
             raise ConnectionFailed(
@@ -160,15 +161,12 @@ class Requester:
             token=token,
         )
 
-    def _open(self) -> Exchange:
+    def open(self) -> Exchange:
+        """Return what sends requests; the first call imports requests, which takes a while."""
         exchange = self._exchange
         if exchange is None:
-            # It imports requests, which takes as long as all the rest of this package.  A process
-            # whose messages others post does not need it.
-            with importing:
-                from .exchange import Exchange  # noqa: PLC0415
             # Not under the lock: to find the proxies, macOS may look up names.
-            new = Exchange(self._url, self._host)
+            new = _load_exchange()(self._url, self._host)
             with self._lock:
                 exchange = self._exchange = self._exchange or new
         return exchange
@@ -199,3 +197,30 @@ class Requester:
                 "letter that no token has (the word 'Bearer' is not part of it); check api_token"
             )
         return token
+
+
+def _load_exchange() -> type[Exchange]:
+    """Import requests, which takes as long as all the rest of this package.
+
+    A process whose messages are posted by others does not need it.
+    """
+    with importing:
+        from .exchange import Exchange  # noqa: PLC0415
+    return Exchange
+
+
+class _LoadsBeforeFork:
+    """Imports requests in a process that forks, so that its children need not import it each."""
+
+    def pause_for_fork(self) -> None:
+        # The first request says what is wrong.  If a signal handler that interrupts an import
+        # forks, the module is half loaded, and nothing is.
+        with contextlib.suppress(Exception):
+            _load_exchange()
+
+    def resume_after_fork(self) -> None:
+        pass
+
+
+_loads_before_fork: Final = _LoadsBeforeFork()
+pause_at_fork(_loads_before_fork)

@@ -133,14 +133,14 @@ class SharedBudget:
         since = self._clock.monotonic()
         try:
             while True:
+                if is_known is not None and is_known():
+                    raise Unneeded
                 request, wait = self._permits.request_permit(request, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
                     self._stop_log.resumed()
                     return
                 log_stop(self._stop_log, wait)
-                if is_known is not None and is_known():
-                    raise Unneeded
                 self._sleep(wait, deadline)
         except RoomBusy as error:
             raise NoPermit(f"no permit could be requested: {error}") from error
