@@ -30,6 +30,11 @@ The API can answer the same question, but every process that asks takes a permit
 allows about four per second.  When many processes start together, the file is busy for about this
 long."""
 
+BUSY_SECONDS: Final = 5.0
+"""After `FACT_TIMEOUT_SECONDS` passed in vain, facts are tried only once each for this long.
+
+Somebody may hold the file for minutes, and a caller with a deadline asks for several facts."""
+
 ASKING_SECONDS: Final = 10.0
 """Longest time that other processes wait for the answer to a question that one process asks.
 
@@ -60,6 +65,7 @@ class FileFacts:
 
     def __init__(self, file: File) -> None:
         self._file = file
+        self._busy_until = 0.0  # monotonic; each access is atomic and needs no lock
 
     # What the API said
 
@@ -145,12 +151,15 @@ class FileFacts:
 
     def begin(self, question: str) -> bool:
         """See `SharedFacts.begin`."""
-        until = self._file.clock.monotonic() + FACT_TIMEOUT_SECONDS
         try:
             # Read first: only one process at a time can write.
-            if self._file.read(lambda c: self._is_asked(c, question), until=until):
+            if self._in_time(
+                lambda until: self._file.read(lambda c: self._is_asked(c, question), until=until)
+            ):
                 return False
-            return self._file.write(lambda c: self._begin(c, question), until=until)
+            return self._in_time(
+                lambda until: self._file.write(lambda c: self._begin(c, question), until=until)
+            )
         except RoomBusy:
             return False  # many processes start, and one of them asks
         except (SpoolFull, SpoolUnavailable):
@@ -184,12 +193,22 @@ class FileFacts:
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         try:
-            return self._file.read(work, until=self._file.clock.monotonic() + FACT_TIMEOUT_SECONDS)
+            return self._in_time(lambda until: self._file.read(work, until=until))
         except (RoomBusy, SpoolFull, SpoolUnavailable):
             return None
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
         try:
-            return self._file.write(work, until=self._file.clock.monotonic() + FACT_TIMEOUT_SECONDS)
+            self._in_time(lambda until: self._file.write(work, until=until))
         except (RoomBusy, SpoolFull, SpoolUnavailable):
-            return None  # the other processes ask the API themselves
+            return  # the other processes ask the API themselves
+
+    def _in_time(self, use: Callable[[float], T]) -> T:
+        """Use the file, for a moment at most; *use* gets the time at which to give up."""
+        now = self._file.clock.monotonic()
+        until = now if now < self._busy_until else now + FACT_TIMEOUT_SECONDS
+        try:
+            return use(until)
+        except RoomBusy:
+            self._busy_until = self._file.clock.monotonic() + BUSY_SECONDS
+            raise
