@@ -6,18 +6,17 @@ in a traceback, because some error reporters print local variables.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token, is_missing
-from ..runtime.fork import notice_fork, pause_at_fork, renew_in_child
+from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.imports import importing
 from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
@@ -209,18 +208,4 @@ def _load_exchange() -> type[Exchange]:
     return Exchange
 
 
-class _LoadsBeforeFork:
-    """Imports requests in a process that forks, so that its children need not import it each."""
-
-    def pause_for_fork(self) -> None:
-        # The first request says what is wrong.  If a signal handler that interrupts an import
-        # forks, the module is half loaded, and nothing is.
-        with contextlib.suppress(Exception):
-            _load_exchange()
-
-    def resume_after_fork(self) -> None:
-        pass
-
-
-_loads_before_fork: Final = _LoadsBeforeFork()
-pause_at_fork(_loads_before_fork)
+importing.before_forks(_load_exchange)

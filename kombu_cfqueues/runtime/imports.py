@@ -1,8 +1,10 @@
-"""Imports at the first use, in any thread."""
+"""Modules that are imported at their first use, in any thread."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
@@ -22,9 +24,14 @@ class Importing:
     """
 
     def __init__(self) -> None:
+        self._loaders: list[Callable[[], object]] = []
         self.renew_after_fork()
         renew_in_child(self)
         pause_at_fork(self)
+
+    def before_forks(self, load: Callable[[], object]) -> None:
+        """Call *load*, which imports a module, before each fork: children need not import it."""
+        self._loaders.append(load)
 
     def renew_after_fork(self) -> None:
         """Replace the lock: a thread of the parent may have held it."""
@@ -33,7 +40,12 @@ class Importing:
         self._is_paused = False
 
     def pause_for_fork(self) -> None:
-        """Wait until no other thread imports anything, and let none begin."""
+        """Load what children would load; wait until no thread imports, and let none begin."""
+        for load in self._loaders:
+            # Its first user says what is wrong.  If a signal handler that interrupts an import
+            # forks, the module is half loaded, and nothing is.
+            with contextlib.suppress(Exception):
+                load()
         self._is_paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
 
     def resume_after_fork(self) -> None:

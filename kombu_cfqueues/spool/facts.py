@@ -23,7 +23,7 @@ It bounds how long a new process relies on the id of a renamed queue, which goes
 a queue that was deleted and a token that was revoked are refused.  As long as Cloudflare's window
 of requests, so that a machine asks for each fact at most once in a window."""
 
-FACT_TIMEOUT_SECONDS: Final = 0.5
+FACT_TIMEOUT_SECONDS: Final = 1.0
 """Longest time that a fact is read or written while the file is busy.
 
 The API can answer the same question, but every process that asks takes a permit, and Cloudflare

@@ -235,10 +235,7 @@ class File:
     def _database_at(
         self, path: Path, version: int, prepare: Callable[[sqlite3.Connection, bool], None]
     ) -> Database:
-        # It imports sqlite3, which a process without a request limit does not need.
-        with importing:
-            from .database import Database  # noqa: PLC0415
-        return Database(path, self._place.file_mode, version, prepare, clock=self.clock)
+        return _load_database()(path, self._place.file_mode, version, prepare, clock=self.clock)
 
     def _locks_of(self, path: Path) -> LivenessLocks:
         here = self._place
@@ -278,3 +275,13 @@ def _close(reference: weakref.ref[File]) -> None:
     file = reference()
     if file is not None:
         file.close()
+
+
+def _load_database() -> type[Database]:
+    """Import sqlite3, which a process without a request limit does not need."""
+    with importing:
+        from .database import Database  # noqa: PLC0415
+    return Database
+
+
+importing.before_forks(_load_database)
