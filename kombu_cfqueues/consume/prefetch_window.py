@@ -15,9 +15,17 @@ from typing import Final
 PULLS_AHEAD: Final = 2
 """Full pulls that may wait undelivered: the application processes one while the next arrives."""
 
+MAX_PULLS_AHEAD: Final = 5
+"""The same for an application that has to wait for messages although they are pulled ahead.  As
+many as may be in flight, so that few of them wait here."""
+
 QUEUES_AHEAD: Final = 8
 """Maximum number of queues that are pulled at once for an application without a prefetch count.
 Pulled one after the other, empty queues would delay those that have messages."""
+
+FLOW_PARTS: Final = 4
+"""While messages flow, a pull is for at least a quarter of the slots: then little of the window
+waits for the next pull, and there are few pulls.  Otherwise it is for half of them."""
 
 GATHER_SECONDS: Final = 0.01
 """A pull for few free slots waits this long for more.  Short tasks free their slots one after the
@@ -42,10 +50,10 @@ class PrefetchWindow:
     """
 
     def __init__(self, pull_batch_size: int) -> None:
-        self._max_held = PULLS_AHEAD * pull_batch_size
-        self._target = 1  # messages to pull ahead for an application without a prefetch count
+        self._pull_batch_size = pull_batch_size
+        self._target = 1  # messages to pull ahead, as the application has shown to need them
         self._asked = False  # the application asked for a message, and none was there
-        self._delivered_at = -LOOP_SECONDS
+        self._delivered_at = self._waited_at = -LOOP_SECONDS
         self._room_since = 0.0
         self.queue_count = 0
         self.prefetch = 0
@@ -55,33 +63,40 @@ class PrefetchWindow:
     @property
     def capacity(self) -> int:
         """How many messages would be pulled ahead if none were held."""
-        wanted = self.prefetch or max(self._target, min(self.queue_count, QUEUES_AHEAD))
-        return min(wanted, self._max_held)
+        if self.prefetch:
+            return min(self.prefetch, max(self._target, self._usual_target))
+        return max(self._target, min(self.queue_count, QUEUES_AHEAD))
 
     @property
     def room(self) -> int:
         """How many messages may be requested now."""
         if self.prefetch:
-            free = self.prefetch - self.held - self.unsettled
-            return max(0, min(free, self._max_held - self.held))
+            return max(0, min(self.prefetch - self.unsettled, self.capacity) - self.held)
         # An application without a prefetch count may want one message and end.  Messages that are
         # pulled ahead for it would be hidden from other consumers until it closes.
         if self._target == 1 and not self._asked:
             return 0
         return max(0, self.capacity - self.held)
 
-    @property
-    def enough_room(self) -> int:
-        """With this many free slots, a pull does not wait for more."""
-        return (self.capacity + 1) // 2
+    def enough_room(self, *, flows: bool) -> int:
+        """With this many free slots, a pull does not wait for more.
 
-    def pull_at(self) -> float:
+        Args:
+            flows: Whether the messages of the queue flow, so that several pulls share the slots.
+        """
+        parts = FLOW_PARTS if flows else 2
+        return min(math.ceil(self.capacity / parts), self._pull_batch_size)
+
+    def pull_at(self, *, flows: bool) -> float:
         """When a pull is worth its request, in seconds of `time.monotonic`; infinity if unknown."""
         room = self.room
         if not room:
             return math.inf
-        if room >= self.enough_room or not self.held:
+        if room >= self.enough_room(flows=flows) or not self.held:
             return 0.0
+        # A full pull is held: there is time until this one is full as well.
+        if self.held >= self._pull_batch_size:
+            return math.inf
         return self._room_since + GATHER_SECONDS
 
     def freed(self, now: float) -> bool:
@@ -89,7 +104,9 @@ class PrefetchWindow:
         room = self.room
         if room == 1:
             self._room_since = now
-        return room in (1, self.enough_room)
+        if self.held == self._pull_batch_size - 1:
+            return room > 0
+        return room in (1, self.enough_room(flows=True), self.enough_room(flows=False))
 
     @property
     def may_deliver(self) -> bool:
@@ -110,9 +127,22 @@ class PrefetchWindow:
         self.held -= 1
         self.unsettled += 1
         self._asked = False
-        if had_to_wait and now - self._delivered_at < LOOP_SECONDS:
-            self._target = min(2 * self._target, self._max_held)
+        if had_to_wait:
+            if now - self._delivered_at < LOOP_SECONDS:
+                self._raise_target()
+            self._waited_at = now
+        elif now - self._waited_at > LOOP_SECONDS:
+            self._target = min(self._target, self._usual_target)
         self._delivered_at = now
+
+    @property
+    def _usual_target(self) -> int:
+        return PULLS_AHEAD * self._pull_batch_size
+
+    def _raise_target(self) -> None:
+        least = self._usual_target if self.prefetch else 1
+        most = MAX_PULLS_AHEAD * self._pull_batch_size
+        self._target = min(2 * max(self._target, least), most)
 
     def queue_was_empty(self) -> None:
         """Start again with one message at a time, unless other messages are held."""

@@ -137,7 +137,7 @@ def conclude(
         error: What it failed with, after `repair`.
     """
     if error is not None:
-        subscription.last_pull_full = False
+        subscription.flow.failed()
         subscription.poll_interval.failed(time.monotonic(), error.retry_after)
     line = _note_outcome(subscription, subscriptions, started, error)
     if isinstance(error, TransientError):

@@ -1,0 +1,53 @@
+"""How far the pulls of one queue overlap.
+
+While messages flow, the next pull starts before the last one is answered.  A queue that runs dry
+answers such pulls with nothing, and an empty pull is billed.  So pulls overlap further only after
+the queue has answered several of them in full.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OVERLAPPING_PULLS: Final = 2
+"""Maximum number of pulls in flight for a queue whose last pull was full."""
+
+FLOWING_PULLS: Final = 5
+"""Maximum number of pulls in flight for a queue whose messages flow: four of a quarter of the
+window each, and the one whose messages are being processed."""
+
+FULL_PULLS: Final = 8
+"""Messages flow after this number of full pulls in a row.  The end of a flow may cost three empty
+pulls more than `OVERLAPPING_PULLS` do, and it comes after at least this number of full ones."""
+
+
+class Flow:
+    """Whether the messages of one queue flow."""
+
+    def __init__(self) -> None:
+        self._full_pulls = 0  # in a row
+
+    def pulled(self, *, full: bool) -> None:
+        """Note a pull that was answered: whether with as many messages as it asked for."""
+        self._full_pulls = self._full_pulls + 1 if full else 0
+
+    def failed(self) -> None:
+        """Note a pull that failed."""
+        self._full_pulls = 0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the queue may have more messages: the last pull was full."""
+        return self._full_pulls > 0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether messages flow."""
+        return self._full_pulls >= FULL_PULLS
+
+    @property
+    def max_pulls(self) -> int:
+        """Maximum number of pulls in flight."""
+        if self.is_steady:
+            return FLOWING_PULLS
+        return OVERLAPPING_PULLS if self.may_go_on else 1
