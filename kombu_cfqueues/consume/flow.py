@@ -26,14 +26,21 @@ class Flow:
 
     def __init__(self) -> None:
         self._full_pulls = 0  # in a row
+        self._failed_at = float("-inf")  # in seconds of time.monotonic
 
     def pulled(self, *, full: bool) -> None:
         """Note a pull that was answered: whether with as many messages as it asked for."""
         self._full_pulls = self._full_pulls + 1 if full else 0
 
-    def failed(self) -> None:
-        """Note a pull that failed."""
+    def failed(self, started: float, now: float) -> bool:
+        """Note a pull that failed; return whether none that was in flight with it has failed before.
+
+        Pulls that overlap fail together, which is no reason to back off once for each.  Times are
+        seconds of `time.monotonic`.
+        """
+        before, self._failed_at = self._failed_at, now
         self._full_pulls = 0
+        return started > before
 
     @property
     def may_go_on(self) -> bool:

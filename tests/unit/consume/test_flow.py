@@ -29,10 +29,19 @@ def test_pulls_overlap_further_after_several_full_ones_in_a_row():
 
 def test_a_pull_that_is_not_full_or_fails_ends_the_flow():
     flow = after(*[True] * FULL_PULLS)
-    flow.failed()
+    assert flow.failed(1.0, now=2.0)
 
     assert not flow.is_steady
     assert flow.max_pulls == after(*[True] * FULL_PULLS, False).max_pulls == 1
+
+
+def test_pulls_that_fail_together_are_one_failure():
+    flow = after()
+
+    assert flow.failed(1.0, now=2.0)
+    assert not flow.failed(1.5, now=2.1)
+    assert not flow.failed(1.9, now=2.2)
+    assert flow.failed(2.3, now=2.4)
 
 
 @given(st.lists(st.booleans(), max_size=100))
