@@ -7,14 +7,15 @@ the queue has answered several of them in full.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 OVERLAPPING_PULLS: Final = 2
 """Maximum number of pulls in flight for a queue whose last pull was full."""
 
 FLOWING_PULLS: Final = 5
-"""Maximum number of pulls in flight for a queue whose messages flow: four of a quarter of the
-window each, and the one whose messages are being processed."""
+"""A queue whose messages flow may have this many pulls in flight, less those of other queues: four
+of a quarter of the window each, and one more while the messages of another are processed."""
 
 FULL_PULLS: Final = 8
 """Messages flow after this number of full pulls in a row.  The end of a flow may cost three empty
@@ -33,7 +34,7 @@ class Flow:
         self._full_pulls = self._full_pulls + 1 if full else 0
 
     def failed(self, started: float, now: float) -> bool:
-        """Note a pull that failed; return whether none that was in flight with it has failed before.
+        """Note a pull that failed; return whether it is the first of those in flight to fail.
 
         Pulls that overlap fail together, which is no reason to back off once for each.  Times are
         seconds of `time.monotonic`.
@@ -52,9 +53,14 @@ class Flow:
         """Whether messages flow."""
         return self._full_pulls >= FULL_PULLS
 
-    @property
-    def max_pulls(self) -> int:
-        """Maximum number of pulls in flight."""
-        if self.is_steady:
-            return FLOWING_PULLS
-        return OVERLAPPING_PULLS if self.may_go_on else 1
+    def allows(self, in_flight: int, of_all: Iterable[int]) -> bool:
+        """Whether another pull of the queue may start.
+
+        Args:
+            in_flight: Its pulls that are in flight.
+            of_all: The same of every queue, this one included.  Pulls beyond the second leave
+                threads to the other queues, in case the server hangs.
+        """
+        if in_flight < OVERLAPPING_PULLS:
+            return self.may_go_on or not in_flight
+        return self.is_steady and sum(of_all) < FLOWING_PULLS

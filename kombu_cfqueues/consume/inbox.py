@@ -19,6 +19,7 @@ from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
 from .flow import Flow
 from .poll_interval import PollInterval
+from .prefetch_hint import PrefetchHint
 from .prefetch_window import PrefetchWindow
 from .source import Source
 
@@ -46,6 +47,7 @@ class Subscription:
         cancelled: No further pull starts.
         in_flight: Pulls that have not ended.
         flow: Whether its messages flow.
+        hint: Whether the prefetch count of its worker is too small for its tasks.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
         outage: What the last pull failed with, if another try may succeed.
         lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
@@ -76,6 +78,7 @@ class Subscription:
         self.for_worker = False
         self.cancelled = False
         self.flow = Flow()
+        self.hint = PrefetchHint()
         self.messages_seen_at = 0.0
         self.outage: TransientError | None = None
         self.outage_since = 0.0
@@ -108,6 +111,8 @@ class Subscription:
         """
         now = time.monotonic()
         self.flow.pulled(full=found == asked)
+        if self.for_worker and self.flow.is_steady:
+            self.hint.pulled(started, now, found_idle=self._has_only(found))
         self.not_enabled_since = self.failure = None
         if found:
             self.messages_seen_at = now
@@ -116,6 +121,10 @@ class Subscription:
         elif self.messages_seen_at < started:
             self.poll_interval.empty(now)
             self.window.queue_was_empty()
+
+    def _has_only(self, count: int) -> bool:
+        """Whether the application has no messages but the *count* that were put here just now."""
+        return not self.window.unsettled and self.inbox.waiting <= count
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -263,6 +272,11 @@ class Inbox:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
         self.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be delivered."""
+        return len(self._arrivals)
 
     def newest(self, subscription: Subscription) -> Subscription:
         """Return the newest subscription of this connection to the queue of *subscription*.

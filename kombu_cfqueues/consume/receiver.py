@@ -26,7 +26,6 @@ from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
 from .dropped import DroppedMessages, Holder
-from .flow import OVERLAPPING_PULLS
 from .inbox import Arrival, Inbox, Subscription
 from .prefetch_window import PrefetchWindow
 from .pull_failures import conclude, repair
@@ -37,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PULLS: Final = 8
 """Maximum number of pulls in flight, of all queues together."""
-
-PULLS_FOR_OTHERS: Final = 3
-"""The pulls of a queue leave this many to other queues, except its first two."""
 
 SUBSCRIBE_SECONDS: Final = 1.0
 """How long a call that starts to consume waits for its queue to be found.  Short, because a caller
@@ -318,19 +314,13 @@ class Receiver:
         if not inbox.asked or inbox.newest(subscription) is not subscription:
             return math.inf
         flow = subscription.flow
-        if subscription.in_flight >= flow.max_pulls or self._leaves_too_few(subscription):
+        of_all = (one.in_flight for one in self._subscriptions)
+        if not flow.allows(subscription.in_flight, of_all):
             return math.inf
         at = max(subscription.poll_interval.due, subscription.window.pull_at(flows=flow.is_steady))
         if at <= now and self._acknowledger.returning(subscription.queue.id):
             return now + RETURNING_INTERVAL_SECONDS
         return at
-
-    def _leaves_too_few(self, subscription: Subscription) -> bool:
-        """Whether another pull of the queue would leave other queues too few."""
-        if subscription.in_flight < OVERLAPPING_PULLS:
-            return False
-        in_flight = sum(one.in_flight for one in self._subscriptions)
-        return in_flight >= MAX_PULLS - PULLS_FOR_OTHERS
 
     def _batch_size(self, subscription: Subscription) -> int:
         """How many messages to request: only a share of the room if the queue may be empty."""
@@ -394,6 +384,7 @@ class Receiver:
                 subscription.inbox.notify()
         if line is not None:
             line.write()
+        subscription.hint.give(subscription.name, subscription.window.prefetch)
 
     def _lease(
         self,
