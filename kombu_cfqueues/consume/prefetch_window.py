@@ -23,9 +23,10 @@ QUEUES_AHEAD: Final = 8
 """Maximum number of queues that are pulled at once for an application without a prefetch count.
 Pulled one after the other, empty queues would delay those that have messages."""
 
-FLOW_PARTS: Final = 4
-"""While messages flow, a pull is for at least a quarter of the slots: then little of the window
-waits for the next pull, and there are few pulls.  Otherwise it is for half of them."""
+SMALL_PULL: Final = 16
+"""While messages flow, a pull is for a quarter of the slots, if that is at most this many: then
+little of a small window waits for the next pull.  Otherwise it is for half of them, because each
+pull costs as much CPU as some ten messages."""
 
 GATHER_SECONDS: Final = 0.01
 """A pull for few free slots waits this long for more.  Short tasks free their slots one after the
@@ -84,18 +85,20 @@ class PrefetchWindow:
         Args:
             flows: Whether the messages of the queue flow, so that several pulls share the slots.
         """
-        parts = FLOW_PARTS if flows else 2
-        return min(math.ceil(self.capacity / parts), self._pull_batch_size)
+        quarter = math.ceil(self.capacity / 4)
+        if flows and quarter <= SMALL_PULL:
+            return quarter
+        return min(math.ceil(self.capacity / 2), self._pull_batch_size)
 
     def pull_at(self, *, flows: bool) -> float:
         """When a pull is worth its request, in seconds of `time.monotonic`; infinity if unknown."""
-        room = self.room
+        room, enough = self.room, self.enough_room(flows=flows)
         if not room:
             return math.inf
-        if room >= self.enough_room(flows=flows) or not self.held:
+        if room >= enough or not self.held:
             return 0.0
-        # A full pull is held: there is time until this one is full as well.
-        if self.held >= self._pull_batch_size:
+        # There is time until this pull is as large as those that are held.
+        if self.held >= enough:
             return math.inf
         return self._room_since + GATHER_SECONDS
 
@@ -104,9 +107,8 @@ class PrefetchWindow:
         room = self.room
         if room == 1:
             self._room_since = now
-        if self.held == self._pull_batch_size - 1:
-            return room > 0
-        return room in (1, self.enough_room(flows=True), self.enough_room(flows=False))
+        enough = (self.enough_room(flows=True), self.enough_room(flows=False))
+        return room in (1, *enough) or (room > 0 and self.held + 1 in enough)
 
     @property
     def may_deliver(self) -> bool:

@@ -55,7 +55,8 @@ MAX_WAIT_SECONDS: Final = 5.0
 garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
 RETURNING_INTERVAL_SECONDS: Final = 0.02
-"""How often to look at a queue whose pull waits for messages that are being given back."""
+"""How often to look at a queue whose pull waits for messages that are being given back, or for
+acknowledgements."""
 
 
 class Receiver:
@@ -318,7 +319,7 @@ class Receiver:
         if not flow.allows(subscription.in_flight, of_all):
             return math.inf
         at = max(subscription.poll_interval.due, subscription.window.pull_at(flows=flow.is_steady))
-        if at <= now and self._acknowledger.returning(subscription.queue.id):
+        if at <= now and self._acknowledger.delays_pull(subscription.queue.id):
             return now + RETURNING_INTERVAL_SECONDS
         return at
 

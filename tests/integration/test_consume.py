@@ -355,6 +355,31 @@ def test_pulls_that_fail_together_delay_the_next_ones_once(emulator):
     assert max(b.time - a.time for a, b in itertools.pairwise(pulls)) < 2
 
 
+def test_pulls_wait_for_acknowledgements_that_leave_slowly(emulator):
+    """A handler that is faster than they are does not fill the memory with them."""
+    options = {"pull_batch_size": 50}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        with connection.Producer() as producer, producer.batch():
+            for number in range(2000):
+                producer.publish(number, routing_key="jobs")
+        emulator.faults.latency("ack", seconds=0.8)
+        waiting = []
+
+        def handle(body, message) -> None:
+            message.ack()
+            handle.count += 1
+            if handle.count % 100 == 0:
+                acks = emulator.requests.of("ack")
+                waiting.append(handle.count - sum(ack.body.count(b"lease_id") for ack in acks))
+
+        handle.count = 0
+        with consume(connection, handle, prefetch_count=1000):
+            drain(connection, 2000)
+    # 5 requests in flight, 200 that wait, 250 that were pulled ahead when these were too many, and
+    # what came while a pull was awaited.
+    assert max(waiting) <= 500 + 200 + 250 + 100
+
+
 def test_no_pull_leaves_while_a_message_is_on_its_way_back(connection, emulator):
     """It would bring nothing, and cost as much as one that does."""
     emulator.faults.latency("ack", seconds=0.5)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kombu_cfqueues.consume.prefetch_window import (
-    FLOW_PARTS,
     GATHER_SECONDS,
     MAX_PULLS_AHEAD,
     PULLS_AHEAD,
     QUEUES_AHEAD,
+    SMALL_PULL,
     PrefetchWindow,
 )
 
@@ -169,19 +169,24 @@ def test_much_room_or_an_empty_hand_does_not_wait():
 def test_a_quarter_of_the_room_is_enough_while_messages_flow():
     """The next pull starts when the first messages of the window are settled."""
     made = window(8)
-    made.unsettled = 8 - 8 // FLOW_PARTS
-    made.held = 1
-    made.unsettled -= 1
+    made.held, made.unsettled = 1, 5
 
     assert made.pull_at(flows=True) == 0
     assert made.pull_at(flows=False) == GATHER_SECONDS
 
 
-def test_no_pull_is_made_smaller_while_a_full_one_is_held():
-    """There is time until it is full as well, and requests cost CPU."""
-    made = window(4 * BATCH)
-    made.held = BATCH
-    made.unsettled = 4 * BATCH - BATCH - 1
+def test_a_window_of_many_messages_is_not_divided_into_more_pulls():
+    """Each of them costs CPU."""
+    made = PrefetchWindow(100)
+    made.prefetch = 4 * SMALL_PULL + 4
+
+    assert made.enough_room(flows=True) == made.enough_room(flows=False) == made.prefetch / 2
+
+
+def test_no_pull_is_made_smaller_than_what_is_held():
+    """There is time until it is as large, and requests cost CPU."""
+    made = window(40)
+    made.held, made.unsettled = 5, 34
     assert made.pull_at(flows=True) == math.inf
 
     made.held -= 1
