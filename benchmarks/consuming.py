@@ -404,20 +404,9 @@ def write(table: Sequence[tuple[str, ...]], judged: Sequence[Check]) -> None:
             f"that answers after {LATENCY * 1e3:g} ms."
         ),
         report.markdown(table),
-        report.markdown([("must hold", "measured", "bound", ""), *map(_verdict, judged)]),
+        report.verdicts(judged),
     ]
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
-
-
-def _verdict(check: Check) -> tuple[str, ...]:
-    return (
-        check.claim,
-        f"{check.value:,.4g}",
-        f"{'≤' if check.at_most else '≥'} {check.bound:,.4g}",
-        "yes" if check.holds else "no",
-    )
+    report.replace(PAGE, BEGIN, END, parts)
 
 
 def compare(given: argparse.Namespace) -> bool:
