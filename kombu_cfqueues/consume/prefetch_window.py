@@ -52,6 +52,7 @@ class PrefetchWindow:
 
     def __init__(self, pull_batch_size: int) -> None:
         self._pull_batch_size = pull_batch_size
+        self._usual_target = PULLS_AHEAD * pull_batch_size
         self._target = 1  # messages to pull ahead, as the application has shown to need them
         self._asked = False  # the application asked for a message, and none was there
         self._delivered_at = self._waited_at = -LOOP_SECONDS
@@ -85,10 +86,15 @@ class PrefetchWindow:
         Args:
             flows: Whether the messages of the queue flow, so that several pulls share the slots.
         """
-        quarter = math.ceil(self.capacity / 4)
-        if flows and quarter <= SMALL_PULL:
-            return quarter
-        return min(math.ceil(self.capacity / 2), self._pull_batch_size)
+        flowing, usual = self._enough()
+        return flowing if flows else usual
+
+    def _enough(self) -> tuple[int, int]:
+        """Return `enough_room` while messages flow, and otherwise."""
+        capacity = self.capacity
+        half, quarter = (capacity + 1) // 2, (capacity + 3) // 4
+        half = min(half, self._pull_batch_size)
+        return (quarter if quarter <= SMALL_PULL else half), half
 
     def pull_at(self, *, flows: bool) -> float:
         """When a pull is worth its request, in seconds of `time.monotonic`; infinity if unknown."""
@@ -107,8 +113,8 @@ class PrefetchWindow:
         room = self.room
         if room == 1:
             self._room_since = now
-        enough = (self.enough_room(flows=True), self.enough_room(flows=False))
-        return room in (1, *enough) or (room > 0 and self.held + 1 in enough)
+        enough = self._enough()
+        return room == 1 or room in enough or (self.held + 1 in enough and room > 0)
 
     @property
     def may_deliver(self) -> bool:
@@ -136,10 +142,6 @@ class PrefetchWindow:
         elif now - self._waited_at > LOOP_SECONDS:
             self._target = min(self._target, self._usual_target)
         self._delivered_at = now
-
-    @property
-    def _usual_target(self) -> int:
-        return PULLS_AHEAD * self._pull_batch_size
 
     def _raise_target(self) -> None:
         least = self._usual_target if self.prefetch else 1

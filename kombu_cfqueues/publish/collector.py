@@ -10,10 +10,8 @@ import itertools
 import time
 from array import array
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .. import limits
@@ -21,9 +19,8 @@ from ..envelope import Packed
 from ..errors import BatchPublishError, CFQueuesError, Outcome, PermanentError
 from ..metrics import metrics
 from ..runtime.fork import notice_fork, renew_in_child
-from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from ..spool import Spooled
-from .group_commit import BULK_IN_FLIGHT
+from .request_threads import RequestThreads
 
 REFUSED_REQUESTS: Final = 2
 """A batch sends nothing more to a queue that has refused every message of this many requests in a
@@ -60,9 +57,9 @@ class Collector:
         self._full: list[_Request] = []
         self._partial: dict[tuple[Outlet, str], _Request] = {}
         self._to_spool: dict[Outlet, _Part[Spooled]] = {}
-        self._sent: list[tuple[_Request, _Future]] = []  # and perhaps not answered yet
-        self._senders: _Senders | None = None
-        # The senders' threads write the next two, each by a single assignment.
+        self._sent: list[tuple[_Request, Future[_Errors]]] = []  # and perhaps not answered yet
+        self._threads: RequestThreads[_Request, _Errors] | None = None
+        # The threads write the next two, each by a single assignment.
         self._progressed_at = 0.0  # monotonic seconds: when a message was last accepted
         self._refused_in_a_row: dict[tuple[Outlet, str], int] = {}  # requests
         self._ended_by = ""  # why nothing can be published any more
@@ -71,7 +68,7 @@ class Collector:
     def renew_after_fork(self) -> None:
         """Forget what was collected: the parent sends it, and has the threads for that."""
         self._ended_by = "it belongs to the parent of this forked process"
-        self._senders = None
+        self._threads = None
         self._stop()
 
     @property
@@ -157,14 +154,14 @@ class Collector:
             requests += self._partial.values()
             self._partial = {}
         self._collected -= sum(len(request.messages) for request in requests)
-        if self._senders is None:
-            self._senders = _Senders(self._post)
+        if self._threads is None:
+            self._threads = RequestThreads(self._post)
         self._progressed_at = time.monotonic()
         for request in requests:
             if request.messages:
-                self._sent.append((request, self._senders.submit(request)))
+                self._sent.append((request, self._threads.submit(request)))
 
-    def _post(self, request: _Request) -> list[CFQueuesError | None]:
+    def _post(self, request: _Request) -> _Errors:
         """Send one request; return the error of each message, or None if it is accepted."""
         # Counted from the last accepted message.  So a long batch may take its time, and a server
         # that does not answer is waited for once, and not once for each request.
@@ -235,9 +232,9 @@ class Collector:
         self._partial.clear()
         self._to_spool.clear()
         self._sent.clear()
-        senders, self._senders = self._senders, None
-        if senders is not None:
-            senders.stop()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.stop()
 
 
 M = TypeVar("M")
@@ -288,68 +285,6 @@ class _Request(_Part[Packed]):
 
 
 _Errors = list[CFQueuesError | None]
-_Future = Future[_Errors]
-
-
-class _Senders:
-    """Threads that send the requests of one batch, `BULK_IN_FLIGHT` at a time.
-
-    Not a `ThreadPoolExecutor`, which starts threads under a lock that all executors of the process
-    share: see `StartingLock`.
-
-    Args:
-        post: Sends one request.
-    """
-
-    def __init__(self, post: Callable[[_Request], _Errors]) -> None:
-        self._post = post
-        self._lock = StartingLock()  # guards the next two
-        self._waiting: deque[tuple[_Request, _Future]] = deque()
-        self._running: set[_Future] = set()
-        self._threads = ThreadPool(
-            "cfqueues-batch", BULK_IN_FLIGHT, self._lock, self._next_job, linger_seconds=0.0
-        )
-
-    def submit(self, request: _Request) -> _Future:
-        """Send *request* soon; return the future error of each of its messages."""
-        future: _Future = Future()
-        with self._lock:
-            self._waiting.append((request, future))
-            self._threads.call()
-        while work := self._work_without_threads():
-            work()
-        return future
-
-    def stop(self) -> None:
-        """Send nothing more; block until the requests that were sent have ended."""
-        with self._lock:
-            cancelled, running = list(self._waiting), list(self._running)
-            self._waiting.clear()
-        for _, future in cancelled:
-            future.cancel()
-        wait(running)
-
-    def _next_job(self) -> Job:
-        if not self._waiting:
-            return Job()
-        request, future = self._waiting.popleft()
-        self._running.add(future)
-        return Job(partial(self._send, request, future), more=bool(self._waiting))
-
-    def _work_without_threads(self) -> Callable[[], None] | None:
-        """Return what is to be done here, because the interpreter exits and starts no threads."""
-        with self._lock:
-            return self._next_job().work if self._threads.absent else None
-
-    def _send(self, request: _Request, future: _Future) -> None:
-        try:
-            future.set_result(self._post(request))
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                self._running.discard(future)
 
 
 def _not_sent(why: str) -> CFQueuesError:

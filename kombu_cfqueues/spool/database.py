@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 from math import inf
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -26,6 +25,7 @@ from ..runtime.fork import pause_at_fork, renew_in_child
 from ..runtime.rng import rng
 from ..waiting_room import RoomBusy
 from .liveness import KernelLock
+from .sqlite_failures import Failure, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,36 +57,13 @@ MAX_PAUSE_SECONDS: Final = 0.004
 The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
 time in every process."""
 
+UNREADABLE_PAUSE_SECONDS: Final = 0.1
+"""Pause before a file that cannot be read is opened again.
+
+Others that have it open look at it a few times a minute, so that shorter pauses gain nothing."""
+
 _handles_of_parents: list[sqlite3.Connection] = []
 """Connections of a parent process.  Kept, because closing one would release the parent's locks."""
-
-
-class Failure(Enum):
-    """What an SQLite error means for the spool."""
-
-    BUSY = auto()
-    FULL = auto()
-    BROKEN = auto()
-    OTHER = auto()
-
-
-# Matched by text, since Python 3.10 does not expose SQLite's error codes.
-_TEXTS: Final = (
-    ("database is locked", Failure.BUSY),
-    ("database table is locked", Failure.BUSY),
-    ("database schema has changed", Failure.BUSY),
-    ("locking protocol", Failure.BUSY),
-    ("database or disk is full", Failure.FULL),
-    ("file is not a database", Failure.BROKEN),
-    ("database disk image is malformed", Failure.BROKEN),
-    ("malformed database schema", Failure.BROKEN),
-)
-
-
-def failure_of(error: sqlite3.Error) -> Failure:
-    """Return the kind of *error*."""
-    text = str(error)
-    return next((failure for start, failure in _TEXTS if text.startswith(start)), Failure.OTHER)
 
 
 class Database:
@@ -221,7 +198,13 @@ class Database:
                     pause = min(pause, until - now)
                     self._clock.sleep(rng.uniform(pause / 2, pause))
                     pause = min(2 * pause, MAX_PAUSE_SECONDS)
-                elif failure is Failure.BROKEN and not repaired:
+                elif failure is Failure.UNREADABLE and now < min(stuck_at, until):
+                    # Meanwhile a process that has the log open may write down what it holds.
+                    self.close()
+                    self._clock.sleep(min(UNREADABLE_PAUSE_SECONDS, until - now))
+                elif not repaired and (
+                    failure is Failure.BROKEN or (failure is Failure.UNREADABLE and now >= stuck_at)
+                ):
                     repaired = True
                     self._repair(str(error))
                 else:
@@ -252,9 +235,10 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
         if self._connection is not None:
-            if self._identify() == self._identity:
+            found = self._identify()
+            if found == self._identity:
                 return self._connection
-            self._close()  # the file was removed or renamed
+            self._leave(found)  # a file was removed or renamed
         # Opening the file while another process renames it would leave a write-ahead log behind,
         # which SQLite would apply to the next file.
         repair = self._repair_lock()
@@ -272,8 +256,16 @@ class Database:
         return self._connection
 
     def _identify(self) -> _Identity:
-        """Return the inodes of the database and of SQLite's shared memory beside it."""
-        return _inode(self.path), _inode(f"{self.path}-shm")
+        """Return the inodes of the database, its shared memory and its write-ahead log."""
+        return _inode(self.path), _inode(f"{self.path}-shm"), _inode(f"{self.path}-wal")
+
+    def _leave(self, found: _Identity) -> None:
+        """Close the file, of which *found* is there now."""
+        if self._connection is not None and self._identity and found[:2] == self._identity[:2]:
+            # Only the log was removed.  Whoever opens the file now cannot read what is in it.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._close()
 
     def _repair_lock(self) -> KernelLock:
         return KernelLock(self.path.with_suffix(".repair"), self._file_mode)
@@ -394,13 +386,23 @@ class Database:
                     self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
                 )
         except sqlite3.Error as error:
-            broken = failure_of(error) is Failure.BROKEN
+            failure = failure_of(error)
+            broken = failure is Failure.BROKEN or (
+                failure is Failure.UNREADABLE and self._has_lost_its_log()
+            )
         except (OSError, SpoolUnavailable):
             broken = False
         else:
             broken = rows != [("ok",)]
         self.close()
         return broken
+
+    def _has_lost_its_log(self) -> bool:
+        """Whether the log is empty.  Only then is the cause of an I/O error not the disk."""
+        try:
+            return Path(f"{self.path}-wal").stat().st_size == 0
+        except FileNotFoundError:
+            return True
 
 
 def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
@@ -424,10 +426,11 @@ def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
         connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 
 
-_Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
+_Inode: TypeAlias = "tuple[int, int] | None"
+_Identity: TypeAlias = "tuple[_Inode, _Inode, _Inode]"
 
 
-def _inode(path: str | Path) -> tuple[int, int] | None:
+def _inode(path: str | Path) -> _Inode:
     try:
         found = os.stat(path)  # noqa: PTH116  runs at each transaction: the cheap form
     except FileNotFoundError:

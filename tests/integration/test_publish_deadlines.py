@@ -294,6 +294,8 @@ def test_an_outage_that_ends_before_the_deadline_fails_no_process_of_a_machine(s
                 try:
                     work(child)
                     os._exit(0)
+                except BaseException as error:
+                    say(repr(error))
                 finally:
                     os._exit(1)
             children.append(pid)

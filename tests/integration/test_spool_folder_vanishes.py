@@ -109,6 +109,49 @@ def test_publishing_goes_on_whichever_piece_of_the_folder_vanishes(server, optio
     assert wrong == {}
 
 
+@pytest.mark.parametrize("earlier", ["spool", "confirm"])
+def test_a_process_that_starts_after_the_log_of_the_file_vanished_can_publish(
+    server, options, earlier
+):
+    """Only the processes that had the file open can still read the log.
+
+    One that has spooled looks at the file every few seconds and writes down what the log had.  One
+    that only confirms may sleep for days, so the file is begun anew beside it.
+    """
+    url, folder = server.broker_url, Path(options["spool_dir"])
+    with Publisher(url, options | {"publish_mode": earlier}) as old:
+        old.publish("before")
+        assert old.outcomes(1)["before"].told == "returned"
+        for log in folder.glob("*.db-wal"):
+            log.unlink()
+        with Publisher(url, options) as new:
+            new.publish("after")
+            outcome = new.outcomes(1, 15)["after"]
+            assert outcome.told == "returned", outcome.text
+            old.publish("at last")
+            outcome = old.outcomes(1, 15)["at last"]
+            assert outcome.told == "returned", outcome.text
+            assert not missing(server, ["before", "after", "at last"], 15)
+
+
+def test_what_was_accepted_before_the_log_vanished_is_delivered(server, options):
+    """It is in no file that has a name, but a process has it open."""
+    url, folder = server.broker_url, Path(options["spool_dir"])
+    server.faults.error("push", status=503, times=None)
+    server.faults.error("batch", status=503, times=None)
+    with Publisher(url, options) as old:
+        bodies = [f"before {number}" for number in range(20)]
+        old.publish(*bodies, one_thread=True)
+        assert {outcome.told for outcome in old.outcomes(20).values()} == {"returned"}
+        for log in folder.glob("*.db-wal"):
+            log.unlink()
+        with Publisher(url, options) as new:
+            new.publish("after")
+            assert new.outcomes(1, 15)["after"].told == "returned"
+            server.faults.clear()
+            assert not missing(server, [*bodies, "after"], 15)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_pieces_that_vanish_all_the_time_end_no_process_s_publishing(server, options, seed):
     """Two processes that spool and one that confirms, beside somebody who removes and removes.

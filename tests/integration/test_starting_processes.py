@@ -60,6 +60,8 @@ FLEET = """
             try:
                 work(name)
                 os._exit(0)
+            except BaseException as error:
+                say(repr(error))
             finally:
                 os._exit(1)
         children.append(pid)

@@ -281,6 +281,19 @@ def test_bad_messages_at_both_ends_condemn_none_between_them(
     assert len(server.requests) < 16 * len(bad_items)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_seven_bad_messages_of_nine_do_not_condemn_the_others(time, server, permits, seed):
+    """Whatever is asked at random may be bad, where most of a small batch are."""
+    bad_items = set(random.Random(seed).sample(range(9), 7))
+    permits.at = [1.0]
+    server.refuse = bad(*bad_items)
+    lane = Commit(server.post, permits, clock=time)
+    batch = time.spawn(lambda: lane.submit_many([(n, 1_000) for n in range(9)], time.now + 30))
+    time.run()
+
+    assert {n for n, error in enumerate(batch.result) if error} == bad_items
+
+
 def test_after_a_queue_that_took_nothing_new_messages_are_asked(time, server, permits, submit):
     permits.at = [1.0]
     server.refuse = until(1.9, time, InvalidMessage("no", status=400, code=10207))
