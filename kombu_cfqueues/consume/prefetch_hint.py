@@ -15,7 +15,7 @@ from ..runtime.once import Once
 
 logger = logging.getLogger(__name__)
 
-STARVED_PULLS: Final = 30
+STARVED_PULLS: Final = 20
 """The hint comes after this many pulls that found the worker without work.  Each pull that found it
 busy makes up for one of them."""
 

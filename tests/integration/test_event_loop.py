@@ -97,7 +97,7 @@ def test_short_tasks_run_one_after_the_other_with_a_window_of_their_number(
 HINT = "worker_prefetch_multiplier"
 
 
-@pytest.mark.parametrize(("seconds", "count", "is_hinted"), [(0, 120, True), (0.1, 80, False)])
+@pytest.mark.parametrize(("seconds", "count", "is_hinted"), [(0, 150, True), (0.1, 80, False)])
 def test_a_worker_that_waits_for_pulls_says_once_which_setting_would_help(
     emulator, tasks, tmp_path, seconds, count, is_hinted
 ):
