@@ -111,8 +111,9 @@ class Subscription:
         """
         now = time.monotonic()
         self.flow.pulled(full=found == asked)
-        if self.for_worker and self.flow.is_steady:
-            self.hint.pulled(started, now, found_idle=self._has_only(found))
+        if self.for_worker:
+            idle = self.window.idle_seconds
+            self.hint.pulled(started, now, idle_seconds=idle, flows=self.flow.is_steady)
         self.not_enabled_since = self.failure = None
         if found:
             self.messages_seen_at = now
@@ -121,10 +122,6 @@ class Subscription:
         elif self.messages_seen_at < started:
             self.poll_interval.empty(now)
             self.window.queue_was_empty()
-
-    def _has_only(self, count: int) -> bool:
-        """Whether the application has no messages but the *count* that were put here just now."""
-        return not self.window.unsettled and self.inbox.waiting <= count
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.name!r}>"
@@ -272,11 +269,6 @@ class Inbox:
         """Add messages that were pulled, and wake the threads that wait for one."""
         self._arrivals.extend(arrivals)
         self.notify()
-
-    @property
-    def waiting(self) -> int:
-        """How many messages wait to be delivered."""
-        return len(self._arrivals)
 
     def newest(self, subscription: Subscription) -> Subscription:
         """Return the newest subscription of this connection to the queue of *subscription*.

@@ -15,33 +15,40 @@ from ..runtime.once import Once
 
 logger = logging.getLogger(__name__)
 
-STARVED_PULLS: Final = 20
-"""The hint comes after this many pulls that found the worker without work.  Each pull that found it
-busy makes up for one of them."""
+JUDGED_PULLS: Final = 20
+"""The hint comes if the worker had no message for more than half of the time of this many pulls:
+then its messages are finished sooner than a pull takes."""
 
 
 class PrefetchHint:
-    """Counts how often a pull finds its worker without work."""
+    """Watches how long a worker is without messages while those of its queue flow."""
 
     def __init__(self) -> None:
-        self._starved = 0
+        self._pulls = 0  # since the time below
+        self._began = 0.0
+        self._idle_before = 0.0
         self._seconds = 0.0  # of the last pull
-        self._answered_at = 0.0
+        self._is_due = False
 
-    def pulled(self, started: float, now: float, *, found_idle: bool) -> None:
-        """Note a full pull of a queue whose messages flow.  Times are seconds of `time.monotonic`.
+    def pulled(self, started: float, now: float, *, idle_seconds: float, flows: bool) -> None:
+        """Note a pull that was answered.  Times are seconds of `time.monotonic`.
 
         Args:
             started: When it started.
             now: When its answer came.
-            found_idle: Whether the worker had no other message then.
+            idle_seconds: How long the worker has been without messages in its life.
+            flows: Whether the messages of the queue flow.  Otherwise there may be none to have.
         """
         self._seconds = now - started
-        # An idle worker has spent the rest of this time on its tasks.  If that is more than the
-        # pull took, its tasks are long, and it loses little.
-        short = now - self._answered_at < 2 * self._seconds
-        self._answered_at = now
-        self._starved = max(0, self._starved + (1 if found_idle and short else -1))
+        if not flows:
+            self._pulls = 0
+            return
+        if not self._pulls:
+            self._began, self._idle_before = now, idle_seconds
+        self._pulls += 1
+        if self._pulls > JUDGED_PULLS:
+            self._pulls = 0
+            self._is_due = idle_seconds - self._idle_before > (now - self._began) / 2
 
     def give(self, queue: str, prefetch: int) -> None:
         """Log the hint and put it into `stats`, if there is reason to and no queue had it before.
@@ -50,7 +57,7 @@ class PrefetchHint:
             queue: Name of the queue.
             prefetch: The worker's prefetch count.
         """
-        if self._starved < STARVED_PULLS or not _once.is_new():
+        if not self._is_due or not _once.is_new():
             return
         text = (
             f"the worker finishes the {prefetch} messages that it may hold before a pull of queue "

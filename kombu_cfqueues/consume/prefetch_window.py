@@ -48,6 +48,7 @@ class PrefetchWindow:
         prefetch: Maximum number of messages that the application may have; 0 means no limit.
         held: Messages that were requested or pulled, and not delivered.
         unsettled: Messages that were delivered, and neither acknowledged nor rejected.
+        idle_seconds: How long the application had no message, until the last one was delivered.
     """
 
     def __init__(self, pull_batch_size: int) -> None:
@@ -56,7 +57,8 @@ class PrefetchWindow:
         self._target = 1  # messages to pull ahead, as the application has shown to need them
         self._asked = False  # the application asked for a message, and none was there
         self._delivered_at = self._waited_at = -LOOP_SECONDS
-        self._room_since = 0.0
+        self._room_since = self._idle_since = 0.0
+        self.idle_seconds = 0.0
         self.queue_count = 0
         self.prefetch = 0
         self.held = 0
@@ -113,6 +115,8 @@ class PrefetchWindow:
         room = self.room
         if room == 1:
             self._room_since = now
+        if not self.unsettled:
+            self._idle_since = now
         enough = self._enough()
         return room == 1 or room in enough or (self.held + 1 in enough and room > 0)
 
@@ -132,6 +136,8 @@ class PrefetchWindow:
             now: The time now, in seconds of `time.monotonic`.
             had_to_wait: Whether the application was waiting for the message.
         """
+        if not self.unsettled:
+            self.idle_seconds += now - self._idle_since
         self.held -= 1
         self.unsettled += 1
         self._asked = False

@@ -195,6 +195,23 @@ def test_no_pull_is_made_smaller_than_what_is_held():
     assert made.pull_at(flows=True) < 101
 
 
+def test_a_window_knows_how_long_its_application_had_no_message():
+    made = window(4)
+    made.held = 2
+    made.delivered(10.0, had_to_wait=True)
+    before = made.idle_seconds
+    made.delivered(11.0, had_to_wait=True)
+    made.unsettled -= 1
+    made.freed(12.0)
+    made.unsettled -= 1
+    made.freed(13.0)
+
+    made.held = 1
+    made.delivered(13.5, had_to_wait=True)
+
+    assert made.idle_seconds - before == 0.5
+
+
 def test_no_room_is_no_pull():
     made = window(1)
     made.unsettled = 1
