@@ -17,7 +17,9 @@ def create_celery(flask_app: Flask) -> Celery:
     celery_app.conf.update(
         broker_url="cfqueues://",
         broker_transport_options={"publish_timeout": 5},  # seconds that a request waits at most
+        broker_pool_limit=40,  # as many threads may publish at one time
         task_ignore_result=True,
+        worker_enable_remote_control=False,  # Cloudflare Queues cannot broadcast
     )
     return celery_app
 

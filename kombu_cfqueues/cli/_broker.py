@@ -76,11 +76,13 @@ class RawOptions(NamedTuple):
         broker: The broker URL, or a fail-over list of which the first URL is used.
         options: Transport options.
         token: Whether the command needs the API token.
+        source: Where the broker URL comes from, for an error.
     """
 
     broker: str
     options: dict[str, Any]
     token: bool
+    source: str = f"--broker and {BROKER_VARIABLE}"
 
     def read(self) -> Options:
         """Check the settings, and fill in what the environment supplies.
@@ -93,7 +95,7 @@ class RawOptions(NamedTuple):
             environ.setdefault(TOKEN_VARIABLE, Secret("not needed"))
         url = BrokerUrl.parse(self.broker.split(";")[0])
         if url.fault:
-            raise ConfigurationError(f"{url.fault} (see --broker and {BROKER_VARIABLE})")
+            raise ConfigurationError(f"{url.fault} (see {self.source})")
         return Options.read(
             host=url.host,
             port=url.port,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import click
+from click.core import ParameterSource
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +15,8 @@ from ..errors import CFQueuesError
 from ..options import Options
 from . import _console as console
 from ._broker import RawOptions, takes_broker
+from ._celery_app import PUBLISHING_THREADS, Application, load
+from ._celery_settings import examine_application, has_our_broker
 from ._checks import Check, examine
 from ._commands import in_one_line
 from ._session import open_session
@@ -32,8 +36,29 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown":
     help="Find out how the API behaves where sources disagree, with a temporary queue and about "
     "40 requests.",
 )
+@click.option(
+    "--app",
+    "-A",
+    metavar="APP",
+    help="Read the settings of this Celery application, named as for 'celery -A', and say what "
+    "is wrong with them here.  Its broker URL and transport options are used.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="With --app: how many threads of a process publish at one time.  "
+    f"[default: {PUBLISHING_THREADS}]",
+)
 @console.takes_json
-def command(raw_options: RawOptions, names: tuple[str, ...], settle: bool, as_json: bool) -> None:
+def command(
+    raw_options: RawOptions,
+    names: tuple[str, ...],
+    *,
+    settle: bool,
+    app: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Check settings, network, token, request allowance and each QUEUE; say what to do.
 
     Makes about six requests and changes nothing. The exit status is 1 if there is a problem.
@@ -41,10 +66,33 @@ def command(raw_options: RawOptions, names: tuple[str, ...], settle: bool, as_js
     if settle:
         if names:
             raise click.UsageError("--settle uses a temporary queue: leave the queue names out")
+        if app:
+            raise click.UsageError("--settle asks an account and not an application: leave -A out")
         _print_facts(raw_options.read(), as_json=as_json)
         return
+    if threads and not app:
+        raise click.UsageError("--threads needs --app")
+    found = _examine_with(app, raw_options, names, threads) if app else examine(raw_options, names)
+    _print_checks(found, as_json=as_json)
+
+
+def _examine_with(
+    app: str, raw_options: RawOptions, names: tuple[str, ...], threads: int | None
+) -> Iterator[Check]:
+    """Check the settings of a Celery application, and then what its broker URL leads to."""
+    application = Application.of(load(app), raw_options.options, threads)
+    yield from examine_application(application)
+    source = click.get_current_context().get_parameter_source("broker")
+    if source is ParameterSource.COMMANDLINE:
+        yield from examine(raw_options._replace(options=application.raw_options.options), names)
+    elif has_our_broker(application):
+        yield from examine(application.raw_options, names)
+
+
+def _print_checks(found: Iterator[Check], *, as_json: bool) -> None:
+    """Print each result when it is known, and end with the exit status."""
     checks = []
-    for check in examine(raw_options, names):
+    for check in found:
         checks.append(check)
         if not as_json:
             _print_check(check)

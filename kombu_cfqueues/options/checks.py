@@ -111,7 +111,8 @@ def _lease(name: str, value: Any) -> float:
         return _number(name, value, minimum=1, maximum=limits.VISIBILITY_TIMEOUT_SECONDS)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"{error}: Cloudflare's longest lease is 12 hours (a task that takes longer runs twice)"
+            f"{error}: Cloudflare's longest lease is 12 hours (a task that takes longer runs "
+            "twice; an eta needs no lease, because the queue holds the task)"
         ) from None
 
 

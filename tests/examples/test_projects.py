@@ -17,6 +17,7 @@ from support.processes import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+DOCTOR = "from kombu_cfqueues.cli import main; main()"
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -48,6 +49,29 @@ def test_the_projects_own_tests_pass(project, command, passed, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert passed in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("project", "name"),
+    [
+        ("django_celery", "shop"),
+        ("fastapi_publishing", "app"),
+        ("flask_celery", "contact.celery_app"),
+    ],
+)
+def test_the_doctor_has_nothing_to_say_about_the_settings(project, name, emulator, tmp_path):
+    """Who copies a project copies settings that are right here."""
+    env = environment(tmp_path, CELERY_BROKER_URL=emulator.broker_url, XDG_STATE_HOME=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR, "doctor", "-A", name],
+        cwd=EXAMPLES / project,
+        env=env | ({"DJANGO_SETTINGS_MODULE": "shop.settings"} if "django" in project else {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.endswith("No problems found.\n"), done.stdout + done.stderr
 
 
 @contextmanager

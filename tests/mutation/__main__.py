@@ -88,7 +88,12 @@ PARTS = {
             "publish/try_times",
             "publish/withdrawal",
         ],
-        [*unit("publish"), "integration/test_confirmed.py", "integration/test_batch.py"],
+        [
+            *unit("publish"),
+            "integration/test_confirmed.py",
+            "integration/test_batch.py",
+            "integration/test_batch_block.py",
+        ],
     ),
     "directory": Part(
         ["api/directory", "api/pull_consumers", "api/queue_names", "api/single_flight"],

@@ -92,6 +92,16 @@ def posted(poster):
 # -- outcomes
 
 
+def test_each_message_remembers_why_its_own_request_failed(poster):
+    """Its time-out says so, also if the server has answered others in the meantime."""
+    mine = poster.process.enter("mine", queue="away")
+    poster.carry(DOWN)
+    poster.process.enter("theirs", queue="well")
+    poster.carry(None)
+
+    assert mine.error is DOWN
+
+
 def test_each_owner_hears_that_its_message_was_accepted(poster, peer):
     other = peer()
     mine, theirs = poster.process.enter("mine"), other.enter("theirs")
