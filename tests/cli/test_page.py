@@ -2,9 +2,16 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+PROJECT = """
+from celery import Celery
+
+app = Celery("tasks", broker={url!r}, backend="redis://localhost")
+"""
 
 
 def shown():
@@ -33,6 +40,9 @@ def test_each_command_of_the_page_prints_what_it_shows(run, emulator, tmp_path, 
     """In the page's order, from an empty account."""
     monkeypatch.chdir(tmp_path)
     Path("lines.jsonl").write_text('{"user": 1}\n' * 1000)
+    Path("tasks.py").write_text(PROJECT.format(url=emulator.broker_url))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where Celery adds the folder
+    monkeypatch.delitem(sys.modules, "tasks", raising=False)
     for command, output in shown():
         if "--settle" in command:
             continue  # has tests of its own, and takes long
