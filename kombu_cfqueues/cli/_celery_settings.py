@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .. import limits
 from ..api.queue_names import QueueNames
-from ..consume.receiver import MAX_EARLY_SHARE
+from ..consume.lease import MAX_EARLY_SHARE
 from ..errors import CFQueuesError
 from ..options import is_ours
 from ..transport.celery_task import is_control_queue
