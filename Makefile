@@ -70,7 +70,7 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
-	$(BIN)/python -m benchmarks.workers
+	$(BIN)/python -m benchmarks.workers $(ARGS)
 	$(BIN)/python -m benchmarks.idle
 
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3

@@ -40,7 +40,7 @@ def main() -> None:
                     count=row.block,
                 )
             rounds.append(results)
-        judged = ratios.checks(rounds, given.latency)
+        judged = ratios.checks(rounds)
         _tell("the memory of large batches")
         judged.append(
             ratios.memory_growth(

@@ -138,18 +138,30 @@ def write(
         ),
         markdown(together(runs)),
         *([f"![Messages and requests a second, as in the tables]({plot})"] if plot else []),
-        "| must hold | measured | bound | |\n|---|---:|---:|---|\n"
-        + "\n".join(
-            f"| {check.claim} | {check.value:,.4g} | "
-            f"{'≤' if check.at_most else '≥'} {check.bound:,.4g} | "
-            f"{'yes' if check.holds else 'no'} |"
-            for check in judged
-        ),
+        verdicts(judged),
     ]
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
+    replace(page, BEGIN, END, parts)
+
+
+def replace(page: Path, begin: str, end: str, parts: Sequence[str]) -> None:
+    """Put *parts* into *page*, between two markers."""
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    page.write_text(before + "\n\n".join([begin, *parts, end]) + after)
+
+
+def verdicts(judged: Sequence[Check]) -> str:
+    """What had to hold, for the documentation."""
+    rows = [
+        (
+            check.claim,
+            f"{check.value:,.4g}",
+            f"{'≤' if check.at_most else '≥'} {check.bound:,.4g}",
+            "yes" if check.holds else "no",
+        )
+        for check in judged
+    ]
+    return markdown([("must hold", "measured", "bound", ""), *rows])
 
 
 def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Path) -> str:

@@ -37,6 +37,7 @@ ONE_IN_FLIGHT: Final = "kombu_cfqueues"
 FOUR_IN_FLIGHT: Final = "kombu_cfqueues, `max_in_flight=4`"
 BATCH: Final = "kombu_cfqueues, `Producer.batch()`"
 SDK: Final = "Cloudflare's SDK, `push`"
+SDK_BULK: Final = "Cloudflare's SDK, `bulk_push` of 100"
 REQUESTS: Final = "requests, one POST a message"
 
 # Neighbours are compared with each other, and run within seconds of each other.
@@ -57,7 +58,7 @@ ROWS: Final = (
     Row(SDK, "sdk", 200),
     Row(BATCH, "batch", block=BLOCK),
     Row("Kombu's memory transport, the same loop", "memory", block=BLOCK),
-    Row("Cloudflare's SDK, `bulk_push` of 100", "sdk_bulk", block=100),
+    Row(SDK_BULK, "sdk_bulk", block=100),
     Row("Kombu's Redis transport", "redis", 1),
     Row("Kombu's Redis transport", "redis", 8),
     Row("Kombu's Redis transport", "redis", 64),

@@ -1,10 +1,11 @@
-"""How many tasks a second a Celery worker runs: ``python -m benchmarks.workers``.
+"""Celery workers: how many tasks a second they run, and how soon an idle one starts a task.
 
 The tasks do nothing.  They come from an emulator 30 ms away, in another process, and from Redis
-where a server is installed::
+without any delay where a server is installed.  A worker that holds N messages runs at most N tasks
+in the time of a request, which is the bound that it is judged by::
 
-    python -m benchmarks.workers            about a minute
-    python -m benchmarks.workers --count 500
+    python -m benchmarks.workers            some minutes
+    python -m benchmarks.workers --quick    about two
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import argparse
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from . import redis
+from . import redis, report
+from .ratios import Check
 
-POOLS = (("prefork", 2), ("threads", 8))
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN = "<!-- begin of what `python -m benchmarks.workers` writes -->"
+END = "<!-- end of what it writes about workers -->"
+
+LATENCY = 0.03
 SETTLING_SHARE = 0.1
 """Share of the tasks, at the beginning, that are not measured: the worker finds its pace."""
 
@@ -31,7 +39,10 @@ import os, time
 from celery import Celery
 import kombu_cfqueues
 app = Celery("bench", broker=os.environ["BENCH_BROKER"])
-app.conf.update(task_acks_late=True, worker_hijack_root_logger=False, task_ignore_result=True)
+app.conf.update(
+    task_acks_late=True, worker_hijack_root_logger=False, task_ignore_result=True,
+    worker_prefetch_multiplier=int(os.environ.get("BENCH_MULTIPLIER", "4")),
+)
 
 @app.task(name="run")
 def run():
@@ -40,10 +51,10 @@ def run():
     os.close(file)
 """
 
-SERVER = """
+SERVER = f"""
 import sys
 from kombu_cfqueues.emulator import Emulator
-with Emulator(latency=0.03) as emulator:
+with Emulator(latency={LATENCY}) as emulator:
     print(emulator.broker_url, flush=True)
     sys.stdin.read()
 """
@@ -55,6 +66,34 @@ with app.producer_pool.acquire(block=True) as producer, producer.batch():
     for _ in range(int(sys.argv[1])):
         run.apply_async(producer=producer)
 """
+
+SEND = """
+import time
+from bench_tasks import run
+print(time.time())
+run.delay()
+"""
+
+
+class Setup(NamedTuple):
+    """How a worker is started."""
+
+    pool: str
+    size: int
+    multiplier: int = 4
+
+    def __str__(self) -> str:
+        text = f"`-P {self.pool} -c {self.size}`"
+        return text if self.multiplier == 4 else f"{text}, multiplier {self.multiplier}"
+
+    @property
+    def bound(self) -> float:
+        """Tasks a second: as many as it may hold, in the time of a request."""
+        return self.size * self.multiplier / LATENCY
+
+
+PREFORK, THREADS = Setup("prefork", 2), Setup("threads", 8)
+SETUPS = (PREFORK, PREFORK._replace(multiplier=16), THREADS, THREADS._replace(multiplier=16))
 
 
 @contextlib.contextmanager
@@ -76,46 +115,151 @@ def brokers() -> Iterator[dict[str, str]]:
         yield found
 
 
-def tasks_per_second(broker: str, pool: str, concurrency: int, count: int) -> float:
-    """Run *count* tasks in a new worker, and return how many it ran each second."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+class Worker:
+    """A Celery worker in a process of its own, until the block ends.
+
+    Args:
+        broker: The URL that it consumes from.
+        setup: How it is started.
+    """
+
+    def __init__(self, broker: str, setup: Setup) -> None:
+        self._broker, self._setup = broker, setup
+
+    def __enter__(self) -> Worker:  # noqa: PYI034 - Self is not in Python 3.10
+        self._stack = contextlib.ExitStack()
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "bench_tasks.py").write_text(APPLICATION)
-        path = os.pathsep.join([name, str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-        runs = folder / "runs"
-        runs.touch()
-        environ = {
-            **os.environ, "PYTHONPATH": path, "BENCH_BROKER": broker, "BENCH_RUNS": str(runs)
-        }  # fmt: skip
-        subprocess.run([sys.executable, "-c", FILL, str(count)], env=environ, check=True)
+        path = [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        self._runs = folder / "runs"
+        self._runs.touch()
+        self._environ = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "BENCH_BROKER": self._broker,
+            "BENCH_RUNS": str(self._runs),
+            "BENCH_MULTIPLIER": str(self._setup.multiplier),
+        }
+        return self
+
+    def start(self) -> None:
+        """Let it consume."""
+        pool, size = self._setup.pool, str(self._setup.size)
         command = [
             *(sys.executable, "-W", "ignore", "-m", "celery", "-A", "bench_tasks", "worker"),
-            *("--pool", pool, "--concurrency", str(concurrency), "--loglevel", "ERROR"),
+            *("--pool", pool, "--concurrency", size, "--loglevel", "ERROR"),
             *("--without-heartbeat", "--without-mingle", "--without-gossip"),
         ]
-        with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL) as worker:
-            while runs.read_bytes().count(b"\n") < count and worker.poll() is None:
-                time.sleep(0.1)
-            worker.send_signal(signal.SIGTERM)
-        at = sorted(float(line) for line in runs.read_text().splitlines())
+        process = subprocess.Popen(command, env=self._environ, stdout=subprocess.DEVNULL)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.send_signal, signal.SIGTERM)
+        self._process = process
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def publish(self, program: str, *arguments: str) -> str:
+        """Run a program that publishes tasks; return what it printed."""
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(
+            command, env=self._environ, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
+    def ran(self, count: int) -> list[float]:
+        """Wait until so many tasks have run; return when each did, in seconds since the epoch."""
+        while self._runs.read_bytes().count(b"\n") < count:
+            if self._process.poll() is not None:
+                raise SystemExit("the worker has ended")
+            time.sleep(0.02)
+        return sorted(float(line) for line in self._runs.read_text().splitlines())
+
+
+def tasks_per_second(broker: str, setup: Setup, count: int) -> float:
+    """Run *count* tasks in a new worker, and return how many it ran each second."""
+    with Worker(broker, setup) as worker:
+        worker.publish(FILL, str(count))
+        worker.start()
+        at = worker.ran(count)
     first = int(count * SETTLING_SHARE)
     return (len(at) - 1 - first) / (at[-1] - at[first])
 
 
-def main() -> None:
-    """Print a table."""
+def seconds_to_start(broker: str, idle_seconds: float, times: int) -> list[float]:
+    """How long tasks wait that are published while their worker has been idle for a while."""
+    waits = []
+    with Worker(broker, PREFORK) as worker:
+        worker.start()
+        for number in range(times + 1):
+            sent = float(worker.publish(SEND))
+            waits.append(worker.ran(number + 1)[-1] - sent)
+            if number < times:
+                time.sleep(idle_seconds)
+    return waits[1:]  # the first had to wait for the worker
+
+
+def checks(ours: Sequence[float], others: Sequence[float], wait: float) -> list[Check]:
+    """Judge a run.
+
+    Args:
+        ours: Tasks a second with this transport, by `SETUPS`.
+        others: The same with Redis; empty if there is none.
+        wait: The longest wait of a task for an idle worker, by the time for which it was idle.
+    """
+    bounds = [
+        # Celery itself may be slower than its window would allow.
+        min(setup.bound, others[number] if others else setup.bound)
+        for number, setup in enumerate(SETUPS)
+    ]
+    judged = [
+        Check(f"{setup}: tasks/s by the bound of its window", rate / bound, 0.85, False)
+        for setup, rate, bound in zip(SETUPS, ours, bounds, strict=True)
+        if setup.multiplier == 4
+    ]
+    judged += [
+        Check(f"{setup}: tasks/s by those of Redis without delay", rate / other, 1.0, False)
+        for setup, rate, other in zip(SETUPS, ours, others, strict=False)
+        if setup.multiplier != 4
+    ]
+    claim = "an idle worker: longest wait of a task by the time without one"
+    return [*judged, Check(claim, wait, 0.1, True)]
+
+
+def main() -> int:
+    """Print a table and what it must show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=2_000, help="tasks of a run (default: 2,000)")
-    count = parser.parse_args().count
-    print("| tasks a second | " + " | ".join(f"`-P {p} -c {c}`" for p, c in POOLS) + " |")
-    print("|---|" + "---|" * len(POOLS))
+    parser.add_argument("--idle", type=float, default=15.0, help="seconds without a task")
+    parser.add_argument("--times", type=int, default=5, help="tasks for an idle worker")
+    parser.add_argument("--quick", action="store_true", help="fewer tasks")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md")
+    given = parser.parse_args()
+    if given.quick:
+        given.count, given.times = 800, 2
+    rates: dict[str, list[float]] = {}
+    waits: dict[str, list[float]] = {}
     with brokers() as found:
         for name, broker in found.items():
-            rates = [tasks_per_second(broker, pool, size, count) for pool, size in POOLS]
-            print(f"| {name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |", flush=True)
+            waits[name] = seconds_to_start(broker, given.idle, given.times)
+            rates[name] = [tasks_per_second(broker, setup, given.count) for setup in SETUPS]
+    names = list(found)
+    table: list[tuple[str, ...]] = [("tasks a second", "the window's bound", *names)]
+    for number, setup in enumerate(SETUPS):
+        row = (f"{rates[name][number]:,.0f}" for name in names)
+        table.append((str(setup), f"{setup.bound:,.0f}", *row))
+    row = (f"{statistics.median(waits[name]) * 1e3:,.0f}" for name in names)
+    table.append((f"ms until a task starts after {given.idle:g} idle seconds, median", "", *row))
+    row = (f"{max(waits[name]) * 1e3:,.0f}" for name in names)
+    table.append(("the same, longest", "", *row))
+    ours = names[0]
+    judged = checks(rates[ours], rates.get("Redis", []), max(waits[ours]) / given.idle)
+    print(report.plain(table), "", *judged, sep="\n")
+    if given.write:
+        report.replace(PAGE, BEGIN, END, [report.markdown(table), report.verdicts(judged)])
     if redis.why_not():
         print(f"Redis was left out: {redis.why_not()}")
+    return 0 if all(check.holds for check in judged) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

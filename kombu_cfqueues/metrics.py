@@ -70,6 +70,7 @@ class Metrics:
         self._since = time.time()
         self._queues: set[str] = set()
         self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and name
+        self._hints: dict[str, str] = {}  # by the setting that they name
 
     def request(self, operation: Operation, queue: str = "", *, messages: int = 0) -> Request:
         """Return a context manager that counts one request.
@@ -156,18 +157,25 @@ class Metrics:
         if telemetry := instruments():
             telemetry.waited(seconds)
 
+    def hint(self, setting: str, text: str) -> None:
+        """Note what a change of *setting* would improve."""
+        with self._lock:
+            self._hints[setting] = text
+
     def snapshot(self) -> dict[str, Any]:
         """Return what `stats` returns."""
         with self._lock:
             counts = dict(self._counts)
             names = sorted(self._queues)
+            hints = dict(self._hints)
         queues = {
             name: {count: counts.get((name, count), 0) for count in QUEUE_COUNTS} for name in names
         }
         total: dict[str, Any] = dict.fromkeys((*QUEUE_COUNTS, *PROCESS_COUNTS), 0)
         for (_, count), value in counts.items():
             total[count] += value
-        return {"pid": os.getpid(), "since": self._since, **total, "queues": queues}
+        head = {"pid": os.getpid(), "since": self._since}
+        return {**head, **total, "hints": hints, "queues": queues}
 
     def _counted_as(self, queue: str) -> str:
         """Return the name under which *queue* is counted.  The caller holds the lock."""
@@ -211,8 +219,9 @@ def stats() -> dict[str, Any]:
 
     Returns:
         A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
-        since the epoch; each count summed over all queues; and ``queues``, which has the counts of
-        each queue by its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
+        since the epoch; each count summed over all queues; ``hints``, texts by the setting that
+        they recommend to change; and ``queues``, which has the counts of each queue by its name at
+        Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """
     notice_fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -21,22 +22,54 @@ class SharedFacts(Protocol):
     """Facts that are valid for some minutes.  They only save requests.
 
     No method raises, or blocks for longer than a moment.  A fact that cannot be read is unknown.
+    Names are names at Cloudflare.
     """
 
     def token_works(self) -> bool:
         """Whether the API has accepted the token recently, from any process."""
 
-    def note_token(self, *, works: bool) -> None:
-        """Share whether the API accepts the token."""
+    def forget_token(self) -> None:
+        """Forget in all processes that the token works."""
 
     def queue(self, name: str) -> KnownQueue | None:
-        """Return the queue with this name at Cloudflare; None if it is unknown."""
+        """Return the queue with this name; None if it is unknown."""
 
     def note_queue(self, name: str, queue: KnownQueue) -> None:
         """Share a queue that this process has looked up."""
 
-    def forget_queue(self, name: str) -> None:
-        """Forget a queue in all processes, because what is known of it is no longer true."""
+    def forget_queue(self, name: str, queue_id: str) -> None:
+        """Forget in all processes that *name* has this id, because it is no longer true."""
+
+    def next_page(self) -> int | None:
+        """Return the first page of the list of queues that nobody has read; None if all were."""
+
+    def note_page(self, page: int, queues: Mapping[str, KnownQueue], *, has_more: bool) -> None:
+        """Share a page of the list, which the API gave to the token.
+
+        Args:
+            page: Its number.
+            queues: Its queues, by name.
+            has_more: Whether another page follows.
+        """
+
+    def unfinished(self, name: str) -> int | None:
+        """Return where a look-up of *name* goes on that another process did not finish.
+
+        A page of the answers to the name, or 0 if all were read; None if there is no such look-up.
+        """
+
+    def note_unfinished(self, name: str, page: int) -> None:
+        """Share where the look-up of *name* goes on; see `unfinished`."""
+
+    def begin(self, question: str) -> bool:
+        """Note that this process asks the API a *question*, for the whole machine.
+
+        Returns:
+            Whether to ask; False if another process asks, or another thread of this process.
+        """
+
+    def end(self, question: str) -> None:
+        """Note that this process no longer asks a *question*."""
 
 
 class Unneeded(Exception):

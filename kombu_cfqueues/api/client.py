@@ -63,6 +63,10 @@ class Client:
         """Headers of the latest response to any thread; empty before the first."""
         return self._requester.latest_headers
 
+    def load(self) -> None:
+        """Import what requests need, which the first request would do otherwise."""
+        self._requester.open()
+
     def close(self) -> None:
         """Close the connections.  The next call opens new ones."""
         self._requester.close()
@@ -83,6 +87,7 @@ class Client:
         page: int = 1,
         name: str | None = None,
         deadline: float,
+        wanted: str | None = None,
         is_known: Callable[[], bool] | None = None,
     ) -> QueuePage:
         """Return one page of the account's queues.
@@ -91,14 +96,18 @@ class Client:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
+            wanted: The queue that is looked for; the request then ranks as the message that waits
+                for it, as with *name*.
             is_known: Returns whether another process knows the result by now.
 
         Raises:
             Unneeded: It does, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
-        action = "listing the queues" if name is None else f"looking up queue {name!r}"
-        self._permits.acquire(deadline, for_message=name is not None, is_known=is_known)
+        wanted = name or wanted
+        action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
+        self.load()  # on a busy machine, the answer may be known by then
+        self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)
         for queue in found.queues:

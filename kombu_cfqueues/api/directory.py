@@ -1,30 +1,27 @@
 """Queue name <-> queue id.
 
-The API's routes need ids, but applications know names.  A process keeps what it has learned as long
-as it uses it, because every look-up costs a request, and requests are scarce.
+The API's routes need ids, but applications know names.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterable
 from typing import Final
 
 from ..envelope import Address
-from ..errors import QueueNameConflict, QueueNotFound, TransientError, copy_of
+from ..errors import QueueNotFound, TransientError, copy_of
 from ..options import Options
 from ..rate_limit import NoPermit
 from ..runtime.fork import renew_in_child
-from ..runtime.recent import Recent
-from ..shared_facts import KnownQueue, SharedFacts, Unneeded
+from ..shared_facts import SharedFacts, Unneeded
 from .client import Client
+from .finder import Finder, question
+from .machine_flight import ask_for_machine
 from .models import PullConsumer, Queue
 from .pull_consumers import PullConsumers
 from .queue_names import QueueNames, id_as_name, is_queue_id, prefixed, to_cloudflare_name
 from .single_flight import SingleFlight
-from .unfinished_lookups import Position, UnfinishedLookups
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +50,25 @@ class Directory:
         self._facts = facts
         self._names = QueueNames()
         self._pull_consumers = PullConsumers(client, self._names)
-        self._queues: Recent[str, Queue] = Recent()  # by name at Cloudflare
-        self._unfinished = UnfinishedLookups()
+        self._finder = Finder(client, self._names, facts)
         self._is_probed = False
+        self._is_doubted = False  # what other processes know of the server is not believed
         self._probe_failure: TransientError | None = None  # of the last slow probe
         self._probe_failure_ends = 0.0  # monotonic
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Keep what the parent has learned; wait for no thread of the parent."""
-        self._lock = threading.Lock()  # held while _queues changes, never over a request
+        """Wait for no thread of the parent."""
         self._flights = SingleFlight()
 
     # Connecting
 
     def probe(self, options: Options, *, deadline: float) -> None:
-        """Make sure that the server answers and accepts the token; one request per process.
+        """Make sure that the server answers and accepts the token; one request per machine.
 
-        The request reads the first page of the account's queues, which saves their look-ups.
+        The request reads the first page of the account's queues, which saves their look-ups.  None
+        is needed while the machine's facts say that the token works.
 
         Raises:
             CFQueuesError: What the request raised.  There is no retry: Kombu retries, and tries
@@ -88,15 +85,38 @@ class Directory:
         )
 
     def _probe(self, deadline: float) -> bool:
-        began = time.monotonic()
-        if self._probe_failure is not None and began < self._probe_failure_ends:
+        if self._probe_failure is not None and time.monotonic() < self._probe_failure_ends:
             raise copy_of(self._probe_failure)
-        is_known = None if self._facts is None else self._facts.token_works
+        if self._facts is None:
+            return self._connect(deadline)
+        if self._is_doubted:
+            self._facts.forget_token()
+            return self._connect(deadline)
+        return ask_for_machine(
+            self._facts,
+            question(1),
+            learned=self._trust_token,
+            ask=lambda: self._connect(deadline),
+            deadline=deadline,
+        )
+
+    def _trust_token(self) -> bool | None:
+        """Connect without a request, if another process has done so: it would learn nothing."""
+        if self._facts is None or not self._facts.token_works():
+            return None
+        self._client.trust_token()
+        self._is_probed = True
+        return True
+
+    def _connect(self, deadline: float) -> bool:
+        called = time.monotonic()
+        self._client.load()
+        began = time.monotonic()
+        deadline += began - called  # which is for the server, not for imports
+        is_known = None if self._is_doubted else lambda: bool(self._trust_token())
         try:
-            page = self._client.list_queues(deadline=deadline, is_known=is_known)
-        except Unneeded:  # another process has connected: this one would learn nothing else
-            self._client.trust_token()
-            self._is_probed = True
+            self._finder.read_page(1, deadline, is_known=is_known)
+        except Unneeded:
             return True
         except NoPermit as error:
             # The server has not refused anything.  Other processes use up the allowance, so it
@@ -111,10 +131,7 @@ class Directory:
                 self._probe_failure = error
                 self._probe_failure_ends = ended + PROBE_FAILURE_SECONDS
             raise
-        self._learn(page.queues)
-        self._is_probed = True
-        if self._facts is not None:
-            self._facts.note_token(works=True)
+        self._is_probed, self._is_doubted = True, False
         return True
 
     def require_probe(self, failure: TransientError | None = None) -> None:
@@ -123,7 +140,7 @@ class Directory:
         Args:
             failure: What probes raise for `PROBE_FAILURE_SECONDS` instead; None makes the request.
         """
-        self._is_probed = False
+        self._is_probed, self._is_doubted = False, True
         if failure is not None:
             self._probe_failure = failure
             self._probe_failure_ends = time.monotonic() + PROBE_FAILURE_SECONDS
@@ -152,7 +169,7 @@ class Directory:
             return Queue(options.queues[name], name, None)
         cloudflare_name = self._names.reserve(name, options)
         create = options.create_missing_queues and not is_queue_id(name)
-        queue = self._find(cloudflare_name, deadline, create=create)
+        queue = self._finder.find(cloudflare_name, deadline, create=create)
         if queue is None and is_queue_id(name):
             raise id_as_name(name)
         if queue is None:
@@ -162,15 +179,26 @@ class Directory:
             )
         return queue
 
-    def find(self, name: str, options: Options, *, deadline: float) -> Queue | None:
+    def find(
+        self, name: str, options: Options, *, deadline: float, anew: bool = False
+    ) -> Queue | None:
         """Return Kombu's queue *name*, or None if it does not exist.
 
         This creates nothing, and otherwise blocks and raises as `queue` does.
+
+        Args:
+            name: Kombu's name.
+            options: As for `queue`.
+            deadline: When to give up.
+            anew: Whether to ask the API also if the queue is known.
         """
         if name in options.queues:
             return Queue(options.queues[name], name, None)
         cloudflare_name = to_cloudflare_name(prefixed(name, options))
-        found = self._find(cloudflare_name, deadline, create=False)
+        if anew:
+            found = self._finder.find_anew(cloudflare_name, deadline)
+        else:
+            found = self._finder.find(cloudflare_name, deadline, create=False)
         if found is not None:  # the name of a missing queue stays free for another queue
             self._names.reserve(name, options)
         return found
@@ -194,7 +222,7 @@ class Directory:
         Raises:
             CFQueuesError: What a request raised.
         """
-        queue = self._find(name, deadline, create=True)
+        queue = self._finder.find(name, deadline, create=True)
         if queue is None:  # pragma: no cover  (it was created)
             raise QueueNotFound(f"queue {name!r} does not exist at Cloudflare")
         return queue
@@ -209,7 +237,7 @@ class Directory:
         if name in options.queues:
             return Address.of_id(options.queues[name])
         cloudflare_name = self._names.reserve(name, options)
-        known = self._queues.get(cloudflare_name)
+        known = self._finder.known(cloudflare_name)
         return Address(cloudflare_name, options.create_missing_queues, known.id if known else None)
 
     def spool_address(self, name: str, options: Options) -> Address:
@@ -230,12 +258,12 @@ class Directory:
             QueueNotFound: The queue is missing, and *address* does not say to create it.
             CFQueuesError: What a request raised.
         """
-        known = self._queues.get(address.name)
+        known = self._finder.known(address.name)
         if known is not None:
             return known.id
         if address.cloudflare_id is not None:
             return address.cloudflare_id
-        found = self._find(address.name, deadline, create=address.creates)
+        found = self._finder.find(address.name, deadline, create=address.creates)
         if found is None:
             raise QueueNotFound(
                 f"queue {address.name!r} does not exist at Cloudflare, and create_missing_queues "
@@ -245,17 +273,11 @@ class Directory:
 
     def forget_address(self, address: Address, queue_id: str) -> None:
         """Look the queue up again at its next use, because the server does not know *queue_id*."""
-        with self._lock:
-            known = self._queues.get(address.name)
-            # Another thread may have looked it up in the meantime.
-            if known is not None and known.id == queue_id:
-                self._queues.pop(address.name)
-        if self._facts is not None:
-            self._facts.forget_queue(address.name)
+        self._finder.forget(address.name, queue_id)
 
     def retention_seconds(self, address: Address) -> int | None:
         """Return how long a queue keeps messages; None if this process does not know it."""
-        known = self._queues.get(address.name)
+        known = self._finder.known(address.name)
         return known.retention_seconds if known else None
 
     # Pull consumers
@@ -267,88 +289,3 @@ class Directory:
     def forget_pull(self, queue_id: str) -> None:
         """Look at the consumers of a queue again, because it could not be pulled."""
         self._pull_consumers.forget(queue_id)
-
-    # Below: look-ups
-
-    def _find(self, name: str, deadline: float, *, create: bool) -> Queue | None:
-        """Return the queue with this *name* at Cloudflare, or None if it is missing."""
-
-        def ask() -> Queue | None:
-            position = self._unfinished.position(name, deadline)
-            found = None
-            if position.conflict is None:
-                found = self._look_up(name, position, deadline)
-            if found is None and create:
-                found = self._create(name, deadline)
-            self._unfinished.end(name)
-            if found is not None and self._facts is not None:
-                self._facts.note_queue(name, KnownQueue(found.id, found.retention_seconds))
-            return found
-
-        return self._queues.get(name) or self._flights.run(
-            (name, create),
-            known=lambda: self._queues.get(name),
-            ask=ask,
-            action=f"looking up queue {name!r}",
-            deadline=deadline,
-        )
-
-    def _look_up(self, name: str, position: Position, deadline: float) -> Queue | None:
-        """Read pages of queues until one has that name: the server may ignore the filter."""
-        while position.page is not None:
-            try:
-                page = self._client.list_queues(
-                    page=position.page,
-                    name=name,
-                    deadline=deadline,
-                    is_known=None if self._facts is None else lambda: self._is_known(name),
-                )
-            except Unneeded:
-                return self._queues.get(name)
-            self._learn(page.queues)
-            for queue in page.queues:
-                in_any_case = position.conflict is not None and queue.name.lower() == name.lower()
-                if queue.name == name or in_any_case:
-                    return queue
-            ids = frozenset(queue.id for queue in page.queues)
-            position = position.after(ids, has_more=page.has_more)
-            self._unfinished.note(name, position)
-        return None
-
-    def _is_known(self, name: str) -> bool:
-        """Learn a queue that another process has looked up; return whether one has."""
-        known = None if self._facts is None else self._facts.queue(name)
-        if known is None:
-            return False
-        self._learn([Queue(known.id, name, known.retention_seconds)])
-        self._client.remember_name(known.id, name)
-        return True
-
-    def _create(self, name: str, deadline: float) -> Queue:
-        position = self._unfinished.position(name, deadline)
-        if position.conflict is None:
-            try:
-                queue = self._client.create_queue(name, deadline=deadline)
-            except QueueNameConflict as error:
-                # Another process was faster, or the server does not distinguish upper and lower
-                # case.
-                position = Position(conflict=copy_of(error))
-                self._unfinished.note(name, position)
-            else:
-                logger.info("created queue %r at Cloudflare", name)
-                self._learn([queue])
-                return queue
-        found = self._look_up(name, position, deadline)
-        if found is None:
-            self._unfinished.end(name)
-            assert position.conflict is not None  # noqa: S101  set above
-            raise copy_of(position.conflict)
-        self._names.reserve_alias(found.name, name)
-        queue = found._replace(name=name)
-        self._learn([queue])
-        return queue
-
-    def _learn(self, queues: Iterable[Queue]) -> None:
-        with self._lock:
-            for queue in queues:
-                self._queues.put(queue.name, queue)

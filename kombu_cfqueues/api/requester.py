@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
-
-import requests
-import urllib3
 
 from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token, is_missing
 from ..runtime.fork import notice_fork, renew_in_child
-from .connections import Pool, read_body
-from .foreign_errors import FOREIGN, translate
+from ..runtime.imports import importing
 from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
 from .responses import PULL_STATUSES, Response, payload_of
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +79,8 @@ class Requester:
         self._read_timeout = read_timeout
         self._permits = permits
         self.latest_headers: Mapping[str, str] = {}
-        self._pools_of_parent: list[Pool] = []
-        self._pool: Pool | None = None  # guarded by _lock
+        self._exchanges_of_parent: list[Exchange] = []
+        self._exchange: Exchange | None = None  # guarded by _lock
         self._lock = threading.Lock()
         self._refusals = PassingRefusals()
         renew_in_child(self)
@@ -90,18 +88,18 @@ class Requester:
     def renew_after_fork(self) -> None:
         """Let a forked child open its own connections."""
         self._lock = threading.Lock()
-        if self._pool is not None:
-            # Keep the pool: closing it here would close the parent's connections at the server.
-            self._pools_of_parent.append(self._pool)
-            self._pool = None
+        if self._exchange is not None:
+            # Keep it: closing it here would close the parent's connections at the server.
+            self._exchanges_of_parent.append(self._exchange)
+            self._exchange = None
 
     def close(self) -> None:
         """Close the connections.  The next request opens new ones."""
         notice_fork()
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+            exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
 
     def trust_token(self) -> None:
         """Note that the API has accepted the token from another process of the machine."""
@@ -117,7 +115,7 @@ class Requester:
         """
         notice_fork()
         token = self._current_token(request.action)
-        response = self._exchange(request, token)
+        response = self._send(request, token)
         if logger.isEnabledFor(logging.DEBUG):
             ray_id = response.headers.get("CF-Ray", "none").replace(token, "**")
             logger.debug("%s: HTTP %d, ray %s", request.action, response.status, ray_id)
@@ -138,47 +136,39 @@ class Requester:
         self._refusals.accepted(token, request.method, request.path)
         return payload
 
-    def _exchange(self, request: ApiRequest, token: Secret) -> Response:
-        # The exception that the application is handling is not ours, although Python links to it.
-        handled = sys.exc_info()[1]
+    def _send(self, request: ApiRequest, token: Secret) -> Response:
         headers = {
             "Accept-Encoding": "gzip",
             "Authorization": Secret(f"Bearer {token}"),
             "Content-Type": "application/json",
             "User-Agent": "kombu-cfqueues",
         }
-        timeout = self._timeout(request)
         url = self._url + request.path
-        sent = requests.Request(request.method, url, headers=headers, data=request.body)
-        try:
-            with self._open_pool().send(sent, timeout) as response:
-                return Response(response.status_code, response.headers, read_body(response))
-        except FOREIGN as error:
-            raise translate(
-                error, handled=handled, action=request.action, host=self._host, token=token
-            ) from error
-
-    def _timeout(self, request: ApiRequest) -> urllib3.Timeout:
+        exchange = self.open()
         remaining = request.deadline - time.monotonic()
         if not remaining > 0:  # in this order, NaN is refused too
             raise ConnectionFailed(
                 f"{request.action} failed: its deadline passed before a request to {self._host}; "
                 "try again"
             )
-        return urllib3.Timeout(
-            total=remaining,
-            connect=min(remaining, self._connect_timeout),
-            read=min(remaining, self._read_timeout),
+        return exchange.send(
+            (request.method, url, headers, request.body),
+            seconds=remaining,
+            connect_seconds=min(remaining, self._connect_timeout),
+            read_seconds=min(remaining, self._read_timeout),
+            action=request.action,
+            token=token,
         )
 
-    def _open_pool(self) -> Pool:
-        pool = self._pool
-        if pool is None:
+    def open(self) -> Exchange:
+        """Return what sends requests; the first call imports requests, which takes a while."""
+        exchange = self._exchange
+        if exchange is None:
             # Not under the lock: to find the proxies, macOS may look up names.
-            new = Pool(self._url)
+            new = _load_exchange()(self._url, self._host)
             with self._lock:
-                pool = self._pool = self._pool or new
-        return pool
+                exchange = self._exchange = self._exchange or new
+        return exchange
 
     def _current_token(self, action: str) -> Secret:
         try:
@@ -206,3 +196,16 @@ class Requester:
                 "letter that no token has (the word 'Bearer' is not part of it); check api_token"
             )
         return token
+
+
+def _load_exchange() -> type[Exchange]:
+    """Import requests, which takes as long as all the rest of this package.
+
+    A process whose messages are posted by others does not need it.
+    """
+    with importing:
+        from .exchange import Exchange  # noqa: PLC0415
+    return Exchange
+
+
+importing.before_forks(_load_exchange)

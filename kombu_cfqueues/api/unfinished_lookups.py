@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from ..errors import CFQueuesError
 from ..runtime.recent import Recent
+from ..shared_facts import SharedFacts
 
 RESUME_SECONDS: Final = 3_600.0
 """A look-up goes on where an earlier one stopped within this time.  After it, queues may have been
@@ -17,15 +18,17 @@ class Position(NamedTuple):
     """Where the look-up of a name goes on.
 
     Attributes:
-        page: The page to read next; None if all were read.
+        page: The page of the answers to the name that is read next; None if all were read.
         ids: The queues on the pages before it.
         conflict: Why the queue could not be created.  Then the pages are read again, for a name
             that differs in upper and lower case.
+        is_listed: Whether the list of all queues was read for the name, as far as a look-up does.
     """
 
     page: int | None = 1
     ids: frozenset[str] = frozenset()
     conflict: CFQueuesError | None = None
+    is_listed: bool = False
 
     def after(self, ids: frozenset[str], *, has_more: bool) -> Position:
         """Return the position after a page with these queues."""
@@ -38,27 +41,43 @@ class Position(NamedTuple):
 class UnfinishedLookups:
     """The positions of look-ups, by the queue's name at Cloudflare.
 
-    A look-up may take more requests than the request allowance gives to one caller.  If each caller
-    began with the first page, none would reach the last.
+    A look-up may take more requests than the request allowance gives to one caller, or to one
+    process that lives for seconds.  If each began with the first page, none would reach the last.
+
+    Args:
+        facts: What the processes of the machine share; None if they share nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, facts: SharedFacts | None) -> None:
+        self._facts = facts
         self._positions: Recent[str, tuple[Position, float]] = Recent()  # and when it was noted
 
-    def position(self, name: str, deadline: float) -> Position:
-        """Return where to go on, for a look-up that ends at *deadline* (monotonic seconds).
+    def position(self, name: str, deadline: float, *, creates: bool) -> Position:
+        """Return where to go on.
 
-        A caller with much time has a low rate, and comes back after as much time.
+        Args:
+            name: The queue's.
+            deadline: When the look-up ends, in monotonic seconds.  A caller with much time has a
+                low rate, and comes back after as much time.
+            creates: Whether the queue is created if it is missing.  If not, a look-up that was in
+                vain proves nothing: another program may have created the queue since.
         """
         found, now = self._positions.get(name), time.monotonic()
-        if found is None or now - found[1] > max(RESUME_SECONDS, deadline - now):
-            return Position()
-        return found[0]
+        if found is not None and now - found[1] <= max(RESUME_SECONDS, deadline - now):
+            position = found[0]
+        else:
+            page = None if self._facts is None else self._facts.unfinished(name)
+            position = Position() if page is None else Position(page or None, is_listed=True)
+        if position.page is None and position.conflict is None and not creates:
+            return Position(is_listed=True)
+        return position
 
     def note(self, name: str, position: Position) -> None:
         """Go on at *position*, if the look-up ends early."""
         self._positions.put(name, (position, time.monotonic()))
+        if self._facts is not None:
+            self._facts.note_unfinished(name, 1 if position.conflict else position.page or 0)
 
     def end(self, name: str) -> None:
-        """Begin the next look-up with the first page, because this one has its result."""
+        """Begin the next look-up of this process anew, because this one has its result."""
         self._positions.pop(name)

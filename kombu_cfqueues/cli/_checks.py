@@ -215,7 +215,7 @@ def _find(session: Session, name: str) -> Queue | Check:
     options = session.options
     try:
         session.cloudflare_name(name)  # raises if two names meet on one queue, even a missing one
-        queue = session.directory.find(name, options, deadline=_deadline(session))
+        queue = session.directory.find(name, options, deadline=_deadline(session), anew=True)
     except CFQueuesError as error:
         return _failed(name, error)
     if queue is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +13,26 @@ import click
 from .. import __version__
 from ..errors import CFQueuesError
 
-_EXTRAS: Final = {
-    "httptools": "emulator",
-    "rich": "cli",
-    "starlette": "emulator",
-    "uvicorn": "emulator",
+_HELP: Final = {
+    "demo": "Publish and consume on an emulator, without an account.",
+    "doctor": "Find out what is wrong, and what to do about it.",
+    "emulator": "Serve Cloudflare's Queues API on this machine.",
+    "peek": "Show messages without consuming them.",
+    "publish": "Publish messages from arguments, a file or a pipe.",
+    "queues": "List, create, pause, purge and delete queues.",
+    "redrive": "Move dead letters back to their queue.",
+    "relay": "Deliver the messages that are spooled on this machine.",
+    "spool": "Show the messages that wait on this machine, and why.",
+    "tail": "Show messages as they arrive.",
+    "top": "Watch queues live.",
 }
-"""Optional packages, and the extra of this package that installs each."""
+"""What each command is for.  Here, so that ``cfqueues --help`` imports none of them."""
+
+_PACKAGES: Final = {"cli": ("rich",), "emulator": ("httptools", "starlette", "uvicorn")}
+"""The extras of this package, and the optional packages that each installs."""
+
+_EXTRAS: Final = {"demo": "emulator", "emulator": "emulator", "relay": ""}
+"""The extra that a command needs, if it is another one than ``cli``."""
 
 
 class _Commands(click.Group):
@@ -35,6 +49,10 @@ class _Commands(click.Group):
         modules = (module.name for module in pkgutil.iter_modules([str(folder)]))
         return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _short_help(name)) for name in self.list_commands(ctx)])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
@@ -42,28 +60,37 @@ class _Commands(click.Group):
             module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
-            extra = _EXTRAS.get(missing)
-            if extra is None:
-                raise
-            return _missing(cmd_name, missing, extra)
+            for extra, packages in _PACKAGES.items():
+                if missing in packages:
+                    return _missing(cmd_name, missing, extra)
+            raise
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is not a Click command")
         return command
 
 
+def _short_help(name: str) -> str:
+    extra = _EXTRAS.get(name, "cli")
+    if all(importlib.util.find_spec(package) for package in _PACKAGES.get(extra, ())):
+        return _HELP[name]
+    return f"Not installed: {_remedy(extra)}"
+
+
+def _remedy(extra: str) -> str:
+    return f"pip install 'kombu-cfqueues[{extra}]'"
+
+
 def _missing(name: str, package: str, extra: str) -> click.Command:
-    """Return a placeholder for a command that lacks a package, so that --help still works."""
-    remedy = f"pip install 'kombu-cfqueues[{extra}]'"
+    """Return a placeholder for a command that lacks a package."""
 
     @click.command(
         name,
-        short_help=f"Not installed: {remedy}",
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def missing() -> None:
-        raise click.ClickException(f"cfqueues {name} needs {package}: {remedy}")
+        raise click.ClickException(f"cfqueues {name} needs {package}: {_remedy(extra)}")
 
     return missing
 

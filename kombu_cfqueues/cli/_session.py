@@ -107,8 +107,8 @@ class Session:
         return found
 
     def find(self, name: str) -> Queue | None:
-        """Return the queue of that name, or None."""
-        found = self.call(self.directory.find, name, self.options)
+        """Return the queue of that name as it is now, or None."""
+        found = self.call(self.directory.find, name, self.options, anew=True)
         if found is not None:
             self.client.remember_name(found.id, name)
         return found

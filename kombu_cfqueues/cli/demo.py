@@ -35,7 +35,7 @@ MESSAGES: Final = 3
 """Messages that the demo publishes."""
 
 
-@click.command(short_help="Publish and consume on an emulator, without an account.")
+@click.command()
 @click.option("--port", default=0, help="Set the port of the emulator.  [default: a free port]")
 @click.option("--stay", is_flag=True, help="Keep the emulator and its page running until Ctrl-C.")
 @console.takes_json

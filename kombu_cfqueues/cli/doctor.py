@@ -27,7 +27,7 @@ _LABELS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "unknown": "u
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "dim"}
 
 
-@click.command(short_help="Find out what is wrong, and what to do about it.")
+@click.command()
 @takes_broker(allowance=True, raw=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option(

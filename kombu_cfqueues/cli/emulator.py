@@ -17,7 +17,7 @@ from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
 
 
-@click.command(short_help="Serve Cloudflare's Queues API on this machine.")
+@click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port", default=8787, show_default=True, help="Listen on this port; 0 picks a free port."

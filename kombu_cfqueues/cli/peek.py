@@ -19,7 +19,7 @@ LEASE_SECONDS: Final = 60.0
 """Lease of messages that ``--pull`` pulls: the delay of their redelivery if it is killed."""
 
 
-@click.command(short_help="Show messages without consuming them.")
+@click.command()
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.option(

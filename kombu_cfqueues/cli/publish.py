@@ -59,7 +59,7 @@ class Batch:
         self.size += packed.size
 
 
-@click.command(short_help="Publish messages from arguments, a file or a pipe.")
+@click.command()
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.argument("messages", nargs=-1)

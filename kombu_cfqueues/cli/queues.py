@@ -17,7 +17,7 @@ from ._broker import takes_broker
 from ._session import Session, open_session
 
 
-@click.group(short_help="List, create, pause, purge and delete queues.")
+@click.group()
 def command() -> None:
     """List, create, measure, pause, resume, purge and delete queues."""
 

@@ -64,7 +64,7 @@ class Filter:
         return self._match is None or bool(self._match.search(message.summary()))
 
 
-@click.command(short_help="Move dead letters back to their queue.")
+@click.command()
 @takes_broker(allowance=True)
 @click.argument("dead")
 @click.option(

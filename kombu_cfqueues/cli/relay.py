@@ -15,7 +15,7 @@ from ..options import Options
 from ._broker import takes_broker
 
 
-@click.command(short_help="Deliver the messages that are spooled on this machine.")
+@click.command()
 @takes_broker(allowance=True)
 @click.option(
     "--interval",

@@ -16,9 +16,7 @@ from . import _console as console
 from ._broker import takes_broker
 
 
-@click.group(
-    invoke_without_command=True, short_help="Show the messages that wait on this machine, and why."
-)
+@click.group(invoke_without_command=True)
 @takes_broker(token=False)
 @console.takes_json
 @click.pass_context

@@ -20,7 +20,7 @@ MAX_REMEMBERED_IDS: Final = 100_000
 """Ids of shown messages that are remembered, so that no message is shown twice."""
 
 
-@click.command(short_help="Show messages as they arrive.")
+@click.command()
 @takes_broker(allowance=True)
 @click.argument("queue")
 @click.option(

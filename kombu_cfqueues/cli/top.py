@@ -50,7 +50,7 @@ class Snapshot:
         }
 
 
-@click.command(short_help="Watch queues live.")
+@click.command()
 @takes_broker(allowance=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option(

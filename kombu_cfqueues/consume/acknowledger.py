@@ -47,11 +47,18 @@ SPACING_SECONDS: Final = 0.1
 stream of acknowledgements takes at most ten requests per second."""
 
 REQUESTS_PER_QUEUE: Final = 2
-"""Requests in flight for one queue.  A single one could not keep up with full pulls."""
+"""Requests in flight for one queue."""
 
-SENDERS: Final = 4
+FULL_REQUESTS_PER_QUEUE: Final = 5
+"""The same while full ones wait: as many as pulls may be in flight."""
+
+SENDERS: Final = 8
 """Maximum number of sending threads.  With several, a request that hangs does not delay the other
 queues."""
+
+MAX_UNSENT: Final = 2 * MAX_LEASES
+"""A queue for which more leases wait is not pulled.  An application may acknowledge faster than the
+requests leave, and what waits takes memory."""
 
 REQUEST_SECONDS: Final = 10.0
 """Maximum duration of one request."""
@@ -109,6 +116,18 @@ class _Outbox:
             at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
         return max(at, self.backoff.due)
 
+    @property
+    def backs_off(self) -> bool:
+        """Whether requests fail."""
+        return self.backoff.due > time.monotonic()
+
+    @property
+    def may_send(self) -> bool:
+        """Whether one more request may be in flight."""
+        full = len(self.waiting) >= MAX_LEASES
+        most = FULL_REQUESTS_PER_QUEUE if full else REQUESTS_PER_QUEUE
+        return bool(self.waiting) and self.in_flight < most
+
     def is_idle(self, now: float) -> bool:
         """Whether nothing would change if the outbox were forgotten."""
         used = self.waiting or self.in_flight or self.last_error
@@ -153,9 +172,14 @@ class Acknowledger:
         False while requests fail: they may have to wait for longer than a pull should.
         """
         outbox = self._outboxes.get(queue_id)
-        if outbox is None or not outbox.returning:
+        return outbox is not None and outbox.returning > 0 and not outbox.backs_off
+
+    def delays_pull(self, queue_id: str) -> bool:
+        """Whether a pull of the queue should wait for requests, unless these fail."""
+        outbox = self._outboxes.get(queue_id)
+        if outbox is None or outbox.backs_off:
             return False
-        return outbox.backoff.due <= time.monotonic()
+        return outbox.returning > 0 or len(outbox.waiting) > MAX_UNSENT
 
     def await_returns(self, queue_id: str, deadline: float) -> None:
         """Block until no message of the queue is being given back, or until *deadline*.
@@ -233,7 +257,7 @@ class Acknowledger:
         ready = [
             (outbox.due(), queue_id)
             for queue_id, outbox in self._outboxes.items()
-            if outbox.waiting and outbox.in_flight < REQUESTS_PER_QUEUE
+            if outbox.may_send
         ]
         if not ready:
             return Job()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import _thread
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..envelope import Address
@@ -18,7 +18,9 @@ from ..options import Options
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import StartingLock
 from .delivery import Delivery
+from .flow import Flow
 from .poll_interval import PollInterval
+from .prefetch_hint import PrefetchHint
 from .prefetch_window import PrefetchWindow
 from .source import Source
 
@@ -45,7 +47,8 @@ class Subscription:
         for_worker: Whether a Celery worker consumes it, which an error of one queue must not stop.
         cancelled: No further pull starts.
         in_flight: Pulls that have not ended.
-        last_pull_full: Whether the last pull returned as many messages as it asked for.
+        flow: Whether its messages flow.
+        hint: Whether the prefetch count of its worker is too small for its tasks.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
         outage: What the last pull failed with, if another try may succeed.
         lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
@@ -75,7 +78,8 @@ class Subscription:
         self.counts = True
         self.for_worker = False
         self.cancelled = False
-        self.last_pull_full = False
+        self.flow = Flow()
+        self.hint = PrefetchHint()
         self.messages_seen_at = 0.0
         self.outage: TransientError | None = None
         self.outage_since = 0.0
@@ -121,7 +125,10 @@ class Subscription:
             is_alone: See `PollInterval.empty`.
         """
         now = time.monotonic()
-        self.last_pull_full = found == asked
+        self.flow.pulled(full=found == asked)
+        if self.for_worker:
+            idle = self.window.idle_seconds
+            self.hint.pulled(started, now, idle_seconds=idle, flows=self.flow.is_steady)
         self.not_enabled_since = self.failure = None
         if found:
             self.messages_seen_at = now
@@ -192,7 +199,7 @@ class Inbox:
         """
         with self._lock:
             while not self.interrupted:
-                arrival = self._pop_deliverable()
+                arrival = self._pop(_is_deliverable)
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=self._missed)
                     self._missed = False
@@ -239,9 +246,7 @@ class Inbox:
         """
         with self._lock:
             while True:
-                arrival = self._pop(
-                    one for one in list(self._arrivals) if one.subscription is subscription
-                )
+                arrival = self._pop(lambda one: one.subscription is subscription)
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=False)
                     return arrival
@@ -336,16 +341,13 @@ class Inbox:
 
     # Private; the caller holds the lock
 
-    def _pop_deliverable(self) -> Arrival | None:
-        return self._pop(self._deliverable())
-
-    def _pop(self, candidates: Iterator[Arrival]) -> Arrival | None:
-        """Remove and return the first of *candidates* whose lease has not ended.
+    def _pop(self, is_wanted: Callable[[Arrival], bool]) -> Arrival | None:
+        """Remove and return the first wanted arrival whose lease has not ended.
 
         Every message goes through here before its delivery.
         """
         now = time.monotonic()
-        for arrival in candidates:
+        while (arrival := next(filter(is_wanted, self._arrivals), None)) is not None:
             self._arrivals.remove(arrival)
             if arrival.delivery.leased_until > now:
                 return arrival
@@ -354,15 +356,9 @@ class Inbox:
             metrics.expired(arrival.delivery.queue.name)
         return None
 
-    def _deliverable(self) -> Iterator[Arrival]:
-        for arrival in list(self._arrivals):
-            subscription = arrival.subscription
-            if not subscription.counts or subscription.window.may_deliver:
-                yield arrival
-
     def _has_something(self) -> bool:
         """Whether `take` would return or raise something now."""
-        if next(self._deliverable(), None) is not None:
+        if any(map(_is_deliverable, self._arrivals)):
             return True
         return any(subscription.failure for subscription in self.subscriptions)
 
@@ -386,3 +382,8 @@ class Inbox:
         for subscription in self.subscriptions:
             subscription.window.missed()
         self._on_pull_wanted()
+
+
+def _is_deliverable(arrival: Arrival) -> bool:
+    subscription = arrival.subscription
+    return not subscription.counts or subscription.window.may_deliver

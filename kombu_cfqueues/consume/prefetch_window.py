@@ -15,9 +15,18 @@ from typing import Final
 PULLS_AHEAD: Final = 2
 """Full pulls that may wait undelivered: the application processes one while the next arrives."""
 
+MAX_PULLS_AHEAD: Final = 5
+"""The same for an application that has to wait for messages although they are pulled ahead.  As
+many as may be in flight, so that few of them wait here."""
+
 QUEUES_AHEAD: Final = 8
 """Maximum number of queues that are pulled at once for an application without a prefetch count.
 Pulled one after the other, empty queues would delay those that have messages."""
+
+SMALL_PULL: Final = 16
+"""While messages flow, a pull is for a quarter of the slots, if that is at most this many: then
+little of a small window waits for the next pull.  Otherwise it is for half of them, because each
+pull costs as much CPU as some ten messages."""
 
 GATHER_SECONDS: Final = 0.01
 """A pull for few free slots waits this long for more.  Short tasks free their slots one after the
@@ -39,14 +48,17 @@ class PrefetchWindow:
         prefetch: Maximum number of messages that the application may have; 0 means no limit.
         held: Messages that were requested or pulled, and not delivered.
         unsettled: Messages that were delivered, and neither acknowledged nor rejected.
+        idle_seconds: How long the application had no message, until the last one was delivered.
     """
 
     def __init__(self, pull_batch_size: int) -> None:
-        self._max_held = PULLS_AHEAD * pull_batch_size
-        self._target = 1  # messages to pull ahead for an application without a prefetch count
+        self._pull_batch_size = pull_batch_size
+        self._usual_target = PULLS_AHEAD * pull_batch_size
+        self._target = 1  # messages to pull ahead, as the application has shown to need them
         self._asked = False  # the application asked for a message, and none was there
-        self._delivered_at = -LOOP_SECONDS
-        self._room_since = 0.0
+        self._delivered_at = self._waited_at = -LOOP_SECONDS
+        self._room_since = self._idle_since = 0.0
+        self.idle_seconds = 0.0
         self.queue_count = 0
         self.prefetch = 0
         self.held = 0
@@ -55,33 +67,47 @@ class PrefetchWindow:
     @property
     def capacity(self) -> int:
         """How many messages would be pulled ahead if none were held."""
-        wanted = self.prefetch or max(self._target, min(self.queue_count, QUEUES_AHEAD))
-        return min(wanted, self._max_held)
+        if self.prefetch:
+            return min(self.prefetch, max(self._target, self._usual_target))
+        return max(self._target, min(self.queue_count, QUEUES_AHEAD))
 
     @property
     def room(self) -> int:
         """How many messages may be requested now."""
         if self.prefetch:
-            free = self.prefetch - self.held - self.unsettled
-            return max(0, min(free, self._max_held - self.held))
+            return max(0, min(self.prefetch - self.unsettled, self.capacity) - self.held)
         # An application without a prefetch count may want one message and end.  Messages that are
         # pulled ahead for it would be hidden from other consumers until it closes.
         if self._target == 1 and not self._asked:
             return 0
         return max(0, self.capacity - self.held)
 
-    @property
-    def enough_room(self) -> int:
-        """With this many free slots, a pull does not wait for more."""
-        return (self.capacity + 1) // 2
+    def enough_room(self, *, flows: bool) -> int:
+        """With this many free slots, a pull does not wait for more.
 
-    def pull_at(self) -> float:
+        Args:
+            flows: Whether the messages of the queue flow, so that several pulls share the slots.
+        """
+        flowing, usual = self._enough()
+        return flowing if flows else usual
+
+    def _enough(self) -> tuple[int, int]:
+        """Return `enough_room` while messages flow, and otherwise."""
+        capacity = self.capacity
+        half, quarter = (capacity + 1) // 2, (capacity + 3) // 4
+        half = min(half, self._pull_batch_size)
+        return (quarter if quarter <= SMALL_PULL else half), half
+
+    def pull_at(self, *, flows: bool) -> float:
         """When a pull is worth its request, in seconds of `time.monotonic`; infinity if unknown."""
-        room = self.room
+        room, enough = self.room, self.enough_room(flows=flows)
         if not room:
             return math.inf
-        if room >= self.enough_room or not self.held:
+        if room >= enough or not self.held:
             return 0.0
+        # There is time until this pull is as large as those that are held.
+        if self.held >= enough:
+            return math.inf
         return self._room_since + GATHER_SECONDS
 
     def freed(self, now: float) -> bool:
@@ -89,7 +115,10 @@ class PrefetchWindow:
         room = self.room
         if room == 1:
             self._room_since = now
-        return room in (1, self.enough_room)
+        if not self.unsettled:
+            self._idle_since = now
+        enough = self._enough()
+        return room == 1 or room in enough or (self.held + 1 in enough and room > 0)
 
     @property
     def may_deliver(self) -> bool:
@@ -107,12 +136,23 @@ class PrefetchWindow:
             now: The time now, in seconds of `time.monotonic`.
             had_to_wait: Whether the application was waiting for the message.
         """
+        if not self.unsettled:
+            self.idle_seconds += now - self._idle_since
         self.held -= 1
         self.unsettled += 1
         self._asked = False
-        if had_to_wait and now - self._delivered_at < LOOP_SECONDS:
-            self._target = min(2 * self._target, self._max_held)
+        if had_to_wait:
+            if now - self._delivered_at < LOOP_SECONDS:
+                self._raise_target()
+            self._waited_at = now
+        elif now - self._waited_at > LOOP_SECONDS:
+            self._target = min(self._target, self._usual_target)
         self._delivered_at = now
+
+    def _raise_target(self) -> None:
+        least = self._usual_target if self.prefetch else 1
+        most = MAX_PULLS_AHEAD * self._pull_batch_size
+        self._target = min(2 * max(self._target, least), most)
 
     def queue_was_empty(self) -> None:
         """Start again with one message at a time, unless other messages are held."""

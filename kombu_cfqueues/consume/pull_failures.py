@@ -137,8 +137,9 @@ def conclude(
         error: What it failed with, after `repair`.
     """
     if error is not None:
-        subscription.last_pull_full = False
-        subscription.poll_interval.failed(time.monotonic(), error.retry_after)
+        now = time.monotonic()
+        if subscription.flow.failed(started, now) or error.retry_after:
+            subscription.poll_interval.failed(now, error.retry_after)
     line = _note_outcome(subscription, subscriptions, started, error)
     if isinstance(error, TransientError):
         subscription.failure = _failover(subscription, error) or subscription.failure

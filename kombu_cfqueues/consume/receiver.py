@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 MAX_PULLS: Final = 8
 """Maximum number of pulls in flight, of all queues together."""
 
-PULLS_PER_QUEUE: Final = 2
-"""Maximum number of pulls in flight for a queue whose last pull was full."""
-
 SUBSCRIBE_SECONDS: Final = 1.0
 """How long a call that starts to consume waits for its queue to be found.  Short, because a caller
 such as ``SimpleQueue.get(timeout=1)`` counts its own timeout from then on.  Several requests are
@@ -54,7 +51,8 @@ MAX_WAIT_SECONDS: Final = 5.0
 garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
 RETURNING_INTERVAL_SECONDS: Final = 0.02
-"""How often to look at a queue whose pull waits for messages that are being given back."""
+"""How often to look at a queue whose pull waits for messages that are being given back, or for
+acknowledgements."""
 
 
 class Receiver:
@@ -334,17 +332,19 @@ class Receiver:
         inbox = subscription.inbox
         if not inbox.asked or inbox.newest(subscription) is not subscription:
             return math.inf
-        if subscription.in_flight >= (PULLS_PER_QUEUE if subscription.last_pull_full else 1):
+        flow = subscription.flow
+        of_all = (one.in_flight for one in self._subscriptions)
+        if not flow.allows(subscription.in_flight, of_all):
             return math.inf
-        at = max(subscription.poll_interval.due, subscription.window.pull_at())
-        if at <= now and self._acknowledger.returning(subscription.queue.id):
+        at = max(subscription.poll_interval.due, subscription.window.pull_at(flows=flow.is_steady))
+        if at <= now and self._acknowledger.delays_pull(subscription.queue.id):
             return now + RETURNING_INTERVAL_SECONDS
         return at
 
     def _batch_size(self, subscription: Subscription) -> int:
         """How many messages to request: only a share of the room if the queue may be empty."""
         room = subscription.window.room
-        if not subscription.last_pull_full:
+        if not subscription.flow.may_go_on:
             room = max(1, room // subscription.window.queue_count)
         return min(room, subscription.options.pull_batch_size)
 
@@ -400,6 +400,7 @@ class Receiver:
                 subscription.inbox.notify()
         if line is not None:
             line.write()
+        subscription.hint.give(subscription.name, subscription.window.prefetch)
 
     def _take(self, subscription: Subscription, count: int, deadline: float) -> list[Delivery]:
         # Before the pull, which finds what was published before anybody could ring.

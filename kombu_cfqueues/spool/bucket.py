@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import RateLimited, Scope
 from ..rate_limit import Allowance, Limit, no_permit
 from ..waiting_room import Kind
+
+if TYPE_CHECKING:
+    import sqlite3
 
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
 """No limit: for a server without a rate limit, or where each process limits its own requests."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
 from ..envelope import Address, Packed
@@ -22,6 +21,9 @@ from .permit_scheduler import (
     Reservation,
 )
 from .schema import State
+
+if TYPE_CHECKING:
+    import sqlite3
 
 MAX_CANDIDATES: Final = 4 * limits.BATCH_MESSAGES
 """Number of a queue's oldest messages of a kind that are considered for one request."""

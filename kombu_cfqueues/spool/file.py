@@ -5,23 +5,27 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import sqlite3
 import weakref
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit, StopLog
 from ..runtime.clock import Clock
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.imports import importing
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
-from .database import Database
 from .liveness import KernelLock, LivenessLocks
 from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .database import Database
 
 T = TypeVar("T")
 
@@ -165,7 +169,7 @@ class File:
         for version in range(1, VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
             if path.exists() and not self._locks_of(path).living():
-                yield Database(path, self._place.file_mode, version, lambda *_: None)
+                yield self._database_at(path, version, lambda *_: None)
 
     def close(self) -> None:
         """Leave the file and close it.  The next use joins again."""
@@ -222,13 +226,16 @@ class File:
         if self._database is not None and self._database.path == path:
             self._database.close()  # opening it again records the name
         else:
-            self._database = Database(
-                path, self._place.file_mode, VERSION, self._prepare, clock=self.clock
-            )
+            self._database = self._database_at(path, VERSION, self._prepare)
         self._locks = locks
         if not self._leaves_at_exit:
             self._leaves_at_exit = True
             atexit.register(_close, weakref.ref(self))
+
+    def _database_at(
+        self, path: Path, version: int, prepare: Callable[[sqlite3.Connection, bool], None]
+    ) -> Database:
+        return _load_database()(path, self._place.file_mode, version, prepare, clock=self.clock)
 
     def _locks_of(self, path: Path) -> LivenessLocks:
         here = self._place
@@ -241,10 +248,11 @@ class File:
             boot=self._boot,
             now=self.clock.monotonic(),
             me=self._me,
-            is_alive=self._is_alive,
+            is_alive=self.is_alive,
         )
 
-    def _is_alive(self, name: str) -> bool:
+    def is_alive(self, name: str) -> bool:
+        """Whether the process of this name is alive.  May be called in a transaction."""
         return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
@@ -255,7 +263,7 @@ class File:
             return now
         if seen - now < CLOCK_TOLERANCE_SECONDS:
             return float(seen)
-        if not same_boot(connection, self._me, self._is_alive):
+        if not same_boot(connection, self._me, self.is_alive):
             begin_anew(connection, self._boot, now)
             connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (self._me,))
         return now
@@ -267,3 +275,13 @@ def _close(reference: weakref.ref[File]) -> None:
     file = reference()
     if file is not None:
         file.close()
+
+
+def _load_database() -> type[Database]:
+    """Import sqlite3, which a process without a request limit does not need."""
+    with importing:
+        from .database import Database  # noqa: PLC0415
+    return Database
+
+
+importing.before_forks(_load_database)

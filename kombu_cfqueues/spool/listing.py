@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import from_text
 from ..waiting_room import Kind
 from .file import File
 from .liveness import pid_of
 from .schema import State
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 class QueueState(NamedTuple):

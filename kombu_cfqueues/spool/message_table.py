@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
 from ..envelope import Address, Packed
@@ -14,6 +13,9 @@ from ..errors import CFQueuesError, SpoolFull, from_text
 from ..waiting_room import Kind
 from .file import File
 from .schema import State
+
+if TYPE_CHECKING:
+    import sqlite3
 
 RESERVE_BYTES: Final = 16 << 20
 """Bytes of the disk that the spool leaves free.

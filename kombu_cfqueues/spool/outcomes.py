@@ -5,14 +5,17 @@ The caller of each function is in a transaction.
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .. import limits
 from ..errors import CFQueuesError, as_text
 from ..runtime.rng import rng
 from ..waiting_room import ClaimOutcome, Item, Kind
 from .schema import State
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 def settle_item(

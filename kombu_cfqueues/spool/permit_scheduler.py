@@ -8,12 +8,14 @@ oldest, and a hundred processes that connect at once must not delay messages.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection
 from math import inf
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..waiting_room import Kind
+
+if TYPE_CHECKING:
+    import sqlite3
 
 PERMIT_RESERVED_SECONDS: Final = 0.2
 """A free permit is reserved for the next contender for this long; then any process may take it.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import limits
 from ..errors import CFQueuesError, PublishTimeout, SpoolFull, SpoolUnavailable, from_text
@@ -30,6 +29,9 @@ from .message_table import insert, queue_row
 from .permit_scheduler import Contender, Reservation
 from .schema import State, free
 from .shared_budget import log_stop
+
+if TYPE_CHECKING:
+    import sqlite3
 
 SWEEP_SECONDS: Final = 0.25
 """Interval between two searches for processes that have died.

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import functools
 import platform
-import sqlite3
 import subprocess
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import CFQueuesError, as_text
 from ..runtime.rng import rng
+
+if TYPE_CHECKING:
+    import sqlite3
 
 VERSION: Final = 2
 """Version of the tables below.
@@ -88,7 +90,9 @@ CREATE TABLE queue (
     used_at REAL NOT NULL,                   -- wall clock: its last use, to the hour
     known_id TEXT,                           -- id that a process looked up, for the others
     retention INTEGER,                       -- seconds that it keeps messages
-    known_at REAL                            -- monotonic
+    known_at REAL,                           -- monotonic
+    unfinished INTEGER,                      -- page with which its look-up goes on; 0: none is left
+    unfinished_at REAL                       -- monotonic
 );
 
 CREATE INDEX used ON queue (used_at);
@@ -108,6 +112,12 @@ CREATE TABLE token (
     works_at REAL NOT NULL                   -- monotonic: when the API last accepted it
 );
 
+CREATE TABLE asking (
+    question TEXT PRIMARY KEY,               -- what a process asks the API for all of them
+    process TEXT NOT NULL,
+    until REAL NOT NULL                      -- monotonic: how long the others wait at most
+);
+
 CREATE TABLE process (
     name TEXT PRIMARY KEY                    -- of each process since the last boot
 );
@@ -118,7 +128,9 @@ CREATE TABLE machine (
     bytes INTEGER NOT NULL DEFAULT 0,        -- total size of all messages
     last_kind INTEGER,                       -- kind that got the last permit
     drainer TEXT,                            -- process that empties the spool
-    drained_at REAL NOT NULL DEFAULT 0       -- monotonic: its last sign of life
+    drained_at REAL NOT NULL DEFAULT 0,      -- monotonic: its last sign of life
+    next_page INTEGER NOT NULL DEFAULT 1,    -- of the list of queues; 0: all pages were read
+    listed_at REAL                           -- monotonic: when its first page was read
 );
 
 CREATE TRIGGER counts_what_comes AFTER INSERT ON message WHEN NEW.size > 0
@@ -200,10 +212,10 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     )
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(_RESTART_BUCKETS, {"now": now})
-    connection.execute("UPDATE machine SET boot = ?, drainer = NULL", (boot,))
-    connection.execute("DELETE FROM process")
-    connection.execute("DELETE FROM token")
-    connection.execute("UPDATE queue SET known_id = NULL")
+    connection.execute("UPDATE machine SET boot = ?, drainer = NULL, listed_at = NULL", (boot,))
+    for table in ("process", "token", "asking"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608  constant names
+    connection.execute("UPDATE queue SET known_id = NULL, unfinished = NULL")
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:
@@ -215,6 +227,7 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
         (poster, State.ACCEPTED, State.REFUSED),
     )
     connection.execute("DELETE FROM process WHERE name = ?", (poster,))
+    connection.execute("DELETE FROM asking WHERE process = ?", (poster,))
     connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
 
 
@@ -233,6 +246,8 @@ def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
 
 def _statements(script: str) -> list[str]:
     """Return the statements of *script*, since `executescript` would end the transaction."""
+    import sqlite3  # noqa: PLC0415  only a process that uses the file needs it
+
     statements, rest = [], ""
     for line in script.splitlines(keepends=True):
         rest += line

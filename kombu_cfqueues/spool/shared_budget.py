@@ -6,10 +6,9 @@ Admin requests carry no message, but they wait for permits in the same order as 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import limits
 from ..errors import AuthenticationFailed, CFQueuesError, Scope, SpoolFull, SpoolUnavailable
@@ -24,6 +23,9 @@ from .bucket import last_kind
 from .facts import FileFacts
 from .file import File
 from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
+
+if TYPE_CHECKING:
+    import sqlite3
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class SharedBudget:
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop the requests that *error* concerns, for every process."""
         if isinstance(error, AuthenticationFailed):
-            self._facts.note_token(works=False)
+            self._facts.forget_token()
         if error.stops is not None:
             self.alone.refused(error, queue=queue)
             self._in_file(lambda: self._permits.stop(error, queue))
@@ -131,14 +133,14 @@ class SharedBudget:
         since = self._clock.monotonic()
         try:
             while True:
+                if is_known is not None and is_known():
+                    raise Unneeded
                 request, wait = self._permits.request_permit(request, deadline, kind)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
                     self._stop_log.resumed()
                     return
                 log_stop(self._stop_log, wait)
-                if is_known is not None and is_known():
-                    raise Unneeded
                 self._sleep(wait, deadline)
         except RoomBusy as error:
             raise NoPermit(f"no permit could be requested: {error}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .file import File
 from .message_table import MAX_ROWS
 from .schema import forget, free
+
+if TYPE_CHECKING:
+    import sqlite3
 
 OUTCOME_KEPT_SECONDS: Final = 5.0
 """An outcome is kept for this long after its deadline, for an owner that reads it late.

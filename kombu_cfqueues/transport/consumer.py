@@ -401,7 +401,7 @@ class ConsumingChannel(RoutingChannel):
             no_ack: Whether the consumer acknowledges on receipt.
         """
         # New for each delivery: a redelivery would reuse the tag that the message itself has.
-        tag = self._next_delivery_tag()
+        tag = self.qos.new_tag()
         properties = {**delivery.message["properties"], "delivery_tag": tag}
         payload = {**delivery.message, "properties": properties}
         message = self.Message(payload, channel=self, queue=delivery.queue.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import weakref
 from typing import Any
@@ -13,6 +14,7 @@ from ..consume.delivery import Delivery
 from ..consume.prefetch_window import PrefetchWindow
 from ..consume.receiver import Receiver
 from ..runtime.fork import renew_in_child
+from ..runtime.rng import new_id
 
 
 class Prefetch(virtual.QoS):
@@ -47,6 +49,7 @@ class Prefetch(virtual.QoS):
         """Start empty: the parent settles what it delivered."""
         self._lock = threading.Lock()  # guards _deliveries
         self._deliveries.clear()
+        self._tags = map(f"{new_id()}-{{}}".format, itertools.count(1))
         self.window.held = self.window.unsettled = 0
 
     @property
@@ -66,6 +69,14 @@ class Prefetch(virtual.QoS):
         """How many more messages may be delivered; None means no limit."""
         prefetch = self.window.prefetch
         return max(0, prefetch - self.window.unsettled) if prefetch else None
+
+    def new_tag(self) -> str:
+        """Return a delivery tag that no other message has, also none of the parent's after a fork.
+
+        Not a random one: the system's randomness lets other threads run, and each message would
+        wait until these have parsed what they pulled.
+        """
+        return next(self._tags)
 
     def track(self, delivery_tag: str, delivery: Delivery) -> None:
         """Remember a delivered message until it is settled.  Its slot was taken before."""

@@ -135,10 +135,18 @@ class Session:
         Raises:
             CFQueuesError: A request failed.
         """
-        found = self.find_queue(name, deadline)
-        if found is not None:
-            self.account.client.delete_queue(found.id, deadline=deadline)
-            self.account.directory.forget(name, found.id, self.options)
+        for _ in range(2):  # another program may have deleted it, and created another one
+            found = self.find_queue(name, deadline)
+            if found is None:
+                return
+            try:
+                self.account.client.delete_queue(found.id, deadline=deadline)
+            except QueueNotFound:
+                if not self.account.directory.forget(name, found.id, self.options):
+                    raise
+            else:
+                self.account.directory.forget(name, found.id, self.options)
+                return
 
     def doubt(self) -> None:
         """Note that the connection has failed: the next one asks the server before it is used.

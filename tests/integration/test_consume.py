@@ -298,6 +298,88 @@ def test_a_queue_that_is_full_is_pulled_twice_at_once(emulator, count, overlap):
         assert any(after - before < 0.7 for before, after in itertools.pairwise(times)) is overlap
 
 
+def pulls_in_flight(emulator, seconds):
+    """Most pulls that were in flight at once, where each takes *seconds*."""
+    times = sorted(pull.time for pull in emulator.requests.of("pull"))
+    return max(sum(at <= other < at + 0.9 * seconds for other in times) for at in times)
+
+
+def test_pulls_overlap_further_while_messages_flow(emulator):
+    """A far server is used as fast as a near one; what is held stays within the prefetch count."""
+    options = {"pull_batch_size": 10, **FAST}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        with connection.Producer() as producer, producer.batch():
+            for number in range(300):
+                producer.publish(number, routing_key="jobs")
+        emulator.faults.latency("pull", seconds=0.3)
+        got = Collector()
+        with consume(connection, got, prefetch_count=40):
+            drain(connection, 200)
+            assert emulator.requests.of("pull")
+            leased = [message.state for message in emulator.messages("jobs")].count("leased")
+            drain(connection, 100)
+        assert sorted(got.bodies) == list(range(300))
+    assert leased <= 40
+    assert 2 < pulls_in_flight(emulator, 0.3) <= 5
+
+
+def test_an_almost_empty_queue_is_pulled_twice_for_each_message(emulator):
+    """An empty pull is billed: one finds the message, and one shows that it was the last."""
+    options = {"polling_interval": 300, "max_polling_interval": 300}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        emulator.faults.latency("pull", seconds=0.02)
+        with consume(connection, Collector(), prefetch_count=8):
+            nothing_comes(connection, 0.1)
+            for number in range(12):
+                publish(connection, number)
+                drain(connection, 1)
+                nothing_comes(connection, 0.1)
+            settled(emulator)
+        assert len(emulator.requests.of("pull")) <= 1 + 2 * 12
+
+
+def test_pulls_that_fail_together_delay_the_next_ones_once(emulator):
+    options = {"pull_batch_size": 10, **FAST}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        with connection.Producer() as producer, producer.batch():
+            for number in range(300):
+                producer.publish(number, routing_key="jobs")
+        emulator.faults.latency("pull", seconds=0.3)
+        with consume(connection, Collector(), prefetch_count=100):
+            drain(connection, 150)
+            emulator.faults.error("pull", status=502, times=4)
+            drain(connection, 150)
+        pulls = sorted(emulator.requests.of("pull"), key=lambda pull: pull.time)
+    assert [pull.status for pull in pulls].count(502) == 4
+    # Four failures one after the other make pauses of up to 4 s.
+    assert max(b.time - a.time for a, b in itertools.pairwise(pulls)) < 2
+
+
+def test_pulls_wait_for_acknowledgements_that_leave_slowly(emulator):
+    """A handler that is faster than they are does not fill the memory with them."""
+    options = {"pull_batch_size": 50}
+    with Connection(emulator.broker_url, transport_options=options) as connection:
+        with connection.Producer() as producer, producer.batch():
+            for number in range(2000):
+                producer.publish(number, routing_key="jobs")
+        emulator.faults.latency("ack", seconds=0.8)
+        waiting = []
+
+        def handle(body, message) -> None:
+            message.ack()
+            handle.count += 1
+            if handle.count % 100 == 0:
+                acks = emulator.requests.of("ack")
+                waiting.append(handle.count - sum(ack.body.count(b"lease_id") for ack in acks))
+
+        handle.count = 0
+        with consume(connection, handle, prefetch_count=1000):
+            drain(connection, 2000)
+    # 5 requests in flight, 200 that wait, 250 that were pulled ahead when these were too many, and
+    # what came while a pull was awaited.
+    assert max(waiting) <= 500 + 200 + 250 + 100
+
+
 def test_no_pull_leaves_while_a_message_is_on_its_way_back(connection, emulator):
     """It would bring nothing, and cost as much as one that does."""
     emulator.faults.latency("ack", seconds=0.5)

@@ -94,6 +94,27 @@ def test_short_tasks_run_one_after_the_other_with_a_window_of_their_number(
     assert len(at) / (at[-1] - at[0]) > within(40 if VERSION >= (5, 7) else 20, 6)
 
 
+HINT = "worker_prefetch_multiplier"
+
+
+@pytest.mark.parametrize(("seconds", "count", "is_hinted"), [(0, 150, True), (0.1, 80, False)])
+def test_a_worker_that_waits_for_pulls_says_once_which_setting_would_help(
+    emulator, tasks, tmp_path, seconds, count, is_hinted
+):
+    """In its log and in `stats`.  Where tasks take longer than a pull, it says nothing."""
+    emulator.latency = 0.2 if is_hinted else 0.01
+    with Worker(
+        emulator, tmp_path, pool="threads", concurrency=4,
+        task_acks_late=True, worker_prefetch_multiplier=2,
+    ) as worker:  # fmt: skip
+        send_many(tasks.nap, range(count), seconds)
+        until(lambda: len(worker.runs("nap ended")) == count)
+        tasks.hints.delay()
+        (told,) = until(lambda: worker.values("hints"))
+    assert (HINT in told) is is_hinted
+    assert len([line for line in worker.log.splitlines() if HINT in line]) == is_hinted
+
+
 def test_a_full_window_costs_no_cpu(emulator, tasks, tmp_path):
     with Worker(
         emulator, tmp_path, pool="threads", concurrency=1,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from kombu import Connection, Queue
 
 from kombu_cfqueues.emulator import Emulator
 
-OPTIONS = {"visibility_timeout": 1, "polling_interval": 0.05, "max_polling_interval": 0.1}
+from .workers import until
+
+# An empty pull is the last one.
+OPTIONS = {"visibility_timeout": 1, "polling_interval": 300, "max_polling_interval": 300}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def holding(emulator):
 
 def taken_by_another(emulator):
     """Wait until the leases are over, and let another application take all there is."""
-    time.sleep(1.05)
+    until(lambda: all(message.state == "ready" for message in emulator.messages("jobs")))
     emulator.faults.clear()
     options = {**OPTIONS, "visibility_timeout": 60}
     connection = Connection(emulator.broker_url, transport_options=options)

@@ -167,4 +167,5 @@ def test_every_count_is_in_every_snapshot():
     """A dashboard finds 0, not a hole, before the first message."""
     found = Metrics().snapshot()
 
-    assert {*module.QUEUE_COUNTS, *module.PROCESS_COUNTS, "pid", "since", "queues"} == set(found)
+    counts = {*module.QUEUE_COUNTS, *module.PROCESS_COUNTS}
+    assert set(found) == counts | {"pid", "since", "hints", "queues"}

@@ -67,6 +67,12 @@ def nap(value, seconds):
 
 
 @task()
+def hints():
+    """Tell what `stats` recommends to the process that runs this."""
+    tell("hints", kombu_cfqueues.stats()["hints"])
+
+
+@task()
 def sleep_hard(value, seconds):
     """Sleep in one piece: with the thread, and everything on it, blocked."""
     tell("sleep_hard", value)

@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kombu_cfqueues.consume.prefetch_window import (
     GATHER_SECONDS,
+    MAX_PULLS_AHEAD,
     PULLS_AHEAD,
     QUEUES_AHEAD,
+    SMALL_PULL,
     PrefetchWindow,
 )
 
@@ -26,7 +28,7 @@ def window(prefetch: int = 0) -> PrefetchWindow:
 
 def test_a_prefetch_count_is_asked_for_at_once():
     assert window(4).room == 4
-    assert window(4).pull_at() == 0
+    assert window(4).pull_at(flows=False) == 0
 
 
 def test_what_is_held_and_what_is_unsettled_both_take_room():
@@ -43,6 +45,45 @@ def test_no_more_is_pulled_ahead_than_two_pulls_whatever_the_prefetch_count():
     assert made.room == PULLS_AHEAD * BATCH
     made.held = PULLS_AHEAD * BATCH
     assert made.room == 0
+
+
+def hungry(made: PrefetchWindow, now: float) -> None:
+    """The application waits for a message, which comes."""
+    made.held += 1
+    made.delivered(now, had_to_wait=True)
+    made.unsettled -= 1
+
+
+def test_more_is_pulled_ahead_for_an_application_that_waits_all_the_same():
+    """Pulls of a far server overlap, until the application is what is slow."""
+    made = window(10_000)
+
+    for n in range(4):
+        hungry(made, n / 10)
+
+    assert made.room == MAX_PULLS_AHEAD * BATCH
+
+
+def test_less_is_pulled_ahead_again_once_the_application_does_not_wait():
+    made = window(10_000)
+    for n in range(4):
+        hungry(made, n / 10)
+
+    for n in range(4, 30):
+        made.held += 1
+        made.delivered(n / 10, had_to_wait=False)
+        made.unsettled -= 1
+
+    assert made.room == PULLS_AHEAD * BATCH
+
+
+def test_the_prefetch_count_bounds_what_is_pulled_ahead_for_an_application_that_waits():
+    made = window(25)
+
+    for n in range(4):
+        hungry(made, n / 10)
+
+    assert made.room == 25
 
 
 def test_without_a_prefetch_count_nothing_is_pulled_until_a_message_is_wanted():
@@ -74,7 +115,7 @@ def test_an_application_that_loops_gets_more_and_more_at_once():
     for n in range(12):
         take(made, n / 10)
 
-    assert made.room == PULLS_AHEAD * BATCH
+    assert made.room == MAX_PULLS_AHEAD * BATCH
 
 
 def test_an_application_that_comes_back_now_and_then_gets_one_at_a_time():
@@ -113,23 +154,69 @@ def test_little_room_waits_a_moment_for_more():
     made.unsettled -= 1
     assert made.freed(100.0)
 
-    assert made.pull_at() == 100 + GATHER_SECONDS
+    assert made.pull_at(flows=False) == 100 + GATHER_SECONDS
 
 
 def test_much_room_or_an_empty_hand_does_not_wait():
     made = window(8)
     made.held = 1
-    assert made.pull_at() == 0  # room for 7 of 8
+    assert made.pull_at(flows=False) == 0  # room for 7 of 8
 
     made.held, made.unsettled = 0, 7
-    assert made.pull_at() == 0  # nothing to deliver
+    assert made.pull_at(flows=False) == 0  # nothing to deliver
+
+
+def test_a_quarter_of_the_room_is_enough_while_messages_flow():
+    """The next pull starts when the first messages of the window are settled."""
+    made = window(8)
+    made.held, made.unsettled = 1, 5
+
+    assert made.pull_at(flows=True) == 0
+    assert made.pull_at(flows=False) == GATHER_SECONDS
+
+
+def test_a_window_of_many_messages_is_not_divided_into_more_pulls():
+    """Each of them costs CPU."""
+    made = PrefetchWindow(100)
+    made.prefetch = 4 * SMALL_PULL + 4
+
+    assert made.enough_room(flows=True) == made.enough_room(flows=False) == made.prefetch / 2
+
+
+def test_no_pull_is_made_smaller_than_what_is_held():
+    """There is time until it is as large, and requests cost CPU."""
+    made = window(40)
+    made.held, made.unsettled = 5, 34
+    assert made.pull_at(flows=True) == math.inf
+
+    made.held -= 1
+    made.unsettled += 1
+    assert made.freed(100.0)
+    assert made.pull_at(flows=True) < 101
+
+
+def test_a_window_knows_how_long_its_application_had_no_message():
+    made = window(4)
+    made.held = 2
+    made.delivered(10.0, had_to_wait=True)
+    before = made.idle_seconds
+    made.delivered(11.0, had_to_wait=True)
+    made.unsettled -= 1
+    made.freed(12.0)
+    made.unsettled -= 1
+    made.freed(13.0)
+
+    made.held = 1
+    made.delivered(13.5, had_to_wait=True)
+
+    assert made.idle_seconds - before == 0.5
 
 
 def test_no_room_is_no_pull():
     made = window(1)
     made.unsettled = 1
 
-    assert made.pull_at() == math.inf
+    assert made.pull_at(flows=False) == math.inf
     assert not made.may_deliver
 
 

@@ -146,7 +146,7 @@ def test_tokens_that_expired_are_forgotten(peer, clock, table):
     for number in range(3):
         process.token = f"token-{number}"
         process.enter("x", may_skip=True)
-        process.spool_.facts.note_token(works=True)
+        process.spool_.facts.note_page(1, {}, has_more=False)
         clock.now += 2 * UNUSED_SECONDS
     process.room.sweep(until=math.inf)
 

@@ -1,0 +1,66 @@
+"""How far the pulls of one queue overlap.
+
+While messages flow, the next pull starts before the last one is answered.  A queue that runs dry
+answers such pulls with nothing, and an empty pull is billed.  So pulls overlap further only after
+the queue has answered several of them in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+OVERLAPPING_PULLS: Final = 2
+"""Maximum number of pulls in flight for a queue whose last pull was full."""
+
+FLOWING_PULLS: Final = 5
+"""A queue whose messages flow may have this many pulls in flight, less those of other queues: four
+of a quarter of the window each, and one more while the messages of another are processed."""
+
+FULL_PULLS: Final = 8
+"""Messages flow after this number of full pulls in a row.  The end of a flow may cost three empty
+pulls more than `OVERLAPPING_PULLS` do, and it comes after at least this number of full ones."""
+
+
+class Flow:
+    """Whether the messages of one queue flow."""
+
+    def __init__(self) -> None:
+        self._full_pulls = 0  # in a row
+        self._failed_at = float("-inf")  # in seconds of time.monotonic
+
+    def pulled(self, *, full: bool) -> None:
+        """Note a pull that was answered: whether with as many messages as it asked for."""
+        self._full_pulls = self._full_pulls + 1 if full else 0
+
+    def failed(self, started: float, now: float) -> bool:
+        """Note a pull that failed; return whether it is the first of those in flight to fail.
+
+        Pulls that overlap fail together, which is no reason to back off once for each.  Times are
+        seconds of `time.monotonic`.
+        """
+        before, self._failed_at = self._failed_at, now
+        self._full_pulls = 0
+        return started > before
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the queue may have more messages: the last pull was full."""
+        return self._full_pulls > 0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether messages flow."""
+        return self._full_pulls >= FULL_PULLS
+
+    def allows(self, in_flight: int, of_all: Iterable[int]) -> bool:
+        """Whether another pull of the queue may start.
+
+        Args:
+            in_flight: Its pulls that are in flight.
+            of_all: The same of every queue, this one included.  Pulls beyond the second leave
+                threads to the other queues, in case the server hangs.
+        """
+        if in_flight < OVERLAPPING_PULLS:
+            return self.may_go_on or not in_flight
+        return self.is_steady and sum(of_all) < FLOWING_PULLS

@@ -1,0 +1,70 @@
+"""Modules that are imported at their first use, in any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+from .fork import pause_at_fork, renew_in_child
+
+FORK_TIMEOUT_SECONDS: Final = 5.0
+"""Longest time that a fork waits for a thread that imports a module.
+
+Long enough for a slow disk.  After it, the child finds the module half loaded."""
+
+
+class Importing:
+    """Lets no other thread fork while a module is imported in a ``with`` statement.
+
+    A child that is forked meanwhile would wait for ever for the thread that imports the module,
+    which it does not have.
+    """
+
+    def __init__(self) -> None:
+        self._loaders: list[Callable[[], object]] = []
+        self.renew_after_fork()
+        renew_in_child(self)
+        pause_at_fork(self)
+
+    def before_forks(self, load: Callable[[], object]) -> None:
+        """Call *load*, which imports a module, before each fork: children need not import it."""
+        self._loaders.append(load)
+
+    def renew_after_fork(self) -> None:
+        """Replace the lock: a thread of the parent may have held it."""
+        # Reentrant, because a signal handler that interrupts the import may fork.
+        self._lock = threading.RLock()
+        self._is_paused = False
+
+    def pause_for_fork(self) -> None:
+        """Load what children would load; wait until no thread imports, and let none begin."""
+        for load in self._loaders:
+            # Its first user says what is wrong.  If a signal handler that interrupts an import
+            # forks, the module is half loaded, and nothing is.
+            with contextlib.suppress(Exception):
+                load()
+        self._is_paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
+
+    def resume_after_fork(self) -> None:
+        """Let threads import again."""
+        if self._is_paused:
+            self._is_paused = False
+            self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+importing: Final = Importing()
+"""For all modules of this package that are imported late."""
