@@ -22,7 +22,9 @@ CODE = """
 
     def run(command, **kwargs):
         from kombu_cfqueues.runtime import fork
-        in_use.extend(thing for thing in fork._pausables if thing._lock.locked())
+        from kombu_cfqueues.spool.database import Database
+        files = [thing for thing in fork._pausables if isinstance(thing, Database)]
+        in_use.extend(file for file in files if file._lock.locked())
         return real(["/bin/sh", "-c", "sleep 0.2; echo boot"], **kwargs)
 
     schema.subprocess.run = run

@@ -149,7 +149,7 @@ def test_a_question_about_a_queue_does_not_wait_for_a_permit_that_comes_too_late
 
 def test_a_process_that_finds_the_machines_permits_spent_says_so_at_once(server, folder):
     """Whoever has spent them: the process itself has not sent a request."""
-    scarce = {"request_rate": 0.05, "request_burst": 3, "publish_timeout": PATIENCE}
+    scarce = {"request_rate": 0.05, "request_burst": 2, "publish_timeout": PATIENCE}
     other = Script(
         """
         from kombu_cfqueues import errors

@@ -117,7 +117,7 @@ def test_what_another_process_publishes_is_not_cut_by_a_caller_with_less_time(tm
         server.faults.latency("push", "batch", seconds=SLOW)
         options = {
             "request_rate": 1 / LONG_INTERVAL,
-            "request_burst": {"confirm": 3, "spool": 2}[mode],  # to connect, and the first message
+            "request_burst": 2,  # to connect, and the first message
             "spool_dir": str(tmp_path / "spool"),
             "queues": {"jobs": server.create_queue("jobs")},
         }

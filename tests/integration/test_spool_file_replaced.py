@@ -159,7 +159,7 @@ def test_a_promise_does_not_end_by_what_became_of_a_message_of_a_newer_file(serv
         with server.outage():
             publisher.publish("lost")
             assert publisher.outcomes(1)["lost"].told == "returned"
-            remove(the_file(options))
+            remove_while_nothing_leaves(the_file(options))
             other.publish(ends)
             assert other.outcomes(1)[ends].told == "returned"
         if ends == "refused":
