@@ -1,4 +1,4 @@
-"""Celery workers: how many tasks a second they run, and how soon an idle one starts a task.
+"""Celery workers: how many tasks a second they run.
 
 The tasks do nothing.  They come from an emulator 30 ms away, in another process, and from Redis
 without any delay where a server is installed.  A worker that holds N messages runs at most N tasks
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,13 +71,6 @@ from bench_tasks import app, run
 with app.producer_pool.acquire(block=True) as producer, producer.batch():
     for _ in range(int(sys.argv[1])):
         run.apply_async(producer=producer)
-"""
-
-SEND = """
-import time
-from bench_tasks import run
-print(time.time())
-run.delay()
 """
 
 
@@ -214,26 +206,12 @@ def measure(broker: str, setup: Setup, count: int) -> Speed:
     return Speed((len(at) - 1 - first) / (at[-1] - at[first]), pull_seconds)
 
 
-def seconds_to_start(broker: str, idle_seconds: float, times: int) -> list[float]:
-    """How long tasks wait that are published while their worker has been idle for a while."""
-    waits = []
-    with Worker(broker, PREFORK) as worker:
-        worker.start()
-        for number in range(times + 1):
-            sent = float(worker.publish(SEND))
-            waits.append(worker.ran(number + 1)[-1] - sent)
-            if number < times:
-                time.sleep(idle_seconds)
-    return waits[1:]  # the first had to wait for the worker
-
-
-def checks(ours: Sequence[Speed], others: Sequence[Speed], wait: float) -> list[Check]:
+def checks(ours: Sequence[Speed], others: Sequence[Speed]) -> list[Check]:
     """Judge a run.
 
     Args:
         ours: With this transport, by `SETUPS`.
         others: The same with Redis; empty if there is none.
-        wait: The longest wait of a task for an idle worker, by the time for which it was idle.
     """
     judged = []
     for number, (setup, speed) in enumerate(zip(SETUPS, ours, strict=True)):
@@ -246,26 +224,21 @@ def checks(ours: Sequence[Speed], others: Sequence[Speed], wait: float) -> list[
         elif others:
             claim = f"{setup}: tasks/s by those of Redis without delay"
             judged.append(Check(claim, speed.tasks / redis_tasks, 1.0, False))
-    claim = "an idle worker: longest wait of a task by the time without one"
-    return [*judged, Check(claim, wait, 0.1, True)]
+    return judged
 
 
 def main() -> int:
     """Print a table and what it must show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=2_000, help="tasks of a run (default: 2,000)")
-    parser.add_argument("--idle", type=float, default=15.0, help="seconds without a task")
-    parser.add_argument("--times", type=int, default=5, help="tasks for an idle worker")
     parser.add_argument("--quick", action="store_true", help="fewer tasks")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md")
     given = parser.parse_args()
     if given.quick:
-        given.count, given.times = 800, 2
+        given.count = 800
     speeds: dict[str, list[Speed]] = {}
-    waits: dict[str, list[float]] = {}
     with brokers() as found:
         for name, broker in found.items():
-            waits[name] = seconds_to_start(broker, given.idle, given.times)
             speeds[name] = [measure(broker, setup, given.count) for setup in SETUPS]
     names = list(found)
     table: list[tuple[str, ...]] = [
@@ -274,12 +247,8 @@ def main() -> int:
     for number, setup in enumerate(SETUPS):
         row = (f"{speeds[name][number].tasks:,.0f}" for name in names)
         table.append((str(setup), f"{setup.bound(LATENCY):,.0f}", *row))
-    row = (f"{statistics.median(waits[name]) * 1e3:,.0f}" for name in names)
-    table.append((f"ms until a task starts after {given.idle:g} idle seconds, median", "", *row))
-    row = (f"{max(waits[name]) * 1e3:,.0f}" for name in names)
-    table.append(("the same, longest", "", *row))
     ours = names[0]
-    judged = checks(speeds[ours], speeds.get("Redis", []), max(waits[ours]) / given.idle)
+    judged = checks(speeds[ours], speeds.get("Redis", []))
     print(report.plain(table), "", *judged, sep="\n")
     if given.write:
         report.replace(PAGE, BEGIN, END, [report.markdown(table), report.verdicts(judged)])
