@@ -214,7 +214,7 @@ def test_more_than_a_request_holds_is_sent_by_two_at_once(acknowledger, server):
     acknowledger.await_returns(JOBS.id, time.monotonic() + 30)
     acknowledger.flush(time.monotonic() + 30)
 
-    assert max(len(acks) + len(retries) for _, acks, retries in server.sent) == 100
+    assert max(len(acks) + len(retries) for _, acks, retries in server.sent) <= 100
     assert len(server.leases) == 152
 
 
