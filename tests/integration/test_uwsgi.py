@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def uwsgi(folder: Path, *arguments: str, site: list) -> Iterator[str]:
             env=os.environ | {"PYTHONPATH": str(ROOT), "SITE": json.dumps(site)},
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     try:
         ready = "WSGI app 0" if "--lazy-apps" in arguments else "spawned uWSGI worker"
@@ -93,9 +95,10 @@ def uwsgi(folder: Path, *arguments: str, site: list) -> Iterator[str]:
         process.wait(60)
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        # Without a master, uWSGI leaves its other workers behind.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def ask_until_several_answer(address: str) -> tuple[int, set[str]]:
