@@ -575,12 +575,14 @@ def test_an_idle_consumer_asks_less_and_less(emulator):
         until(lambda: len(emulator.requests.of("pull")) >= 2)
         times = [request.time for request in emulator.requests.of("pull")]
         if MATRIX:
-            assert len([t for t in times if t < times[0] + 10]) <= 8
-            assert [round(t - times[0]) for t in times] == [0, 1, 3, 7, 15, 25, 35]
+            assert 20 <= len(times) <= 26, (
+                "one a second at first, and after 10 s at each tenth more"
+            )
             publish(connection, "late")
             drain(connection, 1, timeout=10.5)
-    pauses = [after - before for before, after in itertools.pairwise(times)]
-    assert all(pause > 0.95 * least for pause, least in zip(pauses, (1, 2, 4, 8), strict=False))
+    quiet = [time - times[0] for time in times if time < times[0] + 36]
+    for before, after in itertools.pairwise(quiet):
+        assert after - before > 0.9 * max(1, before / 10)
 
 
 def test_a_message_makes_an_idle_consumer_quick_again(emulator):
