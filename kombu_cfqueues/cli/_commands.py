@@ -1,11 +1,9 @@
-"""The ``cfqueues`` command group, which finds its subcommands by listing this folder."""
+"""The ``cfqueues`` command group, whose subcommands are imported when they are called."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -26,7 +24,7 @@ _HELP: Final = {
     "tail": "Show messages as they arrive.",
     "top": "Watch queues live.",
 }
-"""What each command is for.  Here, so that ``cfqueues --help`` imports none of them."""
+"""The commands, and what each is for.  Here, so that ``cfqueues --help`` imports none of them."""
 
 _PACKAGES: Final = {"cli": ("rich",), "emulator": ("httptools", "starlette", "uvicorn")}
 """The extras of this package, and the optional packages that each installs."""
@@ -45,9 +43,7 @@ class _Commands(click.Group):
             raise click.ClickException(in_one_line(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        folder = Path(__file__).parent
-        modules = (module.name for module in pkgutil.iter_modules([str(folder)]))
-        return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+        return list(_HELP)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
