@@ -87,10 +87,9 @@ class Directory:
     def _probe(self, deadline: float) -> bool:
         if self._probe_failure is not None and time.monotonic() < self._probe_failure_ends:
             raise copy_of(self._probe_failure)
-        if self._facts is None:
-            return self._connect(deadline)
         if self._is_doubted:
-            self._facts.forget_token()
+            if self._facts is not None:
+                self._facts.forget_token()
             return self._connect(deadline)
         return ask_for_machine(
             self._facts,

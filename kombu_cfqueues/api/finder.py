@@ -13,7 +13,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 from ..errors import QueueNameConflict, copy_of
 from ..runtime.fork import renew_in_child
@@ -28,8 +27,6 @@ from .single_flight import SingleFlight
 from .unfinished_lookups import Position, UnfinishedLookups
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Finder:
@@ -92,7 +89,9 @@ class Finder:
         return self._queues.get(name) or self._flights.run(
             (name, create),
             known=lambda: self._queues.get(name),
-            ask=lambda: self._for_machine(f"queue {name}", learned, ask, deadline),
+            ask=lambda: ask_for_machine(
+                self._facts, f"queue {name}", learned=learned, ask=ask, deadline=deadline
+            ),
             action=f"looking up queue {name!r}",
             deadline=deadline,
         )
@@ -182,7 +181,9 @@ class Finder:
         self._flights.run(
             page,
             known=known,
-            ask=lambda: self._for_machine(question(page), learned, ask, deadline),
+            ask=lambda: ask_for_machine(
+                self._facts, question(page), learned=learned, ask=ask, deadline=deadline
+            ),
             action=f"looking up queue {name!r}",
             deadline=deadline,
         )
@@ -256,18 +257,6 @@ class Finder:
         self._learn([Queue(known.id, name, known.retention_seconds)])
         self._client.remember_name(known.id, name)
         return True
-
-    def _for_machine(
-        self,
-        asked: str,
-        learned: Callable[[], T | None],
-        ask: Callable[[], T],
-        deadline: float,
-    ) -> T:
-        """Return what the machine has *learned*, or what *ask* returns; see `ask_for_machine`."""
-        if self._facts is None:
-            return ask()
-        return ask_for_machine(self._facts, asked, learned=learned, ask=ask, deadline=deadline)
 
     def _share(self, queue: Queue) -> None:
         """Tell the other processes of a queue that the API has just shown."""

@@ -30,7 +30,7 @@ the CPU that the process which asks needs."""
 
 
 def ask_for_machine(
-    facts: SharedFacts,
+    facts: SharedFacts | None,
     question: str,
     *,
     learned: Callable[[], T | None],
@@ -42,13 +42,15 @@ def ask_for_machine(
     If the process that asks dies or fails, the next one asks.
 
     Args:
-        facts: What the processes of the machine share.
+        facts: What the processes of the machine share; None if they share nothing.
         question: What is asked for.
         learned: Returns the answer if the machine's facts have it.
         ask: Makes the request, and adds its answer to the facts.
         deadline: That of *ask*, in monotonic seconds.  At most half of the time until then passes
             before *ask* is called.
     """
+    if facts is None:
+        return ask()
     now = time.monotonic()
     until = now + min(MAX_WAIT_SECONDS, (deadline - now) / 2)
     pause = FIRST_LOOK_SECONDS

@@ -133,7 +133,6 @@ class PublishBatch(Batch):
             CFQueuesError: This message cannot be sent; the others are not affected.
             RuntimeError: The batch has ended.
         """
-        self._collector.check()
         self.channel.basic_publish(message, batch=self, **kwargs)
 
 
