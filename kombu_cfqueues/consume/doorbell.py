@@ -58,17 +58,17 @@ class Doorbell:
         self._listeners = Listeners(options.spool_dir) if is_on else None
         self._on_ring: Callable[[str], None] = lambda _: None
         self._is_consumed: Callable[[str], bool] = lambda _: False
-        self._station: _Station | None = None
+        self._bells: _BellSocket | None = None
         self.renew_after_fork()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Leave the socket to the parent: while a child has it open, it outlives its owner."""
-        if self._station is not None:
-            self._station.abandon()
+        if self._bells is not None:
+            self._bells.abandon()
         self._lock = threading.Lock()  # guards the fields below while they are set
-        self._station = None
-        self._keys: dict[str, str] = {}  # of the queues that are attended -> the queue's id
+        self._bells = None
+        self._keys: dict[str, str] = {}  # of the queues that are listened for -> the queue's id
         self._reopen_at = 0.0
         self._has_ended = False
         self._closes_at_exit = False
@@ -113,48 +113,50 @@ class Doorbell:
         """
         self._on_ring, self._is_consumed = on_ring, is_consumed
 
-    def attend(self, queue_id: str, names: Iterable[str]) -> None:
+    def listen_for(self, queue_id: str, names: Iterable[str]) -> None:
         """Hear the bells for a queue as long as it is consumed.  Never raises.
 
         Args:
             queue_id: What bells are reported with.
             names: What publishers may call the queue: see `Address.name`.
         """
-        keys = [self._key(name) for name in names]
         if self._listeners is None or self._has_ended:
             return
-        if self._is_attended(self._listeners, queue_id, keys):
+        keys = [self._key(name) for name in names]
+        if self._is_listened_for(self._listeners, queue_id, keys):
             return
         with self._lock:
-            opened = self._attend(self._listeners, queue_id, keys)
+            opened = self._listen_for(self._listeners, queue_id, keys)
         if opened is not None:
             self._start(opened)
 
-    def _is_attended(self, listeners: Listeners, queue_id: str, keys: list[str]) -> bool:
-        station = self._station
-        return station is not None and all(
-            self._keys.get(key) == queue_id and listeners.is_found(station.listener, key)
+    def _is_listened_for(self, listeners: Listeners, queue_id: str, keys: list[str]) -> bool:
+        bells = self._bells
+        return bells is not None and all(
+            self._keys.get(key) == queue_id and listeners.is_found(bells.listener, key)
             for key in keys
         )
 
-    def _attend(self, listeners: Listeners, queue_id: str, keys: list[str]) -> _Station | None:
-        """Enter a queue; return the station if it was opened for it.  The caller holds the lock."""
-        station = self._station
-        if station is not None and not station.listener.socket.exists():
+    def _listen_for(
+        self, listeners: Listeners, queue_id: str, keys: list[str]
+    ) -> _BellSocket | None:
+        """Enter a queue; return the socket if it was opened for it.  The caller holds the lock."""
+        bells = self._bells
+        if bells is not None and not bells.listener.socket.exists():
             self._leave()
-            station = None
-        if station is None and time.monotonic() < self._reopen_at:
+            bells = None
+        if bells is None and time.monotonic() < self._reopen_at:
             return None
         try:
-            here = station or _Station(listeners)
-            self._station = here
+            here = bells or _BellSocket(listeners)
+            self._bells = here
             for key in keys:
                 listeners.enter(here.listener, key)
                 self._keys[key] = queue_id
         except (OSError, RuntimeError, SpoolUnavailable) as error:
             self._give_up(error)
             return None
-        return here if station is None else None
+        return here if bells is None else None
 
     def _give_up(self, error: Exception) -> None:
         """Poll only, for some time.  The caller holds the lock."""
@@ -163,12 +165,12 @@ class Doorbell:
         self._leave()
 
     def is_alone(self, queue_id: str) -> bool:
-        """Whether no other process of this machine consumes a queue that is attended here."""
-        station = self._station
-        if station is None or self._listeners is None:
+        """Whether no other process of this machine consumes a queue that is listened for here."""
+        bells = self._bells
+        if bells is None or self._listeners is None:
             return False
         keys = [key for key, one in list(self._keys.items()) if one == queue_id]
-        return not any(self._listeners.has_others(station.listener, key) for key in keys)
+        return not any(self._listeners.has_others(bells.listener, key) for key in keys)
 
     def close(self) -> None:
         """Stop listening for good, because the process ends."""
@@ -177,35 +179,35 @@ class Doorbell:
             self._leave()
 
     def _leave(self) -> None:
-        """Remove what the station has in the folder.  The caller holds the lock."""
-        station, self._station = self._station, None
+        """Remove what the socket has in the folder.  The caller holds the lock."""
+        bells, self._bells = self._bells, None
         keys, self._keys = self._keys, {}
-        if station is not None and self._listeners is not None:
+        if bells is not None and self._listeners is not None:
             for key in keys:
-                self._listeners.withdraw(station.listener, key)
-            self._listeners.leave(station.listener)
+                self._listeners.withdraw(bells.listener, key)
+            self._listeners.leave(bells.listener)
 
-    def _start(self, station: _Station) -> None:
+    def _start(self, bells: _BellSocket) -> None:
         # Not under the lock: under gevent, starting a thread switches to another greenlet.
         if not self._closes_at_exit:
             self._closes_at_exit = True
             call_at_exit(partial(_close, weakref.ref(self)))
         thread = threading.Thread(
-            target=self._serve, args=(station,), name="cfqueues-doorbell", daemon=True
+            target=self._serve, args=(bells,), name="cfqueues-doorbell", daemon=True
         )
         try:
             thread.start()
         except RuntimeError as error:
             with self._lock:
                 self._give_up(error)
-            station.close()
+            bells.close()
 
-    def _serve(self, station: _Station) -> None:
+    def _serve(self, bells: _BellSocket) -> None:
         """Hear bells until no queue is consumed any more."""
         tidy_at = time.monotonic() + TIDY_SECONDS
-        # A forked child may have inherited this greenlet: the station is not its own.
-        while self._station is station:
-            key = station.hear()
+        # A forked child may have inherited this greenlet: the socket is not its own.
+        while self._bells is bells:
+            key = bells.hear()
             if key is None:
                 break
             queue_id = self._keys.get(key)
@@ -213,23 +215,23 @@ class Doorbell:
                 self._on_ring(queue_id)
             if time.monotonic() >= tidy_at:
                 tidy_at = time.monotonic() + TIDY_SECONDS
-                self._tidy(station)
-        station.close()
+                self._tidy(bells)
+        bells.close()
 
-    def _tidy(self, station: _Station) -> None:
+    def _tidy(self, bells: _BellSocket) -> None:
         """Withdraw from the queues that are no longer consumed; leave if none is left."""
         with self._lock:
-            if self._station is not station or self._listeners is None:
+            if self._bells is not bells or self._listeners is None:
                 return
             for key, queue_id in list(self._keys.items()):
                 if not self._is_consumed(queue_id):
                     del self._keys[key]
-                    self._listeners.withdraw(station.listener, key)
+                    self._listeners.withdraw(bells.listener, key)
             if not self._keys:
                 self._leave()
 
 
-class _Station:
+class _BellSocket:
     """The socket at which this process hears its bells.
 
     Raises:

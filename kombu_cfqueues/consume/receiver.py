@@ -404,7 +404,7 @@ class Receiver:
 
     def _take(self, subscription: Subscription, count: int, deadline: float) -> list[Delivery]:
         # Before the pull, which finds what was published before anybody could ring.
-        self._doorbell.attend(subscription.queue.id, subscription.publishers_names)
+        self._doorbell.listen_for(subscription.queue.id, subscription.publishers_names)
         name, options = subscription.name, subscription.options
         source = Source(subscription.queue, subscription.consumer)
         return lease(self._client, name, source, options, count=count, deadline=deadline)

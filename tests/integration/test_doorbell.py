@@ -120,8 +120,8 @@ def pulls(server) -> int:
     return len(server.requests.of("pull"))
 
 
-def attended(server, count=1) -> None:
-    """Block until consumers have pulled, before which they attend to the doorbell."""
+def listened_for(server, count=1) -> None:
+    """Block until consumers have pulled, before which they listen for the doorbell."""
     assert eventually(lambda: pulls(server) >= count)
 
 
@@ -130,7 +130,7 @@ def consumer(server, options, **given):
     """A process that consumes, and tells what it gets."""
     before = pulls(server)
     with Script(CONSUME, server.broker_url, options, **given) as script:
-        attended(server, before + 1)
+        listened_for(server, before + 1)
         yield script
 
 
@@ -181,7 +181,7 @@ def test_a_process_wakes_itself(server, connection):
     got = Collector()
     with consume(connection, got):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         publish(connection, "one")
         drain(connection, 1, timeout=SOON)
     assert got.bodies == ["one"]
@@ -193,7 +193,7 @@ def test_a_batch_and_queues_that_are_given_by_id_ring(server, options):
         got = Collector()
         with consume(connection, got), connection.Producer() as producer:
             nothing_comes(connection, 0.1)
-            attended(server)
+            listened_for(server)
             with producer.batch():
                 for n in range(3):
                     producer.publish(n, routing_key="jobs")
@@ -229,7 +229,7 @@ def test_where_there_is_no_bell_the_message_comes_by_polling(
         consume(connection, got),
     ):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         if lost == "socket":
             (socket,) = [path for path in files(options) if path.is_socket()]
             socket.unlink()
@@ -247,7 +247,7 @@ def test_a_socket_that_was_removed_is_made_again(server, options):
         consume(connection, Collector()),
     ):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         Path(options["spool_dir"]).rename(options["spool_dir"] + "-gone")
         assert eventually(lambda: len(rings(options)) >= 4)
 
@@ -316,7 +316,7 @@ def test_a_forked_child_that_consumes_is_woken(server, options, connection):
     with Script(parent + fork + child, server.broker_url, options) as script:
         pid = script.line()
         try:
-            attended(server, 2)
+            listened_for(server, 2)
             for body in ("one", "two"):
                 publish(connection, body)
                 assert script.line()[0] == body
@@ -339,7 +339,7 @@ def test_a_process_that_only_publishes_makes_nothing(server, options):
 def test_a_consumer_that_ends_leaves_nothing(server, options):
     code = CONSUME.replace("while True:", "for _ in range(1):").replace("60", "0.5")
     with Script(code, server.broker_url, options) as script:
-        attended(server)
+        listened_for(server)
         assert rings(options)
         script.wait()
     assert not rings(options)
@@ -351,7 +351,7 @@ def test_a_consumer_that_is_closed_soon_leaves_nothing(server, options):
         consume(connection, Collector()),
     ):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         assert len(rings(options)) == 4
     assert eventually(lambda: not rings(options))
     assert eventually(lambda: "cfqueues-doorbell" not in [t.name for t in threading.enumerate()])
@@ -371,7 +371,7 @@ def test_the_rights_are_those_of_the_spool(server, options, folder_mode, mode):
         consume(connection, Collector()),
     ):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         found = {path: stat.S_IMODE(path.lstat().st_mode) for path in spool.rglob("*")}
     assert {found[path] for path in found if path.is_dir()} == {folder_mode}
     assert {found[path] for path in found if path.is_socket() or path.parent.name == "alive"} == {
@@ -411,7 +411,7 @@ def test_a_message_that_is_delayed_rings_no_bell(server, options, connection):
     got = Collector()
     with consume(connection, got):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         eta = (datetime.now(timezone.utc) + timedelta(hours=1)).isoformat()
         headers = {"task": "shop.add", "id": "1", "lang": "py", "eta": eta}
         publish(connection, [[], {}, {}], headers=headers)
@@ -427,7 +427,7 @@ def test_a_bell_that_rings_while_the_window_is_full_is_remembered(server, connec
     got = Collector(ack=False)
     with consume(connection, got, prefetch_count=1):
         nothing_comes(connection, 0.1)
-        attended(server)
+        listened_for(server)
         publish(connection, "one")
         drain(connection, 1, timeout=SOON)
         publish(connection, "two")
