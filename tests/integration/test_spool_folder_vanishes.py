@@ -135,11 +135,16 @@ def test_a_process_that_starts_after_the_log_of_the_file_vanished_can_publish(
 
 
 def test_what_was_accepted_before_the_log_vanished_is_delivered(server, options):
-    """It is in no file that has a name, but a process has it open."""
+    """It is in no file that has a name, but a process has it open, beside one that sleeps."""
     url, folder = server.broker_url, Path(options["spool_dir"])
-    server.faults.error("push", status=503, times=None)
-    server.faults.error("batch", status=503, times=None)
-    with Publisher(url, options) as old:
+    with (
+        Publisher(url, options | {"publish_mode": "confirm"}) as asleep,
+        Publisher(url, options) as old,
+    ):
+        asleep.publish("first")
+        assert asleep.outcomes(1)["first"].told == "returned"
+        server.faults.error("push", status=503, times=None)
+        server.faults.error("batch", status=503, times=None)
         bodies = [f"before {number}" for number in range(20)]
         old.publish(*bodies, one_thread=True)
         assert {outcome.told for outcome in old.outcomes(20).values()} == {"returned"}
