@@ -174,7 +174,7 @@ class Application:
             value = entry.get("options") if isinstance(entry, Mapping) else entry.options
             named.append(("beat_schedule", name, value or {}))
         for setting, name, value in named:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # as above
                 yield setting, name, router.expand_destination(copy.copy(value))
 
 

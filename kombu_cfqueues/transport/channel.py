@@ -97,8 +97,6 @@ class Channel(ConsumingChannel):
         properties.setdefault("message_id", properties["delivery_tag"])
         mandatory = bool(kwargs.get("mandatory"))
         queues = self.route(message, exchange, routing_key, mandatory=mandatory)
-        # Another thread may close the connection while the message is accepted, which is no error.
-        account = self.session.account
         batch = kwargs.get("batch") or batch_for(self.session)
         if batch is not None:
             with no_reentry:
@@ -106,6 +104,8 @@ class Channel(ConsumingChannel):
                     self._collect(queue, message, batch)
                 batch.send_full()
             return None
+        # Another thread may close the connection while the message is accepted, which is no error.
+        account = self.session.account
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         reply_to = properties.get("reply_to")
         if isinstance(reply_to, str) and is_result_queue(reply_to):

@@ -114,14 +114,16 @@ class RoutingChannel(virtual.Channel):
             InvalidMessage: No queue is bound for the message.
         """
         queues = [queue for queue in self._lookup(exchange, routing_key) if queue]  # type: ignore[no-untyped-call]
+        if queues:
+            return queues
         declared = self.state.exchanges.get(exchange) or {}
         kind = declared.get("type")
         # The setting `event_exchange` can rename the exchange `celeryev`.
         is_control = is_control_exchange(exchange) or (kind == "topic" and is_event(message))
-        if is_control and not queues and asks_for_control(exchange, routing_key):
+        if is_control and asks_for_control(exchange, routing_key):
             warn_once(CONTROL_HINT)
-        if queues or is_control_exchange(exchange):
-            return queues  # without fanout nobody can receive it
+        if is_control_exchange(exchange):
+            return []  # without fanout nobody can receive it
         text = _unroutable(exchange, routing_key)
         if mandatory:
             raise InvalidMessage(text)
