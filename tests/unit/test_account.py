@@ -198,7 +198,7 @@ def test_threads_with_connections_of_their_own_share_one_look_up(server):
 
     assert not failed
     assert listed(server) == 1
-    assert server.targets("POST", "/messages")
+    assert server.targets("POST")  # all of them may have left in one batch
     assert server.wait_for(lambda: server.open_connections == 0)
 
 
