@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
+import random
 import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,6 +25,38 @@ KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
 # A shell that puts a command into the background has it ignore Ctrl-C, and all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ports() -> Iterator[int]:
+    """Yield free ports, each once in a run of the tests.
+
+    A test may leave a thread behind that goes on trying to reach its emulator, to deliver what is
+    in a spool for example.  An emulator of a later test must not get the same port.  These are
+    below those that the system gives out by itself, and each of the parallel processes has its own.
+    """
+    first, end = 10_000, 32_000
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = (end - first) // processes
+    first += share * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    start = random.randrange(share)  # another run may have begun at the same time
+    for number in range(start, start + share):
+        port = first + number % share
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                yield port
+
+
+def pytest_configure() -> None:
+    ports, init = _ports(), Emulator.__init__
+
+    @functools.wraps(init)
+    def init_with_own_port(self: Emulator, *args: Any, **given: Any) -> None:
+        init(self, *args, **given)
+        self.port = self.port or next(ports)
+
+    Emulator.__init__ = init_with_own_port  # type: ignore[method-assign]
 
 
 @pytest.fixture
