@@ -14,16 +14,19 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable
 from ..runtime.clock import Clock
 from ..runtime.fork import pause_at_fork, renew_in_child
 from ..runtime.rng import rng
 from ..waiting_room import RoomBusy
+from . import companions
+from .abandoned import abandon
+from .companions import Identity
 from .liveness import KernelLock
 from .sqlite_failures import Failure, failure_of
 
@@ -57,13 +60,13 @@ MAX_PAUSE_SECONDS: Final = 0.004
 The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
 time in every process."""
 
+LOG_TRIES: Final = 10
+"""A log that is missing this often, while others have the file open, was removed."""
+
 UNREADABLE_PAUSE_SECONDS: Final = 0.1
 """Pause before a file that cannot be read is opened again.
 
 Others that have it open look at it a few times a minute, so that shorter pauses gain nothing."""
-
-_handles_of_parents: list[sqlite3.Connection] = []
-"""Connections of a parent process.  Kept, because closing one would release the parent's locks."""
 
 
 class Database:
@@ -102,9 +105,9 @@ class Database:
     def renew_after_fork(self) -> None:
         """Abandon the parent's connection; the next use opens a new one."""
         if self._connection is not None:
-            _abandon(self._connection, in_use=self._in_use)
+            abandon(self._connection, in_use=self._in_use)
         self._connection = None
-        self._identity: _Identity | None = None
+        self._identity: Identity | None = None
         self._durable = False
         self._forks += 1
         self._in_use = False
@@ -178,7 +181,10 @@ class Database:
 
     def __del__(self) -> None:
         # Python 3.13 warns about a connection that was never closed.  No thread can use it now.
-        self._close()
+        if not sys.is_finalizing():  # modules that this needs may be gone
+            self._close()
+        elif self._connection is not None:
+            self._connection.close()
 
     def _run(
         self,
@@ -235,58 +241,83 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
         if self._connection is not None:
-            found = self._identify()
+            found = companions.identify(self.path)
             if found == self._identity:
                 return self._connection
             self._leave(found)  # a file was removed or renamed
         # Opening the file while another process renames it would leave a write-ahead log behind,
         # which SQLite would apply to the next file.
-        repair = self._repair_lock()
-        if not repair.acquire(shared=True):
-            raise sqlite3.OperationalError("database is locked: it is being repaired")
-        try:
+        with self._repair_lock(shared=self.path.exists()):
             return self._open_anew()
-        finally:
-            repair.release()
 
     def _open_anew(self) -> sqlite3.Connection:
-        self._create()
-        self._connection = self._connect()
-        self._identity = self._identify()
+        found = companions.identify(self.path)
+        if found.database is None:
+            self._create()
+        elif found.log is None and self._is_log_removed():
+            raise sqlite3.OperationalError("disk I/O error: the write-ahead log was removed")
+        self._connection = self._connect(found)
+        self._identity = companions.identify(self.path)
         return self._connection
 
-    def _identify(self) -> _Identity:
-        """Return the inodes of the database, its shared memory and its write-ahead log."""
-        return _inode(self.path), _inode(f"{self.path}-shm"), _inode(f"{self.path}-wal")
+    def _is_log_removed(self) -> bool:
+        """Whether other processes use a log that is not there."""
+        for _ in range(LOG_TRIES):
+            if not companions.is_open_elsewhere(self.path):
+                return False
+            # The other one may be asking the same, or be about to create the log.
+            self._clock.sleep(rng.uniform(0, MAX_PAUSE_SECONDS))
+            if companions.identify(self.path).log is not None:
+                return False
+        return True
 
-    def _leave(self, found: _Identity) -> None:
-        """Close the file, of which *found* is there now."""
-        if self._connection is not None and self._identity and found[:2] == self._identity[:2]:
-            # Only the log was removed.  Whoever opens the file now cannot read what is in it.
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    def _leave(self, found: Identity) -> None:
+        """Close the file, because *found* is there now and not what was opened."""
+        before = self._identity
+        if before is not None and found.database == before.database and found.log is None:
+            with self._repair_lock():
+                self._write_down_log()
         self._close()
 
-    def _repair_lock(self) -> KernelLock:
-        return KernelLock(self.path.with_suffix(".repair"), self._file_mode)
+    def _write_down_log(self) -> None:
+        """Write what is in a log that was removed into the file, and let others open it again."""
+        if companions.identify(self.path).log is not None or self._connection is None:
+            return  # another process was first
+        busy, frames, written = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if busy or frames != written:
+            raise sqlite3.OperationalError("database is locked: its log is in use")
+        companions.begin_log_anew(self.path, self._file_mode)
+
+    @contextlib.contextmanager
+    def _repair_lock(self, *, shared: bool = False, waits: bool = False) -> Iterator[None]:
+        """Exclude all who open or repair the file; with *shared*, only those who repair it."""
+        lock = KernelLock(self.path.with_suffix(".repair"), self._file_mode)
+        while not lock.acquire(shared=shared):
+            if not waits:
+                raise sqlite3.OperationalError("database is locked: it is being repaired")
+            self._clock.sleep(MAX_PAUSE_SECONDS)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _create(self) -> None:
-        try:
-            # Open only a new file here: closing any descriptor of a file releases the locks that
-            # SQLite holds on it elsewhere in this process.
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._file_mode)
-        except FileExistsError:
-            return
+        companions.remove(self.path)
+        # Open only a new file here: closing any descriptor of a file releases the locks that
+        # SQLite holds on it elsewhere in this process.
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._file_mode)
         os.fchmod(file, self._file_mode)
         os.close(file)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, found: Identity) -> sqlite3.Connection:
         # _lock lets one thread at a time use the connection, so SQLite need not check the thread.
         connection = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
         try:
             self._check(connection)
+            if found.log not in (None, companions.identify(self.path).log):
+                raise sqlite3.OperationalError("database is locked: its log has just gone")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -338,9 +369,15 @@ class Database:
         return result
 
     def _close(self) -> None:
-        connection, self._connection, self._identity = self._connection, None, None
-        if connection is not None:
+        connection, self._connection = self._connection, None
+        identity, self._identity = self._identity, None
+        if connection is None:
+            return
+        if identity == companions.identify(self.path):
             connection.close()
+        else:
+            with companions.kept(self.path):
+                connection.close()
 
     # -- repair -------------------------------------------------------------------------------
 
@@ -352,10 +389,7 @@ class Database:
 
     def _put_aside(self, why: str) -> None:
         """Rename a broken or foreign file, in one process only; never delete it."""
-        repair = self._repair_lock()
-        while not repair.acquire():
-            self._clock.sleep(MAX_PAUSE_SECONDS)
-        try:
+        with self._repair_lock(waits=True):
             if not self._is_broken():
                 return  # another process has renamed it
             logger.error(
@@ -364,13 +398,11 @@ class Database:
                 why,
                 self._rename(),
             )
-        finally:
-            repair.release()
 
     def _rename(self) -> Path:
         stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{rng.getrandbits(16):04x}"
         aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
-        for suffix in ("-wal", "-shm", ""):
+        for suffix in (*companions.SUFFIXES, ""):
             source = Path(f"{self.path}{suffix}")
             if source.exists():
                 source.rename(f"{aside}{suffix}")
@@ -403,39 +435,6 @@ class Database:
             return Path(f"{self.path}-wal").stat().st_size == 0
         except FileNotFoundError:
             return True
-
-
-def _abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
-    """Keep a parent's connection open, and prevent its use in this process.
-
-    A signal handler may have forked in the middle of a transaction.  The locks belong to the
-    parent, but SQLite records them in this process too, and every later connection would find the
-    file locked.
-
-    Args:
-        connection: The parent's connection.
-        in_use: Whether a thread of the parent was inside SQLite.  Then SQLite's mutexes are locked
-            for ever, and the connection cannot be touched.
-    """
-    _handles_of_parents.append(connection)
-    if in_use:
-        return
-    with contextlib.suppress(sqlite3.Error):
-        if connection.in_transaction:
-            connection.rollback()  # releases no lock of the parent's, and writes nothing
-        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
-
-
-_Inode: TypeAlias = "tuple[int, int] | None"
-_Identity: TypeAlias = "tuple[_Inode, _Inode, _Inode]"
-
-
-def _inode(path: str | Path) -> _Inode:
-    try:
-        found = os.stat(path)  # noqa: PTH116  runs at each transaction: the cheap form
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:

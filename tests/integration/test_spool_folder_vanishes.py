@@ -157,6 +157,61 @@ def test_what_was_accepted_before_the_log_vanished_is_delivered(server, options)
             assert not missing(server, [*bodies, "after"], 15)
 
 
+def test_who_wakes_after_others_use_a_new_log_writes_nothing_of_the_old_one(server, options):
+    """The file would hold pages of both."""
+    url, folder = server.broker_url, Path(options["spool_dir"])
+    with (
+        Publisher(url, options | {"publish_mode": "confirm"}) as asleep,
+        Publisher(url, options) as old,
+    ):
+        accepted = []
+
+        def publish(publisher, *bodies):
+            publisher.publish(*bodies, one_thread=True)
+            for body, outcome in publisher.outcomes(len(bodies), 15).items():
+                assert outcome.told == "returned", outcome.text
+                accepted.append(body)
+
+        publish(asleep, "asleep")
+        publish(old, *(f"old {number}" for number in range(20)))
+        for log in folder.glob("*.db-wal"):
+            log.unlink()
+        with Publisher(url, options) as new:
+            publish(new, *(f"new {number}" for number in range(3)))
+            publish(asleep, "awake")
+            publish(new, "once more")
+            publish(old, "and old")
+            assert not missing(server, accepted, 15)
+        assert not list(folder.glob("*.unusable-*"))
+
+
+def test_who_ends_after_others_use_a_new_log_does_not_remove_it(server, options):
+    """The last process that closes a file removes its log by the name: here, not its own one."""
+    url, folder = server.broker_url, Path(options["spool_dir"])
+    with Publisher(url, options | {"publish_mode": "confirm"}) as asleep:
+        asleep.publish("asleep")
+        assert asleep.outcomes(1)["asleep"].told == "returned"
+        server.faults.error("push", status=503, times=None)
+        server.faults.error("batch", status=503, times=None)
+        bodies = [f"kept {number}" for number in range(20)]
+        with Publisher(url, options) as old:
+            old.publish("old")
+            assert old.outcomes(1)["old"].told == "returned"
+            for log in folder.glob("*.db-wal"):
+                log.unlink()
+            with Publisher(url, options) as new:
+                new.publish(*bodies, one_thread=True)
+                assert {outcome.told for outcome in new.outcomes(20).values()} == {"returned"}
+        asleep.process.stdin.close()
+        assert asleep.process.wait(15) == 0
+        server.faults.clear()
+        with Publisher(url, options) as last:
+            last.publish("last")
+            assert last.outcomes(1)["last"].told == "returned"
+            assert not missing(server, ["old", *bodies, "last"], 15)
+    assert not list(folder.glob("*.unusable-*"))
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_pieces_that_vanish_all_the_time_end_no_process_s_publishing(server, options, seed):
     """Two processes that spool and one that confirms, beside somebody who removes and removes.

@@ -21,6 +21,7 @@ from kombu_cfqueues.cli import main
 
 COMMANDS = """
     import threading
+    import traceback
     from kombu_cfqueues import errors
 
     saying = threading.Lock()
@@ -40,8 +41,8 @@ COMMANDS = """
             work()
         except errors.CFQueuesError as error:
             told = [error.delivered, f"{type(error).__name__}: {error}"]
-        except BaseException as error:
-            told = ["bug", repr(error)]
+        except BaseException:
+            told = ["bug", traceback.format_exc()]
         else:
             told = ["returned", ""]
         say(key, *told, time.monotonic() - began)
@@ -105,7 +106,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         told: ``"returned"``, the error's ``delivered``, or ``"bug"`` for an error not of ours.
-        text: The error.
+        text: The error; of a bug with its traceback.
         seconds: How long the call took.
     """
 

@@ -1,0 +1,103 @@
+"""The two files that SQLite keeps beside a database: its write-ahead log, and its shared memory.
+
+Somebody may remove one of them while processes have the database open: a cleaner of temporary
+files, for example.  These processes go on with files that no path leads to.  SQLite knows none of
+this.  It would start a second log beside the removed one, and mix what the two hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover  Windows, where there is no spool
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIXES: Final = ("-wal", "-shm")
+"""What SQLite appends to the name of the database, for the log and for the shared memory."""
+
+_SHARED_FIRST: Final = 0x40000002
+_SHARED_SIZE: Final = 510
+"""The bytes of a database that each process which has it open in WAL mode holds a lock on
+(https://www.sqlite.org/src/file/src/os.h)."""
+
+_Inode: TypeAlias = "tuple[int, int] | None"
+
+
+class Identity(NamedTuple):
+    """The inodes of the files at the paths of a database; None where there is no file."""
+
+    database: _Inode
+    memory: _Inode
+    log: _Inode
+
+
+def identify(path: Path) -> Identity:
+    """Return what is at *path* and beside it now."""
+    return Identity(_inode(path), _inode(f"{path}-shm"), _inode(f"{path}-wal"))
+
+
+def _inode(path: str | Path) -> _Inode:
+    try:
+        found = os.stat(path)  # noqa: PTH116  runs at each transaction: the cheap form
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_open_elsewhere(path: Path) -> bool:
+    """Whether another process has the database *path* open.
+
+    This process must not have it open, because asking ends the locks that it holds on it.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
+    except (BlockingIOError, PermissionError):  # which of the two depends on the system
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove what a database that was at *path* has left: SQLite would apply it to the next one."""
+    for suffix in SUFFIXES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def begin_log_anew(path: Path, mode: int) -> None:
+    """Put an empty log in the place of one that was removed, and that nothing is left in.
+
+    The shared memory tells of the frames of the old log, so it goes.
+    """
+    remove(path)
+    os.close(os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+
+
+@contextlib.contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Keep the files beside *path* while those that were there earlier are closed.
+
+    The last process that closes a database removes them by their names, whosesoever they are.
+    """
+    links: list[tuple[Path, Path]] = []
+    for suffix in SUFFIXES:
+        file = Path(f"{path}{suffix}")
+        link = file.with_name(f"{file.name}.kept-{secrets.token_hex(8)}")
+        with contextlib.suppress(OSError):  # there is none, or the folder was removed
+            os.link(file, link)
+            links.append((link, file))
+    try:
+        yield
+    finally:
+        for link, file in links:
+            with contextlib.suppress(OSError):
+                link.rename(file)
+                link.unlink(missing_ok=True)  # renaming does nothing where both are one file
