@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from typing import Final
@@ -30,6 +31,7 @@ def id_as_name(name: str) -> ConfigurationError:
     )
 
 
+@functools.lru_cache(maxsize=1024)  # each publish asks
 def to_cloudflare_name(name: str) -> str:
     """Return the name at Cloudflare of Kombu's queue *name*, whose prefix is included.
 

@@ -9,6 +9,7 @@ what a lost bell has not announced.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -97,8 +98,7 @@ class Doorbell:
                     listeners.remove_if_dead(name, key)
 
     def _key(self, name: str) -> str:
-        text = f"{self._account_id}\n{name.lower()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]
+        return _key(self._account_id, name)
 
     # -- consuming
 
@@ -281,6 +281,12 @@ _abandoned: list[socket.socket] = []
 
 def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+@functools.lru_cache(maxsize=1024)  # each request asks
+def _key(account_id: str, name: str) -> str:
+    text = f"{account_id}\n{name.lower()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]
 
 
 def _send(sender: socket.socket, target: Path, key: str) -> bool:

@@ -14,6 +14,10 @@ def is_task(headers: Mapping[str, Any] | None) -> bool:
     All clients write these three (docs.celeryq.dev, "Message Protocol").  ``task``, ``id`` or
     ``eta`` alone are names that an application may use for anything.
     """
-    return headers is not None and all(
-        isinstance(value := headers.get(name), str) and value for name in _MARKS
-    )
+    if not headers:
+        return False
+    for name in _MARKS:
+        value = headers.get(name)
+        if not value or not isinstance(value, str):
+            return False
+    return True

@@ -78,10 +78,9 @@ def retention_error(
         retention_seconds: How long the queue keeps messages; None if unknown, which means the
             longest time for which any queue may keep them.
     """
-    times = [at for at in (packed.due, packed.eta) if at is not None]
-    if not times:
+    if packed.due is None and packed.eta is None:
         return None
-    delay = max(times) - time.time()
+    delay = max(at for at in (packed.due, packed.eta) if at is not None) - time.time()
     kept = limits.MAX_RETENTION_SECONDS if retention_seconds is None else retention_seconds
     if delay <= kept:
         return None

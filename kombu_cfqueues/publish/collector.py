@@ -79,7 +79,8 @@ class Collector:
 
     def check(self) -> None:
         """Raise `RuntimeError` if nothing can be collected any more."""
-        if self.ended:
+        notice_fork()
+        if self._ended_by:
             raise RuntimeError(
                 f"cannot publish through this batch, because {self._ended_by}: open another one"
             )
@@ -269,7 +270,8 @@ class _Request(_Part[Packed]):
         self._size = 0
 
     def add(self, number: int, message: Packed) -> None:
-        super().add(number, message)
+        self.messages.append(message)
+        self._numbers.append(number)
         self._size += message.size
 
     def cut(self, mark: int) -> int:

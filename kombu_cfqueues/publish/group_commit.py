@@ -165,7 +165,13 @@ class GroupCommit:
     ) -> list[CFQueuesError | None]:  # fmt: skip
         now, asleep = self._clock.monotonic(), self._clock.lock()
         caller = Caller(address, kind, now=now, deadline=deadline, judge=judge, asleep=asleep)
-        items = [self._item(caller, message, now) for message in messages]
+        items = [
+            Item(
+                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
+                owner=caller,
+            )
+            for message in messages
+        ]  # fmt: skip
         caller.unsettled = dict.fromkeys(items)
         try:
             self._enter(caller, items)
@@ -177,12 +183,6 @@ class GroupCommit:
         outcomes = [caller.outcomes[item] for item in items]
         caller.outcomes = {}  # break the cycle, so that the memory is free at once
         return [error and copy_of(error) for error in outcomes]
-
-    def _item(self, caller: Caller, message: Any, now: float) -> Item:
-        return Item(
-            caller.address, message, caller.kind, entered=now, deadline=caller.deadline,
-            repeats=self._repeats, owner=caller,
-        )  # fmt: skip
 
     def _enter(self, caller: Caller, items: list[Item]) -> None:
         """Put the messages into the room; post at once if nothing else waits there."""

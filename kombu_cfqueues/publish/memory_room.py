@@ -100,10 +100,11 @@ class MemoryRoom:
     ) -> Claim | None:
         """See `WaitingRoom.enter`.  Returns None: in memory, nothing is gained by a claim now."""
         with self._lock:
+            waiting = self._waiting(items[0])  # one caller's, so all of them are of one kind
             for item in items:
                 item.place = next(self._numbers)
                 item.max_batch = self.max_batch
-                self._waiting(item)[item] = None
+                waiting[item] = None
         return None
 
     def outcomes(self, *, until: float) -> Outcomes:

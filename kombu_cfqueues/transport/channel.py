@@ -161,10 +161,11 @@ class Channel(ConsumingChannel):
         """Collect a message for one queue."""
         if is_control_queue(queue):
             return
-        packed = envelope.pack(message, queue, self.session.options)
-        spools = self.session.options.publish_mode == "spool"
+        session = self.session
+        packed = envelope.pack(message, queue, session.options)
+        spools = session.options.publish_mode == "spool"
         spooled = self._spooled(queue, packed, message) if spools else None
-        batch.collect(self.session, queue, packed, spooled)
+        batch.collect(session, queue, packed, spooled)
 
     def _seconds(self, *timeouts: float | None) -> float:
         """Return how long a publish may take."""
