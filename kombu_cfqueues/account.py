@@ -15,9 +15,10 @@ from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
+from .redis_allowance import RedisAllowance
 from .runtime.fork import notice_fork, renew_in_child
 from .runtime.once import once
-from .spool import SharedBudget, Spool
+from .spool import SHARERS, SharedBudget, Spool
 from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Account:
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
         limit = None if rate is None else Limit(rate, options.request_burst)
-        by_host = limit is not None and options.budget_scope == "host"
+        by_host = limit is not None and options.shares_budget
         alone = Budget(limit)
         spool = None
         if Spool.available:
@@ -128,6 +129,8 @@ class Account:
         for name in set(ACCOUNT_OPTIONS) - {"connect_timeout"}:
             first, given = getattr(self._options, name), getattr(options, name)
             if first != given:
+                if isinstance(given, Secret) or isinstance(first, Secret):
+                    first, given = "another value", "a value that is not shown"
                 _warn_of_difference(name, given, first)
 
 
@@ -149,15 +152,21 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
         options: The account, its allowance and the place of the spool.
         permits: The allowance of this process, where the machine does not share one.
     """
-    rate, by_host = options.request_rate, options.budget_scope == "host"
+    limit = fleet = None
+    if options.request_rate is not None and options.shares_budget:
+        limit = Limit(options.request_rate, options.request_burst)
+    if limit is not None and options.budget_url:
+        fleet = RedisAllowance(options.budget_url, options.base_url, options.account_id, limit)
+        limit = Limit(limit.rate / SHARERS, 1)
     return Spool.open(
         options.base_url,
         options.account_id,
-        Limit(rate, options.request_burst) if rate is not None and by_host else None,
+        limit,
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
         post_seconds=post_seconds(options) + lookup_seconds(options),
         permits=permits,
+        fleet=fleet,
     )
 
 

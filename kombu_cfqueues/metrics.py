@@ -71,6 +71,8 @@ class Metrics:
         self._queues: set[str] = set()
         self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and name
         self._hints: dict[str, str] = {}  # by the setting that they name
+        # By the server; the child uses the same servers, and has asked none.
+        self._budgets: dict[str, bool | None] = dict.fromkeys(getattr(self, "_budgets", {}))
 
     def request(self, operation: Operation, queue: str = "", *, messages: int = 0) -> Request:
         """Return a context manager that counts one request.
@@ -162,12 +164,18 @@ class Metrics:
         with self._lock:
             self._hints[setting] = text
 
+    def shared_budget(self, server: str, *, answers: bool | None) -> None:
+        """Note whether the *server* answers that shares the allowance; None if it is not known."""
+        with self._lock:
+            self._budgets[server] = answers
+
     def snapshot(self) -> dict[str, Any]:
         """Return what `stats` returns."""
         with self._lock:
             counts = dict(self._counts)
             names = sorted(self._queues)
             hints = dict(self._hints)
+            budgets = dict(self._budgets)
         queues = {
             name: {count: counts.get((name, count), 0) for count in QUEUE_COUNTS} for name in names
         }
@@ -175,7 +183,8 @@ class Metrics:
         for (_, count), value in counts.items():
             total[count] += value
         head = {"pid": os.getpid(), "since": self._since}
-        return {**head, **total, "hints": hints, "queues": queues}
+        notes = {"hints": hints, "shared_budgets": budgets}
+        return {**head, **total, **notes, "queues": queues}
 
     def _counted_as(self, queue: str) -> str:
         """Return the name under which *queue* is counted.  The caller holds the lock."""
@@ -220,7 +229,8 @@ def stats() -> dict[str, Any]:
     Returns:
         A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
         since the epoch; each count summed over all queues; ``hints``, texts by the setting that
-        they recommend to change; and ``queues``, which has the counts of each queue by its name at
+        they recommend to change; ``shared_budgets``, whether each server of ``budget_url`` answers (None
+        if it was not asked); and ``queues``, which has the counts of each queue by its name at
         Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from .secret import Secret
 
 MAX_SECONDS: Final = 1e9
 """Maximum of every timeout, about 30 years.  Sockets and locks refuse longer ones."""
@@ -86,6 +88,21 @@ def _path(name: str, value: Any) -> str:
         raise ConfigurationError(f"{name} must be a path, not {value!r}") from None
 
 
+def _budget_url(name: str, value: Any) -> Secret:
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        is_right = parts and parts.scheme in ("redis", "rediss") and parts.hostname
+        if is_right and parts and parts.port != 0 and not parts.fragment:
+            return Secret(value)
+    except ValueError:
+        pass
+    raise ConfigurationError(
+        f"{name} must be the URL of a Redis server, such as redis://:PASSWORD@HOST:6379/0 or "
+        "rediss://... (it is not shown, because it may hold a password); percent-encode the "
+        "password (urllib.parse.quote(password, safe=''))"
+    )
+
+
 def _one_of(*allowed: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in allowed:
@@ -133,6 +150,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "request_rate": _rate,
     "request_burst": partial(_integer, minimum=1),
     "budget_scope": _one_of("host", "process"),
+    "budget_url": _budget_url,
     "max_in_flight": partial(_integer, minimum=1),
     "native_delay": _flag,
     "visibility_timeout": _lease,

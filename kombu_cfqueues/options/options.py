@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
-from .secret import Token
+from .secret import Secret, Token
 from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
 ACCOUNT_OPTIONS: Final = (
     "budget_scope",
+    "budget_url",
     "connect_timeout",
     "doorbell",
     "max_in_flight",
@@ -59,6 +60,8 @@ class Options:
         request_burst: Requests that may leave at once after a quiet time.
         budget_scope: What shares the allowance: all processes of the ``"host"``, or one
             ``"process"``.
+        budget_url: Redis server through which all machines that name it share the allowance; None
+            means that each machine has its own.  May hold a password.
         max_in_flight: Maximum number of publishing requests at one time for one queue.
         native_delay: Whether Celery's eta and countdown become the message's delay at Cloudflare.
         visibility_timeout: Seconds for which a pulled message is leased.
@@ -95,6 +98,7 @@ class Options:
     request_rate: float | None = None
     request_burst: int = DEFAULT_REQUEST_BURST
     budget_scope: Literal["host", "process"] = "host"
+    budget_url: Secret | None = None
     max_in_flight: int = 4
     native_delay: bool = True
     visibility_timeout: float = 1800.0
@@ -114,6 +118,11 @@ class Options:
                 f"max_polling_interval ({self.max_polling_interval:g} s) must not be below "
                 f"polling_interval ({self.polling_interval:g} s)"
             )
+
+    @property
+    def shares_budget(self) -> bool:
+        """Whether the processes of the machine share the allowance, where there is one."""
+        return self.budget_scope == "host" or self.budget_url is not None
 
     @property
     def host(self) -> str:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
 TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
 
+BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
+
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
 
@@ -94,6 +96,8 @@ def merge(sources: Sources) -> dict[str, Any]:
             "queue_name_prefix to keep applications apart"
         )
     values = checked(given)
+    if "budget_url" not in values and (budget_url := sources.environ.get(BUDGET_VARIABLE)):
+        values |= checked({"budget_url": budget_url})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     values["base_url"] = base_url(

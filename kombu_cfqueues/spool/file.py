@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import SpoolFull, SpoolUnavailable
 from ..rate_limit import Limit, StopLog
+from ..redis_allowance import RedisAllowance
 from ..runtime.clock import Clock
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.imports import importing
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
+from .fleet_bucket import TABLE, FleetBucket
 from .liveness import KernelLock, LivenessLocks
 from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
@@ -47,6 +49,7 @@ class File:
         clock: Time and sleep.
         boot: Returns the id of this boot; see `boot_id`.
         stop_log: Logs the stops that this process finds in the file.
+        fleet: The allowance of all machines; *limit* is then for the time when it cannot be used.
 
     Raises:
         SpoolUnavailable: (every method) No file can be used.
@@ -64,6 +67,7 @@ class File:
         clock: Clock | None = None,
         boot: Callable[[], str] = boot_id,
         stop_log: StopLog | None = None,
+        fleet: RedisAllowance | None = None,
     ) -> None:
         digest = hashlib.sha256(f"{base_url}\n{account_id}".encode()).hexdigest()
         self._name = digest[:16]
@@ -72,6 +76,9 @@ class File:
         self._spool_dir = spool_dir
         self.clock = clock or Clock()
         self.stop_log = stop_log or StopLog(self.clock)
+        self.fleet = fleet
+        self.fleet_trouble: str | None = None
+        """Why the fleet's allowance was not used at the last look; None if it was."""
         self._find_boot = boot
         self._boot = ""
         self._database: Database | None = None
@@ -154,9 +161,26 @@ class File:
             raise SpoolUnavailable(f"{folder} cannot be used: {error.strerror}") from error
         return disk.f_bavail * disk.f_frsize
 
-    def bucket(self, connection: sqlite3.Connection) -> Bucket:
-        """Return the allowance of this process's token."""
+    def bucket(self, connection: sqlite3.Connection, *, asks: bool = False) -> Bucket:
+        """Return the allowance of this process's token.
+
+        Args:
+            connection: In a transaction.
+            asks: Whether the caller fetches a permit of the fleet next; see `FleetBucket`.
+        """
+        if self.fleet is not None:
+            return self.fleet_bucket(connection, asks=asks)
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
+
+    def fleet_bucket(self, connection: sqlite3.Connection, *, asks: bool = False) -> FleetBucket:
+        """Return the same where `fleet` shares the allowance; see `FleetBucket`."""
+        assert self.fleet is not None  # noqa: S101  the caller has looked
+        now, fleet = self._now(connection), self.fleet.limit
+        bucket = FleetBucket(
+            connection, self._bucket_name, self._limit, now, fleet=fleet, asks=asks
+        )
+        self.fleet_trouble = bucket.trouble
+        return bucket
 
     @property
     def locks(self) -> LivenessLocks:
@@ -250,6 +274,8 @@ class File:
             me=self._me,
             is_alive=self.is_alive,
         )
+        if self.fleet is not None:
+            connection.execute(TABLE)
 
     def is_alive(self, name: str) -> bool:
         """Whether the process of this name is alive.  May be called in a transaction."""

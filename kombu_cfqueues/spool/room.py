@@ -25,6 +25,7 @@ from ..waiting_room import (
 )
 from . import claims, outcomes, sweep
 from .file import File
+from .fleet import FleetPermits
 from .message_table import insert, queue_row
 from .permit_scheduler import Contender, Reservation
 from .schema import State, free
@@ -97,6 +98,7 @@ class SpoolRoom:
 
     def __init__(self, file: File, claim_seconds: float) -> None:
         self._file = file
+        self._fleet = FleetPermits(file)
         self._claim_seconds = claim_seconds
         self.renew_after_fork()
         renew_in_child(self)
@@ -286,8 +288,8 @@ class SpoolRoom:
         waiting_since = self._waiting_since or self._file.clock.monotonic()
         self._waiting_since = waiting_since
 
-        def look(connection: sqlite3.Connection) -> Contender | Wait:
-            bucket = self._file.bucket(connection)
+        def look(connection: sqlite3.Connection, *, asks: bool = False) -> Contender | Wait:
+            bucket = self._file.bucket(connection, asks=asks)
             return claims.find_next(connection, bucket, terms, self._claimer(), self._reservation)
 
         def work(connection: sqlite3.Connection) -> Claim | Wait:
@@ -296,10 +298,12 @@ class SpoolRoom:
 
         # Read first: most processes that look for a permit find that another process was faster,
         # and only one process at a time can write.
-        found = self._file.read(look, until=terms.until)
+        found = self._file.read(lambda c: look(c, asks=True), until=terms.until)
+        self._fleet.log()
         if isinstance(found, Wait):
             log_stop(self._file.stop_log, found)
             return found
+        self._fleet.fetch(publishing=True, until=terms.until)
         claimed = self._file.write(work, until=terms.until)
         if isinstance(claimed, Claim) and claimed.items:
             metrics.waited(self._file.clock.monotonic() - waiting_since)

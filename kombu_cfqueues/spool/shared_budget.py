@@ -22,6 +22,7 @@ from . import permit_scheduler as scheduler
 from .bucket import last_kind
 from .facts import FileFacts
 from .file import File
+from .fleet import FleetPermits
 from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ class Permits:
 
     def __init__(self, file: File) -> None:
         self._file = file
+        self._fleet = FleetPermits(file)
         self._reservation = Reservation()
 
     def request_permit(
@@ -204,9 +206,13 @@ class Permits:
         """
         if request is not None:
             # Read first: most requests have to wait on, and only one process can write.
-            wait = self._file.read(lambda c: self._wait(c, request, kind), until=deadline)
+            wait = self._file.read(
+                lambda c: self._wait(c, request, kind, asks=True), until=deadline
+            )
+            self._fleet.log()
             if wait is not None:
                 return request, wait
+        self._fleet.fetch(publishing=False, until=deadline)
         return self._file.write(
             lambda c: self._take_or_wait(c, request, deadline, kind), until=deadline
         )
@@ -224,12 +230,14 @@ class Permits:
         self._delete(connection, request)
         return None, None
 
-    def _wait(self, connection: sqlite3.Connection, request: int | None, kind: Kind) -> Wait | None:
+    def _wait(
+        self, connection: sqlite3.Connection, request: int | None, kind: Kind, *, asks: bool = False
+    ) -> Wait | None:
         """Return how long *request* has to wait; None if it may take the permit.
 
         ``until`` is None if the request needs a row in the file first.
         """
-        bucket = self._file.bucket(connection)
+        bucket = self._file.bucket(connection, asks=asks)
         now = self._file.clock.monotonic()
         stop = bucket.stopped(publishing=False)
         if stop is not None:
@@ -302,3 +310,4 @@ class Permits:
         if until is not None:
             # A process that also counts by itself has logged an end that is a moment earlier.
             self._file.stop_log.stopped(error, until)
+            self._fleet.stop(scope, seconds)

@@ -10,6 +10,7 @@ from typing import Final
 from ..envelope import Address
 from ..errors import CFQueuesError
 from ..rate_limit import Budget, Limit
+from ..redis_allowance import RedisAllowance
 from .election import Election
 from .facts import FileFacts
 from .file import File
@@ -68,6 +69,7 @@ class Spool:
         spool_dir: str | None = None,
         post_seconds: float = 15.0,
         permits: Budget | None = None,
+        fleet: RedisAllowance | None = None,
     ) -> Spool:
         """Return the spool of an account; its file is opened at the first use.
 
@@ -79,9 +81,12 @@ class Spool:
             spool_dir: The option of this name.
             post_seconds: Timeout of one request.
             permits: The allowance of this process; None if the machine shares one.
+            fleet: The allowance of all machines; *limit* is then the machine's without it.
         """
         stop_log = None if permits is None else permits.stop_log
-        file = File(base_url, account_id, limit, token, spool_dir=spool_dir, stop_log=stop_log)
+        file = File(
+            base_url, account_id, limit, token, spool_dir=spool_dir, stop_log=stop_log, fleet=fleet
+        )
         return cls(file, post_seconds + CLAIM_RESERVE_SECONDS, permits)
 
     @property

@@ -1,0 +1,102 @@
+"""Asks Redis for permits, for all processes of the machine.  Never in a transaction."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from ..errors import Scope
+from ..redis_allowance import Answer, BudgetUnavailable, RedisAllowance
+from ..runtime.rng import rng
+from .file import File
+
+if TYPE_CHECKING:
+    import sqlite3
+
+RETRY_SECONDS: Final = 5.0
+"""Pause before a machine asks Redis again that did not answer.  A random time of up to a fifth of
+it is added, so that the machines do not ask together."""
+
+
+class FleetPermits:
+    """Brings permits from Redis into the file.  Does nothing without `File.fleet`.
+
+    Args:
+        file: The spool's file.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def log(self) -> None:
+        """Log if the last look at the file showed that Redis has begun or ceased to answer."""
+        if self._file.fleet is not None:
+            self._file.fleet.log(self._file.fleet_trouble)
+
+    def fetch(self, *, publishing: bool, until: float = inf) -> None:
+        """Ask Redis for the machine's next permit, if there is none and no other process asks.
+
+        Args:
+            publishing: Whether the request publishes.
+            until: When to give up if the file is busy, in monotonic seconds.
+        """
+        fleet = self._file.fleet
+        if fleet is None:
+            return
+
+        def may_ask(connection: sqlite3.Connection) -> bool:
+            bucket = self._file.fleet_bucket(connection)
+            return bucket.may_ask and bucket.stopped(publishing=publishing) is None
+
+        def begin(connection: sqlite3.Connection) -> bool:
+            may = may_ask(connection)
+            if may:
+                self._file.fleet_bucket(connection).asking()
+            return may
+
+        # Read first: most processes find that another one asks, and only one at a time can write.
+        if not self._file.read(may_ask, until=until):
+            return
+        token = self._file.token_hash
+        if not self._file.write(begin, until=until):
+            return
+        anew = self._file.fleet_trouble is not None
+        try:
+            answer = fleet.ask(token, publishing=publishing, anew=anew)
+        except BudgetUnavailable as error:
+            self._fail(str(error), until)
+        else:
+            self._file.write(lambda c: self._store(c, answer), until=until)
+        self.log()
+
+    def stop(self, scope: Scope, seconds: float) -> None:
+        """Tell the other machines what the API has stopped."""
+        fleet = self._file.fleet
+        if fleet is None:
+            return
+        try:
+            fleet.stop(self._file.token_hash, scope, seconds)
+        except BudgetUnavailable as failure:  # the API tells the other machines too
+            self._fail(str(failure), inf)
+            self.log()
+
+    def _store(self, connection: sqlite3.Connection, answer: Answer) -> None:
+        bucket = self._file.fleet_bucket(connection)
+        if answer.granted:
+            bucket.granted(answer.wait)
+        else:
+            bucket.not_granted(0.0 if answer.stopped or answer.publishing_stopped else _pause())
+        if answer.stopped:
+            bucket.stop(Scope.EVERYTHING, answer.stopped)
+        if answer.publishing_stopped:
+            bucket.stop(Scope.PUBLISHING, answer.publishing_stopped)
+        self._file.fleet_trouble = None
+
+    def _fail(self, trouble: str, until: float) -> None:
+        pause = _pause()
+        self._file.write(lambda c: self._file.fleet_bucket(c).failed(trouble, pause), until=until)
+        self._file.fleet_trouble = trouble
+
+
+def _pause() -> float:
+    return RETRY_SECONDS * (1 + rng.random() / 5)

@@ -1,0 +1,150 @@
+"""The machine's part of an allowance that Redis shares.  The caller is in a transaction.
+
+One process of the machine at a time asks Redis for a permit, between two transactions, and puts the
+permit into the file.  There it goes to whatever is next on this machine, like any other permit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ..errors import RateLimited
+from ..rate_limit import Limit, NoPermit, no_permit
+from ..redis_allowance import LONGEST_WAIT_SECONDS, REDIS_TIMEOUT_SECONDS
+from ..waiting_room import Kind
+from .bucket import Bucket
+
+if TYPE_CHECKING:
+    import sqlite3
+
+PERMIT_KEPT_SECONDS: Final = 2.0
+"""A permit that nothing uses for this long expires.
+
+The messages that it was for may have been withdrawn.  Permits that are used later than they were
+given out would add to the requests of a later window."""
+
+ASK_SECONDS: Final = 4 * REDIS_TIMEOUT_SECONDS
+"""How long the other processes of the machine wait for the one that asks Redis, at most.  Longer
+than a call may take, so that it matters only if that process dies."""
+
+ASK_POLL_SECONDS: Final = 0.01
+"""Poll interval while another process asks Redis, which answers in a few milliseconds."""
+
+TABLE: Final = """
+CREATE TABLE IF NOT EXISTS fleet (
+    token TEXT PRIMARY KEY,                  -- a hash
+    boot TEXT NOT NULL,                      -- of the times here, which are monotonic
+    permit_at REAL,                          -- when the permit may be used; NULL: there is none
+    ask_at REAL NOT NULL,                    -- when a process may ask Redis
+    trouble TEXT                             -- why Redis is not used now
+)
+"""
+
+
+class Row(NamedTuple):
+    """What the file knows of Redis; see `TABLE`."""
+
+    permit_at: float | None = None
+    ask_at: float = 0.0
+    trouble: str | None = None
+
+
+class FleetBucket(Bucket):
+    """One token's allowance, while Redis shares it; without Redis, that of the machine alone.
+
+    Args:
+        connection: In a transaction.
+        token: The token's hash.
+        alone: The allowance of this machine while Redis does not answer.
+        now: The monotonic clock.
+        fleet: The allowance of the whole fleet.
+        asks: Whether the caller asks Redis next, so that a permit that it may ask for counts.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, token: str, alone: Limit, now: float, *,
+        fleet: Limit, asks: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(connection, token, alone, now)
+        self._fleet = fleet
+        self._row = row = self._load_row()
+        self.trouble = row.trouble
+        """Why Redis is not used now; None if it is."""
+        self.may_ask = row.permit_at is None and row.ask_at <= now
+        """Whether a process may ask Redis for a permit."""
+        self._asks = asks and self.may_ask
+
+    @property
+    def tokens(self) -> float:
+        """Number of requests that may leave now."""
+        if self._row.permit_at is not None:
+            return float(self._row.permit_at <= self._now)
+        if self._asks:
+            return 1.0
+        return super().tokens if self.trouble else 0.0
+
+    def ready_at(self, tokens: int = 1) -> float:
+        """Return when *tokens* requests may leave, in monotonic seconds."""
+        more = (tokens - 1) / self._fleet.rate
+        if self._row.permit_at is not None:
+            return max(self._row.permit_at, self._now) + more
+        if self._asks:
+            return self._now + more
+        if self.trouble:
+            return super().ready_at(tokens)
+        return self._now + ASK_POLL_SECONDS + more
+
+    def exhausted(self) -> RateLimited | None:
+        """Return the error for a request that cannot leave now; None if one can."""
+        seconds = self.ready_at() - self._now
+        if seconds <= 0:
+            return None
+        if self.trouble and self._row.permit_at is None:
+            text = "the part of the request allowance is used up that this machine has while Redis"
+            return NoPermit(f"{text} cannot be used: {self.trouble}", retry_after=seconds)
+        return no_permit(self._fleet, seconds)
+
+    def spend(self, kind: Kind) -> None:
+        """Take a permit for a request of *kind*."""
+        if self._row.permit_at is None:
+            super().spend(kind)
+            return
+        self._save_row(self._row._replace(permit_at=None))
+        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
+
+    def asking(self) -> None:
+        """Record that this process asks Redis, so that the others wait for it."""
+        self._save_row(self._row._replace(ask_at=self._now + ASK_SECONDS))
+
+    def granted(self, wait: float) -> None:
+        """Record that Redis has reserved a permit, which is ready after *wait* seconds."""
+        self._save_row(Row(self._now + wait))
+
+    def not_granted(self, pause: float) -> None:
+        """Record that Redis works, and is asked again after *pause* seconds."""
+        self._save_row(Row(None, self._now + pause))
+
+    def failed(self, trouble: str, pause: float) -> None:
+        """Record that Redis does not work, and is asked again after *pause* seconds."""
+        self._save_row(Row(None, self._now + pause, trouble))
+
+    def _load_row(self) -> Row:
+        found = self._connection.execute(
+            "SELECT permit_at, ask_at, trouble FROM fleet "
+            "WHERE token = ? AND boot = (SELECT boot FROM machine)",
+            (self._token,),
+        ).fetchone()
+        row = Row(*found) if found else Row()
+        if row.permit_at is not None and not (
+            -PERMIT_KEPT_SECONDS < row.permit_at - self._now < LONGEST_WAIT_SECONDS
+        ):
+            row = row._replace(permit_at=None)
+        return row
+
+    def _save_row(self, row: Row) -> None:
+        self._row = row
+        self._connection.execute(
+            "INSERT OR REPLACE INTO fleet (token, boot, permit_at, ask_at, trouble) "
+            "VALUES (?, (SELECT boot FROM machine), ?, ?, ?)",
+            (self._token, *row),
+        )
