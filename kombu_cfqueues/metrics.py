@@ -229,9 +229,9 @@ def stats() -> dict[str, Any]:
     Returns:
         A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
         since the epoch; each count summed over all queues; ``hints``, texts by the setting that
-        they recommend to change; ``shared_budgets``, whether each server of ``budget_url`` answers (None
-        if it was not asked); and ``queues``, which has the counts of each queue by its name at
-        Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
+        they recommend to change; ``shared_budgets``, whether each server of ``budget_url``
+        answers (None if it was not asked); and ``queues``, which has the counts of each queue by
+        its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """
     notice_fork()

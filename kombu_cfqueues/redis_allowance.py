@@ -235,16 +235,18 @@ class RedisAllowance:
         keys = (self._key + token, self._key + "last")
         settings = (self.limit.rate, self.limit.burst, INITIAL_TOKENS, STATE_SECONDS)
         values = (*keys, *settings, *arguments)
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        answer, failure = None, ""
         try:
             try:
-                digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-                return client.evalsha(digest, len(keys), *values)
+                answer = client.evalsha(digest, len(keys), *values)
             except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
-                return client.eval(script, len(keys), *values)
+                answer = client.eval(script, len(keys), *values)
         except (redis.RedisError, OSError, ValueError) as error:
             failure = f"{type(error).__name__}: {error}"
-        # Outside of the except clause: frames of the client hold the password.
-        self._fail(failure)
+        if failure:  # not in the except clause, because frames of the client hold the password
+            self._fail(failure)
+        return answer
 
     def _fail(self, why: str) -> NoReturn:
         password = unquote(urlsplit(self._url).password or "")
@@ -296,9 +298,9 @@ def _make_client(redis: Any, url: Secret) -> Any:
     except (TypeError, ValueError, AttributeError):
         pass
     raise ConfigurationError(
-        "budget_url has a part that the package redis does not understand (it is not shown, because "
-        "it may hold a password): write it as redis://:PASSWORD@HOST:6379/0, and percent-encode "
-        "the password"
+        "budget_url has a part that the package redis does not understand (it is not shown, "
+        "because it may hold a password): write it as redis://:PASSWORD@HOST:6379/0, and "
+        "percent-encode the password"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from ..errors import ConfigurationError
-from ..options import TOKEN_VARIABLE, BrokerUrl, Options, Secret
+from ..options import BUDGET_VARIABLE, TOKEN_VARIABLE, BrokerUrl, Options, Secret
 
 BROKER_VARIABLE: Final = "CFQUEUES_BROKER_URL"
 
@@ -65,8 +65,9 @@ _ALLOWANCE = (
     ),
 )
 
-_SECRET: Final = "api_token"  # noqa: S105  the option's name
-"""The option that is refused: ps would show its value, and the shell would keep it."""
+_SECRETS: Final = {"api_token": TOKEN_VARIABLE, "budget_url": BUDGET_VARIABLE}
+"""The options that are refused, and where to put them: ps would show the value, and the shell would
+keep it."""
 
 
 class RawOptions(NamedTuple):
@@ -146,14 +147,15 @@ def takes_broker(
 
 
 def _read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
-    known = sorted({field.name for field in fields(Options)} - {_SECRET})
+    known = sorted({field.name for field in fields(Options)} - _SECRETS.keys())
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if name == _SECRET:
-            # Do not quote the pair: it holds the token.
+        if name in _SECRETS:
+            # Do not quote the pair: it holds the secret.
+            what = "the API token" if name == "api_token" else f"{name}, which may hold a password"
             raise click.UsageError(
-                f"--option does not take the API token, which ps would show: set {TOKEN_VARIABLE}"
+                f"--option does not take {what}, which ps would show: set {_SECRETS[name]}"
             )
         if not equals or name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..options import Options, is_loopback
 from ..rate_limit import Limit
+from ..redis_allowance import BudgetUnavailable
 from ..spool import Spool
 from . import _console as console
 from ._broker import RawOptions
@@ -297,7 +298,7 @@ def _machine(session: Session) -> Iterator[Check]:
         if options.publish_mode != "spool":
             yield Check("spool", "ok", "not used, because requests are not limited")
             return
-    elif options.budget_scope == "process":
+    elif not options.shares_budget:
         text = f"{rate:g} requests per second for each process (budget_scope is 'process')"
         yield Check("allowance", "ok", text)
         return
@@ -309,10 +310,14 @@ def _machine(session: Session) -> Iterator[Check]:
         yield Check("spool", "warning", text)
         return
     limit = None if rate is None else Limit(rate, options.request_burst)
-    spool = open_spool(options)
+    try:
+        spool = open_spool(options)
+    except ConfigurationError as error:
+        yield Check("allowance", "problem", in_one_line(error))
+        return
     try:
         if limit is not None:
-            yield _allowance(spool, limit, reported)
+            yield _fleet(spool) or _allowance(spool, limit, reported)
         yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
         yield Check("spool", "problem", in_one_line(error))
@@ -320,16 +325,43 @@ def _machine(session: Session) -> Iterator[Check]:
         spool.close()
 
 
+def _fleet(spool: Spool) -> Check | None:
+    """Check the allowance that all machines share; None if each machine has its own."""
+    if spool.fleet is None:
+        return None
+    place, limit = spool.fleet.shown, spool.fleet.limit
+    try:
+        left = spool.fleet_allowed()
+    except BudgetUnavailable as error:
+        return Check(
+            "allowance",
+            "warning",
+            f"to be shared by all machines through Redis, which does not answer: {error}; until it "
+            "does, this machine goes on alone with a part of the allowance",
+        )
+    if left.stopped_seconds:
+        return _blocked(left.stopped_seconds, f"; all machines that use {place} wait")
+    return Check(
+        "allowance",
+        "ok",
+        f"shared by all machines through Redis at {place}, which answers: {left.requests} of "
+        f"{limit.burst} requests may be sent at once, then {limit.rate:g} per second",
+    )
+
+
+def _blocked(seconds: float, more: str = "") -> Check:
+    return Check(
+        "allowance",
+        "problem",
+        f"the API blocks every call of this token for {console.duration(seconds)}: wait, and find "
+        f"out what else uses the token (dashboard, other machines){more}",
+    )
+
+
 def _allowance(spool: Spool, limit: Limit, reported: tuple[int, float] | None) -> Check:
     allowed = spool.allowed()
     if allowed.stopped_seconds:
-        return Check(
-            "allowance",
-            "problem",
-            "the API blocks every call of this token for "
-            f"{console.duration(allowed.stopped_seconds)}: wait, and find out what else uses the "
-            "token (dashboard, other machines)",
-        )
+        return _blocked(allowed.stopped_seconds)
     left = f"; the API reports {reported[0]:,} left for {reported[1]:,.0f} s" if reported else ""
     return Check(
         "allowance",

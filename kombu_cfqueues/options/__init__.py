@@ -6,6 +6,7 @@ from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .secret import Secret, Token, is_missing
 from .sources import (
+    BUDGET_VARIABLE,
     DEFAULT_REQUEST_BURST,
     DEFAULT_REQUEST_RATE,
     TOKEN_VARIABLE,
@@ -13,6 +14,7 @@ from .sources import (
 
 __all__ = [
     "ACCOUNT_OPTIONS",
+    "BUDGET_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "TOKEN_VARIABLE",

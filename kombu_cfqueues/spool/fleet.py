@@ -6,14 +6,15 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ..errors import Scope
-from ..redis_allowance import Answer, BudgetUnavailable, RedisAllowance
+from ..redis_allowance import Answer, BudgetUnavailable
 from ..runtime.rng import rng
 from .file import File
+from .permit_scheduler import is_idle
 
 if TYPE_CHECKING:
     import sqlite3
 
-RETRY_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 3.0
 """Pause before a machine asks Redis again that did not answer.  A random time of up to a fifth of
 it is added, so that the machines do not ask together."""
 
@@ -33,11 +34,12 @@ class FleetPermits:
         if self._file.fleet is not None:
             self._file.fleet.log(self._file.fleet_trouble)
 
-    def fetch(self, *, publishing: bool, until: float = inf) -> None:
+    def fetch(self, *, publishing: bool, if_idle: bool = False, until: float = inf) -> None:
         """Ask Redis for the machine's next permit, if there is none and no other process asks.
 
         Args:
             publishing: Whether the request publishes.
+            if_idle: Whether to ask only if nothing else waits for a permit.
             until: When to give up if the file is busy, in monotonic seconds.
         """
         fleet = self._file.fleet
@@ -45,6 +47,8 @@ class FleetPermits:
             return
 
         def may_ask(connection: sqlite3.Connection) -> bool:
+            if if_idle and not is_idle(connection):
+                return False
             bucket = self._file.fleet_bucket(connection)
             return bucket.may_ask and bucket.stopped(publishing=publishing) is None
 

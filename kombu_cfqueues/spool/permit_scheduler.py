@@ -161,6 +161,12 @@ def choose(waiting: list[Contender], last: Kind | None) -> Contender | None:
     return waiting[0] if waiting else None
 
 
+def is_idle(connection: sqlite3.Connection) -> bool:
+    """Return whether nothing waits for a permit."""
+    query = "SELECT 1 FROM message WHERE state = 0 LIMIT 1"
+    return connection.execute(query).fetchone() is None
+
+
 class _Requests(NamedTuple):
     """How many requests without a message wait: all of them, and those that are older."""
 

@@ -27,7 +27,7 @@ from . import claims, outcomes, sweep
 from .file import File
 from .fleet import FleetPermits
 from .message_table import insert, queue_row
-from .permit_scheduler import Contender, Reservation
+from .permit_scheduler import Contender, Reservation, is_idle
 from .schema import State, free
 from .shared_budget import log_stop
 
@@ -130,6 +130,8 @@ class SpoolRoom:
             return False
 
         try:
+            if may_skip:
+                self._fleet.fetch(publishing=True, if_idle=True, until=until)
             skips = self._file.write(work, until=until)
         except BaseException:
             self._forget_places(items)
@@ -147,7 +149,7 @@ class SpoolRoom:
 
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
         """Take a permit if one is free and nothing else waits for it; return whether it did."""
-        if connection.execute("SELECT 1 FROM message WHERE state = 0 LIMIT 1").fetchone():
+        if not is_idle(connection):
             return False
         bucket = self._file.bucket(connection)
         (stopped_until,) = connection.execute(

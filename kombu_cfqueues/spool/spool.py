@@ -94,6 +94,21 @@ class Spool:
         """The spool's file."""
         return self._file.path
 
+    @property
+    def fleet(self) -> RedisAllowance | None:
+        """The allowance of all machines; None if this machine has its own."""
+        return self._file.fleet
+
+    def fleet_allowed(self) -> Allowed:
+        """Return what is left of the allowance of all machines, in one call to Redis.
+
+        Raises:
+            BudgetUnavailable: Redis did not answer, or refused.
+        """
+        assert self._file.fleet is not None  # noqa: S101  the caller has looked
+        left = self._file.fleet.look(self._file.token_hash)
+        return Allowed(left.free, max(left.stopped, left.publishing_stopped))
+
     def budget(self, limit: Limit) -> SharedBudget:
         """Return the machine's request allowance."""
         return SharedBudget(self._file, limit)

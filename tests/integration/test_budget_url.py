@@ -1,0 +1,395 @@
+"""``budget_url``: machines share one allowance through a real Redis server.
+
+A machine is a folder: processes with different ``spool_dir`` share nothing but Redis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+from kombu import Connection
+from support.processes import GREEN, ROOT, Script, eventually, needs
+from support.publishers import Publisher, arrivals
+from support.redis_server import PASSWORD, QUOTED, RedisServer, needs_redis
+from support.scripted import Api, Failure, ScriptedServer
+
+import kombu_cfqueues
+from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.errors import ConfigurationError, Scope
+from kombu_cfqueues.options import Secret
+from kombu_cfqueues.rate_limit import Limit
+from kombu_cfqueues.redis_allowance import RedisAllowance
+
+RATE, BURST = 20.0, 10
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    needs_redis()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = RedisServer(port, tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def machine(redis_server, tmp_path):
+    """Makes the options of a machine, by its name."""
+
+    def options(name: str = "one", **given):
+        return {
+            "budget_url": redis_server.url,
+            "spool_dir": str(tmp_path / name),
+            "request_rate": RATE,
+            "request_burst": BURST,
+            **given,
+        }
+
+    return options
+
+
+#: Publishes from some threads until it is told to stop; says how many requests it made.
+BUSY = """
+import threading
+from kombu_cfqueues import errors, stats
+name, threads, failed = OPTIONS.pop("name"), OPTIONS.pop("threads"), []
+ended = threading.Event()
+
+def run(number):
+    with connect() as connection:
+        producer, count = connection.Producer(serializer="json"), 0
+        while not ended.is_set():
+            body = f"{name}-{number}-{count}"
+            try:
+                producer.publish(body, routing_key="jobs")
+            except errors.CFQueuesError as error:
+                failed.append([body, error.delivered, str(error)])
+            else:
+                published.append(body)
+            count += 1
+
+import logging
+logging.basicConfig(level=logging.INFO)
+published = []
+with connect() as connection:
+    connection.connect()
+print(json.dumps("ready"), flush=True)
+sys.stdin.readline()
+workers = [threading.Thread(target=run, args=(n,)) for n in range(threads)]
+for worker in workers: worker.start()
+sys.stdin.readline()
+ended.set()
+for worker in workers: worker.join()
+said = stats()
+print(json.dumps({"published": published, "failed": failed, "stats": said}))
+"""
+
+
+def let_run(machines: list[Script], during=lambda: time.sleep(3.0)) -> list[dict]:
+    """Let busy machines publish while *during* runs; return what each one says."""
+    for each in machines:
+        assert each.line() == "ready"
+    for each in machines:
+        each.go()
+    during()
+    for each in machines:
+        each.go()
+    return [each.wait()[0] for each in machines]
+
+
+def check_all_arrived(server: Emulator, said: list[dict]) -> None:
+    published = Counter(body for machine in said for body in machine["published"])
+    found = arrivals(server)
+    assert published - found == Counter()
+    assert max(found.values()) == 1
+    unsure = {body for m in said for body, delivered, _ in m["failed"] if delivered != "no"}
+    assert set(found) - set(published) <= unsure
+
+
+@contextlib.contextmanager
+def busy_machines(server: Emulator, options: list[dict], threads: int = 4, **given):
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Script(BUSY, server.broker_url, {**each, "name": n, "threads": threads}, **given)
+            )
+            for n, each in enumerate(options)
+        ]
+
+
+def test_three_machines_never_exceed_the_allowance(machine):
+    """Each of them alone would use the whole of it, and the token would be blocked."""
+    # Half as much again as they may send in a window: a busy computer delays requests.
+    limit = int(1.5 * (RATE * 2 + BURST))
+    with Emulator(rate_limit=limit, rate_window_seconds=2, rate_block_seconds=60) as server:
+        server.create_queue("jobs")
+        with busy_machines(server, [machine(f"m{n}") for n in range(3)]) as machines:
+            said = let_run(machines)
+        check_all_arrived(server, said)
+    assert not any(each["stats"]["limited_requests"] for each in said)
+    assert not any(each["failed"] for each in said)
+    requests = [each["stats"]["publish_requests"] for each in said]
+    # First come, first served: none of them has much more than another.
+    assert min(requests) > max(requests) / 3, requests
+
+
+def test_spooled_messages_of_two_machines_share_it_too(machine):
+    """Each machine empties its own spool, at the pace of the fleet."""
+    limit = int(1.5 * (RATE * 2 + BURST))
+    with Emulator(rate_limit=limit, rate_window_seconds=2, rate_block_seconds=60) as server:
+        server.create_queue("jobs")
+        names = ["one", "two"]
+        with contextlib.ExitStack() as stack:
+            publishers = [
+                stack.enter_context(
+                    Publisher(server.broker_url, machine(name, publish_mode="spool"))
+                )
+                for name in names
+            ]
+            for name, publisher in zip(names, publishers, strict=True):
+                # 70 KB each, so that three requests carry ten of them.
+                publisher.publish(*(f"{name}-{n}-{'x' * 70_000}" for n in range(20)))
+            assert eventually(lambda: len(arrivals(server)) == 40)
+        assert set(arrivals(server).values()) == {1}
+        assert not [r for r in server.requests if r.status == 429]
+
+
+def lines(script: Script, text: str) -> int:
+    return sum(text in line for line in script.errors.splitlines())
+
+
+def test_redis_is_killed_and_comes_back_empty(machine, redis_server):
+    """Messages may be late, none is lost or sent twice; one line says that it began, one its end."""
+    limit = int(1.5 * (RATE * 2 + BURST))
+    with Emulator(rate_limit=limit, rate_window_seconds=2, rate_block_seconds=60) as server:
+        server.create_queue("jobs")
+
+        def outage():
+            time.sleep(1.0)
+            redis_server.kill()
+            time.sleep(1.0)
+            redis_server.start()
+            # The machines notice by themselves: they ask every few seconds.
+            assert eventually(lambda: redis_server.asking_clients() == 2)
+            time.sleep(1.0)
+
+        with busy_machines(server, [machine("one"), machine("two")]) as machines:
+            said = let_run(machines, outage)
+        check_all_arrived(server, said)
+    for script in machines:
+        assert lines(script, "cannot be shared with other machines") == 1, script.errors
+        assert lines(script, f"is shared through {redis_server.shown} again") == 1, script.errors
+        assert PASSWORD not in script.errors
+        assert QUOTED not in script.errors
+    assert not any(each["stats"]["limited_requests"] for each in said)
+    assert all(each["stats"]["shared_budgets"] == {redis_server.shown: True} for each in said)
+
+
+def test_a_redis_that_does_not_answer_delays_a_publish_by_little(machine, redis_server, server):
+    """It accepts connections and is silent, as one that is overloaded or behind a bad network."""
+    options = machine(request_rate=100.0, publish_timeout=30.0)
+    with Connection(server.broker_url, transport_options=options) as connection:
+        producer = connection.Producer()
+        producer.publish("before", routing_key="jobs", serializer="json")
+        redis_server.hang()
+        try:
+            started = time.monotonic()
+            producer.publish("meanwhile", routing_key="jobs", serializer="json")
+            producer.publish("meanwhile 2", routing_key="jobs", serializer="json")
+            assert time.monotonic() - started < 15
+        finally:
+            redis_server.go_on()
+    assert set(arrivals(server)) == {"before", "meanwhile", "meanwhile 2"}
+
+
+def test_a_redis_that_is_not_there_at_the_start_is_no_error(machine, redis_server, server, caplog):
+    redis_server.kill()
+    with Connection(server.broker_url, transport_options=machine()) as connection:
+        connection.Producer().publish("hello", routing_key="jobs", serializer="json")
+    assert arrivals(server) == {"hello": 1}
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert f"{redis_server.shown} failed" in told[0]
+    assert kombu_cfqueues.stats()["shared_budgets"][redis_server.shown] is False
+    redis_server.start()
+
+
+@pytest.mark.parametrize("answer", ["whole token", "publishing"])
+def test_a_429_of_one_machine_stops_the_others(machine, answer):
+    """The second machine learns it from Redis, and makes no request at all."""
+    code = {"whole token": 971, "publishing": 10253}[answer]
+    refusal = Failure(429, code, "no more for now", Retry_After="60")
+    api = Api(["jobs"])
+    with ScriptedServer(otherwise=lambda r: refusal if "/messages" in r.path else api(r)) as server:
+        options = [machine(name, publish_timeout=5.0) for name in ("one", "two")]
+        with (
+            Publisher(server.broker_url, options[0]) as one,
+            Publisher(server.broker_url, options[1]) as two,
+        ):
+            one.publish("first")
+            assert one.outcomes(1)["first"].told == "no"
+            two.publish("second")
+            outcome = two.outcomes(1)["second"]
+        posts = [r for r in server.requests if "/messages" in r.path]
+    assert outcome.told == "no"
+    assert "has stopped" in outcome.text
+    assert len(posts) == 1
+
+
+def test_admin_requests_take_permits_of_the_fleet(machine, redis_server, server):
+    options = machine(request_rate=0.5, request_burst=50)
+    with Connection(server.broker_url, transport_options=options) as connection:
+        channel = connection.default_channel
+        with connection.SimpleQueue("jobs") as queue:
+            before = redis_server.spent()
+            channel.queue_purge("jobs")
+            del queue
+    assert redis_server.spent() > before
+
+
+def test_a_fork_has_a_connection_of_its_own(machine, redis_server, server):
+    """Parent and child use Redis at the same time, and neither reads the other's answers."""
+    code = """
+        with connect() as connection:
+            producer = connection.Producer(serializer="json")
+            producer.publish("before", routing_key="jobs")
+            child = os.fork()
+            who = "parent" if child else "child"
+            for number in range(10):
+                producer.publish(f"{who}-{number}", routing_key="jobs")
+            if not child:
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        print(json.dumps(kombu_cfqueues.stats()["shared_budgets"]))
+    """
+    connections = redis_server.connections_so_far()
+    options = machine(request_rate=100.0)
+    with Script(code, server.broker_url, options) as script:
+        assert script.wait() == [{redis_server.shown: True}]
+        assert "cannot be shared" not in script.errors
+    assert set(arrivals(server).values()) == {1}
+    assert len(arrivals(server)) == 21
+    assert redis_server.connections_so_far() - connections >= 2
+
+
+@pytest.mark.parametrize("green", list(GREEN))
+def test_greenlets_share_it(machine, redis_server, server, green):
+    needs(green)
+    with busy_machines(server, [machine("one")], threads=8, green=green) as machines:
+        said = let_run(machines, lambda: time.sleep(1.0))
+    check_all_arrived(server, said)
+    assert said[0]["published"]
+    assert not said[0]["failed"]
+    assert said[0]["stats"]["shared_budgets"] == {redis_server.shown: True}
+    assert "Error" not in machines[0].errors
+
+
+def test_a_token_that_replaces_another_inherits_its_debt(redis_server):
+    """Cloudflare's limit applies to the user.  Another account has an allowance of its own."""
+    limit = Limit(0.01, 20)
+    one = RedisAllowance(Secret(redis_server.url), "https://api", "account-1", limit)
+    other = RedisAllowance(Secret(redis_server.url), "https://api", "account-2", limit)
+    used = 0
+    while one.ask("old", publishing=True).wait == 0:
+        used += 1
+    assert used == 5  # a new allowance begins with a few permits
+    assert one.look("new").free == 0
+    assert other.look("new").free == 5
+    one.stop("old", Scope.EVERYTHING, 60)
+    assert one.look("newer").stopped > 0
+    assert other.look("new").stopped == 0
+
+
+def test_machines_that_were_alone_do_not_return_with_a_full_burst(redis_server):
+    """Nobody knows what they spent meanwhile; nor does a block save permits up."""
+    fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", Limit(1000.0, 50))
+    fleet.ask("token", publishing=True)
+    assert eventually(lambda: fleet.look("token").free == 50)
+    fleet.ask("token", publishing=True, anew=True)
+    assert fleet.look("token").free < 50
+
+
+def test_a_wrong_password_is_said_and_not_shown(machine, redis_server, server, caplog):
+    wrong = "not-the-password%2F%25"
+    url = redis_server.url.replace(QUOTED, wrong)
+    caplog.set_level(logging.DEBUG)
+    with Connection(server.broker_url, transport_options=machine(budget_url=url)) as connection:
+        connection.Producer().publish("hello", routing_key="jobs", serializer="json")
+        shown = [repr(connection), str(connection), repr(connection.transport.client)]
+    (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "AuthenticationError" in told
+    everything = "\n".join([caplog.text, *shown, repr(kombu_cfqueues.stats())])
+    assert "not-the-password" not in everything
+    assert arrivals(server) == {"hello": 1}
+
+
+def test_a_second_connection_with_another_url_shows_neither(machine, redis_server, server, caplog):
+    """What differs between connections to one account is logged, but a password is not."""
+    other = redis_server.url.replace("/0", "/1")
+    with (
+        Connection(server.broker_url, transport_options=machine()) as one,
+        Connection(server.broker_url, transport_options=machine(budget_url=other)) as two,
+    ):
+        one.connect()
+        two.connect()
+    assert "budget_url=a value that is not shown has no effect" in caplog.text
+    assert QUOTED not in caplog.text
+
+
+def test_without_the_package_connecting_says_which_extra_to_install(machine, server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with (
+        Connection(server.broker_url, transport_options=machine()) as connection,
+        pytest.raises(ConfigurationError, match=r"pip install 'kombu-cfqueues\[redis\]'"),
+    ):
+        connection.connect()
+
+
+def test_without_budget_url_redis_is_not_imported(server, tmp_path):
+    code = """
+        with connect() as connection:
+            connection.Producer().publish("hello", routing_key="jobs", serializer="json")
+        print(json.dumps("redis" in sys.modules))
+    """
+    options = {"request_rate": 50.0, "spool_dir": str(tmp_path / "spool")}
+    with Script(code, server.broker_url, options) as script:
+        assert script.wait() == [False]
+
+
+def test_doctor_says_who_shares_the_allowance_and_whether_redis_answers(
+    machine, redis_server, server, monkeypatch
+):
+    monkeypatch.setenv("CFQUEUES_BUDGET_URL", redis_server.url)
+    spool_dir = machine()["spool_dir"]
+    said = doctor(server.broker_url, spool_dir)
+    assert f"shared by all machines through Redis at {redis_server.shown}, which answers" in said
+    redis_server.kill()
+    silent = doctor(server.broker_url, spool_dir)
+    assert "which does not answer" in silent
+    assert QUOTED not in said + silent
+    assert PASSWORD not in said + silent
+    redis_server.start()
+
+
+def doctor(url: str, spool_dir: str) -> str:
+    command = "from kombu_cfqueues.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "doctor", "--spool-dir", spool_dir, "--request-rate=20"],
+        env=os.environ | {"CFQUEUES_BROKER_URL": url, "PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout + done.stderr
