@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -42,13 +43,14 @@ a few requests, as on a machine."""
 _NOW: Final = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local names = {'busy_until', 'stopped_until', 'publishing_stopped_until'}
+local names = {
+    'busy_until', 'stopped_until', 'publishing_stopped_until', 'slow_until', 'slow_step'}
 local state = redis.call('HMGET', KEYS[1], unpack(names))
 local is_new = not state[1]
 -- The token was replaced.  What the old one spent counts, and so do its stops, because
 -- Cloudflare's limit applies to the user.
 if is_new then state = redis.call('HMGET', KEYS[2], unpack(names)) end
-for i = 1, 3 do state[i] = tonumber(state[i] or '0') end
+for i = 1, #names do state[i] = tonumber(state[i] or '0') end
 local step, burst, initial = 1 / tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local seconds = tonumber(ARGV[4])
 local function new_at(moment) return moment + math.max(0, burst - initial) * step end
@@ -67,17 +69,27 @@ ASK: Final = (
     _NOW
     + """
 local longest, anew, publishing = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
+local left, reset = tonumber(ARGV[8]), tonumber(ARGV[9])
 state[1] = math.max(state[1], now)
 if is_new or anew then state[1] = math.max(state[1], new_at(now)) end
 local wait = math.max(0, state[1] - (burst - 1) * step - now)
 local free = math.max(0, math.floor(burst - (state[1] - now) / step + 0.000001))
+if reset > 0 then  -- an answer of the API has said how many requests are left until its reset
+    state[4] = 0
+    if left < free + reset / step then
+        -- Spread them over the time until the reset.
+        state[1] = math.max(state[1], now + burst * step)
+        state[4], state[5] = now + reset, reset / math.max(left, 0.5)
+        wait = math.max(0, state[1] - (burst - 1) * step - now)
+    end
+end
 local stopped = math.max(0, state[2] - now)
 local publishing_stopped = math.max(0, state[3] - now)
 local stops = stopped > 0 or (publishing and publishing_stopped > 0)
 local granted = 0
 if not stops and wait <= longest then
     granted = 1
-    state[1] = state[1] + step
+    state[1] = state[1] + (now < state[4] and math.max(step, state[5]) or step)
     save()
 end
 return {granted, free, tostring(wait), tostring(stopped), tostring(publishing_stopped)}
@@ -166,6 +178,7 @@ class RedisAllowance:
             # Collecting it would close the socket, for which gevent needs the parent's loop.
             self._inherited.append(self._client)
         self._client = None
+        self._report: tuple[int, float] | None = None
         self._lock = threading.Lock()  # guards _answers; held only during an assignment
         self._answers: bool | None = None  # None until it is asked
 
@@ -195,6 +208,17 @@ class RedisAllowance:
         """
         self._run(STOP, token, seconds, int(scope is Scope.PUBLISHING))
 
+    def heed(self, left: int, reset_seconds: float) -> None:
+        """Tell Redis with the next `ask` how many requests the API has left until its reset."""
+        self._report = left, time.monotonic() + reset_seconds
+
+    def _reported(self) -> tuple[int, float]:
+        """Return what `heed` was told last, once, if it is new; else zeros."""
+        report, self._report = self._report, None
+        if report is None:
+            return 0, 0.0
+        return report[0], max(0.0, report[1] - time.monotonic())
+
     def log(self, trouble: str | None) -> None:
         """Log once that Redis does not answer, and once that it does again.
 
@@ -218,7 +242,8 @@ class RedisAllowance:
             logger.info("the request allowance is shared through %s again", self.shown)
 
     def _ask(self, token: str, longest: float, *, anew: bool, publishing: bool) -> Answer:
-        answer = self._run(ASK, token, longest, int(anew), int(publishing))
+        left, reset = self._reported()
+        answer = self._run(ASK, token, longest, int(anew), int(publishing), left, reset)
         try:
             granted, free, wait, stopped, publishing_stopped = answer
             return Answer(

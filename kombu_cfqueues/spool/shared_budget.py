@@ -284,6 +284,8 @@ class Permits:
         grant = parse_ratelimit(ratelimit)
         if grant is None or not self._file.is_limited:
             return
+        if self._file.fleet is not None:
+            self._file.fleet.heed(*grant)
         if self._file.read(lambda c: self._file.bucket(c).would_heed(*grant)):
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 

@@ -170,7 +170,7 @@ def lines(script: Script, text: str) -> int:
 
 
 def test_redis_is_killed_and_comes_back_empty(machine, redis_server):
-    """Messages may be late, none is lost or sent twice; one line says that it began, one its end."""
+    """Messages may be late, none is lost or sent twice; a line says that it began, one its end."""
     limit = int(1.5 * (RATE * 2 + BURST))
     with Emulator(rate_limit=limit, rate_window_seconds=2, rate_block_seconds=60) as server:
         server.create_queue("jobs")
@@ -318,6 +318,19 @@ def test_machines_that_were_alone_do_not_return_with_a_full_burst(redis_server):
     assert eventually(lambda: fleet.look("token").free == 50)
     fleet.ask("token", publishing=True, anew=True)
     assert fleet.look("token").free < 50
+
+
+def test_what_the_api_reports_slows_the_fleet(redis_server):
+    """Another tool uses the token too: what is left is spread over the time until the reset."""
+    fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", Limit(10.0, 5))
+    fleet.heed(200, 10)  # more than enough, with the few permits that a new allowance has
+    assert [fleet.ask("a", publishing=True).wait for _ in range(2)][1] < 0.2
+    fleet.heed(5, 10)
+    waits = [fleet.ask("a", publishing=True).wait for _ in range(3)]
+    assert waits[2] - waits[1] == pytest.approx(2.0, abs=0.5)
+    fleet.heed(1000, 10)
+    waits = [fleet.ask("a", publishing=True).wait for _ in range(3)]
+    assert waits[2] - waits[1] == pytest.approx(0.1, abs=0.09)
 
 
 def test_a_wrong_password_is_said_and_not_shown(machine, redis_server, server, caplog):
