@@ -219,17 +219,19 @@ class RedisAllowance:
             return 0, 0.0
         return report[0], max(0.0, report[1] - time.monotonic())
 
-    def log(self, trouble: str | None) -> None:
+    def log(self, trouble: str | None, *, asked: bool = False) -> None:
         """Log once that Redis does not answer, and once that it does again.
 
         Args:
             trouble: Why this machine does not use Redis now; None if it does.
+            asked: Whether this process has just asked Redis.
         """
         answers = trouble is None
         with self._lock:
-            before, self._answers = self._answers, answers
-        if before is answers:
-            return
+            before = self._answers
+            if before is answers or (before is None and answers and not asked):
+                return
+            self._answers = answers
         metrics.shared_budget(self.shown, answers=answers)
         if not answers:
             logger.warning(

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Install what some tests need beside Python packages: a Chromium for the emulator's page, curl and
-# npm for the clients that others wrote.  What is there already is left alone; as root on Debian and
-# its kin the rest is installed, elsewhere it is named.
+# Install what some tests need beside Python packages: a Chromium for the emulator's page, a Redis
+# server for machines that share an allowance, curl and npm for the clients that others wrote.  What
+# is there already is left alone; as root on Debian and its kin the rest is installed, elsewhere it
+# is named.
 set -euo pipefail
 
 missing=()
 command -v "${CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
 command -v curl >/dev/null || missing+=(curl)
+command -v redis-server >/dev/null || missing+=(redis-server)
 command -v npm >/dev/null || missing+=(nodejs npm)
 [ "${#missing[@]}" -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

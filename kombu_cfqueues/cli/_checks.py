@@ -317,7 +317,8 @@ def _machine(session: Session) -> Iterator[Check]:
         return
     try:
         if limit is not None:
-            yield _fleet(spool) or _allowance(spool, limit, reported)
+            left = "" if reported is None else _reported(*reported)
+            yield _fleet(spool, left) or _allowance(spool, limit, left)
         yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
         yield Check("spool", "problem", in_one_line(error))
@@ -325,7 +326,11 @@ def _machine(session: Session) -> Iterator[Check]:
         spool.close()
 
 
-def _fleet(spool: Spool) -> Check | None:
+def _reported(left: int, seconds: float) -> str:
+    return f"; the API reports {left:,} left for {seconds:,.0f} s"
+
+
+def _fleet(spool: Spool, reported: str) -> Check | None:
     """Check the allowance that all machines share; None if each machine has its own."""
     if spool.fleet is None:
         return None
@@ -345,7 +350,7 @@ def _fleet(spool: Spool) -> Check | None:
         "allowance",
         "ok",
         f"shared by all machines through Redis at {place}, which answers: {left.requests} of "
-        f"{limit.burst} requests may be sent at once, then {limit.rate:g} per second",
+        f"{limit.burst} requests may be sent at once, then {limit.rate:g} per second{reported}",
     )
 
 
@@ -358,16 +363,15 @@ def _blocked(seconds: float, more: str = "") -> Check:
     )
 
 
-def _allowance(spool: Spool, limit: Limit, reported: tuple[int, float] | None) -> Check:
+def _allowance(spool: Spool, limit: Limit, reported: str) -> Check:
     allowed = spool.allowed()
     if allowed.stopped_seconds:
         return _blocked(allowed.stopped_seconds)
-    left = f"; the API reports {reported[0]:,} left for {reported[1]:,.0f} s" if reported else ""
     return Check(
         "allowance",
         "ok",
         f"{allowed.requests} of {limit.burst} requests may be sent at once, then {limit.rate:g} "
-        f"per second{left}",
+        f"per second{reported}",
     )
 
 

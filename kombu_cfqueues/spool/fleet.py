@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ..errors import Scope
-from ..redis_allowance import Answer, BudgetUnavailable
+from ..redis_allowance import REDIS_TIMEOUT_SECONDS, Answer, BudgetUnavailable
 from ..runtime.rng import rng
+from ..waiting_room import RoomBusy
 from .file import File
 from .permit_scheduler import is_idle
 
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     import sqlite3
 
 RETRY_SECONDS: Final = 3.0
-"""Pause before a machine asks Redis again that did not answer.  A random time of up to a fifth of
-it is added, so that the machines do not ask together."""
+"""Pause before a machine asks Redis again that did not answer.
+
+A random time of up to a fifth of it is added, so that the machines do not ask together.  Each try
+may delay one publish by a timeout."""
 
 
 class FleetPermits:
@@ -68,10 +73,10 @@ class FleetPermits:
         try:
             answer = fleet.ask(token, publishing=publishing, anew=anew)
         except BudgetUnavailable as error:
-            self._fail(str(error), until)
+            self._fail(str(error))
         else:
-            self._file.write(lambda c: self._store(c, answer), until=until)
-        self.log()
+            self._write(lambda c: self._store(c, answer))
+            fleet.log(None, asked=True)
 
     def stop(self, scope: Scope, seconds: float) -> None:
         """Tell the other machines what the API has stopped."""
@@ -81,8 +86,7 @@ class FleetPermits:
         try:
             fleet.stop(self._file.token_hash, scope, seconds)
         except BudgetUnavailable as failure:  # the API tells the other machines too
-            self._fail(str(failure), inf)
-            self.log()
+            self._fail(str(failure))
 
     def _store(self, connection: sqlite3.Connection, answer: Answer) -> None:
         bucket = self._file.fleet_bucket(connection)
@@ -96,10 +100,16 @@ class FleetPermits:
             bucket.stop(Scope.PUBLISHING, answer.publishing_stopped)
         self._file.fleet_trouble = None
 
-    def _fail(self, trouble: str, until: float) -> None:
+    def _fail(self, trouble: str) -> None:
         pause = _pause()
-        self._file.write(lambda c: self._file.fleet_bucket(c).failed(trouble, pause), until=until)
+        self._write(lambda c: self._file.fleet_bucket(c).failed(trouble, pause))
         self._file.fleet_trouble = trouble
+        self.log()
+
+    def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Do *work*, which the other processes wait for, also if the caller's time has passed."""
+        with contextlib.suppress(RoomBusy):  # the note that this process asks ends by itself
+            self._file.write(work, until=self._file.clock.monotonic() + REDIS_TIMEOUT_SECONDS)
 
 
 def _pause() -> float:

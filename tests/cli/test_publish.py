@@ -114,6 +114,7 @@ def test_the_applications_options_hold(cfqueues, emulator):
         ([], noise(3_000_000), 1, "127,900"),
         (["-o", "queue_prefix=x", "1"], None, 2, "queue_name_prefix"),
         (["-o", "api_token=secret", "1"], None, 2, "CLOUDFLARE_API_TOKEN"),
+        (["-o", "budget_url=redis://:secret@host", "1"], None, 2, "CFQUEUES_BUDGET_URL"),
         (["-o", "content_type=xml", "1"], None, 1, "content_type must be one of"),
     ],
 )

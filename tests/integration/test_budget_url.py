@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 from kombu import Connection
 from support.processes import GREEN, ROOT, Script, eventually, needs
 from support.publishers import Publisher, arrivals
-from support.redis_server import PASSWORD, QUOTED, RedisServer, needs_redis
+from support.redis_server import PASSWORD, QUOTED, RedisServer, free_port, needs_redis
 from support.scripted import Api, Failure, ScriptedServer
 
 import kombu_cfqueues
@@ -34,10 +33,7 @@ RATE, BURST = 20.0, 10
 @pytest.fixture
 def redis_server(tmp_path):
     needs_redis()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = RedisServer(port, tmp_path)
+    server = RedisServer(free_port(), tmp_path)
     server.start()
     yield server
     server.kill()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -85,6 +88,18 @@ class RedisServer:
     def go_on(self) -> None:
         """Let it answer again."""
         self._process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    """A port below those of the emulators and those that the system gives out by itself.
+
+    Nothing else takes it while the server is down.
+    """
+    while True:
+        port = random.randrange(5000, 10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def needs_redis() -> None:

@@ -431,3 +431,39 @@ def test_a_callable_token_that_cannot_be_hashed_is_refused():
 
     with pytest.raises(ConfigurationError, match="hashable"):
         Options.read(user="a", transport_options={"api_token": Unhashable()}, host="127.0.0.1")
+
+
+def test_budget_url_comes_from_options_or_the_environment():
+    """It may hold a password, so no ``repr`` shows it.  With it, processes share the allowance."""
+    given, other = "redis://:hidden@host:6379/0", "rediss://other/1"
+    environ = {"CFQUEUES_BUDGET_URL": other}
+
+    assert read().budget_url is None
+    assert read(environ=environ).budget_url == other
+    options = read(environ=environ, transport_options={"budget_url": given})
+    assert options.budget_url == given
+    assert "hidden" not in repr(options)
+    alone = {"budget_scope": "process"}
+    assert not read(transport_options=alone).shares_budget
+    assert read(transport_options=alone, environ=environ).shares_budget
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memcached://:hidden@host/0",
+        "redis:///hidden",
+        "redis://:hid/den@host:6379/0",
+        "redis://:hidden@host:port/0",
+        "host:6379?hidden",
+        5,
+    ],
+)
+def test_a_budget_url_that_names_no_redis_server_is_refused_and_not_shown(url):
+    for given in (
+        {"transport_options": {"budget_url": url}},
+        {"environ": {"CFQUEUES_BUDGET_URL": url}},
+    ):
+        text = refusal(**given)
+        assert "budget_url must be the URL of a Redis server" in text
+        assert "hid" not in text.replace("hidden because", "")
