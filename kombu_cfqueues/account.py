@@ -17,6 +17,7 @@ from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.imports import importing
 from .runtime.once import once
 from .spool import SHARERS, SharedBudget, Spool
 from .telemetry import instruments
@@ -232,3 +233,5 @@ class _Registry:
 
 
 _registry = _Registry()
+
+importing.before_forks(instruments)
