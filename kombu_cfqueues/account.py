@@ -19,7 +19,7 @@ from .redis_allowance import RedisAllowance
 from .runtime.fork import notice_fork, renew_in_child
 from .runtime.imports import importing
 from .runtime.once import once
-from .spool import SHARERS, SharedBudget, Spool
+from .spool import SharedBudget, Spool
 from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,6 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
         limit = Limit(options.request_rate, options.request_burst)
     if limit is not None and options.budget_url:
         fleet = RedisAllowance(options.budget_url, options.base_url, options.account_id, limit)
-        limit = Limit(limit.rate / SHARERS, 1)
     return Spool.open(
         options.base_url,
         options.account_id,

@@ -32,11 +32,10 @@ Waiting for outcomes, choosing the thread that posts, retrying and halving batch
 from .listeners import Listener, Listeners
 from .listing import Allowed, QueueState, Refused
 from .message_table import Place, Spooled
-from .shared_budget import SHARERS, SharedBudget
+from .shared_budget import SharedBudget
 from .spool import Spool
 
 __all__ = [
-    "SHARERS",
     "Allowed",
     "Listener",
     "Listeners",

@@ -49,7 +49,7 @@ class File:
         clock: Time and sleep.
         boot: Returns the id of this boot; see `boot_id`.
         stop_log: Logs the stops that this process finds in the file.
-        fleet: The allowance of all machines; *limit* is then for the time when it cannot be used.
+        fleet: Shares *limit* among all machines; None if the machine has it for itself.
 
     Raises:
         SpoolUnavailable: (every method) No file can be used.
@@ -175,10 +175,8 @@ class File:
     def fleet_bucket(self, connection: sqlite3.Connection, *, asks: bool = False) -> FleetBucket:
         """Return the same where `fleet` shares the allowance; see `FleetBucket`."""
         assert self.fleet is not None  # noqa: S101  the caller has looked
-        now, fleet = self._now(connection), self.fleet.limit
-        bucket = FleetBucket(
-            connection, self._bucket_name, self._limit, now, fleet=fleet, asks=asks
-        )
+        now = self._now(connection)
+        bucket = FleetBucket(connection, self._bucket_name, self._limit, now, asks=asks)
         self.fleet_trouble = bucket.trouble
         return bucket
 

@@ -17,6 +17,12 @@ from .bucket import Bucket
 if TYPE_CHECKING:
     import sqlite3
 
+MACHINES: Final = 16
+"""Without Redis, a machine uses the allowance divided by this number, and no burst.
+
+If each machine used all of it, together they would cause the block that the allowance exists to
+avoid."""
+
 PERMIT_KEPT_SECONDS: Final = 2.0
 """A permit that nothing uses for this long expires.
 
@@ -55,17 +61,16 @@ class FleetBucket(Bucket):
     Args:
         connection: In a transaction.
         token: The token's hash.
-        alone: The allowance of this machine while Redis does not answer.
-        now: The monotonic clock.
         fleet: The allowance of the whole fleet.
+        now: The monotonic clock.
         asks: Whether the caller asks Redis next, so that a permit that it may ask for counts.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, token: str, alone: Limit, now: float, *,
-        fleet: Limit, asks: bool = False,
+        self, connection: sqlite3.Connection, token: str, fleet: Limit, now: float, *,
+        asks: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(connection, token, alone, now)
+        super().__init__(connection, token, Limit(fleet.rate / MACHINES, 1), now)
         self._fleet = fleet
         self._row = row = self._load_row()
         self.trouble = row.trouble

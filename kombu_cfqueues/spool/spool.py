@@ -81,7 +81,7 @@ class Spool:
             spool_dir: The option of this name.
             post_seconds: Timeout of one request.
             permits: The allowance of this process; None if the machine shares one.
-            fleet: The allowance of all machines; *limit* is then the machine's without it.
+            fleet: Shares *limit* among all machines; None if the machine has it for itself.
         """
         stop_log = None if permits is None else permits.stop_log
         file = File(
