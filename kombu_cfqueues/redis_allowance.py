@@ -317,6 +317,7 @@ def _make_client(redis: Any, url: Secret) -> Any:
             # A call that timed out may have taken a permit, and another try costs time.
             "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
             "retry_on_error": [],
+            "protocol": 2,  # the newer one costs a round trip more, and Redis 5 does not know it
         }
         bounded = type("BoundedConnection", (_BoundedName, base), {})
         bounded(**options)  # checks the options; connects nothing

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -25,7 +27,7 @@ from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import ConfigurationError, Scope
 from kombu_cfqueues.options import Secret
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.redis_allowance import RedisAllowance
+from kombu_cfqueues.redis_allowance import BudgetUnavailable, RedisAllowance
 
 RATE, BURST = 20.0, 10
 
@@ -349,6 +351,23 @@ def test_a_wrong_password_is_said_and_not_shown(machine, redis_server, server, c
     everything = "\n".join([caplog.text, *shown, repr(kombu_cfqueues.stats())])
     assert "not-the-password" not in everything
     assert arrivals(server) == {"hello": 1}
+
+
+def test_a_server_that_repeats_the_password_does_not_get_it_into_the_log():
+    """Redis quotes the arguments of a command that it does not know."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            with listening.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(f"-ERR unknown command, args: '{PASSWORD}'\r\n".encode())
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"redis://:{QUOTED}@127.0.0.1:{listening.getsockname()[1]}/0"
+        fleet = RedisAllowance(Secret(url), "https://api", "account", Limit(1.0, 5))
+        with pytest.raises(BudgetUnavailable, match="unknown command") as failed:
+            fleet.ask("token", publishing=True)
+    assert PASSWORD not in str(failed.value)
 
 
 def test_a_second_connection_with_another_url_shows_neither(machine, redis_server, server, caplog):
