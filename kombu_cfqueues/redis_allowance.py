@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from . import limits
-from .api.name_resolution import names
 from .errors import CFQueuesError, ConfigurationError, Scope
 from .metrics import metrics
 from .options import Secret
@@ -339,5 +338,7 @@ class _BoundedName:
     port: int
 
     def _connect(self) -> Any:
+        with importing:
+            from .api.name_resolution import names  # noqa: PLC0415  it imports urllib3
         names.addresses(self.host, int(self.port), REDIS_TIMEOUT_SECONDS)
         return super()._connect()  # type: ignore[misc]
