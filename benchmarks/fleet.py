@@ -253,7 +253,7 @@ def result(world: World, machines: list[Machine]) -> Result:
     busy = [
         (machine.requests + machine.skipped) / (min(machine.end, world.now) - machine.start)
         for machine in machines
-        if machine.load.threads
+        if machine.load.threads and machine.start < world.now
     ]
     squares = sum(rate * rate for rate in busy)
     return Result(

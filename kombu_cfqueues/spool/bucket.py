@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CFQueuesError, RateLimited, Scope
+from ..errors import RateLimited, Scope
 from ..rate_limit import Allowance, Limit, no_permit, stopped
 from ..rate_limit.allowance import ROW
 from ..waiting_room import Kind
@@ -87,13 +87,16 @@ class Bucket:
             self._save(self._allowance.spent(self._limit, waited_seconds))
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-    def stop(self, error: CFQueuesError, seconds: float) -> float:
-        """Stop what *error* stops for this many seconds; return the end in monotonic ones."""
+    def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
+        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones.
+
+        The machine learns its share from a block of the token; see `CFQueuesError.is_block`.
+        """
         until = self._now + seconds
-        if error.is_block and self._limit is not NO_LIMIT:
+        if is_block and self._limit is not NO_LIMIT:
             self._save(self._allowance.blocked(self._limit, until))
         else:
-            self._save(self._allowance.stopped(error.stops or Scope.EVERYTHING, until))
+            self._save(self._allowance.stopped(scope, until))
         return until
 
     def would_heed(self, left: int, reset_seconds: float) -> bool:

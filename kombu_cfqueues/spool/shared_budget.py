@@ -304,7 +304,7 @@ class Permits:
         def work(connection: sqlite3.Connection) -> tuple[float, str] | None:
             if not queue_only:
                 bucket = self._file.bucket(connection)
-                return bucket.stop(error, seconds), bucket.lesson
+                return bucket.stop(scope, seconds, is_block=error.is_block), bucket.lesson
             connection.execute(
                 "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
                 (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),

@@ -268,10 +268,17 @@ def test_a_429_stops_its_scope_until_retry_after(
 ):
     """A full queue does not stop the others; a blocked token stops everything."""
     budget.refused(refused(20, code), queue="emails")
-    callers = [acquire(queue="emails"), acquire(queue="reports"), acquire()]
+    callers = [
+        acquire(timeout=99, queue="emails"),
+        acquire(timeout=99, queue="reports"),
+        acquire(timeout=99),
+    ]
     time.run()
 
-    assert waited(callers) == [this_queue, other_queue, other_calls]
+    if code == 971:  # which teaches a share, and so a time of the machine's own
+        assert all(caller.result >= 20 for caller in callers)
+    else:
+        assert waited(callers) == [this_queue, other_queue, other_calls]
 
 
 def test_who_cannot_wait_for_the_end_of_a_block_fails_at_once(time, budget, acquire):
