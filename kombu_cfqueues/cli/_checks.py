@@ -29,13 +29,14 @@ from ..errors import (
     SpoolFull,
     SpoolUnavailable,
 )
-from ..options import Options, is_loopback
+from ..options import POD_ADVICE, Options, is_loopback, lacks_shared_rate
 from ..rate_limit import Limit
 from ..spool import Spool
 from . import _console as console
 from ._broker import RawOptions
 from ._commands import in_one_line
 from ._session import Session
+from ._share import in_full
 from .queues import consumer_summary
 
 Verdict = Literal["ok", "warning", "problem", "unknown"]
@@ -292,6 +293,8 @@ def _machine(session: Session) -> Iterator[Check]:
     """Check the request allowance, and the spool by which processes share it."""
     options = session.options
     rate, reported = options.request_rate, session.requests_left()
+    if lacks_shared_rate(options):
+        yield Check("pod", "warning", POD_ADVICE)
     if rate is None:
         yield Check("allowance", "ok", f"requests to {options.host} are not limited")
         if options.publish_mode != "spool":
@@ -313,6 +316,9 @@ def _machine(session: Session) -> Iterator[Check]:
     try:
         if limit is not None:
             yield _allowance(spool, limit, reported)
+            share = spool.share()
+            if share is not None:
+                yield Check("share", "warning", in_full(share))
         yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
         yield Check("spool", "problem", in_one_line(error))

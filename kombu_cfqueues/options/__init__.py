@@ -4,6 +4,7 @@ from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
+from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
 from .secret import Secret, Token, is_missing
 from .sources import (
     DEFAULT_REQUEST_BURST,
@@ -15,6 +16,8 @@ __all__ = [
     "ACCOUNT_OPTIONS",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
+    "POD_ADVICE",
+    "POD_VARIABLE",
     "TOKEN_VARIABLE",
     "BrokerUrl",
     "Options",
@@ -23,6 +26,7 @@ __all__ = [
     "is_loopback",
     "is_missing",
     "is_ours",
+    "lacks_shared_rate",
     "log_queue_arguments",
     "shown_place",
 ]

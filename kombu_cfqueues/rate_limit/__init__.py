@@ -13,12 +13,13 @@ from __future__ import annotations
 from .allowance import CLOUDFLARE_LIMIT, INITIAL_TOKENS, Allowance, Limit, parse_ratelimit
 from .budget import Budget, Waiter
 from .share import Share
-from .stop_log import StopLog
+from .stop_log import WAYS_OUT, StopLog
 from .waits import NoPermit, Stopped, no_permit, stopped
 
 __all__ = [
     "CLOUDFLARE_LIMIT",
     "INITIAL_TOKENS",
+    "WAYS_OUT",
     "Allowance",
     "Budget",
     "Limit",

@@ -166,7 +166,9 @@ class Budget:
             return self._allowance.stopped(error.stops or Scope.EVERYTHING, until)
         counted = self._allowance.counted(self._limit, now)
         if error.is_block:
-            return counted.blocked(self._limit, until)
+            blocked = counted.blocked(self._limit, until)
+            metrics.share = blocked.share.part
+            return blocked
         return counted.stopped(error.stops or Scope.EVERYTHING, until)
 
     def _lesson(self) -> str:
@@ -192,6 +194,7 @@ class Budget:
                     return stopped(stop, seconds, self._lesson())
                 return no_permit(self._limit or CLOUDFLARE_LIMIT, seconds, self._allowance)
             self._allowance = self._allowance.spent(self._limit, now - waiter.since)
+            metrics.share = self._allowance.share.part
             self._leave(waiter)
             metrics.waited(now - waiter.since)
             waiter.since = None

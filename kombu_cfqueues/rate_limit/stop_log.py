@@ -6,6 +6,7 @@ import logging
 from typing import Final
 
 from ..errors import CFQueuesError
+from ..metrics import metrics
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 
@@ -55,6 +56,7 @@ class StopLog:
             self._until = max(self._until, until)
             self._is_logged |= is_new
         if is_new:
+            metrics.blocked()
             logger.warning(
                 "the request limit of the API token is reached (HTTP 429), so no message leaves "
                 "for %.0f s; messages wait%s: %s",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import RateLimited, Scope
+from ..metrics import metrics
 from ..rate_limit import Allowance, Limit, no_permit, stopped
 from ..rate_limit.allowance import ROW
 from ..waiting_room import Kind
@@ -17,6 +18,24 @@ NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
 
 _COLUMNS: Final = ", ".join(ROW)
 _VALUES: Final = ", ".join("?" * (1 + len(ROW)))
+
+
+class LearnedShare(NamedTuple):
+    """The share of the token that a machine has learned, for people.
+
+    Attributes:
+        part: The part of the rate that the machine uses.
+        rate: The same, in requests per second.
+        own: About how many of the requests before the last block were its own.
+        age_seconds: Seconds since that block began.
+        held_seconds: Seconds until it tries more.
+    """
+
+    part: float
+    rate: float
+    own: float
+    age_seconds: float
+    held_seconds: float
 
 
 class Bucket:
@@ -39,6 +58,7 @@ class Bucket:
         self._allowance = self._load()
         if limit is not NO_LIMIT:
             self._allowance = self._allowance.counted(limit, now)
+            metrics.share = self._allowance.share.part
 
     @property
     def tokens(self) -> float:
@@ -63,6 +83,20 @@ class Bucket:
         if until <= self._now:
             return None
         return stopped(why, until - self._now, self.lesson)
+
+    @property
+    def share(self) -> LearnedShare | None:
+        """What blocks have taught; None if this machine uses all of the rate."""
+        share = self._allowance.share
+        if self._limit is NO_LIMIT or share.is_whole:
+            return None
+        return LearnedShare(
+            share.part,
+            self._allowance.mine(self._limit).rate,
+            share.own,
+            max(0.0, self._now - share.learned_at),
+            max(0.0, share.grows_at - self._now),
+        )
 
     @property
     def lesson(self) -> str:
@@ -128,6 +162,8 @@ class Bucket:
 
     def _save(self, allowance: Allowance) -> None:
         self._allowance = allowance
+        if self._limit is not NO_LIMIT:
+            metrics.share = allowance.share.part
         self._connection.execute(
             f"INSERT OR REPLACE INTO bucket (token, {_COLUMNS}) VALUES ({_VALUES})",  # noqa: S608
             (self._token, *allowance.row),
