@@ -16,6 +16,7 @@ from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.imports import importing
 from .runtime.once import once
 from .spool import SharedBudget, Spool
 from .telemetry import instruments
@@ -223,3 +224,5 @@ class _Registry:
 
 
 _registry = _Registry()
+
+importing.before_forks(instruments)

@@ -6,6 +6,7 @@
       TransientError              a retry may succeed; Kombu reconnects; also kombu's
                                   OperationalError
         ConnectionFailed            no answer: DNS, TCP, TLS, a proxy, a lost response, a timeout
+          NothingListens            the API is to be on this machine, and nothing listens there
         ServerError                 the server failed: 5xx, an HTML error page, invalid JSON
         RateLimited                 the allowance of the token or of the queue is used up
         QueueFull                   the queue's backlog has reached its limit
@@ -133,6 +134,13 @@ class TransientError(CFQueuesError, exceptions.OperationalError):
 
 class ConnectionFailed(TransientError):
     """No answer came, because of DNS, TCP, TLS, a proxy, a lost response or a timeout."""
+
+
+class NothingListens(ConnectionFailed):
+    """The API's address is one of this machine, and nothing listens there.
+
+    Perhaps ``cfqueues emulator`` is to be started.
+    """
 
 
 class ServerError(TransientError):

@@ -10,12 +10,14 @@ import http.client
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, Delivered
+from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, Delivered, NothingListens
+from ..options import is_loopback
 
 FOREIGN: Final = (
     requests.RequestException,
@@ -55,10 +57,19 @@ _NO_SOCKS: Final = _Translation(
     "no",
     "a proxy variable of the environment names a SOCKS proxy, which needs the package PySocks",
 )
+_NOTHING_LISTENS: Final = _Translation(
+    NothingListens,
+    "no",
+    "{host} cannot be reached: nothing listens on {host}; is 'cfqueues emulator' running?",
+)
 _BROKEN: Final = _Translation(
     ConnectionFailed,
     "unknown",
     "the connection to {host} broke before the response arrived: " + CHECK_ROUTE,
+)
+
+_UNREACHABLE: Final = _Translation(
+    ConnectionFailed, "no", "{host} cannot be reached: " + CHECK_ROUTE
 )
 
 _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation], ...]] = (
@@ -101,11 +112,7 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
             urllib3.exceptions.ConnectTimeoutError,
             urllib3.exceptions.NewConnectionError,
         ),
-        _Translation(
-            ConnectionFailed,
-            "no",
-            "{host} cannot be reached: " + CHECK_ROUTE,
-        ),
+        _UNREACHABLE,
     ),
     (
         (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),
@@ -134,12 +141,12 @@ def translate(
     links = list(_links(error, handled))
     for link in links:
         link.__traceback__ = None
-    ours, delivered, reason = _translation_of(links)
+    ours, delivered, reason = _translation_of(links, host)
     detail = _detail(links).replace(token, "**")
     return ours(f"{action} failed: {reason.format(host=host)} ({detail})", delivered=delivered)
 
 
-def _translation_of(links: Sequence[BaseException]) -> _Translation:
+def _translation_of(links: Sequence[BaseException], host: str) -> _Translation:
     # requests says this in the text of a plain OSError, and OpenSSL in the reason of an SSLError.
     if "CA certificate bundle" in str(links[0]) or any(
         getattr(link, "reason", None) == "NO_CERTIFICATE_OR_CRL_FOUND" for link in links
@@ -149,8 +156,16 @@ def _translation_of(links: Sequence[BaseException]) -> _Translation:
         return _NO_SOCKS
     for classes, translation in _TRANSLATIONS:
         if any(isinstance(link, classes) for link in links):
+            is_refused = any(isinstance(link, ConnectionRefusedError) for link in links)
+            if translation is _UNREACHABLE and is_refused and _is_here(host):
+                return _NOTHING_LISTENS
             return translation
     return _BROKEN
+
+
+def _is_here(host: str) -> bool:
+    """Whether *host*, with its port, is an address of this machine."""
+    return is_loopback(urlsplit(f"//{host}").hostname or "")
 
 
 def _links(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from ..envelope import Address, Packed
 from ..errors import CFQueuesError, PullNotEnabled, QueueNotFound
 from ..options import Options
 from ..rate_limit import parse_ratelimit
+from ._patience import Patience
 
 T = TypeVar("T")
 
@@ -76,7 +77,10 @@ class Session:
             **named: Keyword arguments of the method.
         """
         deadline = self.deadline()
-        return retry.until(deadline, lambda: method(*args, **named, deadline=deadline))
+        patience = Patience(deadline)
+        return retry.until(
+            deadline, lambda: method(*args, **named, deadline=deadline), patience.is_over
+        )
 
     # Queues
 

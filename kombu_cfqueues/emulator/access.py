@@ -37,6 +37,11 @@ class Access:
                 raise ValueError(f'a token\'s permission is "edit" or "read", not {permission!r}')
         self._tokens = dict(tokens)
 
+    @property
+    def is_public(self) -> bool:
+        """Whether the default token, which everybody knows, is among the tokens."""
+        return TOKEN in self._tokens
+
     def __repr__(self) -> str:
         return f"<Access of {len(self._tokens)} tokens>"
 

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import admin, limits, page, traffic
 from .access import Access
@@ -31,6 +31,7 @@ from .answers import Answer, Refusal
 from .call import Call
 from .console import Console
 from .faults import DROP, RESET, EffectChange, Seconds
+from .foreign_pages import why_foreign
 from .log import LoggedRequest, RequestLog
 from .routes import Found, Route, find
 from .service import Service
@@ -92,6 +93,9 @@ class Api:
         if body is None:
             return  # the client disconnected while it was sending
         request, found = _request(scope, body)
+        if self._access.is_public and (why := why_foreign(request.headers)):
+            await _send(send, _refusal_of_foreign(why))
+            return
         began = time.perf_counter()
         self.requests.append(request)
         answer = await self._under_faults(request, found, receive)
@@ -149,13 +153,25 @@ def application(api: Api, console: Console) -> ASGIApp:
         path = scope["path"]
         below = path == PREFIX or path.startswith(f"{PREFIX}/")
         try:
-            await (api if below else own)(scope, receive, send)
+            await (api if below else own)(scope, receive, _without_sniffing(send))
         except asyncio.CancelledError:
             # The server stops and has cut the connection, so no client waits for a response.
             # uvicorn would log the cancellation as a failure.
             return
 
     return serve
+
+
+def _without_sniffing(send: Send) -> Send:
+    """Return a *send* that tells browsers not to guess the type of what is sent."""
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [one for one in message["headers"] if one[0] != b"x-content-type-options"]
+            message["headers"] = [*headers, (b"x-content-type-options", b"nosniff")]
+        await send(message)
+
+    return send_with_header
 
 
 def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:
@@ -171,6 +187,15 @@ def _existing(request: LoggedRequest, found: Found, account_id: str) -> Route:
         allow = {"Allow": ", ".join(found.allowed)}
         raise Refusal(405, 10405, "Method not allowed", headers=allow)
     return found.route
+
+
+def _refusal_of_foreign(why: str) -> Answer:
+    return Refusal(
+        403,
+        10000,
+        f"the emulator refused the request: {why}, and everybody knows the default token; to be "
+        "served under any name, start the emulator with a token of your own (--token)",
+    ).answer()
 
 
 def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,6 +22,7 @@ from .activity import KINDS
 from .allowance import Allowance
 from .answers import Refusal
 from .faults import Fault
+from .foreign_pages import why_foreign
 from .knobs import Knobs
 from .log import LoggedRequest, RequestLog
 from .queues import Queue
@@ -146,17 +146,11 @@ class Console:
             if request.method != "GET" and not self._access.may_edit(token):
                 raise Refusal(403, 10000, "this token has read permission only")
             return
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        # A foreign host name may resolve to loopback (DNS rebinding): the browser would then treat
-        # the emulator as part of the foreign site.
-        if not (host == "localhost" or host.endswith(".localhost") or _is_address(host)):
-            raise Refusal(403, 10000, "use an IP address or localhost as the host")
-        origin = request.headers.get("origin")
-        site = request.headers.get("sec-fetch-site", "none")
-        if site not in ("none", "same-origin") or (
-            origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-        ):
-            raise Refusal(403, 10000, "only this emulator's own page may call this from a browser")
+        why = why_foreign(request.headers)
+        if why is not None:
+            raise Refusal(
+                403, 10000, f"the request was refused: {why}, and only this emulator's may call it"
+            )
 
     # --- reading
 
@@ -507,8 +501,3 @@ def _whole(text: str | None, name: str) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise ValueError(f"{name} must be an integer of at least 0")
     return int(text)
-
-
-def _is_address(host: str) -> bool:
-    """Tell whether *host* is an IP address, which needs no DNS."""
-    return ":" in host or host.replace(".", "").isdecimal()

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
+from ..runtime.clock import Clock
+from ..runtime.rng import rng
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover  Windows, where there is no spool
@@ -21,6 +24,12 @@ except ImportError:  # pragma: no cover  Windows, where there is no spool
 
 SUFFIXES: Final = ("-wal", "-shm")
 """What SQLite appends to the name of the database, for the log and for the shared memory."""
+
+TRIES: Final = 10
+"""A log that is missing this often, while others have the database open, was removed."""
+
+TRY_PAUSE_SECONDS: Final = 0.004
+"""Longest pause between two looks for the log: several times what creating it takes."""
 
 _SHARED_FIRST: Final = 0x40000002
 _SHARED_SIZE: Final = 510
@@ -51,11 +60,22 @@ def _inode(path: str | Path) -> _Inode:
     return found.st_dev, found.st_ino
 
 
-def is_open_elsewhere(path: Path) -> bool:
-    """Whether another process has the database *path* open.
+def is_log_removed(path: Path, clock: Clock) -> bool:
+    """Whether other processes that have the database *path* open use a log that is not there.
 
     This process must not have it open, because asking ends the locks that it holds on it.
     """
+    for _ in range(TRIES):
+        if not _is_open_elsewhere(path):
+            return False
+        # The other process may be asking the same, or be about to create the log.
+        clock.sleep(rng.uniform(0, TRY_PAUSE_SECONDS))
+        if identify(path).log is not None:
+            return False
+    return True
+
+
+def _is_open_elsewhere(path: Path) -> bool:
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)

@@ -60,9 +60,6 @@ MAX_PAUSE_SECONDS: Final = 0.004
 The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
 time in every process."""
 
-LOG_TRIES: Final = 10
-"""A log that is missing this often, while others have the file open, was removed."""
-
 UNREADABLE_PAUSE_SECONDS: Final = 0.1
 """Pause before a file that cannot be read is opened again.
 
@@ -251,25 +248,17 @@ class Database:
             return self._open_anew()
 
     def _open_anew(self) -> sqlite3.Connection:
-        found = companions.identify(self.path)
-        if found.database is None:
-            self._create()
-        elif found.log is None and self._is_log_removed():
-            raise sqlite3.OperationalError("disk I/O error: the write-ahead log was removed")
-        self._connection = self._connect(found)
+        connection = None
+        while connection is None:
+            found = companions.identify(self.path)
+            if found.database is None:
+                self._create()
+            elif found.log is None and companions.is_log_removed(self.path, self._clock):
+                raise sqlite3.OperationalError("disk I/O error: the write-ahead log was removed")
+            connection = self._connect(found)
+        self._connection = connection
         self._identity = companions.identify(self.path)
-        return self._connection
-
-    def _is_log_removed(self) -> bool:
-        """Whether other processes use a log that is not there."""
-        for _ in range(LOG_TRIES):
-            if not companions.is_open_elsewhere(self.path):
-                return False
-            # The other one may be asking the same, or be about to create the log.
-            self._clock.sleep(rng.uniform(0, MAX_PAUSE_SECONDS))
-            if companions.identify(self.path).log is not None:
-                return False
-        return True
+        return connection
 
     def _leave(self, found: Identity) -> None:
         """Close the file, because *found* is there now and not what was opened."""
@@ -309,7 +298,11 @@ class Database:
         os.fchmod(file, self._file_mode)
         os.close(file)
 
-    def _connect(self, found: Identity) -> sqlite3.Connection:
+    def _connect(self, found: Identity) -> sqlite3.Connection | None:
+        """Connect to the file; return None if the log that was *found* has gone meanwhile.
+
+        The last process that had it open may have closed the file, or somebody has removed it.
+        """
         # _lock lets one thread at a time use the connection, so SQLite need not check the thread.
         connection = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False
@@ -317,7 +310,8 @@ class Database:
         try:
             self._check(connection)
             if found.log not in (None, companions.identify(self.path).log):
-                raise sqlite3.OperationalError("database is locked: its log has just gone")
+                connection.close()
+                return None
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")

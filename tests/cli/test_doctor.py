@@ -256,8 +256,8 @@ def test_a_server_that_is_not_there(run):
         server.stop_listening()
         done = run(server.broker_url, "doctor")
 
-    assert "cannot be reached" in problem(done)
-    assert "check the host" in problem(done)
+    assert "cannot be reached: nothing listens on 127.0.0.1:" in problem(done)
+    assert "is 'cfqueues emulator' running?" in problem(done)
 
 
 def test_a_certificate_that_nobody_trusts(run, monkeypatch):

@@ -46,7 +46,7 @@ def mistaken(url, *args, options=None, **how):
         ((f"{ACCOUNT_ID}:{TOKEN}@", ""), "CLOUDFLARE_ACCOUNT_ID"),
         ((f":{TOKEN}@", "@"), "CLOUDFLARE_API_TOKEN"),
         (("127.0.0.1", "no-such-host.invalid"), "check the host"),
-        ((r":\d+/", ":1/"), "check the host"),
+        ((r":\d+/", ":1/"), "nothing listens on 127.0.0.1:1"),
     ],
 )
 def test_in_the_url(emulator, monkeypatch, change, words):

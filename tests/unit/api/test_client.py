@@ -324,7 +324,7 @@ def test_a_refused_connection_surely_delivered_nothing():
         server.stop_listening()
         error = failure(client)
 
-    assert type(error) is errors.ConnectionFailed
+    assert type(error) is errors.NothingListens
     assert error.delivered == "no"
     assert server.netloc in str(error)
     assert "refused" in str(error)

@@ -8,7 +8,7 @@ from support.spools import packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.publish.group_commit import GroupCommit
-from kombu_cfqueues.publish.sender import Sender
+from kombu_cfqueues.publish.sender import FILE_RETRY_SECONDS, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.retry import Verdict
 from kombu_cfqueues.runtime.rng import rng
@@ -348,14 +348,15 @@ class Stuck:
     shared = True
     max_batch = 100
 
-    def __init__(self, clock, times):
-        self.clock, self.times = clock, times
+    def __init__(self, clock, times, *, at_once=False):
+        self.clock, self.times, self.at_once = clock, times, at_once
         self.outcomes = []
 
     def settle(self, claim, outcome, *, until):
         if self.times > 0:
             self.times -= 1
-            self.clock.now = max(self.clock.now, until)
+            if not self.at_once:
+                self.clock.now = max(self.clock.now, until)
             raise errors.SpoolUnavailable("the disk is gone")
         self.outcomes.append(outcome)
         return {}
@@ -380,6 +381,19 @@ def test_what_became_of_messages_is_noted_as_soon_as_the_file_can_be_written(
         sender.catch_up(told.update)
     assert bool(stuck.outcomes) is noted
     assert ("1 messages to queue 'jobs' could not be recorded" in caplog.text) is not noted
+
+
+def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, clock):
+    item = poster.process.enter()
+    claim, stuck, told = poster.process.claim(), Stuck(clock, 2, at_once=True), {}
+    sender = Sender(stuck, poster.post, post_seconds=POST_SECONDS, clock=clock)
+    began = clock.now
+
+    sender.send(claim, told.update, deadline=math.inf, judge=lambda item: None)
+
+    assert told == {item: None}
+    assert len(stuck.outcomes) == 1
+    assert clock.now - began == pytest.approx(2 * FILE_RETRY_SECONDS)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
