@@ -304,12 +304,11 @@ def _percentile(waits: list[tuple[float, int]], messages: float) -> float:
 
 SCENES: Final[dict[str, list[Plan]]] = {
     "1, busy": [Plan(BUSY)],
-    "2, busy": [Plan(BUSY)] * 2,
-    "7, busy": [Plan(BUSY, start=37.0 * n) for n in range(7)],
-    "13, busy": [Plan(BUSY, start=11.0 * n) for n in range(13)],
-    "20, busy": [Plan(BUSY)] * 20,
-    "35, busy": [Plan(BUSY, start=5.0 * n) for n in range(35)],
-    "50, busy": [Plan(BUSY)] * 50,
+    "4, busy": [Plan(BUSY)] * 4,
+    "8, busy, 40 s apart at the start": [Plan(BUSY, start=40.0 * n) for n in range(8)],
+    "17, busy": [Plan(BUSY)] * 17,
+    "28, busy, 5 s apart at the start": [Plan(BUSY, start=5.0 * n) for n in range(28)],
+    "45, busy": [Plan(BUSY)] * 45,
     "3 busy, 12 with a message in 8 s": [*[Plan(BUSY)] * 3, *[Plan(Load(rate=0.125))] * 12],
     "8, busy every other hour or so": [Plan(Load(8, quiet_hours=1 + n / 3)) for n in range(8)],
     "6 busy, one more after 3, 5, 7 h": [
