@@ -145,7 +145,7 @@ def test_an_exchange_that_nobody_declared_raises(emulator):
 def test_it_raises_in_a_batch_at_its_own_publish(emulator):
     with Connection(emulator.broker_url) as connection:
         producer = connection.Producer()
-        with producer.batch():
+        with kombu_cfqueues.batch(producer.connection):
             producer.publish({}, routing_key="jobs")
             with pytest.raises(InvalidMessage, match="no queue is bound"):
                 producer.publish({}, exchange="undeclared", routing_key="new")

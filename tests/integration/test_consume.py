@@ -21,6 +21,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 
+import kombu_cfqueues
 from kombu_cfqueues.consume import pull_failures
 from kombu_cfqueues.consume.settlement import Settlement
 from kombu_cfqueues.emulator import Emulator
@@ -308,7 +309,7 @@ def test_pulls_overlap_further_while_messages_flow(emulator):
     """A far server is used as fast as a near one; what is held stays within the prefetch count."""
     options = {"pull_batch_size": 10, **FAST}
     with Connection(emulator.broker_url, transport_options=options) as connection:
-        with connection.Producer() as producer, producer.batch():
+        with connection.Producer() as producer, kombu_cfqueues.batch(producer.connection):
             for number in range(300):
                 producer.publish(number, routing_key="jobs")
         emulator.faults.latency("pull", seconds=0.3)
@@ -341,7 +342,7 @@ def test_an_almost_empty_queue_is_pulled_twice_for_each_message(emulator):
 def test_pulls_that_fail_together_delay_the_next_ones_once(emulator):
     options = {"pull_batch_size": 10, **FAST}
     with Connection(emulator.broker_url, transport_options=options) as connection:
-        with connection.Producer() as producer, producer.batch():
+        with connection.Producer() as producer, kombu_cfqueues.batch(producer.connection):
             for number in range(300):
                 producer.publish(number, routing_key="jobs")
         emulator.faults.latency("pull", seconds=0.3)
@@ -359,7 +360,7 @@ def test_pulls_wait_for_acknowledgements_that_leave_slowly(emulator):
     """A handler that is faster than they are does not fill the memory with them."""
     options = {"pull_batch_size": 50}
     with Connection(emulator.broker_url, transport_options=options) as connection:
-        with connection.Producer() as producer, producer.batch():
+        with connection.Producer() as producer, kombu_cfqueues.batch(producer.connection):
             for number in range(2000):
                 producer.publish(number, routing_key="jobs")
         emulator.faults.latency("ack", seconds=0.8)

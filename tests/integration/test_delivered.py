@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from support.processes import ROOT
 from support.scripted import Api, Die, Drop, Failure, Hang, Html, ScriptedServer
 
+import kombu_cfqueues
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
 
 
@@ -172,7 +173,7 @@ def test_a_batch_says_so_as_a_whole(emulator):
         emulator.faults.error("batch", "push", status=400, code=10207, times=None)
 
         def send():
-            with producer.batch():
+            with kombu_cfqueues.batch(producer.connection):
                 producer.publish("y", routing_key="jobs")
 
         assert failure_of(send).delivered == "no"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
+import kombu_cfqueues
 from kombu_cfqueues.consume.doorbell import MAX_PATH_BYTES
 from tests.support.processes import Script, eventually, needs
 
@@ -195,7 +196,7 @@ def test_a_batch_and_queues_that_are_given_by_id_ring(server, options):
         with consume(connection, got), connection.Producer() as producer:
             nothing_comes(connection, 0.1)
             listened_for(server)
-            with producer.batch():
+            with kombu_cfqueues.batch(producer.connection):
                 for n in range(3):
                     producer.publish(n, routing_key="jobs")
             drain(connection, 3, timeout=SOON)

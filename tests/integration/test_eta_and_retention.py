@@ -13,6 +13,7 @@ from celery import Celery
 from kombu import Connection
 from support.processes import eventually
 
+import kombu_cfqueues
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import CFQueuesError, InvalidMessage
 
@@ -85,7 +86,7 @@ def test_the_same_in_a_batch(emulator):
     with Connection(emulator.broker_url, transport_options=options) as connection:
         producer = connection.Producer()
         producer.publish("", routing_key="jobs")  # which looks the queue up
-        with pytest.raises(Exception, match="retention"), producer.batch():
+        with pytest.raises(Exception, match="retention"), kombu_cfqueues.batch(producer.connection):
             producer.publish([[], {}, {}], routing_key="jobs", headers=headers)
     assert len(emulator.messages("jobs")) == 1
 

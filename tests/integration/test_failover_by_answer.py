@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import kombu
 import pytest
 from celery import Celery
 from kombu import Connection
@@ -113,6 +114,9 @@ def test_kombus_own_retries_leave_it_too(second):
     assert len(second.messages("jobs")) == 1
 
 
+@pytest.mark.skipif(
+    kombu.VERSION < (5, 7), reason="Kombu before 5.7 raises what the last URL answers to a publish"
+)
 def test_it_goes_on_in_turn_while_both_are_down_for_a_moment(second):
     """Where each answers 503 the time is shared, and the first that recovers gets the message."""
     second.faults.error("push", status=503, times=2)

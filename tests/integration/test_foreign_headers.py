@@ -13,6 +13,8 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+import kombu_cfqueues
+
 
 def later(days=0, **given):
     return (datetime.now(timezone.utc) + timedelta(days=days, **given)).isoformat()
@@ -63,7 +65,7 @@ def test_headers_of_an_application_are_its_own_in_a_batch(emulator, headers):
     emulator.create_queue("jobs")
     with Connection(emulator.broker_url) as connection:
         producer = connection.Producer()
-        with producer.batch():
+        with kombu_cfqueues.batch(producer.connection):
             producer.publish({"a": 1}, routing_key="jobs", headers=headers)
             producer.publish({"a": 2}, routing_key="jobs", headers=headers)
     (batch,) = [json.loads(r.body) for r in emulator.requests if r.route == "batch"]

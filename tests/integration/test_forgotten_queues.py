@@ -17,6 +17,7 @@ import pytest
 from kombu import Connection
 from support.processes import eventually
 
+import kombu_cfqueues
 from kombu_cfqueues import account, errors, metrics
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.runtime import recent
@@ -94,7 +95,7 @@ def publish_to_each(connection, names):
 
 def publish_a_batch(connection, names):
     producer = connection.Producer()
-    with producer.batch():
+    with kombu_cfqueues.batch(producer.connection):
         publish_to_each(connection, names)
 
 
@@ -104,7 +105,7 @@ def publish_what_is_refused(connection, names):
     producer = connection.Producer()
     for name in names:
         emulator.faults.error("batch", status=400, code=10207, message="bad", times=1)
-        with producer.batch():
+        with kombu_cfqueues.batch(producer.connection):
             producer.publish("x", routing_key=name)
             producer.publish("x", routing_key=name)
 

@@ -8,9 +8,11 @@ import contextlib
 import json
 
 import pytest
-from kombu import Connection, Producer
+from kombu import Connection
 from support.processes import eventually
 from support.publishers import Publisher
+
+import kombu_cfqueues
 
 from .consuming import FAST, Collector, consume
 
@@ -82,7 +84,6 @@ def test_a_confirmed_publish_beside_a_backlog_of_the_same_process_hears_that_it_
     assert sorted(arrived) == sorted(outcomes)
 
 
-@pytest.mark.skipif(not hasattr(Producer, "batch"), reason="Producer.batch() came with Kombu 5.7")
 def test_a_confirmed_batch_beside_a_backlog_of_the_same_process_hears_that_it_arrived(
     server, mixed
 ):
@@ -126,7 +127,7 @@ def test_rejected_messages_of_a_consumer_with_a_busy_spool_are_copied_once(serve
             while len(got.messages) < 5:
                 connection.drain_events(timeout=60)
             producer = connection.Producer()
-            with producer.batch():
+            with kombu_cfqueues.batch(producer.connection):
                 for number in range(BACKLOG):
                     producer.publish(f"spooled {number}", routing_key="backlog", serializer="json")
             assert eventually(lambda: server.messages("backlog"))

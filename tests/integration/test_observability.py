@@ -111,7 +111,7 @@ def test_stats_tells_how_full_the_requests_were(emulator):
         producer = connection.Producer()
         if not hasattr(producer, "batch"):
             pytest.skip("Kombu 5.7")
-        with producer.batch():
+        with kombu_cfqueues.batch(producer.connection):
             for number in range(250):
                 producer.publish(number, routing_key="jobs")
 

@@ -13,6 +13,7 @@ from kombu import Connection, Exchange, Queue
 from support.processes import Script, eventually
 from support.scripted import Api, Failure, Json, ScriptedServer, Success
 
+import kombu_cfqueues
 from kombu_cfqueues.api import passing_refusals
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.errors import (
@@ -212,7 +213,7 @@ def test_missing_credentials_do_not_spoil_a_batch_message_by_message(emulator, c
         emulator.requests.clear()
         refuse(emulator, "push", "batch", status=400, code=code, times=None)
         producer = connection.Producer()
-        with pytest.raises(BatchPublishError), producer.batch():  # noqa: PT012
+        with pytest.raises(BatchPublishError), kombu_cfqueues.batch(producer.connection):  # noqa: PT012
             for number in range(20):
                 producer.publish(number, routing_key="jobs")
     assert len(emulator.requests) < 10

@@ -173,7 +173,7 @@ def test_a_worker_stops_soon_although_the_server_is_gone(emulator, tasks, tmp_pa
         # Longer than Celery's own loop takes to notice that it is to stop.
         for n in range(4):
             tasks.nap.delay(n, within(4.2, 8))
-        until(lambda: len(worker.runs("nap")) == 2)
+        until(lambda: len(worker.runs("nap")) == 2 and worker.log.count(" received") == 4)
         if gone == "hangs":
             emulator.faults.hang(times=None)
             worker.stop(120)

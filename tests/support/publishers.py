@@ -22,6 +22,7 @@ from kombu_cfqueues.cli import main
 COMMANDS = """
     import threading
     import traceback
+    import kombu_cfqueues
     from kombu_cfqueues import errors
 
     saying = threading.Lock()
@@ -53,7 +54,7 @@ COMMANDS = """
 
     def publish_batch(producer, bodies, queue, given):
         def work():
-            with producer.batch():
+            with kombu_cfqueues.batch(producer.connection):
                 for body in bodies:
                     producer.publish(body, routing_key=queue, serializer="json")
         attempt(bodies[0], work)
