@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
 
-.PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench release audit clean
+.PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench fleet release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -72,6 +72,10 @@ bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; A
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
 	$(BIN)/python -m benchmarks.workers $(ARGS)
 	$(BIN)/python -m benchmarks.idle
+
+fleet: $(VENV)/.dev ## Simulate a day of machines that share a token; run ten for 6 minutes (ARGS="--minutes 12")
+	$(BIN)/python -m benchmarks.fleet
+	$(BIN)/python -m benchmarks.fleet_run --minutes 6 $(ARGS)
 
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
 	$(BIN)/python .ci/release.py '$(VERSION)'

@@ -115,6 +115,14 @@ class CFQueuesError(Exception):
             return LIMIT_CODES[self.code]
         return Scope.EVERYTHING if self.status == HTTPStatus.TOO_MANY_REQUESTS else None
 
+    @property
+    def is_block(self) -> bool:
+        """Whether the API itself says that the token is over its limit.
+
+        A 429 without the API's code may come from a gateway or a proxy on the way.
+        """
+        return self.code is not None and LIMIT_CODES.get(self.code) is Scope.EVERYTHING
+
 
 class TransientError(CFQueuesError, exceptions.OperationalError):
     """A retry may succeed.

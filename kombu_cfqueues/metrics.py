@@ -39,6 +39,7 @@ QUEUE_COUNTS: Final = (
 PROCESS_COUNTS: Final = (
     "admin_requests",
     "admin_seconds",
+    "blocks",
     "permits",
     "permit_wait_seconds",
     "refused",
@@ -70,6 +71,8 @@ class Metrics:
         self._since = time.time()
         self._queues: set[str] = set()
         self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and name
+        self.share = 1.0
+        """The part of the request rate that is this machine's, as last seen; set without a lock."""
         self._hints: dict[str, str] = {}  # by the setting that they name
         # By the server; the child uses the same servers, and has asked none.
         self._budgets: dict[str, bool | None] = dict.fromkeys(getattr(self, "_budgets", {}))
@@ -136,6 +139,13 @@ class Metrics:
         if telemetry := instruments():
             telemetry.retried(error)
 
+    def blocked(self) -> None:
+        """Count a block of the token that this process has met."""
+        with self._lock:
+            self._counts["", "blocks"] += 1
+        if telemetry := instruments():
+            telemetry.blocked()
+
     def unroutable(self) -> None:
         """Count a message that was dropped because no queue is bound for it."""
         with self._lock:
@@ -183,7 +193,7 @@ class Metrics:
         for (_, count), value in counts.items():
             total[count] += value
         head = {"pid": os.getpid(), "since": self._since}
-        notes = {"hints": hints, "shared_budgets": budgets}
+        notes = {"share": self.share, "hints": hints, "shared_budgets": budgets}
         return {**head, **total, **notes, "queues": queues}
 
     def _counted_as(self, queue: str) -> str:
@@ -228,7 +238,8 @@ def stats() -> dict[str, Any]:
 
     Returns:
         A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
-        since the epoch; each count summed over all queues; ``hints``, texts by the setting that
+        since the epoch; each count summed over all queues; ``share``, the part of the request rate
+        that is this machine's as far as blocks have taught; ``hints``, texts by the setting that
         they recommend to change; ``shared_budgets``, whether each server of ``budget_url``
         answers (None if it was not asked); and ``queues``, which has the counts of each queue by
         its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.

@@ -97,6 +97,9 @@ class Instruments:
         self._uncertain = meter.create_counter(
             "kombu_cfqueues.uncertain", "{message}", "Messages that may not have been delivered"
         )
+        self._blocks = meter.create_counter(
+            "kombu_cfqueues.blocks", "{block}", "Blocks of the API token that publishing met"
+        )
         self._unroutable = meter.create_counter(
             "kombu_cfqueues.unroutable", "{message}", "Messages dropped for want of a bound queue"
         )
@@ -138,6 +141,10 @@ class Instruments:
     def retried(self, error: CFQueuesError) -> None:
         """Record a retry after *error*."""
         self._retries.add(1, _of_error(type(error).__name__))
+
+    def blocked(self) -> None:
+        """Count a block of the token."""
+        self._blocks.add(1, _SYSTEM)
 
     def unroutable(self) -> None:
         """Record a message that was dropped because no queue is bound for it."""

@@ -29,7 +29,7 @@ from ..errors import (
     SpoolFull,
     SpoolUnavailable,
 )
-from ..options import Options, is_loopback
+from ..options import POD_ADVICE, Options, is_loopback, lacks_shared_rate
 from ..rate_limit import Limit
 from ..redis_allowance import BudgetUnavailable
 from ..spool import Spool
@@ -37,6 +37,7 @@ from . import _console as console
 from ._broker import RawOptions
 from ._commands import in_one_line
 from ._session import Session
+from ._share import in_full
 from .queues import consumer_summary
 
 Verdict = Literal["ok", "warning", "problem", "unknown"]
@@ -293,6 +294,8 @@ def _machine(session: Session) -> Iterator[Check]:
     """Check the request allowance, and the spool by which processes share it."""
     options = session.options
     rate, reported = options.request_rate, session.requests_left()
+    if lacks_shared_rate(options):
+        yield Check("pod", "warning", POD_ADVICE)
     if rate is None:
         yield Check("allowance", "ok", f"requests to {options.host} are not limited")
         if options.publish_mode != "spool":
@@ -319,6 +322,9 @@ def _machine(session: Session) -> Iterator[Check]:
         if limit is not None:
             left = "" if reported is None else _reported(*reported)
             yield _fleet(spool, left) or _allowance(spool, limit, left)
+            share = None if spool.fleet else spool.share()
+            if share is not None:
+                yield Check("share", "warning", in_full(share))
         yield _spool(spool)
     except (SpoolFull, SpoolUnavailable) as error:
         yield Check("spool", "problem", in_one_line(error))

@@ -14,9 +14,11 @@ from rich.text import Text
 
 from ..api.models import Backlog, Queue
 from ..options import Options
+from ..spool import LearnedShare
 from . import _console as console
 from ._broker import takes_broker
 from ._session import Session, open_session
+from ._share import in_short, share_if_readable
 from .queues import METRICS, consumer_summary, describe, metrics_row, read_backlog
 
 ALLOWANCE_SHARE: Final = 0.25
@@ -30,10 +32,12 @@ class Snapshot:
     Attributes:
         taken_at: Seconds of the monotonic clock.
         queues: Each queue and its metrics, None if unknown.
+        share: What this machine has learned of its share of the token; None if it uses all.
     """
 
     taken_at: float
     queues: list[tuple[Queue, Backlog | None]]
+    share: LearnedShare | None = None
 
     def rates(self, previous: Snapshot | None) -> dict[str, float]:
         """Return, by queue id, the messages per second by which each queue grew, if known."""
@@ -90,6 +94,8 @@ def command(
                     drawn = _drawn(snapshot, previous, options, terminal.width)
                     screen.update(drawn, refresh=True)
                 else:
+                    if snapshot.share is not None:
+                        click.echo(f"Note: {in_short(snapshot.share)}", err=True)
                     console.table(COLUMNS, _rows(snapshot, previous), numbers=NUMBERS)
                 previous = snapshot
                 updates_left = None if updates_left is None else updates_left - 1
@@ -115,7 +121,8 @@ def _take_snapshot(session: Session, names: tuple[str, ...]) -> Snapshot:
     if names:
         wanted = {session.queue(name).id for name in names}
         queues = [queue for queue in queues if queue.id in wanted]
-    return Snapshot(time.monotonic(), [(queue, read_backlog(session, queue)) for queue in queues])
+    read = [(queue, read_backlog(session, queue)) for queue in queues]
+    return Snapshot(time.monotonic(), read, share_if_readable(session.options))
 
 
 def _rows(snapshot: Snapshot, previous: Snapshot | None) -> list[list[str]]:
@@ -135,6 +142,8 @@ def _rows(snapshot: Snapshot, previous: Snapshot | None) -> list[list[str]]:
 def _drawn(snapshot: Snapshot, previous: Snapshot | None, options: Options, width: int) -> Group:
     count = console.plural(len(snapshot.queues), "queue")
     title = f"{count} at {options.host}, {time.strftime('%H:%M:%S')}"
+    if snapshot.share is not None:
+        title += f"; {in_short(snapshot.share)}"
     return Group(
         Text(title, style="dim"),
         console.grid(COLUMNS, _rows(snapshot, previous), numbers=NUMBERS, width=width),
@@ -145,6 +154,7 @@ def _as_json(snapshot: Snapshot, previous: Snapshot | None) -> dict[str, Any]:
     rates = snapshot.rates(previous)
     return {
         "time": time.time(),
+        "share": 1.0 if snapshot.share is None else snapshot.share.part,
         "queues": [
             {**describe(queue, backlog), "messages_per_second": rates.get(queue.id)}
             for queue, backlog in snapshot.queues

@@ -4,6 +4,7 @@ from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
+from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
 from .secret import Secret, Token, is_missing
 from .sources import (
     BUDGET_VARIABLE,
@@ -17,6 +18,8 @@ __all__ = [
     "BUDGET_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
+    "POD_ADVICE",
+    "POD_VARIABLE",
     "TOKEN_VARIABLE",
     "BrokerUrl",
     "Options",
@@ -25,6 +28,7 @@ __all__ = [
     "is_loopback",
     "is_missing",
     "is_ours",
+    "lacks_shared_rate",
     "log_queue_arguments",
     "shown_place",
 ]

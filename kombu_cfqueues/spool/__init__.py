@@ -29,6 +29,7 @@ Waiting for outcomes, choosing the thread that posts, retrying and halving batch
 `publish`, above the protocol that both waiting rooms share.
 """
 
+from .bucket import LearnedShare
 from .listeners import Listener, Listeners
 from .listing import Allowed, QueueState, Refused
 from .message_table import Place, Spooled
@@ -37,6 +38,7 @@ from .spool import Spool
 
 __all__ = [
     "Allowed",
+    "LearnedShare",
     "Listener",
     "Listeners",
     "Place",

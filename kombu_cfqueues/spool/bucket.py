@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import RateLimited, Scope
-from ..rate_limit import Allowance, Limit, no_permit
+from ..metrics import metrics
+from ..rate_limit import Allowance, Limit, no_permit, stopped
+from ..rate_limit.allowance import ROW
 from ..waiting_room import Kind
 
 if TYPE_CHECKING:
@@ -14,7 +16,26 @@ if TYPE_CHECKING:
 NO_LIMIT: Final = Limit(rate=1e6, burst=10**6)
 """No limit: for a server without a rate limit, or where each process limits its own requests."""
 
-_COLUMNS: Final = ", ".join(Allowance._fields)
+_COLUMNS: Final = ", ".join(ROW)
+_VALUES: Final = ", ".join("?" * (1 + len(ROW)))
+
+
+class LearnedShare(NamedTuple):
+    """The share of the token that a machine has learned, for people.
+
+    Attributes:
+        part: The part of the rate that the machine uses.
+        rate: The same, in requests per second.
+        own: About how many of the requests before the last block were its own.
+        age_seconds: Seconds since that block began.
+        held_seconds: Seconds until it tries more.
+    """
+
+    part: float
+    rate: float
+    own: float
+    age_seconds: float
+    held_seconds: float
 
 
 class Bucket:
@@ -37,6 +58,7 @@ class Bucket:
         self._allowance = self._load()
         if limit is not NO_LIMIT:
             self._allowance = self._allowance.counted(limit, now)
+            metrics.share = self._allowance.share.part
 
     @property
     def tokens(self) -> float:
@@ -58,28 +80,57 @@ class Bucket:
         if publishing and self._allowance.publishing_stopped_until > until:
             until = self._allowance.publishing_stopped_until
             why = "the API has stopped publishing"
-        return RateLimited(why, retry_after=until - self._now) if until > self._now else None
+        if until <= self._now:
+            return None
+        return stopped(why, until - self._now, self.lesson)
+
+    @property
+    def share(self) -> LearnedShare | None:
+        """What blocks have taught; None if this machine uses all of the rate."""
+        share = self._allowance.share
+        if self._limit is NO_LIMIT or share.is_whole:
+            return None
+        return LearnedShare(
+            share.part,
+            self._allowance.mine(self._limit).rate,
+            share.own,
+            max(0.0, self._now - share.learned_at),
+            max(0.0, share.grows_at - self._now),
+        )
+
+    @property
+    def lesson(self) -> str:
+        """What a block has taught this machine; see `Allowance.lesson`."""
+        if self._limit is NO_LIMIT:
+            return ""
+        return self._allowance.lesson(self._limit, "this machine")
 
     def exhausted(self) -> RateLimited | None:
         """Return the error for a request that cannot leave now; None if one can."""
         seconds = self.ready_at() - self._now
         if seconds <= 0:
             return None
-        return no_permit(self._limit, seconds)
+        return no_permit(self._limit, seconds, self._allowance)
 
-    def spend(self, kind: Kind) -> None:
-        """Take a permit for a request of *kind*.
+    def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
+        """Take a permit for a request of *kind* that has waited for this long.
 
         Without a limit, the bucket stays as it is, because other processes may have a limit.
         """
         if self._limit is not NO_LIMIT:
-            self._save(self._allowance.spent())
+            self._save(self._allowance.spent(self._limit, waited_seconds))
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-    def stop(self, scope: Scope, seconds: float) -> float:
-        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones."""
+    def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
+        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones.
+
+        The machine learns its share from a block of the token; see `CFQueuesError.is_block`.
+        """
         until = self._now + seconds
-        self._save(self._allowance.stopped(scope, until))
+        if is_block and self._limit is not NO_LIMIT:
+            self._save(self._allowance.blocked(self._limit, until))
+        else:
+            self._save(self._allowance.stopped(scope, until))
         return until
 
     def would_heed(self, left: int, reset_seconds: float) -> bool:
@@ -97,7 +148,7 @@ class Bucket:
             (self._token,),
         ).fetchone()
         if row is not None:
-            return Allowance(*row)
+            return Allowance.of_row(row)
         new = Allowance.new(self._limit, self._now)
         row = self._connection.execute(
             f"SELECT {_COLUMNS} FROM bucket ORDER BY counted_at DESC LIMIT 1"  # noqa: S608
@@ -105,15 +156,17 @@ class Bucket:
         if row is None:
             return new
         # The token was replaced.  What the old one spent counts, and so do its stops, because
-        # Cloudflare's limit applies to the user.
-        before = Allowance(*row).counted(self._limit, self._now)
+        # Cloudflare's limit applies to the user.  So does what was learned of the machine's share.
+        before = Allowance.of_row(row).counted(self._limit, self._now)
         return before._replace(tokens=min(before.tokens, new.tokens))
 
     def _save(self, allowance: Allowance) -> None:
         self._allowance = allowance
+        if self._limit is not NO_LIMIT:
+            metrics.share = allowance.share.part
         self._connection.execute(
-            f"INSERT OR REPLACE INTO bucket (token, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            (self._token, *allowance),
+            f"INSERT OR REPLACE INTO bucket (token, {_COLUMNS}) VALUES ({_VALUES})",  # noqa: S608
+            (self._token, *allowance.row),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import RateLimited
+from ..errors import RateLimited, Scope
 from ..rate_limit import Limit, NoPermit, no_permit
 from ..redis_allowance import LONGEST_WAIT_SECONDS, REDIS_TIMEOUT_SECONDS
 from ..waiting_room import Kind
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 MACHINES: Final = 16
-"""Without Redis, a machine uses the allowance divided by this number, and no burst.
+"""Without Redis, a machine that has learned no share uses the allowance divided by this number, and
+no burst.
 
 If each machine used all of it, together they would cause the block that the allowance exists to
 avoid."""
@@ -70,7 +71,7 @@ class FleetBucket(Bucket):
         self, connection: sqlite3.Connection, token: str, fleet: Limit, now: float, *,
         asks: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(connection, token, Limit(fleet.rate / MACHINES, 1), now)
+        super().__init__(connection, token, fleet, now)
         self._fleet = fleet
         self._row = row = self._load_row()
         self.trouble = row.trouble
@@ -78,6 +79,19 @@ class FleetBucket(Bucket):
         self.may_ask = row.permit_at is None and row.ask_at <= now
         """Whether a process may ask Redis for a permit."""
         self._asks = asks and self.may_ask
+        if row.trouble and self._allowance.share.is_whole:
+            self._limit = Limit(fleet.rate / MACHINES, 1)
+            self._allowance = self._load().counted(self._limit, now)
+
+    @property
+    def lesson(self) -> str:
+        """What a block has taught this machine, which counts only without Redis."""
+        return super().lesson if self.trouble else ""
+
+    def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
+        """Stop the requests of *scope*; see `Bucket.stop`.  A share is learned of the whole."""
+        self._limit = self._fleet
+        return super().stop(scope, seconds, is_block=is_block)
 
     @property
     def tokens(self) -> float:
@@ -109,12 +123,15 @@ class FleetBucket(Bucket):
             return NoPermit(f"{text} cannot be used: {self.trouble}", retry_after=seconds)
         return no_permit(self._fleet, seconds)
 
-    def spend(self, kind: Kind) -> None:
-        """Take a permit for a request of *kind*."""
+    def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
+        """Take a permit for a request of *kind* that has waited for this long."""
         if self._row.permit_at is None:
-            super().spend(kind)
+            super().spend(kind, waited_seconds)
             return
         self._save_row(self._row._replace(permit_at=None))
+        # For the share that a block would teach.
+        share = self._allowance.share.counted(self._now, waited=False)
+        self._save(self._allowance._replace(share=share))
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def asking(self) -> None:

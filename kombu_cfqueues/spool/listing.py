@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import from_text
 from ..waiting_room import Kind
+from .bucket import LearnedShare
 from .file import File
 from .liveness import pid_of
 from .schema import State
@@ -152,6 +153,10 @@ class Listing:
             return Allowed(max(0, int(bucket.tokens)), (stop and stop.retry_after) or 0.0)
 
         return self._file.read(look)
+
+    def share(self) -> LearnedShare | None:
+        """Return the share of the token that the machine has learned, if it has."""
+        return self._file.read(lambda c: self._file.bucket(c).share)
 
     def sharers(self) -> list[int]:
         """Return the ids of the other processes that have the file open, sorted and unique."""

@@ -296,7 +296,9 @@ class SpoolRoom:
 
         def work(connection: sqlite3.Connection) -> Claim | Wait:
             found = look(connection)
-            return found if isinstance(found, Wait) else self._take(connection, found, terms)
+            if isinstance(found, Wait):
+                return found
+            return self._take(connection, found, terms, waiting_since)
 
         # Read first: most processes that look for a permit find that another process was faster,
         # and only one process at a time can write.
@@ -317,11 +319,16 @@ class SpoolRoom:
         return claims.Claimer(self._file.me, self._file.clock.monotonic())
 
     def _take(
-        self, connection: sqlite3.Connection, contender: Contender, terms: ClaimTerms
+        self,
+        connection: sqlite3.Connection,
+        contender: Contender,
+        terms: ClaimTerms,
+        waiting_since: float,
     ) -> Claim | Wait:
         found = claims.take(connection, contender, terms, self._claimer(), self._claim_seconds)
         if found.items:
-            self._file.bucket(connection).spend(contender.kind)
+            waited = self._file.clock.monotonic() - waiting_since
+            self._file.bucket(connection).spend(contender.kind, waited)
         items = []
         for item in found.items:
             item.place = (self._file.id, item.place)

@@ -104,7 +104,16 @@ CREATE TABLE bucket (
     slow_rate REAL NOT NULL,
     slow_until REAL NOT NULL,
     stopped_until REAL NOT NULL,
-    publishing_stopped_until REAL NOT NULL
+    publishing_stopped_until REAL NOT NULL,
+    part REAL NOT NULL,                      -- of the limit, which is this machine's
+    grows_at REAL NOT NULL,
+    hold_seconds REAL NOT NULL,
+    steps INTEGER NOT NULL,
+    learned_at REAL NOT NULL,
+    own REAL NOT NULL,                       -- requests of the machine before the last block
+    counted_from REAL NOT NULL,
+    sent INTEGER NOT NULL,                   -- requests of the machine since then
+    sent_before INTEGER NOT NULL
 );
 
 CREATE TABLE token (
@@ -145,6 +154,9 @@ UPDATE bucket SET
     slow_until = max(0, slow_until - counted_at) + :now,
     stopped_until = max(0, stopped_until - counted_at) + :now,
     publishing_stopped_until = max(0, publishing_stopped_until - counted_at) + :now,
+    grows_at = grows_at - counted_at + :now,
+    learned_at = CASE WHEN learned_at THEN learned_at - counted_at + :now ELSE 0 END,
+    counted_from = counted_from - counted_at + :now,
     counted_at = :now
 """
 

@@ -101,8 +101,9 @@ class SharedBudget:
         if isinstance(error, AuthenticationFailed):
             self._facts.forget_token()
         if error.stops is not None:
-            self.alone.refused(error, queue=queue)
+            # The file first: it knows the share of the machine, which the log names.
             self._in_file(lambda: self._permits.stop(error, queue))
+            self.alone.refused(error, queue=queue)
 
     def is_shared(self) -> bool:
         """Whether permits come from the file now."""
@@ -136,7 +137,7 @@ class SharedBudget:
             while True:
                 if is_known is not None and is_known():
                     raise Unneeded
-                request, wait = self._permits.request_permit(request, deadline, kind)
+                request, wait = self._permits.request_permit(request, deadline, kind, since)
                 if wait is None:
                     metrics.waited(self._clock.monotonic() - since)
                     self._stop_log.resumed()
@@ -176,7 +177,7 @@ def log_stop(stop_log: StopLog, wait: Wait) -> None:
     if wait.until is None or wait.why is None or wait.queue is not None:
         return
     if not isinstance(wait.why, NoPermit):
-        stop_log.stopped(wait.why, wait.until)
+        stop_log.stopped(wait.why, wait.until, getattr(wait.why, "lesson", ""))
 
 
 class Permits:
@@ -192,7 +193,11 @@ class Permits:
         self._reservation = Reservation()
 
     def request_permit(
-        self, request: int | None, deadline: float, kind: Kind = Kind.ADMIN
+        self,
+        request: int | None,
+        deadline: float,
+        kind: Kind = Kind.ADMIN,
+        since: float | None = None,
     ) -> tuple[int | None, Wait | None]:
         """Take a permit for a request that carries no message, or wait for one in the file.
 
@@ -200,6 +205,7 @@ class Permits:
             request: The row that the last call returned; None in the first call.
             deadline: Until when the request may wait, in monotonic seconds.
             kind: ``ADMIN``, or ``LOOKUP`` if a message waits for the answer.
+            since: When it began to wait, in monotonic seconds; None means now.
 
         Returns:
             The row that waits, and when to ask again; None and None if the permit was taken.
@@ -214,11 +220,16 @@ class Permits:
                 return request, wait
         self._fleet.fetch(publishing=False, until=deadline)
         return self._file.write(
-            lambda c: self._take_or_wait(c, request, deadline, kind), until=deadline
+            lambda c: self._take_or_wait(c, request, deadline, kind, since), until=deadline
         )
 
     def _take_or_wait(
-        self, connection: sqlite3.Connection, request: int | None, deadline: float, kind: Kind
+        self,
+        connection: sqlite3.Connection,
+        request: int | None,
+        deadline: float,
+        kind: Kind,
+        since: float | None,
     ) -> tuple[int | None, Wait | None]:
         wait = self._wait(connection, request, kind)
         if wait is not None and wait.until is None:
@@ -226,7 +237,8 @@ class Permits:
             wait = self._wait(connection, request, kind)
         if wait is not None:
             return request, wait
-        self._file.bucket(connection).spend(kind)
+        waited = 0.0 if since is None else self._file.clock.monotonic() - since
+        self._file.bucket(connection).spend(kind, waited)
         self._delete(connection, request)
         return None, None
 
@@ -299,17 +311,19 @@ class Permits:
             return  # the retry of the request backs off
         seconds = limits.WINDOW_SECONDS if error.retry_after is None else error.retry_after
 
-        def work(connection: sqlite3.Connection) -> float | None:
+        def work(connection: sqlite3.Connection) -> tuple[float, str] | None:
             if not queue_only:
-                return self._file.bucket(connection).stop(scope, seconds)
+                bucket = self._file.bucket(connection)
+                return bucket.stop(scope, seconds, is_block=error.is_block), bucket.lesson
             connection.execute(
                 "UPDATE queue SET stopped_until = ?, trouble = ? WHERE cloudflare_id = ?",
                 (self._file.clock.monotonic() + seconds, str(error), cloudflare_id),
             )
             return None
 
-        until = self._file.write(work)
-        if until is not None:
-            # A process that also counts by itself has logged an end that is a moment earlier.
-            self._file.stop_log.stopped(error, until)
+        stop = self._file.write(work)
+        if stop is not None:
+            # A process that also counts by itself may have logged an end that is a moment earlier.
+            until, lesson = stop
+            self._file.stop_log.stopped(error, until, lesson if error.is_block else "")
             self._fleet.stop(scope, seconds)

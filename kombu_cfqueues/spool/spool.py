@@ -11,6 +11,7 @@ from ..envelope import Address
 from ..errors import CFQueuesError
 from ..rate_limit import Budget, Limit
 from ..redis_allowance import RedisAllowance
+from .bucket import LearnedShare
 from .election import Election
 from .facts import FileFacts
 from .file import File
@@ -180,6 +181,10 @@ class Spool:
     def allowed(self) -> Allowed:
         """Return what is left of the allowance."""
         return self._listing.allowed()
+
+    def share(self) -> LearnedShare | None:
+        """Return the share of the token that this machine has learned, if it has."""
+        return self._listing.share()
 
     def sharers(self) -> list[int]:
         """Return the ids of the other processes that use the spool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,8 @@ from ..errors import (
     ConnectionFailed,
     PermanentError,
     PublishTimeout,
+    RateLimited,
+    Scope,
     TransientError,
     copy_of,
 )
@@ -27,6 +30,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 
 class Transport(virtual.Transport):
@@ -190,7 +195,9 @@ class Transport(virtual.Transport):
         """Connect: check with one request per process that the server accepts the token.
 
         With ``publish_mode="spool"`` there is no request: an application that spools must be able
-        to start while the server is unreachable.
+        to start while the server is unreachable.  Nor is there one while the API stops the token:
+        the server is there, and each call then says for how long it cannot be made.  Only where
+        Kombu has another URL, connecting fails.
 
         Raises:
             CFQueuesError: The request failed.
@@ -201,10 +208,7 @@ class Transport(virtual.Transport):
         try:
             # Before the base class opens a channel, which would be left on a dead transport.
             if options.publish_mode != "spool":
-                with no_reentry:
-                    self.session.account.directory.probe(
-                        options, deadline=time.monotonic() + seconds
-                    )
+                self._probe(options, time.monotonic() + seconds)
             super().establish_connection()
         except BaseException as error:
             self._leave_account()
@@ -214,6 +218,16 @@ class Transport(virtual.Transport):
                 raise copy_of(error) from error
             raise
         return self
+
+    def _probe(self, options: Options, deadline: float) -> None:
+        try:
+            with no_reentry:
+                self.session.account.directory.probe(options, deadline=deadline)
+        except RateLimited as error:
+            # Kombu would connect again and again, and its caller would hear of it late.
+            if self.session.has_alternates or error.stops is Scope.QUEUE:
+                raise
+            logger.debug("connecting without a request: %s", error)
 
     def verify_connection(self, connection: Transport) -> bool:
         """Whether *connection* is open.  Another thread may close it while this one connects."""

@@ -337,6 +337,37 @@ def test_a_token_that_the_api_has_stopped(run, tmp_path):
 
     assert verdicts(done)["allowance"] == "problem"
     assert "what else uses the token" in done.out
+    assert verdicts(done)["share"] == "warning"
+    assert re.search(r"uses 2% of request_rate since \d+ s?", done.out)
+    assert "of the 1,200 requests" in done.out
+    assert "budget_url" in done.out
+
+
+def test_a_machine_that_has_learned_nothing_has_no_line_on_its_share(cfqueues, tmp_path):
+    done = cfqueues("doctor", "--spool-dir", tmp_path / "spool", "--request-rate", "20", "--json")
+
+    assert "share" not in verdicts(done)
+
+
+def test_top_shows_the_share_that_the_machine_has_learned(run, tmp_path):
+    options = ["--spool-dir", tmp_path / "spool", "--request-rate", "400"]
+    api, answers = Api(["jobs"]), [Failure(429, 971, Retry_After="1")]
+    with ScriptedServer(otherwise=lambda r: answers.pop() if answers else api(r)) as server:
+        run(server.broker_url, "doctor", *options, code=None)
+        done = run(server.broker_url, "top", *options, "--json", "-n", "1")
+
+    assert json.loads(done.out)["share"] == 0.025
+
+
+def test_pods_are_told_what_to_set(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with ScriptedServer(otherwise=Api(["jobs"])) as server:
+        lone = run(server.broker_url, "doctor", "-o", "request_rate=3.7", "--json")
+        divided = run(server.broker_url, "doctor", "-o", "request_rate=0.5", "--json")
+
+    assert verdicts(lone)["pod"] == "warning"
+    assert "budget_url" in lone.out
+    assert "pod" not in verdicts(divided)
 
 
 def test_a_spool_that_cannot_be(cfqueues, tmp_path):

@@ -28,6 +28,7 @@ from kombu_cfqueues.errors import ConfigurationError, Scope
 from kombu_cfqueues.options import Secret
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.redis_allowance import BudgetUnavailable, RedisAllowance
+from kombu_cfqueues.spool.file import File
 
 RATE, BURST = 20.0, 10
 
@@ -324,6 +325,25 @@ def test_machines_that_were_alone_do_not_return_with_a_full_burst(redis_server):
     assert eventually(lambda: fleet.look("token").free == 50)
     fleet.ask("token", publishing=True, anew=True)
     assert fleet.look("token").free < 50
+
+
+def test_without_redis_a_machine_has_the_share_that_a_block_has_taught(redis_server, tmp_path):
+    """Else a sixteenth.  With Redis, a share that was learned changes nothing."""
+    limit = Limit(16.0, 60)
+    fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", limit)
+    file = File("https://api", "account", limit, lambda: "t", spool_dir=str(tmp_path), fleet=fleet)
+
+    def pace(bucket):
+        return bucket.ready_at(102) - bucket.ready_at(101)
+
+    file.write(lambda c: file.fleet_bucket(c).failed("gone", 0.0))
+    assert file.read(lambda c: pace(file.bucket(c))) == pytest.approx(1.0)
+    file.write(lambda c: file.fleet_bucket(c).stop(Scope.EVERYTHING, 0.0, is_block=True))
+    learned = file.read(lambda c: file.bucket(c).share)
+    assert learned is not None
+    assert file.read(lambda c: pace(file.bucket(c))) == pytest.approx(1 / learned.rate)
+    file.write(lambda c: file.fleet_bucket(c).granted(0.0))
+    assert file.read(lambda c: pace(file.bucket(c))) == pytest.approx(1 / 16)
 
 
 def test_what_the_api_reports_slows_the_fleet(redis_server):

@@ -139,8 +139,9 @@ def test_what_was_learned_is_kept_while_a_refusal_may_pass(emulator):
 
 CONNECT = """
     from kombu_cfqueues.errors import RateLimited
+    session = connect().transport.session
     try:
-        connect().connect()
+        session.account.directory.probe(session.options, deadline=time.monotonic() + 1)
     except RateLimited:
         print(json.dumps("does not know whether the token works"))
     else:

@@ -168,4 +168,5 @@ def test_every_count_is_in_every_snapshot():
     found = Metrics().snapshot()
 
     counts = {*module.QUEUE_COUNTS, *module.PROCESS_COUNTS}
-    assert set(found) == counts | {"pid", "since", "hints", "queues", "shared_budgets"}
+    notes = {"pid", "since", "share", "hints", "queues", "shared_budgets"}
+    assert set(found) == counts | notes

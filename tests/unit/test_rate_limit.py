@@ -156,14 +156,15 @@ def test_in_no_time_does_more_leave_than_the_limit_says(limit, gaps):
 def test_a_clock_that_began_anew_earns_nothing():
     """A file outlives a boot: what it says of time means nothing then."""
     saved = Allowance(tokens=9.0, counted_at=5_000.0)
-    assert saved.counted(FOUR, now=10.0) == Allowance(tokens=1.0, counted_at=10.0)
+    anew = saved.counted(FOUR, now=10.0)
+    assert (anew.tokens, anew.counted_at) == (1.0, 10.0)
 
 
 def test_an_allowance_is_numbers_alone():
     """So that a row of a file can hold it."""
     allowance = Allowance.new(FOUR, now=3.0).guarded(FOUR, 1, 30.0).stopped(Scope.EVERYTHING, 9.0)
-    assert all(isinstance(value, int | float) for value in allowance)
-    assert Allowance(*tuple(allowance)) == allowance
+    assert all(isinstance(value, int | float) for value in allowance.row)
+    assert Allowance.of_row(allowance.row) == allowance
 
 
 # -- what the server says is left -------------------------------------------------------------
@@ -267,10 +268,17 @@ def test_a_429_stops_its_scope_until_retry_after(
 ):
     """A full queue does not stop the others; a blocked token stops everything."""
     budget.refused(refused(20, code), queue="emails")
-    callers = [acquire(queue="emails"), acquire(queue="reports"), acquire()]
+    callers = [
+        acquire(timeout=99, queue="emails"),
+        acquire(timeout=99, queue="reports"),
+        acquire(timeout=99),
+    ]
     time.run()
 
-    assert waited(callers) == [this_queue, other_queue, other_calls]
+    if code == 971:  # which teaches a share, and so a time of the machine's own
+        assert all(caller.result >= 20 for caller in callers)
+    else:
+        assert waited(callers) == [this_queue, other_queue, other_calls]
 
 
 def test_who_cannot_wait_for_the_end_of_a_block_fails_at_once(time, budget, acquire):

@@ -1,0 +1,34 @@
+"""The request allowance of an API token: how many requests may leave, and what stops them.
+
+Cloudflare counts requests per token.  Exceeding the limit blocks *every* call of the token for 5
+minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
+
+`Allowance` is arithmetic: an immutable value of a few numbers, whose methods return a changed copy.
+A part of it is the `Share` of the machine.  `Budget` keeps one for the threads of a process.  The
+spool keeps one in its file, for the processes of a machine.
+"""
+
+from __future__ import annotations
+
+from .allowance import CLOUDFLARE_LIMIT, INITIAL_TOKENS, Allowance, Limit, parse_ratelimit
+from .budget import Budget, Waiter
+from .share import Share
+from .stop_log import WAYS_OUT, StopLog
+from .waits import NoPermit, Stopped, no_permit, stopped
+
+__all__ = [
+    "CLOUDFLARE_LIMIT",
+    "INITIAL_TOKENS",
+    "WAYS_OUT",
+    "Allowance",
+    "Budget",
+    "Limit",
+    "NoPermit",
+    "Share",
+    "StopLog",
+    "Stopped",
+    "Waiter",
+    "no_permit",
+    "parse_ratelimit",
+    "stopped",
+]

@@ -1,0 +1,204 @@
+"""The allowance of a token, as arithmetic: what is there, what is earned, what a stop leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from .. import limits
+from ..errors import Scope
+from ..options import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
+from ..runtime.rng import rng
+from .share import Share
+
+INITIAL_TOKENS: Final = 5
+"""Tokens of a new bucket: requests that left before this process started are unknown."""
+
+SAME_BLOCK_SECONDS: Final = 10.0
+"""A block that comes so soon after the end of another one is the same block.
+
+The clocks of a fleet differ a little.  Whoever returns too early must not learn from it that it
+had made no request."""
+
+_LATE_TOKENS: Final = 0.01
+"""A request that found less than a whole token by this much had to wait for one."""
+
+_ROUNDING: Final = 1e-9
+"""The fraction of a token that a sum of floats may miss."""
+
+
+class Limit(NamedTuple):
+    """A rate limit: in any ``s`` seconds at most ``rate * s + burst`` requests leave."""
+
+    rate: float
+    """Requests per second, after the burst is spent."""
+    burst: int
+    """Requests that may leave at once after a time without requests."""
+
+
+CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)
+"""The default limit of requests to Cloudflare."""
+
+
+class Allowance(NamedTuple):
+    """What a token may still send, as plain numbers.  Times are seconds of one monotonic clock."""
+
+    tokens: float
+    """Requests that may leave at once, as counted at ``counted_at``."""
+    counted_at: float
+    slow_rate: float = 0.0
+    """Requests per second until ``slow_until``, if the server has said that few are left."""
+    slow_until: float = 0.0
+    stopped_until: float = 0.0
+    """No request may leave before this time."""
+    publishing_stopped_until: float = 0.0
+    """No publishing request may leave before this time."""
+    share: Share = Share()
+    """Which part of the limit is this machine's, as far as blocks have taught."""
+
+    @classmethod
+    def new(cls, limit: Limit, now: float) -> Allowance:
+        """Return the allowance of a bucket without a known history."""
+        tokens = min(limit.burst, INITIAL_TOKENS)
+        return cls(tokens=tokens, counted_at=now, share=Share(counted_from=now))
+
+    @classmethod
+    def of_row(cls, row: Sequence[float]) -> Allowance:
+        """Return the allowance that `row` made numbers of."""
+        numbers: list[Any] = list(row)
+        own = len(cls._fields) - 1
+        return cls._make([*numbers[:own], Share._make(numbers[own:])])
+
+    @property
+    def row(self) -> tuple[float, ...]:
+        """All of it as numbers, for a row of a file; `ROW` has their names."""
+        return (*self[:-1], *self.share)
+
+    def mine(self, limit: Limit) -> Limit:
+        """Return what of *limit* is this machine's."""
+        if self.share.is_whole:
+            return limit
+        return Limit(limit.rate * self.share.part, max(1, int(limit.burst * self.share.part)))
+
+    def counted(self, limit: Limit, now: float) -> Allowance:
+        """Return a copy with the tokens that were earned until *now*."""
+        if now < self.counted_at:  # the clock restarted: earn nothing, and keep at most one
+            share = self.share.moved(now - self.counted_at)
+            return self._replace(tokens=min(self.tokens, 1.0), counted_at=now, share=share)
+        limit = self.mine(limit)
+        start = min(now, self._earns_from)
+        slow = max(0.0, min(now, self.slow_until) - start)
+        full = now - start - slow
+        tokens = min(float(limit.burst), self.tokens + slow * self.slow_rate + full * limit.rate)
+        return self._replace(tokens=tokens, counted_at=now)
+
+    def ready_at(self, limit: Limit, tokens: int = 1) -> float:
+        """Return when *tokens* tokens will be available: ``counted_at`` if they already are."""
+        limit = self.mine(limit)
+        missing = tokens - self.tokens
+        if missing <= _ROUNDING:
+            return self.counted_at
+        start = self._earns_from
+        slow = max(0.0, self.slow_until - start)
+        if missing <= slow * self.slow_rate:
+            return start + missing / self.slow_rate
+        return start + slow + (missing - slow * self.slow_rate) / limit.rate
+
+    @property
+    def _earns_from(self) -> float:
+        """Since when tokens have been earned that are not counted yet: none during a block."""
+        return max(self.counted_at, self.stopped_until)
+
+    def spent(self, limit: Limit | None = None, waited_seconds: float = 0.0) -> Allowance:
+        """Return a copy with one token less.
+
+        Args:
+            limit: The whole limit.
+            waited_seconds: How long the request has waited.  If it waited for a token, and not for
+                something else, the share may grow.
+        """
+        waited = False
+        if limit is not None and not self.share.is_whole:
+            # A request that waited for something else finds more tokens than it needs.
+            earned = waited_seconds * self.mine(limit).rate
+            waited = self.tokens - earned < 1 - _LATE_TOKENS
+        share = self.share.counted(self.counted_at, waited=waited)
+        return self._replace(tokens=self.tokens - 1, share=share)
+
+    def guarded(self, limit: Limit, left: int, reset_seconds: float) -> Allowance:
+        """Return a copy after the server said that *left* requests are left until its reset.
+
+        Changes the rate only if the bucket could spend more than that before the reset.  Then the
+        requests that are left are spread over the time until the reset.  The newest answer
+        replaces the one before it.
+        """
+        if left >= self.tokens + self.mine(limit).rate * reset_seconds:
+            return self._replace(slow_until=self.counted_at)
+        return self._replace(
+            tokens=0.0,
+            slow_rate=left / reset_seconds,
+            slow_until=self.counted_at + reset_seconds,
+        )
+
+    def stopped(self, scope: Scope, until: float) -> Allowance:
+        """Return a copy after the API has stopped *scope*, which is not `Scope.QUEUE`.
+
+        After a block of the token, the bucket is as good as new: what was saved before is gone,
+        or all machines that were blocked would come back with a full burst in the same second.
+        """
+        if scope is Scope.PUBLISHING:
+            until = max(self.publishing_stopped_until, until)
+            return self._replace(publishing_stopped_until=until)
+        return self._replace(
+            tokens=min(self.tokens, float(INITIAL_TOKENS)),
+            stopped_until=max(self.stopped_until, until),
+        )
+
+    def blocked(self, limit: Limit, until: float) -> Allowance:
+        """Return a copy after the API's own answer that the token is blocked *until* then.
+
+        The machine learns its share from it.  It comes back at an instant of its own, within the
+        time in which it earns one token, since all the machines of a fleet are blocked at once.
+        """
+        stopped = self.stopped(Scope.EVERYTHING, until)
+        if self.stopped_until and self.counted_at < self.stopped_until + SAME_BLOCK_SECONDS:
+            return stopped
+        share = self.share.learned(limit.rate, self.counted_at, stopped.stopped_until)
+        return stopped._replace(tokens=min(stopped.tokens, rng.random()), share=share)
+
+    def lesson(self, limit: Limit, who: str) -> str:
+        """Return what the block that lasts has taught *who*, as a sentence; "" if none lasts."""
+        if self.share.counted_from <= self.counted_at:
+            return ""
+        return (
+            f"about {self.share.own:,.0f} of the {limits.REQUESTS_PER_WINDOW:,} requests were made "
+            f"by {who}, which sends at most {self.mine(limit).rate:.3g} requests per second from "
+            "now on"
+        )
+
+
+ROW: Final = (*Allowance._fields[:-1], *Share._fields)
+"""The names of the numbers of `Allowance.row`."""
+
+_LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
+_RESET_PATTERN: Final = re.compile(r";\s*t=(\d{1,9})(?!\d)")
+
+
+def parse_ratelimit(header: str) -> tuple[int, int] | None:
+    """Return the requests left and the seconds until the reset, of the strictest policy.
+
+    >>> parse_ratelimit('"default";r=50;t=30')
+    (50, 30)
+
+    The reset is at most one of Cloudflare's windows away, whatever the header says: a wrong value
+    must not slow down all processes of the machine for a day.
+
+    Returns None if *header* has no such policy: the header is a hint, and must not fail a request.
+    """
+    grants = []
+    for policy in header.split(","):
+        left, reset = _LEFT_PATTERN.search(policy), _RESET_PATTERN.search(policy)
+        if left and reset and int(reset[1]) > 0:
+            grants.append((int(left[1]), min(int(reset[1]), limits.WINDOW_SECONDS)))
+    return min(grants, key=lambda grant: grant[0] / grant[1], default=None)
