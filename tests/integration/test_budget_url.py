@@ -375,6 +375,7 @@ def test_a_wrong_password_is_said_and_not_shown(machine, redis_server, server, c
 
 def test_a_server_that_repeats_the_password_does_not_get_it_into_the_log():
     """Redis quotes the arguments of a command that it does not know."""
+    needs("redis")
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer():
