@@ -71,8 +71,9 @@ def nothing_remembered():
     """Each test begins as a process does; nothing goes on emptying the spool of an earlier one."""
     yield
     for one in account._registry.accounts.values():
-        if one.publisher._relay is not None:
-            one.publisher._relay.finish(0.0)
+        relay = one.publisher._relay
+        if relay is not None and relay._thread is not None:
+            relay.finish(0.0)
     account._registry.accounts.clear()
     forget_bindings()
 
