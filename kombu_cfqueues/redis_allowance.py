@@ -117,6 +117,13 @@ save()
 """Records that the API has stopped the token."""
 
 
+_DIGESTS: Final = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (ASK, STOP)
+}
+"""By which Redis knows the scripts that it has run before."""
+
+
 class BudgetUnavailable(CFQueuesError):
     """Redis did not answer, or refused."""
 
@@ -261,11 +268,10 @@ class RedisAllowance:
         keys = (self._key + token, self._key + "last")
         settings = (self.limit.rate, self.limit.burst, INITIAL_TOKENS, STATE_SECONDS)
         values = (*keys, *settings, *arguments)
-        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         answer, failure = None, ""
         try:
             try:
-                answer = client.evalsha(digest, len(keys), *values)
+                answer = client.evalsha(_DIGESTS[script], len(keys), *values)
             except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
                 answer = client.eval(script, len(keys), *values)
         except (redis.RedisError, OSError, ValueError) as error:

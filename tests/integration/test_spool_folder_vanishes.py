@@ -157,6 +157,34 @@ def test_what_was_accepted_before_the_log_vanished_is_delivered(server, options)
             assert not missing(server, [*bodies, "after"], 15)
 
 
+@pytest.mark.parametrize("removed", [["wal"], ["wal", "shm"]], ids=" and ".join)
+def test_a_new_process_waits_for_one_that_has_the_removed_log(server, options, removed):
+    """It would begin another log, and what is in the removed one would be lost."""
+    url, folder = server.broker_url, Path(options["spool_dir"])
+    server.faults.error("push", status=503, times=None)
+    server.faults.error("batch", status=503, times=None)
+    bodies = [f"before {number}" for number in range(20)]
+    with (
+        Publisher(url, options | {"publish_mode": "confirm"}) as asleep,
+        Publisher(url, options) as old,
+    ):
+        asleep.publish("uncertain", timeout=0.5)
+        assert asleep.outcomes(1)
+        old.publish(*bodies, one_thread=True)
+        assert {outcome.told for outcome in old.outcomes(20).values()} == {"returned"}
+        old.process.send_signal(signal.SIGSTOP)
+        for suffix in removed:
+            for piece in folder.glob(f"*.db-{suffix}"):
+                piece.unlink()
+        with Publisher(url, options) as new:
+            new.publish("after")
+            assert not new.outcomes(1, 1)  # it waits
+            old.process.send_signal(signal.SIGCONT)
+            assert new.outcomes(1, 15)["after"].told == "returned"
+            server.faults.clear()
+            assert not missing(server, [*bodies, "after"], 15)
+
+
 def test_who_wakes_after_others_use_a_new_log_writes_nothing_of_the_old_one(server, options):
     """The file would hold pages of both."""
     url, folder = server.broker_url, Path(options["spool_dir"])
