@@ -29,7 +29,13 @@ from ..errors import (
     SpoolFull,
     SpoolUnavailable,
 )
-from ..options import POD_ADVICE, Options, is_loopback, lacks_shared_rate
+from ..options import (
+    POD_ADVICE,
+    Options,
+    frozen_spool_advice,
+    is_loopback,
+    lacks_shared_rate,
+)
 from ..rate_limit import Limit
 from ..redis_allowance import BudgetUnavailable
 from ..spool import Spool
@@ -290,12 +296,19 @@ def _others(page: QueuePage, names: tuple[str, ...]) -> Iterator[Check]:
             yield Check(_label(queue.name), "warning", text)
 
 
+def _platform(options: Options) -> Iterator[Check]:
+    """Check what Kubernetes, AWS Lambda and Cloud Run take away from a process."""
+    if lacks_shared_rate(options):
+        yield Check("pod", "warning", POD_ADVICE)
+    if options.publish_mode == "spool" and (advice := frozen_spool_advice()):
+        yield Check("serverless", "warning", advice)
+
+
 def _machine(session: Session) -> Iterator[Check]:
     """Check the request allowance, and the spool by which processes share it."""
     options = session.options
     rate, reported = options.request_rate, session.requests_left()
-    if lacks_shared_rate(options):
-        yield Check("pod", "warning", POD_ADVICE)
+    yield from _platform(options)
     if rate is None:
         yield Check("allowance", "ok", f"requests to {options.host} are not limited")
         if options.publish_mode != "spool":

@@ -6,6 +6,7 @@ from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
 from .secret import Secret, Token, is_missing
+from .serverless import frozen_spool_advice
 from .sources import (
     BUDGET_VARIABLE,
     DEFAULT_REQUEST_BURST,
@@ -25,6 +26,7 @@ __all__ = [
     "Options",
     "Secret",
     "Token",
+    "frozen_spool_advice",
     "is_loopback",
     "is_missing",
     "is_ours",

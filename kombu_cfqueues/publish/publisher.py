@@ -31,7 +31,7 @@ from ..errors import (
     SpoolUnavailable,
     TransientError,
 )
-from ..options import POD_ADVICE, Options, lacks_shared_rate
+from ..options import POD_ADVICE, Options, frozen_spool_advice, lacks_shared_rate
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
@@ -86,6 +86,7 @@ class Publisher:
         self._long_wait = 0.5 / options.request_rate if options.request_rate else inf
         self._waits = threading.local()
         self._is_unaware_pod = lacks_shared_rate(options)
+        self._frozen_spool_advice = frozen_spool_advice()
         self._spool_of_machine = spool
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
@@ -172,6 +173,8 @@ class Publisher:
             SpoolUnavailable: No directory of this machine can hold the spool.
         """
         self._begin()
+        if self._frozen_spool_advice:
+            _warn(self._frozen_spool_advice)
         places = self._keep(messages, max_bytes, deadline)
         self.relay.notify()
         # Nothing here waits for the network, so let other greenlets run.
@@ -181,7 +184,7 @@ class Publisher:
     def _begin(self) -> None:
         if self._is_unaware_pod:
             self._is_unaware_pod = False
-            _warn_of_pod()
+            _warn(POD_ADVICE)
 
     def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
         repeats = self._options.retry_uncertain
@@ -346,8 +349,8 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
 
 
 @once
-def _warn_of_pod() -> None:
-    logger.warning("%s", POD_ADVICE)
+def _warn(advice: str) -> None:
+    logger.warning("%s", advice)
 
 
 @once

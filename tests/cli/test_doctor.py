@@ -370,6 +370,21 @@ def test_pods_are_told_what_to_set(run, tmp_path, monkeypatch):
     assert "pod" not in verdicts(divided)
 
 
+@pytest.mark.parametrize("variable", ["AWS_LAMBDA_FUNCTION_NAME", "K_SERVICE"])
+def test_a_spool_in_a_sandbox_that_is_frozen_is_a_warning(run, tmp_path, monkeypatch, variable):
+    """Whoever deploys there learns that spooled messages wait, and can be lost."""
+    monkeypatch.setenv(variable, "shop")
+    with ScriptedServer(otherwise=Api(["jobs"])) as server:
+        folder = ["--spool-dir", tmp_path / "spool", "--json"]
+        spools = run(server.broker_url, "doctor", "-o", "publish_mode=spool", *folder)
+        confirms = run(server.broker_url, "doctor", *folder)
+
+    assert verdicts(spools)["serverless"] == "warning"
+    assert variable in spools.out
+    assert "publish_mode='confirm'" in spools.out
+    assert "serverless" not in verdicts(confirms)
+
+
 def test_a_spool_that_cannot_be(cfqueues, tmp_path):
     (tmp_path / "file").touch()
 
