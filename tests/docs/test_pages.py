@@ -28,6 +28,9 @@ PAGES = sorted(
     ]
 )
 
+#: The levels of the log that ask somebody to act.
+LOUD = ("warning", "error", "exception")
+
 #: Their default depends on other things, which the page says in words.
 DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
 
@@ -109,6 +112,31 @@ def test_every_error_is_documented():
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| .+ \|$", page, re.MULTILINE)
     documented = {name for row in rows for name in re.findall(r"\w+", row)}
     assert names - families <= documented
+
+
+def lines_of_the_log() -> list:
+    """The text of each warning and error that the library logs, where it is written as it is."""
+    return sorted(
+        {
+            pytest.param(call.args[0].value, id=f"{file.stem}:{call.lineno}")
+            for file in PACKAGE.rglob("*.py")
+            for call in ast.walk(ast.parse(file.read_text()))
+            if isinstance(call, ast.Call)
+            and ast.unparse(call.func) in {f"logger.{name}" for name in LOUD}
+            and isinstance(call.args[0], ast.Constant)
+            and call.args[0].value != "%s"
+        },
+        key=lambda param: param.id,
+    )
+
+
+@pytest.mark.parametrize("line", lines_of_the_log())
+def test_every_warning_of_the_log_can_be_looked_up(line):
+    """The page quotes enough of it to be found, beside its cause and what to do."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    pieces = re.split(r"%[\d.]*[a-z]", line)
+    starts = [piece.strip()[:24] for piece in pieces if len(piece) > 12]
+    assert any(start in page for start in starts), line
 
 
 def anchors(page: Path) -> set[str]:
