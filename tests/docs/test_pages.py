@@ -135,7 +135,7 @@ def test_every_warning_of_the_log_can_be_looked_up(line):
     """The page quotes enough of it to be found, beside its cause and what to do."""
     page = (ROOT / "docs/troubleshooting.md").read_text()
     pieces = re.split(r"%[\d.]*[a-z]", line)
-    starts = [piece.strip()[:24] for piece in pieces if len(piece) > 12]
+    starts = [piece.strip(" :")[:24] for piece in pieces if len(piece) > 12]
     assert any(start in page for start in starts), line
 
 
