@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -98,6 +99,13 @@ def test_every_option_is_documented_with_its_default():
             factory = field.default_factory
             default = field.default if factory is MISSING else factory()
             assert ast.literal_eval(documented[field.name].strip("`")) == default, field.name
+
+
+def test_every_option_has_an_anchor_in_the_built_page():
+    """An answer to a question can link to the one option that it is about."""
+    source = [(ROOT / "docs/options.md").read_text()]
+    runpy.run_path(str(ROOT / "docs/conf.py"))["anchor_options"](None, "options", source)
+    assert {field.name for field in fields(Options)} <= set(re.findall(r'<a id="(\w+)"', source[0]))
 
 
 def test_every_error_is_documented():
