@@ -19,6 +19,7 @@ class Delivery(NamedTuple):
             pull, so that it is never later than the server's own time.
         raw: The message as the API returned it.
         message: Kombu's dictionary of the message.
+        leased_at: When the lease began, on the same clock.
         failed: The application's callback raised an exception over it.
     """
 
@@ -28,6 +29,7 @@ class Delivery(NamedTuple):
     leased_until: float
     raw: dict[str, Any]
     message: dict[str, Any]
+    leased_at: float = 0.0
     failed: bool = False
 
     @property

@@ -20,6 +20,7 @@ from kombu.transport.base import to_rabbitmq_queue_arguments
 from .. import envelope
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
+from ..health import serve_if_wanted
 from ..options import log_queue_arguments
 from ..runtime.fork import notice_fork
 from . import celery_task
@@ -360,13 +361,16 @@ class ConsumingChannel(RoutingChannel):
     def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
         remains.settle(session.account.receiver)
+        is_reply = celery_task.is_result_queue(queue)
+        if not is_reply:  # whoever waits for a result is no worker
+            serve_if_wanted(session.options)
         return Subscription(
             queue,
             options=session.options,
             window=self.qos.window,
             inbox=session.inbox,
             fails_over=session.has_alternates,
-            is_reply=celery_task.is_result_queue(queue),
+            is_reply=is_reply,
         )
 
     def _subscribe(self, subscription: Subscription, consumer_tag: str) -> None:

@@ -100,6 +100,11 @@ class Prefetch(virtual.QoS):
         """Whether messages were delivered that are not settled."""
         return bool(self._deliveries)
 
+    def deliveries(self) -> list[Delivery]:
+        """Return what was delivered and is not settled."""
+        with self._lock:
+            return list(self._deliveries.values())
+
     def drop(self, delivery_tag: str) -> None:
         """Give back a message that the application has dropped.  Takes no lock."""
         self.receiver.dropped.add(functools.partial(self._give_back, delivery_tag))
