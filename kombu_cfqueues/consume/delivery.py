@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..api.models import PullConsumer, Queue
+from .cause import Cause
 
 
 class Delivery(NamedTuple):
@@ -21,6 +22,7 @@ class Delivery(NamedTuple):
         message: Kombu's dictionary of the message.
         leased_at: When the lease began, on the same clock.
         failed: The application's callback raised an exception over it.
+        cause: Why the application gives it up; None if it did not say so.
     """
 
     queue: Queue
@@ -31,6 +33,7 @@ class Delivery(NamedTuple):
     message: dict[str, Any]
     leased_at: float = 0.0
     failed: bool = False
+    cause: Cause | None = None
 
     @property
     def is_last(self) -> bool:

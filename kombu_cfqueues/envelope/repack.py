@@ -9,20 +9,29 @@ from typing import Any
 from .. import limits
 from ..errors import MessageTooLarge
 from ..runtime.rng import new_id
+from .deaths import HEADER, Death, with_death, without_deaths
 from .json_text import NOT_JSON, encode_kombu, quote, strict_loads
 from .packed import Packed
-from .unpack import cloudflare_type, content_of, foreign_message
+from .unpack import cloudflare_type, content_of, foreign_message, is_envelope
 
 
-def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
+def repack(
+    raw: Mapping[str, Any],
+    *,
+    delay_seconds: int = 0,
+    death: Death | None = None,
+    forget_deaths: bool = False,
+) -> Packed:
     """Return a pulled message, ready to be published again as what it was.
 
     Text and JSON stay what they are.  Data is put into a Kombu envelope, because Cloudflare accepts
-    only text and JSON over HTTP.
+    only text and JSON over HTTP.  Only a Kombu envelope has headers, and so can say why it died.
 
     Args:
         raw: An entry of a pull's ``messages``.
         delay_seconds: Seconds until the copy may be delivered.
+        death: Why the message is dead-lettered; None if it is not.
+        forget_deaths: Whether to take off what it says of earlier deaths.
 
     Raises:
         MessageTooLarge: The message is data that does not fit into an envelope.
@@ -30,8 +39,11 @@ def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
     cf_type = cloudflare_type(raw)
     body, value = content_of(raw.get("body"), cf_type)
     if isinstance(body, bytes):
-        text, value = str(encode_kombu(_envelope_of_data(body))), NOT_JSON
+        data = _envelope_of_data(body)
+        text, value = str(encode_kombu(with_death(data, death) if death else data)), NOT_JSON
     else:
+        if isinstance(value, dict) and is_envelope(value):
+            body = _marked(body, value, death, forget_deaths=forget_deaths)
         is_json = cf_type == "json" and value is not NOT_JSON
         text, value = body, _strict_value(body) if is_json else NOT_JSON
     size = len(text.encode())
@@ -45,6 +57,15 @@ def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
     fragment = f'{{"body":{content},"content_type":"{content_type}"'.encode()
     due = time.time() + delay_seconds if delay_seconds else None
     return Packed(fragment, len(fragment), due, not as_json or isinstance(value, (dict, list)))
+
+
+def _marked(text: str, message: dict[str, Any], death: Death | None, *, forget_deaths: bool) -> str:
+    """Return the text of an envelope with *death*, or without any; the same text if it has none."""
+    if forget_deaths and HEADER in message["headers"]:
+        message = without_deaths(message)
+    elif death is None:
+        return text
+    return str(encode_kombu(message if death is None else with_death(message, death)))
 
 
 def _envelope_of_data(data: bytes) -> dict[str, Any]:
