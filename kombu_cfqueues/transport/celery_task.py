@@ -146,7 +146,7 @@ def note_failures() -> None:
     def noting(self: Any, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         note = getattr(getattr(self, "_message", None), "note_failure", None)
         if note is not None:  # a message of ours
-            error = getattr(exc_info, "exception", None)
+            error: Any = exc_info.exception
             if type(error).__name__ == "ExceptionWithTraceback":  # billiard's, from a child
                 error = error.exc
             note(error)
