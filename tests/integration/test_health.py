@@ -346,6 +346,20 @@ def test_a_worker_that_cannot_reach_its_broker_is_unhealthy(emulator, tmp_path, 
         worker.kill()
 
 
+def test_a_worker_whose_token_is_revoked_is_unhealthy_until_it_has_stopped(
+    emulator, tasks, tmp_path, port
+):
+    """It stops by itself; while its last task runs, its probe is told."""
+    with worker_at(port, emulator, tmp_path, "threads") as worker:
+        until(lambda: status(port, "/readyz") == 200)
+        tasks.nap.delay(1, 4)
+        until(lambda: worker.runs("nap"))
+        emulator.faults.error(status=403, code=9109, message="no", times=None)
+        until(lambda: status(port) == 503)
+        assert not worker.runs("nap ended")
+        assert worker.wait() != 0
+
+
 @pytest.mark.skipif(not MATRIX, reason="half a minute: make matrix")
 def test_pulls_that_hang_are_seen_within_30_seconds(emulator, tasks, tmp_path, port):
     """With every default, in an idle worker."""

@@ -296,7 +296,7 @@ function describe(message) {
   Object.assign(facts, { "Message id": message.id, Published: moment(message.published), Size: bytes(message.size) });
   if (message.delay_seconds) facts.Delay = duration(message.delay_seconds);
   facts["Content type"] = message.content_type;
-  const death = what.headers?.["x-death"]?.[0];
+  const death = [what.headers?.["x-death"]].flat().find((one) => one?.reason);
   if (death) facts.Died = deathOf(death);
   const parts = [
     el("dl", { class: "facts-list" }, ...Object.entries(facts).map(([name, value]) => el("div", { class: value.length > 20 ? "long" : null }, el("dt", {}, name), el("dd", {}, value)))),
