@@ -49,11 +49,11 @@ class Judge:
 
     def renew_after_fork(self) -> None:
         """Start anew: a child consumes for itself."""
-        self.is_stopping = False
         self.begin()
 
     def begin(self) -> None:
         """Expect this process to consume from now on."""
+        self.is_stopping = False
         self._open_at = time.monotonic()  # when a connection was last seen to consume
 
     def report(self) -> Report:

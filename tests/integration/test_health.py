@@ -113,7 +113,9 @@ def test_a_revoked_token_is_unhealthy_at_once(server, port):
         until(lambda: status(port, "/readyz") == 200)
         server.faults.error("pull", status=403, code=9109, message="no", times=None)
         until(lambda: status(port) == 503)
-        assert "revoked or mistyped" in get(port, "/healthz")[1]
+        shown = get(port, "/healthz")[1]
+        assert "revoked or mistyped" in shown
+        assert server.token not in shown + get(port, "/metrics")[1]
 
 
 def test_acknowledgements_that_hang_are_unhealthy(server, port, impatient):
@@ -397,3 +399,16 @@ assert step._service is None
         check=True,
         cwd=HERE,
     )
+
+
+def test_importing_the_package_is_enough_for_the_step(tmp_path):
+    """And Celery is imported only for it."""
+    code = """
+import sys
+import kombu_cfqueues
+kombu_cfqueues.health
+assert "celery" not in sys.modules
+assert kombu_cfqueues.health.HealthStep.__name__ == "HealthStep"
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
