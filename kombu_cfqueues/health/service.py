@@ -41,13 +41,13 @@ class Service:
         self._run_token: object | None = None  # of the thread that is to go on
         self._retry_at = 0.0
         self._is_healthy = True  # as far as the log says
-        self._has_complained = False
+        self._complaints: set[str] = set()  # what the log was told
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Watch nothing: the child is no consumer yet, and the parent answers for itself."""
         listener, self._listener, self._run_token = self._listener, None, None
-        self._is_healthy, self._has_complained, self._retry_at = True, False, 0.0
+        self._is_healthy, self._complaints, self._retry_at = True, set(), 0.0
         if listener is not None:
             listener.abandon()
 
@@ -99,8 +99,8 @@ class Service:
             self._listener = Listener(address)
         except OSError as error:
             self._retry_at = time.monotonic() + BIND_RETRY_SECONDS
-            if not self._has_complained:
-                self._has_complained = True
+            if "address" not in self._complaints:
+                self._complaints.add("address")
                 logger.warning(
                     "health checks of this process cannot be answered at %s (%s), so the process "
                     "goes on without them and tries again every %d seconds: if another worker of "
@@ -111,7 +111,7 @@ class Service:
                 )
             return
         logger.info("health checks are answered at http://%s/healthz", self._listener.address)
-        self._has_complained = False
+        self._complaints.discard("address")
 
     def _tick(self) -> None:
         report = judge.report()
@@ -131,8 +131,8 @@ class Service:
             else:
                 file.unlink(missing_ok=True)
         except OSError as error:
-            if not self._has_complained:
-                self._has_complained = True
+            if "file" not in self._complaints:
+                self._complaints.add("file")
                 logger.warning(
                     "health_file %s cannot be written, so probes that look at it fail: %s",
                     file,
