@@ -215,6 +215,18 @@ def test_each_metric_of_the_dashboard_and_the_alerts_exists(queues):
         assert names_in(expression) <= there, expression
 
 
+def test_the_page_names_each_metric_and_no_other(queues):
+    page = (ROOT / "docs/monitoring.md").read_text()
+    named = {
+        name for name in names_in(page) if name not in ("cfqueues_queue_", "cfqueues_NAME_total")
+    }
+    with Exporter(queues) as exporter:
+        of_queues = {name for name in names_in(exporter.get("/metrics")[1])}
+        there = all_names(exporter)
+    assert named <= there
+    assert of_queues - {"cfqueues_exporter_requests", "cfqueues_exporter_failures"} <= named
+
+
 def test_the_labels_of_the_dashboard_exist(queues):
     text = (FILES / "grafana.json").read_text()
     with Exporter(queues) as exporter:
