@@ -39,8 +39,7 @@ def repack(
     cf_type = cloudflare_type(raw)
     body, value = content_of(raw.get("body"), cf_type)
     if isinstance(body, bytes):
-        data = _envelope_of_data(body)
-        text, value = str(encode_kombu(with_death(data, death) if death else data)), NOT_JSON
+        text, value = _text_of_data(body, death), NOT_JSON
     else:
         if isinstance(value, dict) and is_envelope(value):
             body = _marked(body, value, death, forget_deaths=forget_deaths)
@@ -52,6 +51,11 @@ def repack(
             f"a copy of the message would have {size:,} bytes, and Cloudflare Queues accepts at "
             f"most {limits.BODY_BYTES:,} bytes"
         )
+    return _packed(text, value, delay_seconds)
+
+
+def _packed(text: str, value: Any, delay_seconds: int) -> Packed:
+    """Return a body, which is JSON if it has a *value*, ready to be posted."""
     as_json = value is not NOT_JSON
     content, content_type = (text, "json") if as_json else (quote(text), "text")
     fragment = f'{{"body":{content},"content_type":"{content_type}"'.encode()
@@ -68,10 +72,11 @@ def _marked(text: str, message: dict[str, Any], death: Death | None, *, forget_d
     return str(encode_kombu(message if death is None else with_death(message, death)))
 
 
-def _envelope_of_data(data: bytes) -> dict[str, Any]:
+def _text_of_data(data: bytes, death: Death | None) -> str:
+    """Return *data* in an envelope, with *death*."""
     message = foreign_message(data, "application/data", "binary")
     message["properties"]["message_id"] = new_id()
-    return message
+    return str(encode_kombu(message if death is None else with_death(message, death)))
 
 
 def _strict_value(text: str) -> Any:
