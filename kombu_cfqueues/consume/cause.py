@@ -34,7 +34,7 @@ class Cause(NamedTuple):
         if error is None:
             return cls(hostname=hostname, reason=reason)
         try:
-            text = str(error)
+            text = str(error).encode("utf-8", "replace").decode()  # no lone surrogates
         # The exception is the application's, and so is its text.
         except Exception:  # noqa: BLE001
             text = ""

@@ -64,12 +64,21 @@ def _packed(text: str, value: Any, delay_seconds: int) -> Packed:
 
 
 def _marked(text: str, message: dict[str, Any], death: Death | None, *, forget_deaths: bool) -> str:
-    """Return the text of an envelope with *death*, or without any; the same text if it has none."""
+    """Return the text of an envelope with *death*, or without any.
+
+    The same text, if there is nothing to change, or if it cannot be written again.
+    """
     if forget_deaths and HEADER in message["headers"]:
         message = without_deaths(message)
     elif death is None:
         return text
-    return str(encode_kombu(message if death is None else with_death(message, death)))
+    try:
+        marked = str(encode_kombu(message if death is None else with_death(message, death)))
+        marked.encode()
+    # Python's JSON reads what it does not write, such as NaN and lone surrogates.
+    except (TypeError, ValueError, RecursionError):
+        return text
+    return marked
 
 
 def _text_of_data(data: bytes, death: Death | None) -> str:

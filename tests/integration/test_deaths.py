@@ -13,6 +13,7 @@ from kombu import Connection
 
 from kombu_cfqueues.cli import peek, redrive
 from kombu_cfqueues.consume.cause import MAX_TEXT_CHARACTERS, Cause
+from kombu_cfqueues.envelope import repack
 from kombu_cfqueues.envelope.deaths import MAX_DEATHS, with_death
 
 from .consuming import FAST, Collector, consume, drain, drain_until_it_fails, publish
@@ -199,6 +200,24 @@ def test_a_second_death_of_the_same_kind_is_counted():
     assert len(message["headers"]["x-death"]) == MAX_DEATHS
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        '{"body":"x","headers":{"n":NaN},"properties":{}}',
+        '{"body":"x","headers":{"n":"\\ud800"},"properties":{}}',
+        '{"body":"x","headers":{"n":{"__type__":"decimal","__value__":"x"}},"properties":{}}',
+        '{"body":"x","headers":' + '{"n":' * 200 + "1" + "}" * 200 + ',"properties":{}}',
+    ],
+)
+def test_an_envelope_that_python_reads_and_does_not_write_is_moved_as_well(strange):
+    """A hostile message must not stay for ever, because it cannot say why it died."""
+    raw = {"body": strange, "metadata": {"CF-Content-Type": "text"}}
+    packed = repack(raw, death={"queue": "a", "reason": "rejected"})
+    moved = json.loads(json.loads(packed.encode())["body"])
+    assert moved["body"] == "x"
+    assert repack(raw, forget_deaths=True).encode()
+
+
 @pytest.mark.parametrize("forged", [3, "x", {"a": 1}, [1, None, "x"], [{"count": "x"}]])
 def test_a_forged_header_does_no_harm(forged):
     message = {"headers": {"x-death": forged}, "body": ""}
@@ -213,4 +232,5 @@ def test_the_text_of_an_exception_is_bounded_and_may_fail():
 
     assert len(Cause.of(ValueError("x" * 9999)).text) == MAX_TEXT_CHARACTERS
     assert Cause.of(Strange()).text == ""
+    assert Cause.of(OSError("no file \udcff")).text == "no file ?"
     assert Cause.of(None) == Cause()
