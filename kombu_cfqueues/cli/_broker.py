@@ -13,20 +13,26 @@ from typing import Any, Final, NamedTuple
 import click
 
 from ..errors import ConfigurationError
-from ..options import BUDGET_VARIABLE, TOKEN_VARIABLE, BrokerUrl, Options, Secret
+from ..options import (
+    BROKER_VARIABLE,
+    BUDGET_VARIABLE,
+    TOKEN_VARIABLE,
+    BrokerUrl,
+    Options,
+    Secret,
+    is_ours,
+)
 
-BROKER_VARIABLE: Final = "CFQUEUES_BROKER_URL"
+CELERY_VARIABLE: Final = "CELERY_BROKER_URL"
 
 _OPTIONS = (
     click.option(
         "--broker",
         metavar="URL",
-        envvar=BROKER_VARIABLE,
-        default="cfqueues://",
-        show_default=True,
-        help="Use this broker URL, the same as in the application. "
-        f"Prefer the variable {BROKER_VARIABLE}: other users can see a command line with ps. "
-        "CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN supply what the URL lacks.",
+        help="Use this broker URL, the same as in the application. Prefer a variable: other users "
+        "can see a command line with ps. CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN supply "
+        f"what the URL lacks.  [default: {BROKER_VARIABLE}, or {CELERY_VARIABLE} if it begins with "
+        "cfqueues://]",
     ),
     click.option(
         "--spool-dir",
@@ -83,7 +89,7 @@ class RawOptions(NamedTuple):
     broker: str
     options: dict[str, Any]
     token: bool
-    source: str = f"--broker and {BROKER_VARIABLE}"
+    source: str = "--broker"
 
     def read(self) -> Options:
         """Check the settings, and fill in what the environment supplies.
@@ -122,7 +128,7 @@ def takes_broker(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(
-            broker: str,
+            broker: str | None,
             spool_dir: str | None,
             base_url: str | None,
             pairs: tuple[str, ...],
@@ -133,7 +139,8 @@ def takes_broker(
                 for name in ("request_rate", "request_burst"):
                     named[name] = rest.pop(name)
             named = {name: value for name, value in named.items() if value is not None}
-            raw_options = RawOptions(broker, _read_pairs(pairs) | named, token)
+            url, source = _broker(broker)
+            raw_options = RawOptions(url, _read_pairs(pairs) | named, token, source)
             if raw:
                 function(raw_options=raw_options, **rest)
             else:
@@ -144,6 +151,20 @@ def takes_broker(
         return command
 
     return decorate
+
+
+def _broker(given: str | None) -> tuple[str, str]:
+    """Return the broker URL, and where it comes from."""
+    if given is not None:
+        return given, "--broker"
+    url = os.environ.get(BROKER_VARIABLE)
+    if url:
+        return url, BROKER_VARIABLE
+    url = os.environ.get(CELERY_VARIABLE)
+    if is_ours(url):
+        click.echo(f"Using the broker URL of {CELERY_VARIABLE}.", err=True)
+        return str(url), CELERY_VARIABLE
+    return "cfqueues://", BROKER_VARIABLE
 
 
 def _read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:

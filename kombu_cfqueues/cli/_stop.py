@@ -7,6 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+WAIT_SECONDS: Final = 0.5
+"""Longest single wait for a signal."""
 
 
 class Stop:
@@ -23,6 +27,12 @@ class Stop:
     def wait(self, seconds: float) -> bool:
         """Wait up to *seconds* for a signal, and return whether one has arrived."""
         return self._requested.wait(seconds)
+
+    def wait_for_signal(self) -> None:
+        """Block until a signal arrives."""
+        # Windows handles no signal during a wait without a timeout.
+        while not self._requested.wait(WAIT_SECONDS):
+            pass
 
     def handle_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Record a signal.
