@@ -71,6 +71,11 @@ _ALLOWANCE = (
     ),
 )
 
+_NAMES: Final = frozenset(
+    {"broker", "spool_dir", "base_url", "pairs", "request_rate", "request_burst"}
+)
+"""The parameters that these options set."""
+
 _SECRETS: Final = {"api_token": TOKEN_VARIABLE, "budget_url": BUDGET_VARIABLE}
 """The options that are refused, and where to put them: ps would show the value, and the shell would
 keep it."""
@@ -127,20 +132,9 @@ def takes_broker(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(
-            broker: str | None,
-            spool_dir: str | None,
-            base_url: str | None,
-            pairs: tuple[str, ...],
-            **rest: Any,
-        ) -> None:
-            named: dict[str, Any] = {"spool_dir": spool_dir, "base_url": base_url}
-            if allowance:
-                for name in ("request_rate", "request_burst"):
-                    named[name] = rest.pop(name)
-            named = {name: value for name, value in named.items() if value is not None}
-            url, source = _broker(broker)
-            raw_options = RawOptions(url, _read_pairs(pairs) | named, token, source)
+        def command(**given: Any) -> None:
+            rest = {name: value for name, value in given.items() if name not in _NAMES}
+            raw_options = options_of(click.get_current_context(), token=token, tell=True)
             if raw:
                 function(raw_options=raw_options, **rest)
             else:
@@ -153,7 +147,44 @@ def takes_broker(
     return decorate
 
 
-def _broker(given: str | None) -> tuple[str, str]:
+def takes_broker_before(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a group, so that they may stand before the name of its command too."""
+
+    @functools.wraps(function)
+    def group(**given: Any) -> None:
+        function(**{name: value for name, value in given.items() if name not in _NAMES})
+
+    for option in reversed(_OPTIONS):
+        group = option(group)
+    return group
+
+
+def options_of(context: click.Context, *, token: bool = True, tell: bool = False) -> RawOptions:
+    """Return the settings of a command and of the groups before it, the command's first.
+
+    Args:
+        context: The command's.
+        token: Whether the command needs the API token.
+        tell: Whether to print that the broker URL is Celery's.
+
+    Raises:
+        click.UsageError: A pair of ``--option`` is wrong.
+    """
+    given: dict[str, Any] = {}
+    pairs: tuple[str, ...] = ()
+    level: click.Context | None = context
+    while level is not None:
+        for name in _NAMES - {"pairs"}:
+            if given.get(name) is None:
+                given[name] = level.params.get(name)
+        pairs = (*(level.params.get("pairs") or ()), *pairs)
+        level = level.parent
+    url, source = _broker(given.pop("broker"), tell=tell)
+    options = _read_pairs(pairs) | {n: value for n, value in given.items() if value is not None}
+    return RawOptions(url, options, token, source)
+
+
+def _broker(given: str | None, *, tell: bool) -> tuple[str, str]:
     """Return the broker URL, and where it comes from."""
     if given is not None:
         return given, "--broker"
@@ -162,7 +193,8 @@ def _broker(given: str | None) -> tuple[str, str]:
         return url, BROKER_VARIABLE
     url = os.environ.get(CELERY_VARIABLE)
     if is_ours(url):
-        click.echo(f"Using the broker URL of {CELERY_VARIABLE}.", err=True)
+        if tell:
+            click.echo(f"Using the broker URL of {CELERY_VARIABLE}.", err=True)
         return str(url), CELERY_VARIABLE
     return "cfqueues://", BROKER_VARIABLE
 

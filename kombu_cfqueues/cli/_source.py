@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import queue
 import stat
@@ -49,6 +50,13 @@ class Source:
         self.total = _size_of(stream)
 
     def __iter__(self) -> Iterator[Line | None]:
+        for line in self._lines():
+            if line is not None and line.number == 1 and line.data.startswith(codecs.BOM_UTF8):
+                yield line._replace(data=line.data[len(codecs.BOM_UTF8) :])
+            else:
+                yield line
+
+    def _lines(self) -> Iterator[Line | None]:
         if isinstance(self._stream, Sequence):
             for number, text in enumerate(self._stream, 1):
                 yield Line(number, text.encode("utf-8", "surrogateescape"), 1)

@@ -14,14 +14,21 @@ import click
 from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
-from ._paths import absolute
+from ._help import examples
+from ._paths import FilePath, absolute
 from ._stop import stop_on_signals
-
 
 TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's name
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "emulator",
+        "emulator --port 0 --json",
+        "emulator --db queues.db --rate-limit 1200",
+        'emulator --fault "error push status=503 times=3"',
+    )
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port",
@@ -41,7 +48,7 @@ TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's 
 )
 @click.option(
     "--db",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(),
     help="Keep the queues in this file.  [default: in memory, until the command ends]",
 )
 @click.option(
@@ -86,24 +93,16 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     orders: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Serve Cloudflare's Queues API on this machine until Ctrl-C.
-
-    \b
-    Examples:
-      cfqueues emulator
-      cfqueues emulator --port 0 --json
-      cfqueues emulator --db queues.db --rate-limit 1200
-      cfqueues emulator --fault "error push status=503 times=3"
-      CFQUEUES_EMULATOR_TOKEN=... cfqueues emulator --host 0.0.0.0
-    """
+    """Serve Cloudflare's Queues API on this machine until Ctrl-C."""
     positions = _read_knobs(knobs)
     if rate_limit is not None:
         positions["rate_limit"] = rate_limit
-    given = {"account_id": account, "token": token, "latency": _read_latency(latency)}
+    given: dict[str, Any] = {"account_id": account, "token": token}
+    given |= {"latency": _read_latency(latency), "db": absolute("--db", db), **positions}
     # Installed before the emulator starts, so that no signal interrupts its start.
     with stop_on_signals() as stop:
         try:
-            emulator = Emulator(host, port, db=absolute("--db", db), **given, **positions)
+            emulator = Emulator(host, port, **given)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         _start(emulator, orders)

@@ -101,13 +101,12 @@ class BrokerUrl:
     @classmethod
     def parse(cls, url: str) -> BrokerUrl:
         """Return the parts of *url*."""
-        if url.strip(_AROUND) != url and is_ours(url.strip(_AROUND)):
-            return cls(fault=_WRAPPED, text=url)
         scheme, separator, rest = url.partition("://")
         if not separator:
             return cls(fault=f"the broker URL has no scheme: write it as {FORM}", text=url)
-        if scheme.lower() != SCHEME:
-            return cls(fault=_not_ours(scheme), text=url)
+        if url.strip(_AROUND) != url or scheme.lower() != SCHEME:
+            is_wrapped = is_ours(url.strip(_AROUND))
+            return cls(fault=_WRAPPED if is_wrapped else _not_ours(scheme), text=url)
         try:
             parts = urlsplit(f"http://{rest}")
             port = parts.port

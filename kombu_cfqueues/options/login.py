@@ -15,11 +15,11 @@ _ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 _WHERE_IDS_ARE: Final = "which is 32 hex digits (dashboard: account home, 'Copy account ID')"
 
-_TOKEN: Final = (
+_NEEDED: Final = (
     "an API token with the permission 'Account > Queues > Edit' (dashboard: My Profile, API Tokens)"
 )
 
-_PLACEHOLDER: Final = re.compile(
+_EXAMPLE_VALUE: Final = re.compile(
     r"""<.*> | \[.*\] | \{.*\} | \$.* | %.*% | \.\.\.+ | \u2026 | [xX*]+
     | (?:your|my|the|insert|enter)[-_ ].* | change[-_ ]?me | todo | dummy | placeholder | secret
     | (?:cloudflare[-_ ]|cf[-_ ])?(?:account([-_ ]?id)?|(?:api[-_ ]?)?(?:token|key)) | password""",
@@ -77,18 +77,18 @@ class Login(NamedTuple):
 
     def _check_pair(self, token: str) -> None:
         account = self.account_id
-        if _ID.fullmatch(token) and not _PLACEHOLDER.fullmatch(account):
+        if _ID.fullmatch(token) and not _EXAMPLE_VALUE.fullmatch(account):
             pair = f"account_id ({self.account_source}) and api_token ({self.token_source})"
             raise ConfigurationError(
-                f"api_token ({self.token_source}) is an account id: set it to {_TOKEN}"
+                f"api_token ({self.token_source}) is an account id: set it to {_NEEDED}"
                 if _ID.fullmatch(account)
                 else f"{pair} are swapped: the token has the form of an account id. Exchange them"
             )
         for name, source, value, what in (
             ("account_id", self.account_source, account, f"your account id, {_WHERE_IDS_ARE}"),
-            ("api_token", self.token_source, token, _TOKEN),
+            ("api_token", self.token_source, token, _NEEDED),
         ):
-            if _PLACEHOLDER.fullmatch(value):
+            if _EXAMPLE_VALUE.fullmatch(value):
                 raise ConfigurationError(
                     f"{name} ({source}) is a placeholder from an example: replace it by {what}"
                 )

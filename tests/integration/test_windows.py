@@ -150,9 +150,7 @@ def test_lines_of_a_pipe_are_published(command, emulator):
 
 @pytest.mark.parametrize("arguments", [["spool"], ["relay"]], ids=" ".join)
 def test_what_needs_a_spool_says_that_there_is_none(emulator, arguments):
-    process = start(
-        CFQUEUES, *arguments, environment={"CFQUEUES_BROKER_URL": emulator.broker_url}
-    )
+    process = start(CFQUEUES, *arguments, environment={"CFQUEUES_BROKER_URL": emulator.broker_url})
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "has no file locks" in errors or "does not have" in errors
