@@ -28,15 +28,15 @@ for name in ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termi
     sys.modules[name] = None
 
 OS = '''O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK WNOHANG chown chroot confstr ctermid fchdir
-fchmod fchown fdatasync fork forkpty fstatvfs getegid geteuid getgid getgroups getloadavg getpgid getpgrp
-getpriority getresuid getsid getuid initgroups killpg lchown lockf mkfifo mknod nice openpty
+fchmod fchown fdatasync fork forkpty fstatvfs getegid geteuid getgid getgroups getloadavg getpgid
+getpgrp getpriority getresuid getsid getuid initgroups killpg lchown lockf mkfifo mknod nice openpty
 pathconf pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev
 readv register_at_fork sched_getaffinity sched_yield sendfile set_blocking setegid seteuid setgid
 setpgid setpriority setsid setuid statvfs sync sysconf tcgetpgrp tcsetpgrp uname wait wait3 wait4
 waitid writev'''
 SIGNAL = '''ITIMER_REAL SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGTSTP
-SIGUSR1 SIGUSR2 SIGWINCH alarm getitimer pause pthread_kill pthread_sigmask setitimer siginterrupt sigwait
-sigpending sigtimedwait sigwaitinfo'''
+SIGUSR1 SIGUSR2 SIGWINCH alarm getitimer pause pthread_kill pthread_sigmask setitimer siginterrupt
+sigwait sigpending sigtimedwait sigwaitinfo'''
 for module, names in ((os, OS), (signal, SIGNAL)):
     for name in names.split():
         if hasattr(module, name):
