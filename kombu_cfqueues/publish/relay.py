@@ -270,6 +270,7 @@ class Relay:
                 pass
             self._resign()
             self._outage.note(None)
+            self._spool.notice_stop()  # that its end is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
@@ -281,7 +282,10 @@ class Relay:
             self._swept_at = now
             self._spool.room.sweep()
         self._elected = self._spool.elect()
-        return self._post() if self._elected else rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+        if self._elected:
+            return self._post()
+        self._spool.notice_stop()  # each process that spools says why its messages wait
+        return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
 
     def _post(self) -> float:
         wait = self._commit.post_backlog()
