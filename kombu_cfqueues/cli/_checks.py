@@ -397,7 +397,9 @@ def _spool(spool: Spool) -> Check:
     sharers = f"shared with process {', '.join(map(str, pids))}" if pids else "not shared now"
     text = f"{spool.path}, for {users}; {sharers}"
     queues = spool.queues()
-    refused, waiting = len(spool.refused()), sum(queue.waiting for queue in queues)
+    # Claimed messages of a process that was killed wait too.
+    waiting = sum(queue.waiting + queue.sending for queue in queues)
+    refused = len(spool.refused())
     if waiting:
         oldest = max(queue.oldest_seconds or 0.0 for queue in queues)
         text += (

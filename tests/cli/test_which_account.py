@@ -121,10 +121,9 @@ def test_help_has_examples_that_can_be_called(path, tmp_path, monkeypatch):
 
 def _parse(command, arguments, parent=None):
     """Parse a call without running it; fails where the command would with a usage error."""
-    context = command.make_context(command.name, list(arguments), parent=parent)
-    if isinstance(command, click.Group) and context.invoked_subcommand is None:
+    with command.make_context(command.name, list(arguments), parent=parent) as context:
         rest = [*context._protected_args, *context.args]
-        if rest:
+        if isinstance(command, click.Group) and rest:
             _, found, left = command.resolve_command(context, rest)
             _parse(found, left, context)
 
