@@ -24,6 +24,7 @@ def queue_names(context: click.Context, _: click.Parameter, incomplete: str) -> 
 
     Makes one request, for the first page of queues.
     """
+    before = logging.root.manager.disable
     logging.disable()  # what is printed here ends in the line that is typed
     try:
         options = options_of(context).read()
@@ -32,6 +33,8 @@ def queue_names(context: click.Context, _: click.Parameter, incomplete: str) -> 
             page = session.client.list_queues(deadline=time.monotonic() + COMPLETION_SECONDS)
     except (CFQueuesError, click.ClickException):
         return []
+    finally:
+        logging.disable(before)
     names = [queue.name for queue in page.queues if queue.name.startswith(prefix)]
     return [name[len(prefix) :] for name in names if name[len(prefix) :].startswith(incomplete)]
 
