@@ -397,6 +397,8 @@ class _ServerThread:
         self._server.halt()
         self._thread.join()
         self._socket.close()
+        if self._failure is not None:
+            raise RuntimeError("the emulator did not stop as it should") from self._failure
 
     def _run(self) -> None:
         # Not the loop of `asyncio.run`: on Windows, that one has no `remove_reader`.
