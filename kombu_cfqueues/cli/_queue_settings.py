@@ -109,17 +109,17 @@ def update(
     All queues are looked up before one is changed.
     """
     settings = _given(delivery_delay=delay, message_retention_period=keep, delivery_paused=paused)
-    milliseconds = None if lease is None else 1000 * lease
-    consumer = _given(
-        max_retries=max_retries, retry_delay=retry_delay, visibility_timeout_ms=milliseconds
-    )
+    consumer = _given(max_retries=max_retries, retry_delay=retry_delay)
+    if lease is not None:
+        consumer["visibility_timeout_ms"] = 1000 * lease
     if not settings and not consumer and dead_letter_queue is None:
         raise click.UsageError("name a setting to change, such as --keep 86400")
     with open_session(options) as session:
         queues = [session.queue(name) for name in names]
-        target = session.cloudflare_name(dead_letter_queue) if dead_letter_queue else ""
-        if dead_letter_queue is not None:
-            consumer["dead_letter_queue"] = target
+        if dead_letter_queue is not None:  # "" for none
+            consumer["dead_letter_queue"] = dead_letter_queue and session.cloudflare_name(
+                dead_letter_queue
+            )
         changed = [
             _new_consumer(session, queue, consumer) if consumer else None for queue in queues
         ]
