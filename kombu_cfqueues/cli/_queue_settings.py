@@ -104,10 +104,7 @@ def update(
     dead_letter_queue: str | None,
     as_json: bool,
 ) -> None:
-    """Change settings of each QUEUE and of its consumer; the others stay as they are.
-
-    All queues are looked up before one is changed.
-    """
+    """Change settings of each QUEUE and of its consumer; the others stay as they are."""
     settings = _given(delivery_delay=delay, message_retention_period=keep, delivery_paused=paused)
     consumer = _given(max_retries=max_retries, retry_delay=retry_delay)
     if lease is not None:
