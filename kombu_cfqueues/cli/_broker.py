@@ -22,39 +22,9 @@ from ..options import (
     Secret,
     is_ours,
 )
+from ._options import NAMES, OPTIONS
 
 CELERY_VARIABLE: Final = "CELERY_BROKER_URL"
-
-_OPTIONS = (
-    click.option(
-        "--broker",
-        metavar="URL",
-        help="Use this broker URL, the same as in the application. Prefer a variable: other users "
-        "can see a command line with ps. CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN supply "
-        f"what the URL lacks.  [default: {BROKER_VARIABLE}, or {CELERY_VARIABLE} if it begins with "
-        "cfqueues://]",
-    ),
-    click.option(
-        "--spool-dir",
-        metavar="DIR",
-        help="Set the transport option spool_dir: the folder of the spool.  "
-        "[default: the user's state folder]",
-    ),
-    click.option(
-        "--base-url",
-        metavar="URL",
-        help="Set the transport option base_url: where the API is served.  "
-        "[default: the host of the broker URL]",
-    ),
-    click.option(
-        "--option",
-        "-o",
-        "pairs",
-        metavar="NAME=VALUE",
-        multiple=True,
-        help="Set any other transport option, such as -o queue_name_prefix=shop-; repeatable.",
-    ),
-)
 
 _ALLOWANCE = (
     click.option(
@@ -70,11 +40,6 @@ _ALLOWANCE = (
         f"[default: {Options.request_burst}]",
     ),
 )
-
-_NAMES: Final = frozenset(
-    {"broker", "spool_dir", "base_url", "pairs", "request_rate", "request_burst"}
-)
-"""The parameters that these options set."""
 
 _SECRETS: Final = {"api_token": TOKEN_VARIABLE, "budget_url": BUDGET_VARIABLE}
 """The options that are refused, and where to put them: ps would show the value, and the shell would
@@ -133,30 +98,18 @@ def takes_broker(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**given: Any) -> None:
-            rest = {name: value for name, value in given.items() if name not in _NAMES}
+            rest = {name: value for name, value in given.items() if name not in NAMES}
             raw_options = options_of(click.get_current_context(), token=token, tell=True)
             if raw:
                 function(raw_options=raw_options, **rest)
             else:
                 function(options=raw_options.read(), **rest)
 
-        for option in reversed((*_OPTIONS, *(_ALLOWANCE if allowance else ()))):
+        for option in reversed((*OPTIONS, *(_ALLOWANCE if allowance else ()))):
             command = option(command)
         return command
 
     return decorate
-
-
-def takes_broker_before(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options to a group, so that they may stand before the name of its command too."""
-
-    @functools.wraps(function)
-    def group(**given: Any) -> None:
-        function(**{name: value for name, value in given.items() if name not in _NAMES})
-
-    for option in reversed(_OPTIONS):
-        group = option(group)
-    return group
 
 
 def options_of(context: click.Context, *, token: bool = True, tell: bool = False) -> RawOptions:
@@ -174,7 +127,7 @@ def options_of(context: click.Context, *, token: bool = True, tell: bool = False
     pairs: tuple[str, ...] = ()
     level: click.Context | None = context
     while level is not None:
-        for name in _NAMES - {"pairs"}:
+        for name in NAMES - {"pairs"}:
             if given.get(name) is None:
                 given[name] = level.params.get(name)
         pairs = (*(level.params.get("pairs") or ()), *pairs)

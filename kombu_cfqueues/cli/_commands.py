@@ -11,8 +11,8 @@ import click
 from .. import __version__
 from ..errors import CFQueuesError
 from ..runtime.extras import install_command
-from ._broker import takes_broker_before
 from ._help import examples
+from ._options import takes_broker_before
 
 _HELP: Final = {
     "demo": "Publish and consume on an emulator, without an account.",

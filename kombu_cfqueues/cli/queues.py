@@ -12,9 +12,10 @@ from ..api.models import Backlog, PullConsumer, Queue
 from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
-from ._broker import takes_broker, takes_broker_before
+from ._broker import takes_broker
 from ._completion import QUEUE, queue_argument
 from ._help import examples
+from ._options import takes_broker_before
 from ._queue_settings import differing, in_words, show, takes_delay, takes_keep, update
 from ._session import Session, open_session
 

@@ -20,9 +20,9 @@ _NEEDED: Final = (
 )
 
 _EXAMPLE_VALUE: Final = re.compile(
-    r"""<.*> | \[.*\] | \{.*\} | \$.* | %.*% | \.\.\.+ | \u2026 | [xX*]+
-    | (?:your|my|the|insert|enter)[-_ ].* | change[-_ ]?me | todo | dummy | placeholder | secret
-    | (?:cloudflare[-_ ]|cf[-_ ])?(?:account([-_ ]?id)?|(?:api[-_ ]?)?(?:token|key)) | password""",
+    r"""<.*> | \[.*\] | \{.*\} | \$.+ | %.+% | \.{3,} | \u2026 | [xX*]{3,}
+    | (?:your|insert|enter)[-_ ].* | change[-_ ]?me
+    | (?:\w+[-_ ])?(?:account[-_ ]id|api[-_ ]token)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What examples write in the place of a value."""
