@@ -14,7 +14,7 @@ from .faults import Fault, Faults
 from .knobs import Knobs
 from .log import LoggedRequest, RequestLog
 from .server import ACCOUNT_ID, Emulator
-from .store import StoredMessage
+from .stored_messages import StoredMessage
 
 __all__ = [
     "ACCOUNT_ID",

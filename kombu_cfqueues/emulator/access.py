@@ -64,6 +64,18 @@ class Access:
             raise Refusal(status, code, "Authentication error")
         return known[0]
 
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens, in their order."""
+        return list(self._tokens)
+
+    def label(self, token: str) -> str:
+        """Return a name for *token*, which must be known, that does not show it."""
+        if token == TOKEN:
+            return "the default token"
+        number = self.tokens.index(token) + 1
+        return f"token {number} of {len(self._tokens)} ({self._tokens[token]})"
+
     def may_edit(self, token: str) -> bool:
         """Tell whether *token*, which must be known, has the permission *Queues Edit*."""
         return self._tokens[token] == "edit"

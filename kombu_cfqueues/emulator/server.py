@@ -28,7 +28,7 @@ from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
 from .service import Service
-from .store import StoredMessage
+from .stored_messages import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
 """The default account id."""
