@@ -13,11 +13,15 @@ from typing import Any
 import click
 
 from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
+from ..emulator.config import Config
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
+from ._emulator_config import takes_config
+from ._emulator_messages import export_command, import_command
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@takes_config
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port", default=8787, show_default=True, help="Listen on this port; 0 picks a free port."
@@ -26,6 +30,7 @@ from ..emulator.knobs import positions as knob_positions
 @click.option(
     "--token",
     default=TOKEN,
+    envvar="CFQUEUES_EMULATOR_TOKEN",
     show_default=True,
     help="Set the API token; required if --host is not a loopback address.",
 )
@@ -64,7 +69,10 @@ from ..emulator.knobs import positions as knob_positions
 @click.option(
     "--json", "as_json", is_flag=True, help="Print URLs, account and token as one line of JSON."
 )
+@click.pass_context
 def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
+    context: click.Context,
+    config: Config,
     host: str,
     port: int,
     account: str,
@@ -77,6 +85,8 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     as_json: bool,
 ) -> None:
     """Serve Cloudflare's Queues API on this machine until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
     stopped = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -85,7 +95,7 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     # Installed before the emulator starts, so that no signal interrupts its start.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    positions = _read_knobs(knobs)
+    positions = {**config.knobs, **_read_knobs(knobs)}
     if rate_limit is not None:
         positions["rate_limit"] = rate_limit
     try:
@@ -100,12 +110,25 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    _configure(emulator, config)
     _start(emulator, orders, address=f"{host}:{port}")
     with emulator:
         click.echo(json.dumps(_location(emulator)) if as_json else _welcome(emulator))
         stopped.wait()
     if not as_json:
         click.echo("Stopped.")
+
+
+command.add_command(export_command)
+command.add_command(import_command)
+
+
+def _configure(emulator: Emulator, config: Config) -> None:
+    try:
+        config.apply(emulator)
+    except ValueError as error:
+        emulator.stop()
+        raise click.UsageError(f"--config: {error}") from error
 
 
 def _start(emulator: Emulator, orders: tuple[str, ...], *, address: str) -> None:

@@ -91,8 +91,8 @@ def test_a_celery_task_is_shown_as_one(open_page, emulator, jobs):
         for fact in row.locator(".facts-list > div").all()
     }
     assert facts["Task"] == "shop.tasks.send_receipt"
-    assert facts["Arguments"] == '[1042,"ü"]'
-    assert facts["Keyword arguments"] == '{"locale":"de"}'
+    assert facts["Arguments"] == '[1042, "ü"]'
+    assert facts["Keyword arguments"] == '{"locale": "de"}'
     assert facts["Retries"] == "2"
     assert re.match(r"\d{4}-\d\d-\d\dT", facts["Eta"])
 
@@ -253,11 +253,11 @@ def test_leased_messages_are_retried_and_dead_ones_returned(open_page, emulator,
     page = open_page(f"#/queues/{emulator.queue_id('jobs')}")
     expect(row_of(page, "jobs").locator("td.dead")).to_have_text("1")
 
-    page.get_by_role("button", name="Retry message").click()
+    page.get_by_role("button", name="Retry now (message").click()
     expect(messages(page).first.locator(".state")).to_have_text("ready")
     row_of(page, "dead").click()
     expect(messages(page).first).to_contain_text("died in jobs")
-    page.get_by_role("button", name="Retry message").click()
+    page.get_by_role("button", name="Return to jobs (message").click()
 
     expect(page.get_by_text("No messages")).to_be_visible()
     assert [message.state for message in emulator.messages("jobs")] == ["ready", "ready"]
@@ -293,11 +293,11 @@ def test_many_messages_come_in_pages_and_by_state(open_page, jobs, shop):
     expect(messages(page)).to_have_count(50)
     expect(messages(page).first).to_contain_text("message 119")
 
-    page.get_by_role("button", name="Older").click()
+    page.get_by_role("button", name="Next page").click()
     expect(messages(page).first).to_contain_text("message 69")
-    page.get_by_role("button", name="Older").click()
+    page.get_by_role("button", name="Next page").click()
     expect(messages(page)).to_have_count(20)
-    page.get_by_role("button", name="Newer").click()
+    page.get_by_role("button", name="Previous page").click()
     expect(messages(page).first).to_contain_text("message 69")
     page.get_by_role("button", name="Delayed 3").click()
     expect(messages(page)).to_have_count(3)
@@ -353,7 +353,7 @@ def test_faults_and_the_clock_are_at_hand(open_page, emulator, jobs, shop):
 
     shop.push("jobs", "x", delay_seconds=3600)
     before = emulator.clock.now()
-    page.get_by_role("button", name="Advance the clock by 1 h").click()
+    page.get_by_role("button", name="+1 h (advance the clock)").click()
     expect(row_of(page, "jobs").locator("td.ready")).to_have_text("1")
     assert emulator.clock.now() - before >= 3600
 

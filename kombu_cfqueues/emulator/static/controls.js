@@ -61,7 +61,7 @@ export function prepareControls(panel, refresh) {
         await attempt(() => post("/clock", { advance: seconds }), `Clock advanced by ${label}`);
         await refresh();
       },
-    }, `+${label}`, el("span", { class: "unseen" }, ", advance the clock")),
+    }, `+${label}`, el("span", { class: "unseen" }, " (advance the clock)")),
   );
   const usage = el("ul", { class: "details usage" });
   const faults = el("ul", { class: "faults", id: "fault-rows" });

@@ -20,9 +20,10 @@ export function makeMessage(message, actions) {
   const attempts = el("span", { class: "attempts" });
   const id = `message-${message.number}`;
   const open = el("button", { class: "open", "aria-controls": id, onclick: () => actions.toggle(message) }, badge, summary, died);
-  const name = () => el("span", { class: "unseen" }, `: message ${message.id.slice(0, 8)}`);
+  const name = () => el("span", { class: "unseen" }, ` (message ${message.id.slice(0, 8)})`);
   const retryLabel = el("span", {});
-  const retry = el("button", { class: "quiet", onclick: () => retry.getAttribute("aria-disabled") === null && actions.retry(message) }, retryLabel, name());
+  const returnTo = el("span", { class: "unseen" });
+  const retry = el("button", { class: "quiet", onclick: () => actions.retry(message) }, retryLabel, returnTo, name());
   const remove = el("button", { class: "quiet", onclick: () => actions.remove(message) }, "Delete", name());
   const body = el("div", { id, class: "body" });
   const line = el("div", { class: "line" }, open, state, attempts, age, el("span", { class: "actions" }, retry, remove));
@@ -37,9 +38,11 @@ export function makeMessage(message, actions) {
     text(attempts, updated.attempts === 0 ? "never delivered" : count(updated.attempts, "attempt"));
     died.hidden = !isDead;
     text(died, `died in ${updated.died_in}`);
-    // Not `disabled`, which would take the focus away from somebody who has just pressed it.
-    attribute(retry, "aria-disabled", updated.state === "ready" && !isDead ? "true" : null);
-    text(retryLabel, isDead ? "Return to its queue" : "Retry now");
+    const nothingToRetry = updated.state === "ready" && !isDead;
+    if (nothingToRetry && document.activeElement === retry) open.focus();
+    retry.classList.toggle("absent", nothingToRetry);
+    text(retryLabel, isDead ? "Return" : "Retry now");
+    text(returnTo, isDead ? ` to ${updated.died_in}` : "");
     if (updated.whole && body.childElementCount === 0) body.append(...describe(updated.whole));
   };
   return row;
