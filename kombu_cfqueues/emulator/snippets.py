@@ -203,6 +203,8 @@ def _kombu(message: StoredMessage, queue: str, place: Place) -> str:
     more = f", transport_options={transport!r}" if transport else ""
     lines = [
         *place.imports("from kombu import Connection"),
+        "import kombu_cfqueues  # makes cfqueues:// known to Kombu",
+        "",
         *place.broker(),
         f"with Connection(broker{more}) as connection:",
         textwrap.indent(call, "    "),
