@@ -139,7 +139,6 @@ class Api:
         if len(request.body) > limits.REQUEST_BYTES:
             raise Refusal(knobs.too_large_status, 10205, "The request is too large")
         token = self._access.identify(request.headers, knobs.bad_token)
-        request.token = self._access.label(token)
         caller = Caller(request.client, request.headers.get("user-agent", "")[:_AGENT_CHARACTERS])
         allowance = self.allowance.spend(token, found.route, knobs, caller)
         try:

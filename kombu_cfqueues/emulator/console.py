@@ -75,7 +75,7 @@ class Console:
         self._token = token
         self._requires_token = requires_token
         self._messages = MessageConsole(service, token, self._refreshed)
-        self._logged = RequestConsole(service, requests, token)
+        self._logged = RequestConsole(service, access, requests, token)
         self._started = time.monotonic()
         # The queues' summaries, and the ``perf_counter`` time until which they may be reused.
         self._summaries_cache: tuple[float, list[dict[str, Any]]] = (0.0, [])

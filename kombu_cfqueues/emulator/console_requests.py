@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from . import contents, snippets
+from .access import Access
 from .answers import Refusal
 from .console_input import place_of, whole
 from .log import LoggedRequest, RequestLog
@@ -29,12 +30,14 @@ class RequestConsole:
 
     Args:
         service: The emulated account.
+        access: The tokens, to tell whose a request is.
         requests: The log of API requests.
         token: The token for code that the answers contain.
     """
 
-    def __init__(self, service: Service, requests: RequestLog, token: str) -> None:
+    def __init__(self, service: Service, access: Access, requests: RequestLog, token: str) -> None:
         self._service = service
+        self._access = access
         self._requests = requests
         self._token = token
 
@@ -58,6 +61,7 @@ class RequestConsole:
         place = place_of(request, self._service.account_id, self._token)
         return {
             **_as_json(logged, number, self._names()),
+            "token": self._access.label_of(logged.headers),
             "path": logged.path,
             "query": logged.query,
             "headers": {name: _masked(name, value) for name, value in logged.headers.items()},
@@ -94,7 +98,6 @@ def _as_json(request: LoggedRequest, number: int, names: Mapping[str, str]) -> d
         "attempt": request.attempt,
         "agent": request.headers.get("user-agent", "")[:100],
         "client": request.client,
-        "token": request.token,
         "status": request.status,
         "code": request.code,
         "seconds": request.seconds,

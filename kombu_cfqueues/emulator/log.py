@@ -55,8 +55,6 @@ class LoggedRequest:
         seconds: Duration, including latency from faults; None while the request runs.
         fault: The kind of the fault that replaced the response; "" if none did.
         client: The client's address; "" if unknown.
-        token: What the page calls the token of the request, without showing it; "" if the request
-            has no valid one.
         answer: The response; None until it is sent, and for good if a fault suppresses it.
     """
 
@@ -73,7 +71,6 @@ class LoggedRequest:
     seconds: float | None = None
     fault: str = ""
     client: str = ""
-    token: str = ""
     answer: LoggedAnswer | None = field(default=None, repr=False)
 
     @property

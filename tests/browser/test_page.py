@@ -401,6 +401,8 @@ def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
     expect(messages(page)).to_have_count(14)
     messages(page).first.locator(".open").click()
     expect(messages(page).first.locator("dl")).to_be_visible()
+    page.locator("#request-rows .request").first.click()
+    expect(page.locator("#request-rows h3").first).to_be_visible()
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     outside = page.evaluate(
@@ -414,6 +416,7 @@ def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
         ".map((e) => e.innerText)"
     )
     assert overlapping == []
+    assert page.evaluate(OVERLAPS) == []
     assert page.evaluate(CONTRASTS) == []
 
 
@@ -433,12 +436,44 @@ CONTRASTS = """() => {
   const poor = [];
   for (const element of document.querySelectorAll("body *")) {
     const words = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!words || !element.checkVisibility() || element.disabled) continue;
-    if (element.matches("option, noscript, .skip, td.zero")) continue;
+    if (!words || !element.checkVisibility({visibilityProperty: true})) continue;
+    if (element.matches("option, noscript, .skip, .unseen")) continue;
     const [a, b] = [numbers(getComputedStyle(element).color), ground(element)].map(luminance);
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (contrast < 4.5) poor.push(`${contrast.toFixed(1)} ${element.outerHTML.slice(0, 120)}`);
   }
+  return poor;
+}"""
+
+
+OVERLAPS = """() => {
+  const words = [];
+  for (const element of document.querySelectorAll("header *, main *")) {
+    if (element.closest(".unseen, option, .toasts") || !element.checkVisibility()) continue;
+    for (const node of element.childNodes) {
+      if (node.nodeType !== 3 || !node.data.trim()) continue;
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      for (const r of range.getClientRects()) {
+        // What its box cuts off, or scrolls, is not there.
+        let [left, top, right, bottom] = [r.left, r.top, r.right, r.bottom];
+        for (let e = element; e; e = e.parentElement) {
+          if (getComputedStyle(e).overflow === "visible") continue;
+          const box = e.getBoundingClientRect();
+          [left, top] = [Math.max(left, box.left), Math.max(top, box.top)];
+          [right, bottom] = [Math.min(right, box.right), Math.min(bottom, box.bottom)];
+        }
+        if (right - left > 2 && bottom - top > 2) words.push({ node, left, top, right, bottom });
+      }
+    }
+  }
+  const poor = [];
+  words.forEach((a, n) => words.slice(n + 1).forEach((b) => {
+    if (a.node === b.node) return;
+    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (across > 2 && down > 4) poor.push(`${a.node.data} | ${b.node.data}`);
+  }));
   return poor;
 }"""
 
