@@ -24,7 +24,7 @@ export function ask({ title, fields, action, danger = false, submit, cancel = "C
       el("button", { type: "submit", class: danger ? "danger" : "primary" }, action),
     ),
   );
-  const dialog = el("dialog", { "aria-labelledby": "dialog-title", onclose: () => dialog.remove() }, form);
+  const dialog = el("dialog", { "aria-labelledby": "dialog-title", onclose: () => gone(dialog) }, form);
   let sending = false;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -42,6 +42,12 @@ export function ask({ title, fields, action, danger = false, submit, cancel = "C
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+function gone(dialog) {
+  dialog.remove();
+  // The browser has returned the focus to the button that opened the dialog, unless that is gone too.
+  if (document.activeElement === document.body) document.getElementById("queues").focus();
 }
 
 let fields = 0;
