@@ -14,6 +14,7 @@ from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.config import load
 
 TOML = """
+account_id = "acc"
 rate_limit = 7
 latency = "0-0.01"
 faults = ["error push status=503 times=2", { kind = "latency", routes = ["pull"], seconds = 0.1 }]
@@ -87,6 +88,7 @@ def test_the_command_serves_what_the_file_says(command, write):
 
     place = command("--config", file, "--port", 0, "--json", "--rate-limit", 9, wait=False)
 
+    assert place["account_id"] == "acc"
     api = requests.Session()
     url = f"{place['page_url']}_emulator"
     state = api.get(f"{url}/state", timeout=5).json()

@@ -227,6 +227,19 @@ def test_a_body_that_is_too_long_for_an_argument_is_copied_too(api, call, emulat
     assert [len(m.body) for m in emulator_messages()] == [120_000, 120_000]
 
 
+def test_the_first_steps_work_as_they_stand(tmp_path):
+    """What the page of an empty emulator says is pasted into a shell, and into Python."""
+    env = {**os.environ, "PYTHONPATH": as_installed(tmp_path)}
+    with Emulator() as emulator:
+        state = requests.get(f"{emulator.page_url}_emulator/state", timeout=5).json()
+        steps = state["first_steps"]
+        for command in (["sh", "-euc", steps["curl"]], [sys.executable, "-c", steps["python"]]):
+            subprocess.run(command, env=env, capture_output=True, timeout=60, check=True)
+        [message] = emulator.messages("jobs")
+        assert (message.task, message.content[0]) == ("hello", ["world"])
+        assert steps["broker_url"] == emulator.broker_url
+
+
 def test_a_token_of_ones_own_stands_in_no_code(tmp_path):
     """Code names the variable that holds it."""
     env = {**os.environ, "CFQUEUES_EMULATOR_TOKEN": "secret-token"}
