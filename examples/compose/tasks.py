@@ -16,6 +16,7 @@ if "CFQUEUES_API" in os.environ:  # an emulator in another container
 
 @app.task
 def send_receipt(order):
+    """Send the receipt of an order."""
     print(f"receipt for order {order}")
 
 
