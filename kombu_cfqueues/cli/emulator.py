@@ -12,8 +12,11 @@ from urllib.parse import quote
 import click
 
 from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
+from ..emulator.config import Config
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
+from ._emulator_config import takes_config
+from ._emulator_messages import export_command, import_command
 from ._help import examples
 from ._paths import FilePath, absolute
 from ._stop import stop_on_signals
@@ -21,7 +24,8 @@ from ._stop import stop_on_signals
 TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's name
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     epilog=examples(
         "emulator",
         "emulator --port 0 --json",
@@ -29,6 +33,7 @@ TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's 
         'emulator --fault "error push status=503 times=3"',
     )
 )
+@takes_config
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port",
@@ -81,7 +86,10 @@ TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's 
 @click.option(
     "--json", "as_json", is_flag=True, help="Print URLs, account and token as one line of JSON."
 )
+@click.pass_context
 def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
+    context: click.Context,
+    config: Config,
     host: str,
     port: int,
     account: str,
@@ -94,7 +102,9 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     as_json: bool,
 ) -> None:
     """Serve Cloudflare's Queues API on this machine until Ctrl-C."""
-    positions = _read_knobs(knobs)
+    if context.invoked_subcommand is not None:
+        return
+    positions = {**config.knobs, **_read_knobs(knobs)}
     if rate_limit is not None:
         positions["rate_limit"] = rate_limit
     given: dict[str, Any] = {"account_id": account, "token": token}
@@ -105,12 +115,25 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
             emulator = Emulator(host, port, **given)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        _configure(emulator, config)
         _start(emulator, orders)
         with emulator:
             click.echo(json.dumps(_location(emulator)) if as_json else _welcome(emulator))
             stop.wait_for_signal()
     if not as_json:
         click.echo("Stopped.")
+
+
+command.add_command(export_command)
+command.add_command(import_command)
+
+
+def _configure(emulator: Emulator, config: Config) -> None:
+    try:
+        config.apply(emulator)
+    except ValueError as error:
+        emulator.stop()
+        raise click.UsageError(f"--config: {error}") from error
 
 
 def _start(emulator: Emulator, orders: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ try:
     from .knobs import Knobs
     from .log import LoggedRequest, RequestLog
     from .server import ACCOUNT_ID, Emulator
-    from .store import StoredMessage
+    from .stored_messages import StoredMessage
 except ModuleNotFoundError as error:
     raise missing("the emulator", "emulator", error) from error
 

@@ -29,7 +29,7 @@ from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
 from .service import Service
-from .store import StoredMessage
+from .stored_messages import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
 """The default account id."""
@@ -225,13 +225,7 @@ class Emulator:
             ValueError: The API would refuse the request.
             TypeError: A queue does not have the setting.
         """
-        unknown = set(settings) - {
-            "delivery_delay",
-            "delivery_paused",
-            "message_retention_period",
-        }
-        if unknown:
-            raise TypeError(f"a queue has no setting {min(unknown)!r}")
+        _check_settings(settings)
         with admin.refusals_as_value_errors():
             admin.check_name(name)
             queues = self._service.queues
@@ -242,6 +236,37 @@ class Emulator:
                 new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
             queue = queues.create(name, None, admin.queue_settings({"settings": settings}))
             if new_consumer is not None:
+                queues.put_consumer(queue, new_consumer)
+        return queue.id
+
+    def configure_queue(
+        self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
+    ) -> str:
+        """Create a queue, or change one that exists; return its id.  Messages stay.
+
+        Args:
+            name: Its name.
+            consumer: Its consumer, which replaces another one; None changes none.
+            settings: As for ``create_queue()``.
+
+        Raises:
+            ValueError: As for ``create_queue()``, except that the queue may exist.
+            TypeError: As for ``create_queue()``.
+        """
+        queues = self._service.queues
+        queue = queues.named(name, fold=self.knobs.fold_names)
+        if queue is None:
+            return self.create_queue(name, consumer=consumer, **settings)
+        _check_settings(settings)
+        with admin.refusals_as_value_errors():
+            checked = admin.queue_settings({"settings": settings})
+            for setting, value in checked.items():
+                setattr(queue, setting, value)
+            queues.save(queue)
+            if consumer is not None:
+                new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
+                for old in list(queue.consumers.values()):
+                    queues.delete_consumer(queue, old)
                 queues.put_consumer(queue, new_consumer)
         return queue.id
 
@@ -410,6 +435,12 @@ class _ServerThread:
             self._failure = failure
         finally:
             loop.close()
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    unknown = set(settings) - {"delivery_delay", "delivery_paused", "message_retention_period"}
+    if unknown:
+        raise TypeError(f"a queue has no setting {min(unknown)!r}")
 
 
 def _check_latency(seconds: Seconds) -> None:

@@ -90,7 +90,7 @@ def _queue_name(name: str, value: Any) -> str:
     return queue
 
 
-def _folder(name: str, value: Any) -> str:
+def _path(name: str, value: Any) -> str:
     try:
         path = os.fsdecode(os.fspath(value))
     except TypeError:
@@ -102,7 +102,7 @@ def _folder(name: str, value: Any) -> str:
     full = os.path.expanduser(path)  # noqa: PTH111  the option is a text
     if os.path.isabs(full):  # noqa: PTH117
         return full
-    # Processes that share the folder may run in different ones.
+    # Processes that share it may run in different folders.
     full = os.path.abspath(full)  # noqa: PTH100
     if _made_absolute.is_new(full):
         logger.warning("%s %r is relative: it is %s", name, path, full)
@@ -162,7 +162,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "content_type": _one_of("text", "json"),
     "compress_large": _flag,
     "publish_mode": _one_of("confirm", "spool"),
-    "spool_dir": _folder,
+    "spool_dir": _path,
     "spool_max_bytes": partial(_integer, minimum=1),
     "allow_insecure_http": _flag,
     "unroutable": _one_of("raise", "drop"),
