@@ -195,10 +195,7 @@ class Publisher:
             ) from error
 
     def promise(self, places: Sequence[Place]) -> promise:
-        """Return a promise: fulfilled when the messages are delivered, rejected if one is refused.
-
-        See `Relay.promise`.
-        """
+        """Return a promise for the delivery of the messages; see `Relay.promise`."""
         return self.relay.promise(places)
 
     @property
@@ -290,7 +287,9 @@ class Publisher:
             self._spool().stop(error, queue_id)
 
     def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
-        """Refuse what the queue would delete: whoever spooled it may have known nothing of it.
+        """Refuse messages that the queue would delete before they are due.
+
+        The process that spooled them may not have known how long the queue keeps messages.
 
         Raises:
             InvalidMessage: A message of the batch is due later than the queue keeps it.
@@ -314,7 +313,7 @@ class Publisher:
         try:
             queue_id = self._directory.resolve(address, deadline=deadline)
         except (InvalidMessage, MessageTooLarge) as error:
-            # The server refuses the look-up, and not the messages: they must not be split.
+            # The server refused the look-up and not the messages, so the batch must not be split.
             raise ConfigurationError(str(error)) from error
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # only saves look-ups
             self._spool().learn(address._replace(cloudflare_id=queue_id))

@@ -139,7 +139,7 @@ class Relay:
         if not self._finishes_at_exit:
             self._finishes_at_exit = True
             call_at_exit(partial(_finish, weakref.ref(self)))
-        if self._exits_by is not None:  # an exit handler that ran after ours has spooled it
+        if self._exits_by is not None:  # an exit handler that runs after ours has spooled something
             self.finish(0.0)
             self._log_what_stays()
             return
@@ -178,8 +178,8 @@ class Relay:
     def finish(self, seconds: float) -> None:
         """Keep emptying the spool for *seconds* while that succeeds; then end the thread.
 
-        The thread keeps posting, and this waits for it.  Where no thread can run, this posts.  It
-        leaves what waits to another process only if that process is elected and alive.
+        The relay's thread posts, and this call waits for it.  If no thread can run, this call
+        posts.  Messages are left to another process only if that process is elected and alive.
 
         Args:
             seconds: Maximum time, counted from the first call.
@@ -236,7 +236,7 @@ class Relay:
                 self._exit.wait(pause)
 
     def _step_safely(self) -> float | None:
-        """Do one step.  A failure never ends the thread; its begin and its end are logged."""
+        """Do one step.  A failure never ends the thread; its start and its end are logged."""
         try:
             pause = self._step()
             if self._is_hindered:
@@ -246,9 +246,9 @@ class Relay:
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             if not self._is_hindered:
                 self._is_hindered = True
-                logger.error("the spool cannot be emptied now, and is tried again: %s", error)
+                logger.error("the spool cannot be emptied now; retrying until it can: %s", error)
         except Exception:  # a bug of this library, or of a callback of the application
-            logger.exception("emptying the spool failed, and is tried again")
+            logger.exception("emptying the spool failed; retrying")
         self._resign()
         return RETRY_SECONDS * (1 + rng.random())
 
@@ -267,7 +267,7 @@ class Relay:
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
-            self._spool.notice_stop()  # that its end is logged
+            self._spool.notice_stop()  # so that the end of a stop is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause

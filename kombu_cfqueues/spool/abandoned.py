@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 
 _handles_of_parents: list[sqlite3.Connection] = []
-"""Kept, because closing one would release the parent's locks."""
+"""Keeps the connections open, because closing one would release the parent's locks."""
 
 
 def abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:

@@ -21,14 +21,14 @@ _VALUES: Final = ", ".join("?" * (1 + len(ROW)))
 
 
 class LearnedShare(NamedTuple):
-    """The share of the token that a machine has learned, for people.
+    """The share of the rate that a machine has learned, for display.
 
     Attributes:
         part: The part of the rate that the machine uses.
-        rate: The same, in requests per second.
-        own: About how many of the requests before the last block were its own.
+        rate: Requests per second that the machine uses.
+        own: About how many of the requests before the last block this machine made.
         age_seconds: Seconds since that block began.
-        held_seconds: Seconds until it tries more.
+        held_seconds: Seconds until the machine tries a larger share.
     """
 
     part: float
@@ -44,7 +44,7 @@ class Bucket:
     Args:
         connection: In a transaction.
         token: The token's hash.
-        limit: The rate at which it fills, and its size.
+        limit: The rate at which the bucket fills, and its size.
         now: The monotonic clock.
     """
 
@@ -122,7 +122,7 @@ class Bucket:
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
-        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones.
+        """Stop the requests of *scope* for this many seconds; return when that ends (monotonic).
 
         The machine learns its share from a block of the token; see `CFQueuesError.is_block`.
         """
@@ -155,8 +155,8 @@ class Bucket:
         ).fetchone()
         if row is None:
             return new
-        # The token was replaced.  What the old one spent counts, and so do its stops, because
-        # Cloudflare's limit applies to the user.  So does what was learned of the machine's share.
+        # The token was replaced.  The new token inherits what the old one spent and its stops,
+        # because Cloudflare's limit applies to the user.  It also inherits the machine's share.
         before = Allowance.of_row(row).counted(self._limit, self._now)
         return before._replace(tokens=min(before.tokens, new.tokens))
 

@@ -28,7 +28,7 @@ class Election:
         self._file = file
 
     def win(self) -> bool:
-        """Become or stay the process that empties the spool; return False if another one is."""
+        """Become or stay the process that empties the spool; return False if another process is."""
         now, me = self._file.clock.monotonic(), self._file.me
         drainer, drained_at = self._file.read(
             lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()

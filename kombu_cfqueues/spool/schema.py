@@ -142,9 +142,9 @@ CREATE TABLE machine (
     listed_at REAL                           -- monotonic: when its first page was read
 );
 
-CREATE TRIGGER counts_what_comes AFTER INSERT ON message WHEN NEW.size > 0
+CREATE TRIGGER add_bytes AFTER INSERT ON message WHEN NEW.size > 0
     BEGIN UPDATE machine SET bytes = bytes + NEW.size; END;
-CREATE TRIGGER counts_what_goes AFTER DELETE ON message WHEN OLD.size > 0
+CREATE TRIGGER subtract_bytes AFTER DELETE ON message WHEN OLD.size > 0
     BEGIN UPDATE machine SET bytes = bytes - OLD.size; END
 """
 
@@ -205,7 +205,7 @@ def _create(connection: sqlite3.Connection, boot: str) -> None:
 def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str], bool]) -> bool:
     """Return whether another process that used the file is alive, so there was no reboot.
 
-    Boot ids cannot tell: containers that share a folder may have different ones.
+    A boot id is not enough: containers that share a folder may have different ones.
     """
     names = connection.execute("SELECT name FROM process WHERE name != ?", (me,)).fetchall()
     return any(is_alive(name) for (name,) in names)
@@ -214,8 +214,8 @@ def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str],
 def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     """Reset the file after a reboot: no process is alive, and the monotonic clock restarted.
 
-    How much time passed is unknown, so the allowance assumes none: a 429 keeps the time that it had
-    left, and no requests were earned.
+    It is unknown how much time passed, so the allowance assumes none: a stop keeps its remaining
+    time, and no requests were earned.
     """
     connection.execute("DELETE FROM message WHERE deadline IS NOT NULL")
     connection.execute(
@@ -273,7 +273,7 @@ def _statements(script: str) -> list[str]:
 def boot_id() -> str:
     """Return an id of this boot of the machine; ``""`` if the system has none.
 
-    Then only a monotonic clock that ran backwards shows a reboot.
+    Without an id, a reboot is noticed only if the monotonic clock ran backwards.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
