@@ -1,7 +1,7 @@
 """What this process has done, in numbers: for `stats`, and through `telemetry` for OpenTelemetry.
 
 The client counts most of it once per request, so that a message costs almost nothing.  Each process
-counts the requests that it made itself, also if they carried messages of other processes.  A forked
+counts the requests that it made itself, even if they carried messages of other processes.  A forked
 child starts at 0.
 """
 

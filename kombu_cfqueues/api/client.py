@@ -96,17 +96,17 @@ class Client:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
-            wanted: The queue that is looked for; the request then ranks as the message that waits
-                for it, as with *name*.
-            is_known: Returns whether another process knows the result by now.
+            wanted: The queue that the caller looks for.  With it, as with *name*, the request ranks
+                as the message that waits for it.
+            is_known: Returns whether another process has learned the result.
 
         Raises:
-            Unneeded: It does, so no request was made.
+            Unneeded: *is_known* returned true, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         wanted = name or wanted
         action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
-        self.load()  # on a busy machine, the answer may be known by then
+        self.load()  # takes a while on a busy machine, and then the answer may be known
         self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)

@@ -58,7 +58,7 @@ class SingleFlight:
                 if flight is own:
                     return own.fly(ask)
             finally:
-                # Also after a KeyboardInterrupt, because nothing else would wake the other threads.
+                # Even after a KeyboardInterrupt: nothing else would wake the other threads.
                 self._end(key, own)
             if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
                 raise _timeout(action)

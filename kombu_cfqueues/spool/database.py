@@ -270,7 +270,7 @@ class Database:
         self._close()
 
     def _write_down_log(self) -> None:
-        """Write the contents of a removed log to the file, so that others can open the file again."""
+        """Write the contents of a removed log to the file, so that others can open it again."""
         if companions.identify(self.path).log is not None or self._connection is None:
             return  # another process was first
         busy, frames, written = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()

@@ -148,7 +148,7 @@ class SpoolRoom:
             item.place = None
 
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
-        """Take a permit if one is free and nothing else waits for it; return whether it took one."""
+        """Take a permit if one is free and nothing else waits; return whether one was taken."""
         if not is_idle(connection):
             return False
         bucket = self._file.bucket(connection)
@@ -388,7 +388,7 @@ class SpoolRoom:
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
-    """Whether *outcome* changes the file; messages that were claimed at once are not in the file."""
+    """Whether *outcome* changes the file; messages that were claimed at once are not in it."""
     return bool(outcome.returned) or any(item.place is not None for item in claim.items)
 
 
