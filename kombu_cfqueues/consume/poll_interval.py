@@ -101,8 +101,9 @@ class PollInterval:
     def ring(self, now: float) -> None:
         """Make a pull due, because a process of this machine has published to the queue.
 
-        A bell is no message: another consumer may get what it rang for, so the quiet time goes on.
-        While bells are vain, they cause one pull per shortest pause.
+        A bell does not count as a message, because another consumer may get the message: the quiet
+        time goes on.  While pulls after bells find nothing, bells cause one pull per shortest
+        pause.
         """
         self._bell_at = now
         if not self._is_failing:
@@ -148,7 +149,7 @@ class PollInterval:
         self.due = min(self.due, max(now, self._vain_at + self._first))
 
     def _bell_was_vain(self, now: float, *, is_alone: bool) -> None:
-        """Look again soon, unless the bells before this one were vain too."""
+        """Look again soon, unless pulls after earlier bells found nothing either."""
         if self._bell_at is None:
             self._look_pause *= 2
         else:

@@ -119,8 +119,11 @@ class FleetBucket(Bucket):
         if seconds <= 0:
             return None
         if self.trouble and self._row.permit_at is None:
-            text = "this machine has used up its part of the request allowance, which it has while"
-            return NoPermit(f"{text} Redis cannot be used: {self.trouble}", retry_after=seconds)
+            text = (
+                "the request allowance is used up; this machine has only a part of it, because "
+                f"Redis cannot be used: {self.trouble}"
+            )
+            return NoPermit(text, retry_after=seconds)
         return no_permit(self._fleet, seconds)
 
     def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:

@@ -87,7 +87,7 @@ class ConsumingChannel(RoutingChannel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message, until this connection consumes the queue anew.
+            callback: Called with each message, until this connection consumes the queue again.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -114,7 +114,7 @@ class ConsumingChannel(RoutingChannel):
         return consumer_tag
 
     def _add_consumer(self, queue: str, consumer: Consumer) -> Subscription | None:
-        """Add a consumer; return a subscription that is to be started, if it needs a new one."""
+        """Add a consumer; return its subscription if that is new and must be started."""
         group = self._queue_consumers.get(queue)
         subscription = None
         if group is None:
@@ -379,7 +379,7 @@ class ConsumingChannel(RoutingChannel):
                 self.basic_cancel(consumer_tag)
 
     def _warn_of_pitfalls(self, queue: str) -> None:
-        """Warn of two uses that work, but differently from what one may expect."""
+        """Warn of two uses that do not work as an application may expect."""
         if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):

@@ -195,9 +195,9 @@ class Transport(virtual.Transport):
         """Connect: check with one request per process that the server accepts the token.
 
         With ``publish_mode="spool"`` there is no request: an application that spools must be able
-        to start while the server is unreachable.  Nor is there one while the API stops the token:
-        the server is there, and each call then says for how long it cannot be made.  Only where
-        Kombu has another URL, connecting fails.
+        to start while the server is unreachable.  There is no request either while the API has
+        stopped the token: the server is reachable, and each call says how long it is stopped.
+        Connecting fails then only if Kombu has another URL.
 
         Raises:
             CFQueuesError: The request failed.
