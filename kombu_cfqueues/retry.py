@@ -46,10 +46,6 @@ class Backoff:
         """Return a copy with one more failure."""
         return replace(self, failures=self.failures + 1)
 
-    def after_success(self) -> Backoff:
-        """Return a copy without failures."""
-        return replace(self, failures=0)
-
     @property
     def ceiling_seconds(self) -> float:
         """The maximum pause now; 0 if nothing has failed."""
