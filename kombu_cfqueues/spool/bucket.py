@@ -113,13 +113,14 @@ class Bucket:
         return no_permit(self._limit, seconds, self._allowance)
 
     def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
-        """Take a permit for a request of *kind* that has waited for this long.
+        """Take a permit for a request of *kind* that has waited for this long."""
+        self._take_token(waited_seconds)
+        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
-        Without a limit, the bucket stays as it is, because other processes may have a limit.
-        """
+    def _take_token(self, waited_seconds: float) -> None:
+        # Without a limit, the bucket stays as it is, because other processes may have a limit.
         if self._limit is not NO_LIMIT:
             self._save(self._allowance.spent(self._limit, waited_seconds))
-        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
         """Stop the requests of *scope* for this many seconds; return when that ends (monotonic).

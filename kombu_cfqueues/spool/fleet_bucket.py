@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ..errors import RateLimited, Scope
 from ..rate_limit import Limit, NoPermit, no_permit
 from ..redis_allowance import LONGEST_WAIT_SECONDS, REDIS_TIMEOUT_SECONDS
-from ..waiting_room import Kind
 from .bucket import Bucket
 
 if TYPE_CHECKING:
@@ -126,16 +125,14 @@ class FleetBucket(Bucket):
             return NoPermit(text, retry_after=seconds)
         return no_permit(self._fleet, seconds)
 
-    def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
-        """Take a permit for a request of *kind* that has waited for this long."""
+    def _take_token(self, waited_seconds: float) -> None:
         if self._row.permit_at is None:
-            super().spend(kind, waited_seconds)
+            super()._take_token(waited_seconds)
             return
         self._save_row(self._row._replace(permit_at=None))
         # A later block teaches the machine its share, for which its requests are counted.
         share = self._allowance.share.counted(self._now, waited=False)
         self._save(self._allowance._replace(share=share))
-        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def asking(self) -> None:
         """Record that this process asks Redis, so that the others wait for it."""
