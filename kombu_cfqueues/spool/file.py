@@ -20,7 +20,7 @@ from ..runtime.imports import importing
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
-from .fleet_bucket import TABLE, FleetBucket
+from .fleet_bucket import FleetBucket
 from .liveness import KernelLock, LivenessLocks
 from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
@@ -272,8 +272,6 @@ class File:
             me=self._me,
             is_alive=self.is_alive,
         )
-        if self.fleet is not None:
-            connection.execute(TABLE)
 
     def is_alive(self, name: str) -> bool:
         """Whether the process of this name is alive.  May be called in a transaction."""

@@ -36,19 +36,15 @@ than a call may take, so it matters only if that process dies."""
 ASK_POLL_SECONDS: Final = 0.01
 """Poll interval while another process asks Redis, which answers in a few milliseconds."""
 
-TABLE: Final = """
-CREATE TABLE IF NOT EXISTS fleet (
-    token TEXT PRIMARY KEY,                  -- a hash
-    boot TEXT NOT NULL,                      -- of the times here, which are monotonic
-    permit_at REAL,                          -- when the permit may be used; NULL: there is none
-    ask_at REAL NOT NULL,                    -- when a process may ask Redis
-    trouble TEXT                             -- why Redis is not used now
-)
-"""
-
 
 class Row(NamedTuple):
-    """What the file knows of Redis; see `TABLE`."""
+    """What the file knows of Redis.
+
+    Attributes:
+        permit_at: When the reserved permit may be used, in monotonic seconds; None without one.
+        ask_at: When a process may ask Redis, in monotonic seconds.
+        trouble: Why Redis is not used now; None if it is.
+    """
 
     permit_at: float | None = None
     ask_at: float = 0.0
@@ -152,9 +148,7 @@ class FleetBucket(Bucket):
 
     def _load_row(self) -> Row:
         found = self._connection.execute(
-            "SELECT permit_at, ask_at, trouble FROM fleet "
-            "WHERE token = ? AND boot = (SELECT boot FROM machine)",
-            (self._token,),
+            "SELECT permit_at, ask_at, trouble FROM fleet WHERE token = ?", (self._token,)
         ).fetchone()
         row = Row(*found) if found else Row()
         if row.permit_at is not None and not (
@@ -166,7 +160,6 @@ class FleetBucket(Bucket):
     def _save_row(self, row: Row) -> None:
         self._row = row
         self._connection.execute(
-            "INSERT OR REPLACE INTO fleet (token, boot, permit_at, ask_at, trouble) "
-            "VALUES (?, (SELECT boot FROM machine), ?, ?, ?)",
+            "INSERT OR REPLACE INTO fleet (token, permit_at, ask_at, trouble) VALUES (?, ?, ?, ?)",
             (self._token, *row),
         )

@@ -116,6 +116,13 @@ CREATE TABLE bucket (
     sent_before INTEGER NOT NULL
 );
 
+CREATE TABLE fleet (
+    token TEXT PRIMARY KEY,                  -- a hash
+    permit_at REAL,                          -- monotonic: when the permit of Redis may be used
+    ask_at REAL NOT NULL,                    -- monotonic: when a process may ask Redis
+    trouble TEXT                             -- why Redis is not used now
+);
+
 CREATE TABLE token (
     hash TEXT PRIMARY KEY,
     works_at REAL NOT NULL                   -- monotonic: when the API last accepted it
@@ -225,7 +232,7 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(_RESTART_BUCKETS, {"now": now})
     connection.execute("UPDATE machine SET boot = ?, drainer = NULL, listed_at = NULL", (boot,))
-    for table in ("process", "token", "asking"):
+    for table in ("process", "token", "asking", "fleet"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608  constant names
     connection.execute("UPDATE queue SET known_id = NULL, unfinished = NULL")
 
