@@ -85,7 +85,7 @@ class Publisher:
         # A publish that takes longer than half the time between two permits has waited for one.
         self._long_wait = 0.5 / options.request_rate if options.request_rate else inf
         self._waits = threading.local()
-        self._is_unaware_pod = lacks_shared_rate(options)
+        self._lacks_shared_rate = lacks_shared_rate(options)
         self._spool_of_machine = spool
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
@@ -120,7 +120,7 @@ class Publisher:
             PublishTimeout: The deadline passed; its cause is the last failure.
             CFQueuesError: The message was refused.
         """
-        self._begin()
+        self._warn_in_pod()
         started = time.monotonic()
         judge = _judge_and_switch if switches else None
         shared = self._shared_commit()
@@ -144,7 +144,7 @@ class Publisher:
         Returns:
             The outcome of each: None if it was accepted, else what `submit` would raise.
         """
-        self._begin()
+        self._warn_in_pod()
         shared = self._shared_commit()
         if shared is not None:
             try:
@@ -171,16 +171,15 @@ class Publisher:
             SpoolFull: The spool has no room for them.
             SpoolUnavailable: No directory of this machine can hold the spool.
         """
-        self._begin()
+        self._warn_in_pod()
         places = self._keep(messages, max_bytes, deadline)
         self.relay.notify()
         # Nothing here waits for the network, so let other greenlets run.
         time.sleep(0)
         return places
 
-    def _begin(self) -> None:
-        if self._is_unaware_pod:
-            self._is_unaware_pod = False
+    def _warn_in_pod(self) -> None:
+        if self._lacks_shared_rate:
             _warn_of_pod()
 
     def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
