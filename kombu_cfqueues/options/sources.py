@@ -60,6 +60,9 @@ _KOMBU_OPTIONS: Final = frozenset(
 )
 """Transport options of Kombu: of its virtual transports, and of its retry policy."""
 
+_OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_burst"})
+"""Options that have an effect only with a ``request_rate``."""
+
 
 class Sources(NamedTuple):
     """All that the user has given, as `Options.read` documents it."""
@@ -163,6 +166,9 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     values.setdefault("max_polling_interval", max(shortest, DEFAULT_LONGEST_PAUSE_SECONDS))
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
+    else:
+        for name in _OPTIONS_OF_A_RATE & values.keys():
+            _warn_without_rate(name, urlsplit(values["base_url"]).hostname)
     return values
 
 
@@ -178,3 +184,13 @@ def _warn_of_misspellings(given: frozenset[str]) -> None:
                 name,
                 similar[0],
             )
+
+
+@once
+def _warn_without_rate(name: str, host: str | None) -> None:
+    logger.warning(
+        "option %r has no effect, because requests to %s are not limited: set request_rate, or "
+        "remove the option",
+        name,
+        host,
+    )

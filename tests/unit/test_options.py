@@ -372,6 +372,31 @@ def test_an_option_of_kombus_own_is_not_taken_for_a_slip(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("budget_scope", "process"), ("budget_url", "redis://h/0"), ("request_burst", 5)],
+)
+def test_an_option_that_needs_a_rate_says_once_that_it_has_no_effect_without(caplog, name, value):
+    """Machines that are believed to share one allowance through Redis would not."""
+    host = "unlimited.example.com"
+    read(host=host, transport_options={name: value, "request_rate": 3.0})
+    read(transport_options={name: value})  # Cloudflare's host has a rate by default
+    assert not caplog.records
+
+    for _ in range(2):
+        read(host=host, transport_options={name: value})
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{name!r} has no effect, because requests to {host} are not limited" in caplog.text
+
+
+def test_a_budget_url_of_the_environment_says_so_too(caplog):
+    environ = {"CFQUEUES_BUDGET_URL": "redis://:hidden@h/0"}
+    read(host="environment.example.com", environ=environ)
+
+    assert "'budget_url' has no effect" in caplog.text
+    assert "hidden" not in caplog.text
+
+
 def test_a_likely_slip_is_logged_once(caplog):
     for _ in range(2):
         read(transport_options={"publish_timeut": 5, "wholly_unknown": 1, 5: 5})
