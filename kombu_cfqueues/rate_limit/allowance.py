@@ -110,6 +110,12 @@ class Allowance(NamedTuple):
         """When the tokens that are not counted yet began to be earned; a block earns none."""
         return max(self.counted_at, self.stopped_until)
 
+    def stop_of(self, *, publishing: bool) -> tuple[float, str]:
+        """Return until when no admin request, or no *publishing* one, may leave, and why."""
+        if publishing and self.publishing_stopped_until > self.stopped_until:
+            return self.publishing_stopped_until, "the API has stopped publishing"
+        return self.stopped_until, "the API has stopped every call of the token"
+
     def spent(self, limit: Limit | None = None, waited_seconds: float = 0.0) -> Allowance:
         """Return a copy with one token less.
 

@@ -205,13 +205,10 @@ class Budget:
         The caller holds _lock.
         """
         allowance = self._allowance
-        stop, why = allowance.stopped_until, "the API has stopped every call of the token"
+        stop, why = allowance.stop_of(publishing=queue is not None)
         if queue is not None:
-            stop, why = max(
-                (stop, why),
-                (allowance.publishing_stopped_until, "the API has stopped publishing"),
-                (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
-            )
+            of_queue = self._queue_stopped_until.get(queue, 0.0)
+            stop, why = max((stop, why), (of_queue, "the queue takes no messages now"))
         if stop > now:
             self._leave(waiter)  # waiters for other queues may go
             return stop, why

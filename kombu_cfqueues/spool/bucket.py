@@ -76,10 +76,7 @@ class Bucket:
 
     def stopped(self, *, publishing: bool) -> RateLimited | None:
         """Return the 429 that stops admin requests, or *publishing*; None if there is none."""
-        until, why = self._allowance.stopped_until, "the API has stopped every call of the token"
-        if publishing and self._allowance.publishing_stopped_until > until:
-            until = self._allowance.publishing_stopped_until
-            why = "the API has stopped publishing"
+        until, why = self._allowance.stop_of(publishing=publishing)
         if until <= self._now:
             return None
         return stopped(why, until - self._now, self.lesson)
