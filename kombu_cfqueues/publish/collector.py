@@ -270,8 +270,7 @@ class _Request(_Part[Packed]):
         self._size = 0
 
     def add(self, number: int, message: Packed) -> None:
-        self.messages.append(message)
-        self._numbers.append(number)
+        super().add(number, message)
         self._size += message.size
 
     def cut(self, mark: int) -> int:
