@@ -143,8 +143,8 @@ CREATE TABLE machine (
     boot TEXT NOT NULL,                      -- the boot whose monotonic clock is used
     bytes INTEGER NOT NULL DEFAULT 0,        -- total size of all messages
     last_kind INTEGER,                       -- kind that got the last permit
-    drainer TEXT,                            -- process that empties the spool
-    drained_at REAL NOT NULL DEFAULT 0,      -- monotonic: its last sign of life
+    relay TEXT,                              -- process that empties the spool
+    relay_seen_at REAL NOT NULL DEFAULT 0,   -- monotonic: its last sign of life
     next_page INTEGER NOT NULL DEFAULT 1,    -- of the list of queues; 0: all pages were read
     listed_at REAL                           -- monotonic: when its first page was read
 );
@@ -231,7 +231,7 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     )
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(_RESTART_BUCKETS, {"now": now})
-    connection.execute("UPDATE machine SET boot = ?, drainer = NULL, listed_at = NULL", (boot,))
+    connection.execute("UPDATE machine SET boot = ?, relay = NULL, listed_at = NULL", (boot,))
     for table in ("process", "token", "asking", "fleet"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608  constant names
     connection.execute("UPDATE queue SET known_id = NULL, unfinished = NULL")
@@ -247,7 +247,7 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
     )
     connection.execute("DELETE FROM process WHERE name = ?", (poster,))
     connection.execute("DELETE FROM asking WHERE process = ?", (poster,))
-    connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
+    connection.execute("UPDATE machine SET relay = NULL WHERE relay = ?", (poster,))
 
 
 def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
