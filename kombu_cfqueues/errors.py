@@ -128,7 +128,7 @@ class TransientError(CFQueuesError, exceptions.OperationalError):
     """A retry may succeed.
 
     Kombu raises an `OperationalError` when its retries are used up.  As this is one, Kombu raises
-    it as it is, and `delivered` and the other attributes are kept.
+    it unchanged, with `delivered` and the other attributes.
     """
 
 

@@ -129,7 +129,7 @@ class BudgetUnavailable(CFQueuesError):
 
 
 class Answer(NamedTuple):
-    """What Redis says to a machine that asks for a permit.
+    """The answer of Redis to a machine that asks for a permit.
 
     Attributes:
         granted: Whether a permit is reserved.

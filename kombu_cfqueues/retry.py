@@ -1,4 +1,4 @@
-"""What a failure means, and how long to wait before another try."""
+"""What a failure means, and how long to pause before another try."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SharedFacts(Protocol):
         """Forget in all processes that *name* has this id, because it is no longer true."""
 
     def next_page(self) -> int | None:
-        """Return the first page of the list of queues that nobody has read; None if all were."""
+        """Return the first page of the list of queues that is still unread; None if none is."""
 
     def note_page(self, page: int, queues: Mapping[str, KnownQueue], *, has_more: bool) -> None:
         """Share a page of the list, which the API gave to the token.

@@ -50,7 +50,7 @@ class Listing:
         if self.has_read(page):
             return
         ids = frozenset(ids)
-        # A server that ignores the number of the page would repeat the first page for ever.
+        # A server that ignores the number of the page would repeat the first page forever.
         is_last = not has_more or ids <= self._ids
         self._ids |= ids
         self._next = None if is_last else page + 1

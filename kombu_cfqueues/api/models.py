@@ -1,4 +1,4 @@
-"""What the API says about queues, pull consumers and backlogs, as checked values.
+"""Queues, pull consumers and backlogs, as checked values of what the API returns.
 
 A field that is missing from the JSON, or has another type, becomes None or empty.
 """

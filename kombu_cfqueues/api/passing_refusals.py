@@ -38,7 +38,7 @@ class PassingRefusals:
 
     def __init__(self) -> None:
         self._accepted = Secret()  # the token that worked last
-        self._is_trusted = False  # the first token worked in another process
+        self._is_trusted = False  # another process has used the first token successfully
         self.renew_after_fork()
         renew_in_child(self)
 

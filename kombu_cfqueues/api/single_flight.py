@@ -39,7 +39,7 @@ class SingleFlight:
 
         Args:
             key: What is asked for.
-            known: Returns the result if this process has it, without blocking.
+            known: Returns the result if this process has it; must not block.
             ask: Makes the request, and stores the result for *known*.
             action: What *ask* does, for the text of a timeout.
             deadline: When to stop waiting, in seconds of `time.monotonic`.

@@ -32,7 +32,7 @@ class Position(NamedTuple):
 
     def after(self, ids: frozenset[str], *, has_more: bool) -> Position:
         """Return the position after a page with these queues."""
-        # A server that ignores `page` would repeat the first page for ever.
+        # A server that ignores `page` would repeat the first page forever.
         is_last = not has_more or ids <= self.ids
         page = None if is_last or self.page is None else self.page + 1
         return self._replace(page=page, ids=self.ids | ids)

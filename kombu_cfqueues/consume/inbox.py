@@ -189,7 +189,7 @@ class Inbox:
         """Block until a message may be delivered, and move its slot from held to unsettled.
 
         Args:
-            deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
+            deadline: When to stop waiting, in seconds of `time.monotonic`; None waits forever.
 
         Returns:
             The message; None if the deadline has passed, and after `interrupt`.

@@ -1,8 +1,8 @@
 """Empties the spool, in a daemon thread of each process that spools, or in ``cfqueues relay``.
 
-The processes elect one of them in the file, and only that one posts, which keeps the file less
-busy.  Correctness does not depend on the election, because permits and claims keep two posters
-apart.  The other processes check regularly whether they are needed: the elected process, or a
+The processes elect one of them in the file, and only the elected process posts, which keeps the
+file less busy.  Correctness does not depend on the election, because permits and claims separate
+two posters.  The other processes check regularly whether they are needed: the elected process, or a
 publisher whose messages wait, may have been killed.
 """
 

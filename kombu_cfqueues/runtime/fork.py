@@ -74,7 +74,7 @@ def notice_fork() -> None:
 
 def _renew_unless_done() -> None:
     pid = os.getpid()
-    # A lock of this process: the parent's may be locked for ever.  Reentrant, because a signal
+    # A lock of this process: the parent's may be locked forever.  Reentrant, because a signal
     # handler may interrupt the renewal and enter the library.
     with _renewing.setdefault(pid, threading.RLock()):
         if pid != _owner:

@@ -19,7 +19,7 @@ def abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
     Args:
         connection: The parent's connection.
         in_use: Whether a thread of the parent was inside SQLite.  Then SQLite's mutexes are locked
-            for ever, and the connection cannot be touched.
+            forever, and the connection cannot be touched.
     """
     _handles_of_parents.append(connection)
     if in_use:

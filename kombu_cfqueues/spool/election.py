@@ -18,7 +18,7 @@ HEARTBEAT_SECONDS: Final = SILENCE_SECONDS / 5
 class Election:
     """The choice of the process that empties the spool.
 
-    Correctness does not depend on it: permits and claims keep processes apart.
+    Correctness does not depend on it, because permits and claims separate the processes.
 
     Args:
         file: The spool's file, which records the choice.

@@ -88,10 +88,10 @@ CREATE TABLE queue (
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
     trouble TEXT,                            -- why its messages are delayed
     used_at REAL NOT NULL,                   -- wall clock: its last use, to the hour
-    known_id TEXT,                           -- id that a process looked up, for the others
+    known_id TEXT,                           -- id that a process looked up, for all processes
     retention INTEGER,                       -- seconds that it keeps messages
     known_at REAL,                           -- monotonic
-    unfinished INTEGER,                      -- page with which its look-up goes on; 0: none is left
+    unfinished INTEGER,                      -- page at which its look-up continues; 0: none is left
     unfinished_at REAL                       -- monotonic
 );
 
@@ -105,14 +105,14 @@ CREATE TABLE bucket (
     slow_until REAL NOT NULL,
     stopped_until REAL NOT NULL,
     publishing_stopped_until REAL NOT NULL,
-    part REAL NOT NULL,                      -- of the limit, which is this machine's
+    part REAL NOT NULL,                      -- this machine's part of the limit
     grows_at REAL NOT NULL,
     hold_seconds REAL NOT NULL,
     steps INTEGER NOT NULL,
     learned_at REAL NOT NULL,
     own REAL NOT NULL,                       -- requests of the machine before the last block
     counted_from REAL NOT NULL,
-    sent INTEGER NOT NULL,                   -- requests of the machine since then
+    sent INTEGER NOT NULL,                   -- requests of the machine since counted_from
     sent_before INTEGER NOT NULL
 );
 
@@ -129,9 +129,9 @@ CREATE TABLE token (
 );
 
 CREATE TABLE asking (
-    question TEXT PRIMARY KEY,               -- what a process asks the API for all of them
+    question TEXT PRIMARY KEY,               -- what a process asks the API for all processes
     process TEXT NOT NULL,
-    until REAL NOT NULL                      -- monotonic: how long the others wait at most
+    until REAL NOT NULL                      -- monotonic: how long other processes wait
 );
 
 CREATE TABLE process (
@@ -139,7 +139,7 @@ CREATE TABLE process (
 );
 
 CREATE TABLE machine (
-    file TEXT NOT NULL,                      -- identifies the file, also after a replacement
+    file TEXT NOT NULL,                      -- identifies the file; its replacement has another
     boot TEXT NOT NULL,                      -- the boot whose monotonic clock is used
     bytes INTEGER NOT NULL DEFAULT 0,        -- total size of all messages
     last_kind INTEGER,                       -- kind that got the last permit

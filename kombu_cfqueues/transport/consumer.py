@@ -237,7 +237,7 @@ class ConsumingChannel(RoutingChannel):
         """Deliver one message to any channel of the connection.
 
         Args:
-            timeout: Maximum number of seconds to wait; None waits for ever.
+            timeout: Maximum number of seconds to wait; None waits forever.
             callback: Ignored.
 
         Raises:

@@ -36,7 +36,7 @@ class Prefetch(virtual.QoS):
     """
 
     def __init__(self, receiver: Receiver, pull_batch_size: int) -> None:
-        # Without the base class, whose finalizer would keep the channel alive for ever.
+        # Without the base class, whose finalizer would keep the channel alive forever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
         self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first

@@ -151,7 +151,7 @@ class Transport(virtual.Transport):
 
         Args:
             connection: This transport.
-            timeout: Maximum number of seconds to wait for a message; None waits for ever.
+            timeout: Maximum number of seconds to wait for a message; None waits forever.
             **_: Ignored.
 
         Raises:
