@@ -56,8 +56,8 @@ class Exchange:
         Raises:
             CFQueuesError: There was no response.
         """
-        # Python links our error to an exception that the application is handling, though it is not
-        # cause.
+        # Python links our error to the exception that the application is handling, which is not a
+        # cause of it.
         handled = sys.exc_info()[1]
         method, url, headers, body = sent
         timeout = urllib3.Timeout(total=seconds, connect=connect_seconds, read=read_seconds)

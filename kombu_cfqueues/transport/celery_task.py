@@ -7,7 +7,7 @@ Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
 Dropped tasks:
     A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
-    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    keeps references to them forever: see `forget_dropped_tasks`.  A prefork pool also drops some
     that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
