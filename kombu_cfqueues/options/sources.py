@@ -167,7 +167,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
     else:
-        for name in _OPTIONS_OF_A_RATE & values.keys():
+        for name in sorted(_OPTIONS_OF_A_RATE & values.keys()):
             _warn_without_rate(name, urlsplit(values["base_url"]).hostname)
     return values
 
