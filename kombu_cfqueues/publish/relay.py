@@ -42,10 +42,11 @@ STANDBY_SECONDS: Final = 0.5
 """Maximum poll interval of a process that is not elected, while messages wait.  It bounds the time
 until another process takes over, and costs two reads of the file per second."""
 
-FIRST_POST_DELAY_SECONDS: Final = 0.1
-"""How long a process that has not posted yet leaves a backlog to one that has.  Most processes of a
-web server then never load the HTTP client nor open a connection.  Long enough for another process
-to spool something and to see the backlog; short beside the 0.27 s between two requests."""
+BACKLOG_DELAY_SECONDS: Final = 0.1
+"""How long a process that has not posted yet leaves a new backlog to a process that has.  Then most
+processes of a web server never load the HTTP client or open a connection.  Long enough for another
+process to spool a message and see the backlog, and less than half of the 0.27 s between
+requests."""
 
 SWEEP_SECONDS: Final = STANDBY_SECONDS
 """Interval between two checks whether the processes that post are alive.  As often as the processes
@@ -105,7 +106,7 @@ class Relay:
         self._exits_by: float | None = None
         self._finishes_at_exit = False
         self._elected = False
-        self._stands_by_until: float | None = None  # while a process that has posted may take over
+        self._stands_by_until: float | None = None  # for a process that has posted
         # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
         self._to_ask: deque[Place] = deque()  # the same, in the order in which to ask about them
@@ -285,7 +286,7 @@ class Relay:
             self._swept_at = now
             self._spool.room.sweep()
         if self._leaves_it_to_others(now):
-            return FIRST_POST_DELAY_SECONDS
+            return BACKLOG_DELAY_SECONDS
         self._elected = self._spool.elect()
         if self._elected:
             return self._post()
@@ -298,7 +299,7 @@ class Relay:
         if self._elected or self._exits_by is not None or self._commit.sender.request_seconds > 0:
             return False
         if self._stands_by_until is None:
-            self._stands_by_until = now + FIRST_POST_DELAY_SECONDS
+            self._stands_by_until = now + BACKLOG_DELAY_SECONDS
         return now < self._stands_by_until
 
     def _post(self) -> float:

@@ -122,7 +122,7 @@ def test_a_process_that_has_not_posted_leaves_the_backlog_to_one_that_has(proces
 
     assert steps(old, "first")[0] > 0, "nobody had posted"
     new.peer.spool("second")
-    assert 0 < new.relay._step() <= module.FIRST_POST_DELAY_SECONDS
+    assert 0 < new.relay._step() <= module.BACKLOG_DELAY_SECONDS
     assert old.relay._step() == 0.0
     assert (len(old.posted), new.posted) == (2, [])
 
