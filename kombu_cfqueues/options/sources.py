@@ -27,6 +27,8 @@ TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's nam
 
 BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
 
+HEALTH_VARIABLE: Final = "CFQUEUES_HEALTH_ADDRESS"
+
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
 
@@ -101,6 +103,8 @@ def merge(sources: Sources) -> dict[str, Any]:
     values = checked(given)
     if "budget_url" not in values and (budget_url := sources.environ.get(BUDGET_VARIABLE)):
         values |= checked({"budget_url": budget_url})
+    if "health_address" not in values and (address := sources.environ.get(HEALTH_VARIABLE)):
+        values |= checked({"health_address": address})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     values["base_url"] = base_url(
