@@ -20,6 +20,7 @@ from .errors import CFQueuesError, ConfigurationError, Scope
 from .metrics import metrics
 from .options import Secret
 from .rate_limit import INITIAL_TOKENS, Limit
+from .runtime.extras import install_command
 from .runtime.fork import renew_in_child
 from .runtime.imports import importing
 
@@ -304,7 +305,7 @@ def _load_redis() -> Any:
         else:
             return redis
     raise ConfigurationError(
-        "budget_url needs the Python package redis: pip install 'kombu-cfqueues[redis]'"
+        f"budget_url needs the Python package redis: {install_command('redis', 'redis')}"
     )
 
 

@@ -13,7 +13,7 @@ this machine; ``cfqueues_url`` is its broker URL::
         [message] = cfqueues_emulator.messages("celery")
         assert message.task == "shop.tasks.send_welcome_mail"
 
-Needs ``pip install 'kombu-cfqueues[emulator]'``.
+Needs the extra ``emulator``.
 """
 
 from __future__ import annotations

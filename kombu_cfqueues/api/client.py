@@ -139,11 +139,24 @@ class Client:
         payload = self._admin("GET", path, action=action, deadline=deadline)
         return Backlog.from_json(payload.get("result"))
 
-    def pause_delivery(self, queue: Queue, *, paused: bool, deadline: float) -> None:
-        """Stop or resume delivery.  A paused queue accepts messages, and its messages expire."""
-        action = f"{'pausing' if paused else 'resuming'} {self._name(queue.id)}"
+    def read_queue(self, queue_id: str, *, deadline: float) -> Mapping[str, Any]:
+        """Return the JSON object of a queue, with its settings and consumers."""
+        action = f"reading {self._name(queue_id)}"
+        payload = self._admin("GET", _path(queue_id), action=action, deadline=deadline)
+        return mapping(payload.get("result"))
+
+    def edit_queue(self, queue: Queue, settings: Mapping[str, Any], *, deadline: float) -> None:
+        """Change some settings of a queue.
+
+        Args:
+            queue: The queue.
+            settings: ``delivery_delay`` and ``message_retention_period``, in seconds, and
+                ``delivery_paused``: a paused queue accepts messages, and its messages expire.
+            deadline: When to give up.
+        """
+        action = f"changing {self._name(queue.id)}"
         # wrangler sends the name too.
-        body = {"queue_name": queue.name, "settings": {"delivery_paused": paused}}
+        body = {"queue_name": queue.name, "settings": dict(settings)}
         self._admin("PATCH", _path(queue.id), body, action=action, deadline=deadline)
 
     def purge(self, queue_id: str, *, deadline: float) -> None:
@@ -185,6 +198,14 @@ class Client:
         action = f"enabling HTTP pull for {self._name(queue_id)}"
         path = _path(queue_id, "/consumers")
         self._admin("POST", path, consumer, action=action, deadline=deadline)
+
+    def replace_consumer(
+        self, queue_id: str, consumer_id: str, consumer: Mapping[str, Any], *, deadline: float
+    ) -> None:
+        """Replace a consumer; what *consumer* leaves out gets its default."""
+        action = f"changing the consumer of {self._name(queue_id)}"
+        path = _path(queue_id, f"/consumers/{quote(consumer_id, safe='')}")
+        self._admin("PUT", path, dict(consumer), action=action, deadline=deadline)
 
     # Messages
 

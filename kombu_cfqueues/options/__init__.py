@@ -7,15 +7,12 @@ from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
 from .secret import Secret, Token, is_missing
-from .sources import (
-    BUDGET_VARIABLE,
-    DEFAULT_REQUEST_BURST,
-    DEFAULT_REQUEST_RATE,
-    TOKEN_VARIABLE,
-)
+from .sources import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
+from .variables import BROKER_VARIABLE, BUDGET_VARIABLE, TOKEN_VARIABLE, place_of
 
 __all__ = [
     "ACCOUNT_OPTIONS",
+    "BROKER_VARIABLE",
     "BUDGET_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
@@ -32,5 +29,6 @@ __all__ = [
     "is_ours",
     "lacks_shared_rate",
     "log_queue_arguments",
+    "place_of",
     "shown_place",
 ]

@@ -31,6 +31,7 @@ from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
 from ..waiting_room import RoomBusy
 from .group_commit import GroupCommit
+from .outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class Relay:
         self._swept_at = 0.0
         self._took_over = False
         self._is_hindered = False  # the last step failed because of the file
+        self._outage = OutageLog(self._clock)
 
     @property
     def path(self) -> Path:
@@ -274,11 +276,13 @@ class Relay:
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
+            self._outage.note(None)
             self._stands_by_until = None
             self._spool.notice_stop()  # so that the end of a stop is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
+        self._outage.note(pause)
         if pause is not None and now < pause.until:
             self._resign()  # only this process may be affected: let another one try
             return min(pause.until - now, STANDBY_SECONDS)

@@ -112,4 +112,5 @@ def living(things: Iterable[T]) -> list[T]:
 
 # Python cannot unregister these functions.  So they are registered once, and find their objects by
 # weak references.
-os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_renew_all)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_renew_all)

@@ -20,7 +20,7 @@ from ..errors import (
     TransientError,
     copy_of,
 )
-from ..options import BrokerUrl, Options, is_ours, shown_place
+from ..options import BrokerUrl, Options, is_ours, place_of, shown_place
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import celery_task, uncertain
@@ -97,8 +97,10 @@ class Transport(virtual.Transport):
             include_password: Show the token if it came with the URL.
             mask: Shown instead of the token otherwise.
         """
-        default_host = shown_place(None, None, self.client.transport_options)
-        return self._url.shown(default_host=default_host, with_password=include_password, mask=mask)
+        url, options = self._url, self.client.transport_options or {}
+        has_place = url.password or options.get("api_token") or options.get("base_url")
+        default_host = shown_place(*((None, None) if has_place else place_of()), options)
+        return url.shown(default_host=default_host, with_password=include_password, mask=mask)
 
     @property
     def _url(self) -> BrokerUrl:

@@ -120,7 +120,7 @@ def test_a_malformed_token(run, token):
     with ScriptedServer() as server:
         done = run(server.broker_url.replace(server.token, token), "doctor")
 
-    assert "check api_token" in problem(done)
+    assert "api_token" in problem(done)
     assert not server.requests
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from kombu_cfqueues.errors import ConfigurationError, Scope
 from kombu_cfqueues.options import Secret
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.redis_allowance import BudgetUnavailable, RedisAllowance
+from kombu_cfqueues.runtime.extras import install_command
 from kombu_cfqueues.spool.file import File
 
 RATE, BURST = 20.0, 10
@@ -433,7 +435,7 @@ def test_without_the_package_connecting_says_which_extra_to_install(machine, ser
     monkeypatch.setitem(sys.modules, "redis", None)
     with (
         Connection(server.broker_url, transport_options=machine()) as connection,
-        pytest.raises(ConfigurationError, match=r"pip install 'kombu-cfqueues\[redis\]'"),
+        pytest.raises(ConfigurationError, match=re.escape(install_command("redis", "redis"))),
     ):
         connection.connect()
 
