@@ -29,6 +29,9 @@ class Secret(str):
 
 Token = Secret | Callable[[], str]
 
+ControlUrl = Secret | Callable[[], str]
+"""The URL of a control broker, which may hold a password; a callable returns it at each connect."""
+
 
 def is_missing(given: object) -> bool:
     """Whether a callable ``api_token`` returned no token, as from a file that is being written."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
@@ -26,6 +27,8 @@ ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
 TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
 
 BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
+
+CONTROL_VARIABLE: Final = "CFQUEUES_CONTROL_URL"
 
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
@@ -59,6 +62,14 @@ _KOMBU_OPTIONS: Final = frozenset(
     }
 )
 """Transport options of Kombu: of its virtual transports, and of its retry policy."""
+
+
+def has_control_url(
+    transport_options: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
+) -> bool:
+    """Whether a control broker is given, rightly or not."""
+    given = (transport_options or {}).get("control_url")
+    return bool(given or environ.get(CONTROL_VARIABLE))
 
 
 class Sources(NamedTuple):
@@ -96,8 +107,9 @@ def merge(sources: Sources) -> dict[str, Any]:
             "queue_name_prefix to keep applications apart"
         )
     values = checked(given)
-    if "budget_url" not in values and (budget_url := sources.environ.get(BUDGET_VARIABLE)):
-        values |= checked({"budget_url": budget_url})
+    for name, variable in (("budget_url", BUDGET_VARIABLE), ("control_url", CONTROL_VARIABLE)):
+        if name not in values and (url := sources.environ.get(variable)):
+            values |= checked({name: url})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     values["base_url"] = base_url(
