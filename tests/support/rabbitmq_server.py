@@ -29,22 +29,20 @@ class RabbitServer:
         self._name = f"cfqueues{self.port}@localhost"
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self._process: subprocess.Popen[bytes] | None = None
-        dist = free_port()
         self._environ = {
             **os.environ,
             "HOME": str(folder),
             "RABBITMQ_NODENAME": self._name,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_DIST_PORT": str(dist),
+            "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "none"),
-            # No epmd, which would stay behind: the node is not to be found by others.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -erl_epmd_port "
-            f"{dist} +S 1:1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+            "ERL_EPMD_PORT": str(free_port()),  # a name server of its own, which `kill` ends
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
 
@@ -78,6 +76,7 @@ class RabbitServer:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        subprocess.run(["epmd", "-kill"], env=self._environ, capture_output=True, check=False)
 
     def hang(self) -> None:
         """Let it accept connections and answer nothing."""
