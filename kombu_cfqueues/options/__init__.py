@@ -5,7 +5,7 @@ from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
-from .secret import ControlUrl, Secret, Token, is_missing
+from .secret import ControlUrl, Secret, Token, is_missing, shown_option
 from .sources import (
     BUDGET_VARIABLE,
     CONTROL_VARIABLE,
@@ -35,5 +35,6 @@ __all__ = [
     "is_ours",
     "lacks_shared_rate",
     "log_queue_arguments",
+    "shown_option",
     "shown_place",
 ]

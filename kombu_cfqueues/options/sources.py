@@ -5,10 +5,12 @@ A setting that the URL lacks is taken from ``transport_options``, then from the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -107,6 +109,7 @@ def merge(sources: Sources) -> dict[str, Any]:
             "queue_name_prefix to keep applications apart"
         )
     values = checked(given)
+    _warn_of_shown_passwords(_with_password(given))
     for name, variable in (("budget_url", BUDGET_VARIABLE), ("control_url", CONTROL_VARIABLE)):
         if name not in values and (url := sources.environ.get(variable)):
             values |= checked({name: url})
@@ -176,6 +179,33 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
     return values
+
+
+def _with_password(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options that hold a password under a name that does not tell."""
+    found = []
+    for name in ("budget_url", "control_url"):
+        url = given.get(name)
+        with contextlib.suppress(ValueError):
+            if isinstance(url, str) and urlsplit(url).password:
+                found.append(name)
+    return tuple(found)
+
+
+@once
+def _warn_of_shown_passwords(names: tuple[str, ...]) -> None:
+    if "celery" not in sys.modules:
+        return
+    variables = {"budget_url": BUDGET_VARIABLE, "control_url": CONTROL_VARIABLE}
+    for name in names:
+        logger.warning(
+            "the password in %s (transport_options) is shown by `celery report` and `celery "
+            "inspect conf`, which mask only settings whose names say that they are secret: use "
+            "the environment variable %s%s",
+            name,
+            variables[name],
+            ", or a function that returns the URL" if name == "control_url" else "",
+        )
 
 
 @once  # for each set of options, and not for each connection

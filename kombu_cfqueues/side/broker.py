@@ -322,10 +322,10 @@ class ControlBroker:
         if any(port.is_full for port in list(self._ports)):
             time.sleep(FULL_SECONDS)
             return
-        has_more = link.wait(bell, seconds)
-        with contextlib.suppress(BlockingIOError):
+        rings, has_more = link.wait(bell, seconds)
+        if rings:  # else the read would block under eventlet
             os.read(bell, 1024)
-        self._rung = False
+            self._rung = False
         if has_more:
             link.drain()
 

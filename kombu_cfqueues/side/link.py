@@ -150,17 +150,17 @@ class Link:
 
     # Consuming
 
-    def wait(self, bell: int, seconds: float) -> bool:
+    def wait(self, bell: int, seconds: float) -> tuple[bool, bool]:
         """Wait until *bell*, a file, can be read, or messages may have arrived.
 
         Returns:
-            Whether to read messages.
+            Whether the bell can be read, and whether messages may have arrived.
         """
         files = self._files()
         if files is None:
-            _readable([bell], min(seconds, POLL_SECONDS))
-            return True
-        return bool(set(_readable([bell, *files], seconds)) & set(files))
+            return bool(readable([bell], min(seconds, POLL_SECONDS))), True
+        ready = readable([bell, *files], seconds)
+        return bell in ready, any(file in ready for file in files)
 
     def drain(self) -> None:
         """Deliver what has arrived to the callbacks of the consumers."""
@@ -321,7 +321,7 @@ def _disconnect(channel: Any) -> None:
     channel.closed = True
 
 
-def _readable(files: list[int], seconds: float) -> list[int]:
+def readable(files: list[int], seconds: float) -> list[int]:
     """Wait until one of *files* can be read; return those that can."""
     # gevent and eventlet replace these functions; eventlet removes `poll`.
     if not hasattr(select, "poll"):

@@ -25,13 +25,19 @@ from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import celery_task, uncertain
 from .channel import Channel
+from .connection_info import mask_info
 from .event_loop import EventLoopReader
 from .session import Session
+from .worker_start import prepare_workers
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+# Kombu imports this module when the worker's first connection object is made: under gevent and
+# eventlet, that has no transport yet when the worker signals its start.
+prepare_workers()
 
 
 class Transport(virtual.Transport):
@@ -74,10 +80,12 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
+        mask_info(client)
         if has_control_url(client.transport_options):
             # On the instance, where Kombu and Celery look, and not for other connections.
             from .control import ControlledChannel  # noqa: PLC0415  most processes do not need it
 
+            prepare_workers()
             self.Channel = ControlledChannel
             self.implements = self.implements.extend(
                 exchange_type=self.implements.exchange_type | {"fanout"}

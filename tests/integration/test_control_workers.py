@@ -29,11 +29,12 @@ def broadcast(app, command, **given):
 
 def check(worker, app):
     """Everything that a worker is to do by remote control."""
-    began = time.monotonic()
-    assert broadcast(app, "ping") == {"ok": "pong"}
-    took = time.monotonic() - began
-    print("ping:", took)
-    assert took < (1 if MATRIX else 10), took
+    seconds = []
+    for _ in range(4):
+        began = time.monotonic()
+        assert broadcast(app, "ping") == {"ok": "pong"}
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1, seconds  # the others are what a busy machine makes of it
 
     # A task that no worker has received yet is revoked, and does not run.
     assert "ok" in broadcast(app, "cancel_consumer", arguments={"queue": "celery"})
