@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
-from .secret import Secret
+from .secret import ControlUrl, Secret
 
 MAX_SECONDS: Final = 1e9
 """Maximum of every timeout, about 30 years.  Sockets and locks refuse longer ones."""
@@ -103,9 +103,9 @@ def _budget_url(name: str, value: Any) -> Secret:
     )
 
 
-def _control_url(name: str, value: Any) -> Secret | Callable[[], str]:
+def _control_url(name: str, value: Any) -> ControlUrl:
     if callable(value) and isinstance(value, Hashable):
-        return value
+        return cast("ControlUrl", value)
     scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
     if not (scheme and separator) or "cfqueues" in scheme or (not rest and scheme != "memory"):
         raise ConfigurationError(

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from kombu import Connection
+from kombu.connection import Connection
 
 from ..errors import ConfigurationError
 
@@ -258,7 +258,7 @@ def check_url(url: str) -> None:
     try:
         implements = _new_connection(url).transport.implements
     # A client library that is missing, a port that is no number, a scheme that nobody knows.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         raise ConfigurationError(
             f"control_url ({scheme}://...) cannot be used: {type(error).__name__}; it is not shown "
             "because it may hold a password: check its form, and that the client library of its "

@@ -8,10 +8,10 @@ applies anew at each connect.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from ..runtime.clock import Lock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import new_id
 from .link import Link
@@ -52,8 +52,8 @@ class Owner(Protocol):
     """What a port needs of the thread that owns the connection."""
 
     @property
-    def lock(self) -> Lock:
-        """Guards the records of all ports, and the steps that wait.  Reentrant."""
+    def lock(self) -> threading.RLock:
+        """Guards the records of all ports, and the steps that wait."""
 
     def do(self, port: Port, step: Step, *, connects: bool) -> None:
         """Have *step* done if there is a connection; with *connects*, open one.
@@ -149,7 +149,9 @@ class Port:
         def act(_: Link, channel: Any) -> None:
             channel.queue_delete(queue=queue, **given)
 
-        keys = [key for key in list(self.record) if key[:2] in (("queue", queue), ("binding", queue))]
+        keys = [
+            key for key in list(self.record) if key[:2] in (("queue", queue), ("binding", queue))
+        ]
         self._undo(act, f"delete queue {queue!r}", *keys)
 
     # Consuming

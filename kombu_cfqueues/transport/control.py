@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import virtual
@@ -210,7 +209,9 @@ class ControlledChannel(Channel):
         if not self._has_queue_there(queue):
             return super()._purge(queue)
         what = f"the request to purge queue {queue!r}"
-        return self.control.ask(lambda link: link.once(lambda one: one.queue_purge(queue)), what) or 0
+        return (
+            self.control.ask(lambda link: link.once(lambda one: one.queue_purge(queue)), what) or 0
+        )
 
     # Publishing
 
@@ -237,9 +238,11 @@ class ControlledChannel(Channel):
 
     # Consuming
 
-    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, *_: Any, **__: Any) -> None:
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, *_: Any, **__: Any
+    ) -> None:
         """Set the prefetch count; at the control broker it counts for itself."""
-        super().basic_qos(prefetch_size, prefetch_count)
+        super().basic_qos(prefetch_size, prefetch_count)  # type: ignore[no-untyped-call]
         if self._port is not None:
             self._port.set_prefetch(prefetch_count or 0)
 

@@ -16,7 +16,7 @@ from ..errors import ControlUnavailable
 logger = logging.getLogger(__name__)
 
 
-class Mingle(mingle.Mingle):  # type: ignore[misc]
+class Mingle(mingle.Mingle):
     """Celery's step, for a worker with ``control_url``.  ``--without-mingle`` leaves it out."""
 
     label = "Mingle (control_url)"
@@ -27,7 +27,7 @@ class Mingle(mingle.Mingle):  # type: ignore[misc]
 
     def include(self, parent: Any) -> bool:
         """Take part in the start of *parent*, before it consumes tasks."""
-        included = bool(super().include(parent))
+        included = bool(super().include(parent))  # type: ignore[no-untyped-call]
         if included:
             steps = parent.steps
             steps.remove(self)
@@ -38,6 +38,6 @@ class Mingle(mingle.Mingle):  # type: ignore[misc]
     def sync(self, c: Any) -> None:
         """Ask; a worker starts without an answer too."""
         try:
-            super().sync(c)
+            super().sync(c)  # type: ignore[no-untyped-call]
         except ControlUnavailable as error:
             logger.warning("the other workers cannot be asked which tasks are revoked: %s", error)

@@ -54,14 +54,16 @@ def check(worker, app):
         "task_name": "tasks.note", "rate_limit": "100/s"}))  # fmt: skip
     app.control.shutdown()
     assert worker.wait() == 0, worker.log
-    assert "control broker" not in worker.log.replace("control broker (control_url)", ""), worker.log
+    assert "control broker" not in worker.log.replace("control broker (control_url)", ""), (
+        worker.log
+    )
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_of_each_pool_is_controlled_through_redis(
     pool, emulator, redis_server, control_app, tmp_path
 ):
-    """``inspect``, ``revoke``, ``rate_limit``, consumers and ``shutdown`` work as on Redis alone."""
+    """``inspect``, ``revoke``, ``rate_limit``, consumers and ``shutdown`` work."""
     if pool in ("gevent", "eventlet"):
         needs(pool)
     environ = {"CFQUEUES_CONTROL_URL": redis_server.url}

@@ -94,4 +94,6 @@ def needs_rabbitmq() -> None:
     needs("amqp")
     installed = shutil.which("rabbitmq-server") or Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
     if not Path(installed).exists():
-        pytest.skip("needs rabbitmq-server: apt-get install --no-install-recommends rabbitmq-server")
+        pytest.skip(
+            "needs rabbitmq-server: apt-get install --no-install-recommends rabbitmq-server"
+        )
