@@ -45,6 +45,10 @@ STALE_SECONDS: Final = 1.0
 """A request tests a connection that was not used for this long, because the request is not repeated
 after a failure: the broker may have it."""
 
+SETTLE_SECONDS: Final = 1.0
+"""How long a new consumer waits until it is known to the control broker, so that a worker that says
+that it is ready can be controlled.  It starts all the same if that takes longer."""
+
 FULL_SECONDS: Final = 0.1
 """How often the owner thread looks whether an application has taken messages, of which too many
 wait for it."""
@@ -206,6 +210,22 @@ class ControlBroker:
             "not affected",
             delivered="unknown" if unsure else "no",
         ) from request.error
+
+    def await_steps(self) -> None:
+        """Wait until all that was handed over is done, for `SETTLE_SECONDS` at most.
+
+        Does not wait while the control broker is known not to work.
+        """
+        request = Request(lambda _: None)
+        with self.lock:
+            if self._failure:
+                return
+            self._todo.append(request)
+            self._start()
+            self._ring()
+        request.wait(time.monotonic() + SETTLE_SECONDS)
+        with self.lock:
+            request.is_withdrawn = True
 
     def _lose(self, cell: list[Any]) -> None:
         """Close the channel of a port that was garbage-collected.  Takes no lock."""

@@ -249,7 +249,10 @@ class ControlledChannel(Channel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callback, consumer_tag: str, **kwargs: Any
     ) -> str:
-        """Deliver messages of *queue* to *callback*; returns at once for the control broker."""
+        """Deliver messages of *queue* to *callback*, as `Channel.basic_consume` does.
+
+        Waits for the control broker for 1 second at most, and raises nothing if it does not work.
+        """
         if not self._has_queue_there(queue):
             return super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         consumer_tag = consumer_tag or envelope.new_id()
@@ -258,6 +261,7 @@ class ControlledChannel(Channel):
         self._consumers.add(consumer_tag)
         self._declare_queue_there(queue)
         self.port.consume(queue, consumer_tag, no_ack=no_ack)
+        self.control.await_steps()
         return consumer_tag
 
     def _cancel(self, consumer_tag: str) -> None:

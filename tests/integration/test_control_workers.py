@@ -10,7 +10,7 @@ from support.processes import eventually, needs
 
 from kombu_cfqueues.emulator import TOKEN
 
-from .workers import MATRIX, Worker
+from .workers import MATRIX, Worker, until
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 
@@ -23,7 +23,10 @@ def broker(request):
 
 def broadcast(app, command, **given):
     """What the one worker answers to a command; waits for it on a slow machine too."""
-    (answer,) = app.control.broadcast(command, reply=True, timeout=30, limit=1, **given)
+    answers = until(
+        lambda: app.control.broadcast(command, reply=True, timeout=10, limit=1, **given)
+    )
+    (answer,) = answers
     return next(iter(answer.values()))
 
 
