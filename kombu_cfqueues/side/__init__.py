@@ -4,7 +4,16 @@ Cloudflare Queues cannot broadcast.  The option ``control_url`` names a broker t
 package is what one process has there: one connection, which one thread owns.
 """
 
-from .broker import ControlBroker, control_broker, forget_control_brokers
+from .bell import ControlBell
+from .broker import ControlBroker
 from .port import Arrived, Port
+from .registry import control_broker, forget_control_brokers
 
-__all__ = ["Arrived", "ControlBroker", "Port", "control_broker", "forget_control_brokers"]
+__all__ = [
+    "Arrived",
+    "ControlBell",
+    "ControlBroker",
+    "Port",
+    "control_broker",
+    "forget_control_brokers",
+]

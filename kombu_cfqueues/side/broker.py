@@ -24,7 +24,7 @@ from ..options import ControlUrl
 from ..retry import Backoff
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
-from .link import Link, check_url
+from .link import Link
 from .outbox import Outbox, Publication
 from .port import Arrived, Port, Step
 from .request import Request
@@ -143,6 +143,14 @@ class ControlBroker:
         notice_fork()
         with self.lock:
             self._outbox.put(Publication(message, exchange, routing_key))
+            self._start()
+            self._ring()
+
+    def send_latest(self, exchange: str, key: str, message: Any) -> None:
+        """Publish *message* some time, or never; one that waits for the same *key* is enough."""
+        notice_fork()
+        with self.lock:
+            self._outbox.put_latest(key, Publication(message, exchange, ""))
             self._start()
             self._ring()
 
@@ -455,38 +463,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     shows_url = "://" in text or "@" in text
     return type(error).__name__ if shows_url or not text else f"{type(error).__name__}: {text}"
-
-
-class _Registry:
-    """The control brokers of this process, by URL."""
-
-    def __init__(self) -> None:
-        self.brokers: dict[ControlUrl, ControlBroker] = {}
-
-
-_registry: Final = _Registry()
-
-
-def control_broker(url: ControlUrl) -> ControlBroker:
-    """Return what this process has at the control broker *url*.
-
-    Raises:
-        ConfigurationError: Kombu does not know it, or it cannot broadcast.
-    """
-    found = _registry.brokers.get(url)
-    if found is None:
-        if not callable(url):
-            check_url(url)
-        # `setdefault` is atomic, so this needs no lock.
-        found = _registry.brokers.setdefault(url, ControlBroker(url))
-    return found
-
-
-def forget_control_brokers() -> None:
-    """Close all connections to control brokers, so that a test starts as a new process does."""
-    brokers, _registry.brokers = _registry.brokers, {}
-    for broker in brokers.values():
-        broker.finish()
 
 
 def _finish(reference: weakref.ref[ControlBroker]) -> None:

@@ -34,10 +34,11 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: deque[Publication] = deque()
+        self._latest: dict[str, Publication] = {}
         self._dropped = 0  # since the outbox was full
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._latest)
 
     def put(self, publication: Publication) -> None:
         """Add a message."""
@@ -53,6 +54,11 @@ class Outbox:
             self._dropped += 1
         self._waiting.append(publication)
 
+    def put_latest(self, key: str, publication: Publication) -> None:
+        """Add a message that says no more than an earlier one of the same *key* that still waits."""
+        if key in self._latest or len(self._latest) < MAX_MESSAGES:
+            self._latest[key] = publication
+
     def take(self) -> Publication | None:
         """Remove and return the oldest message; None if there is none."""
         if not self._waiting:
@@ -62,5 +68,5 @@ class Outbox:
                     self._dropped,
                 )
                 self._dropped = 0
-            return None
+            return self._latest.pop(next(iter(self._latest))) if self._latest else None
         return self._waiting.popleft()

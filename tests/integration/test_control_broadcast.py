@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from support.processes import Script, eventually
@@ -48,7 +46,7 @@ def drain_until(connection, condition):
             return
         try:
             connection.drain_events(timeout=1)
-        except socket.timeout:
+        except TimeoutError:
             pass
     raise AssertionError("nothing came")
 
