@@ -188,7 +188,7 @@ class Doorbell:
             self._on_ring(queue_id)
 
     def is_alone(self, queue_id: str) -> bool:
-        """Whether no other process that hears the same bells consumes a queue, as far as is known."""
+        """Whether no other process that hears the bells consumes a queue, as far as is known."""
         bells = self._bells
         if bells is None or self._listeners is None or self._beyond is not None:
             return False

@@ -1,7 +1,7 @@
 """The doorbell beyond this machine: bells over the control broker (``doorbell="everywhere"``).
 
-A bell is a hint that a queue has messages, as in `consume.doorbell`.  It is one small message, which
-nobody waits for.  While the owner thread is busy, the bells for a queue become one.
+A bell is a hint that a queue has messages, as in `consume.doorbell`.  It is one small message, for
+which nobody waits.  While the owner thread is busy, the bells for a queue become one.
 """
 
 from __future__ import annotations

@@ -8,9 +8,7 @@ hand it, and connects anew after each failure, for ever.  Nothing that a worker 
 from __future__ import annotations
 
 import _thread
-import contextlib
 import logging
-import os
 import threading
 import time
 import weakref
@@ -19,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import ControlUnavailable
 from ..options import ControlUrl
 from ..retry import Backoff
 from ..runtime.exits import call_at_exit
@@ -27,7 +24,8 @@ from ..runtime.fork import notice_fork, renew_in_child
 from .link import Link
 from .outbox import Outbox, Publication
 from .port import Arrived, Port, Step
-from .request import Request
+from .request import Request, reason, unavailable
+from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +94,9 @@ class ControlBroker:
         self._outbox = Outbox()
         self._lost: deque[list[Any]] = deque()  # channels of ports that were garbage-collected
         self._exists_until: dict[str, float] = {}
-        self._bell: tuple[int, int] | None = None  # a pipe that wakes the thread; None without one
+        self._waker: Waker | None = None  # None without a thread
         self._has_ended = threading.Event()
-        self._rung = self._ends = self._ends_at_exit = False
+        self._ends = self._ends_at_exit = False
         self._failure = ""  # of the last try to connect, or of the connection
         self._tries = 0
         self._used_at = 0.0
@@ -211,13 +209,7 @@ class ControlBroker:
             unsure = request.is_begun
         if request.error is None and request.is_done:
             return request.result
-        reason = _reason(request.error) if request.error else self._failure or "it does not answer"
-        raise ControlUnavailable(
-            f"the control broker (control_url) did not take {what} within {seconds:g} s, and "
-            f"{'may have received it' if unsure else 'has not received it'}: {reason}; tasks are "
-            "not affected",
-            delivered="unknown" if unsure else "no",
-        ) from request.error
+        raise unavailable(what, seconds, request.error, self._failure, unsure=unsure)
 
     def await_steps(self) -> None:
         """Wait until all that was handed over is done, for `SETTLE_SECONDS` at most.
@@ -243,7 +235,7 @@ class ControlBroker:
     def finish(self) -> None:
         """Send what waits and close the connection, for `EXIT_SECONDS` at most."""
         notice_fork()
-        if self._bell is None:
+        if self._waker is None:
             return
         with self.lock:
             self._ends = True
@@ -254,18 +246,17 @@ class ControlBroker:
 
     def _start(self) -> None:
         """Start the thread unless it runs.  The caller holds the lock."""
-        if self._bell is not None or self._ends:
+        if self._waker is not None or self._ends:
             return
-        self._bell = bell = os.pipe()
-        for end in bell:
-            os.set_blocking(end, False)
+        self._waker = waker = Waker()
         # Not `threading.Thread`: under gevent and eventlet, starting one switches to another
         # greenlet, and that one may wait for the lock.
         try:
-            _thread.start_new_thread(self._serve, (bell,))
+            _thread.start_new_thread(self._serve, (waker,))
         except RuntimeError as error:
             logger.warning("no thread can be started for the control broker: %s", error)
-            self._bell = None
+            self._waker = None
+            waker.close()
             return
         if not self._ends_at_exit:
             self._ends_at_exit = True
@@ -273,23 +264,21 @@ class ControlBroker:
 
     def _ring(self) -> None:
         """Wake the thread."""
-        bell = self._bell
-        if bell is not None and not self._rung:
-            self._rung = True
-            with contextlib.suppress(OSError):  # a pipe that is full can be read; or it is closed
-                os.write(bell[1], b"\0")
+        waker = self._waker
+        if waker is not None:
+            waker.ring()
 
     # -- in the owner thread
 
-    def _serve(self, bell: tuple[int, int]) -> None:
+    def _serve(self, waker: Waker) -> None:
         backoff = RECONNECT
-        while self._bell is bell:  # else this is a greenlet of the parent, in a forked child
+        while self._waker is waker:  # else this is a greenlet of the parent, in a forked child
             try:
-                self._connect_and_work(bell)
+                self._connect_and_work(waker)
                 break
             # Kombu's transports and their libraries have errors of their own.
             except Exception as error:  # noqa: BLE001
-                if self._bell is not bell:
+                if self._waker is not waker:
                     return
                 failed_at_once = self._link is None
                 self._broken(error)
@@ -297,19 +286,18 @@ class ControlBroker:
                     break
                 backoff = backoff.after_failure() if failed_at_once else RECONNECT.after_failure()
             time.sleep(backoff.pause_seconds(least=0.5))
-        if self._bell is bell:
-            self._bell = None
-            for end in bell:
-                os.close(end)
+        if self._waker is waker:
+            self._waker = None
+            waker.close()
             self._has_ended.set()
 
-    def _connect_and_work(self, bell: tuple[int, int]) -> None:
+    def _connect_and_work(self, waker: Waker) -> None:
         """Work with a new connection until the process ends, or until the connection fails."""
         number, self._tries = self._tries, self._tries + 1
         link = Link(_current(self._url), number)
         try:
             self._replay(link)
-            self._work_with(link, bell)
+            self._work_with(link, waker)
         except BaseException:
             link.drop()
             raise
@@ -332,9 +320,9 @@ class ControlBroker:
             for _, step in record:
                 self._take_step(link, _Work(port, step))
 
-    def _work_with(self, link: Link, bell: tuple[int, int]) -> None:
+    def _work_with(self, link: Link, waker: Waker) -> None:
         probe_at = time.monotonic() + PROBE_SECONDS
-        while self._bell is bell:
+        while self._waker is waker:
             while self._work_once(link):
                 pass
             if self._ends:
@@ -344,16 +332,15 @@ class ControlBroker:
                 link.probe()
                 self._used_at = time.monotonic()
             seconds = max(0.0, probe_at - time.monotonic())
-            self._wait(link, bell[0], seconds)
+            self._wait(link, waker, seconds)
 
-    def _wait(self, link: Link, bell: int, seconds: float) -> None:
+    def _wait(self, link: Link, waker: Waker, seconds: float) -> None:
         if any(port.is_full for port in list(self._ports)):
             time.sleep(FULL_SECONDS)
             return
-        rings, has_more = link.wait(bell, seconds)
-        if rings:  # else the read would block under eventlet
-            os.read(bell, 1024)
-            self._rung = False
+        rings, has_more = link.wait(waker.file, seconds)
+        if rings:
+            waker.clear()
         if has_more:
             link.drain()
 
@@ -445,9 +432,9 @@ class ControlBroker:
                 logger.warning(
                     "the control broker (control_url) does not work: %s; remote control, events "
                     "and broadcasts wait until it does, and tasks are not affected",
-                    _reason(error),
+                    reason(error),
                 )
-            self._failure = _reason(error)
+            self._failure = reason(error)
 
 
 def _publish(sent: Publication, link: Link) -> None:
@@ -456,13 +443,6 @@ def _publish(sent: Publication, link: Link) -> None:
 
 def _current(url: ControlUrl) -> str:
     return str(url() if callable(url) else url)
-
-
-def _reason(error: Exception) -> str:
-    """Return *error* as text that surely shows no URL."""
-    text = str(error)
-    shows_url = "://" in text or "@" in text
-    return type(error).__name__ if shows_url or not text else f"{type(error).__name__}: {text}"
 
 
 def _finish(reference: weakref.ref[ControlBroker]) -> None:

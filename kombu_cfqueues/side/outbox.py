@@ -55,7 +55,7 @@ class Outbox:
         self._waiting.append(publication)
 
     def put_latest(self, key: str, publication: Publication) -> None:
-        """Add a message that says no more than an earlier one of the same *key* that still waits."""
+        """Add a message, in the place of one with the same *key* that still waits."""
         if key in self._latest or len(self._latest) < MAX_MESSAGES:
             self._latest[key] = publication
 

@@ -16,7 +16,7 @@ from ..runtime.fork import renew_in_child
 from ..runtime.rng import new_id
 from .link import Link
 
-MAX_WAITING: Final = 1000
+MAX_UNREAD: Final = 1000
 """Maximum number of messages that are read from the control broker and not yet delivered to one of
 our channels.  Further ones stay at the broker until the application has taken some."""
 
@@ -103,7 +103,7 @@ class Port:
     @property
     def is_full(self) -> bool:
         """Whether the application has many messages to take."""
-        return self._waiting >= MAX_WAITING
+        return self._waiting >= MAX_UNREAD
 
     def taken(self) -> None:
         """Note that the application has taken a message."""

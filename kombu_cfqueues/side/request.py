@@ -1,4 +1,4 @@
-"""A request that a caller waits for, with what the control broker said."""
+"""A request that a caller waits for, and the error if the control broker does not take it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import ControlUnavailable
 from ..runtime.clock import Clock
 from ..runtime.flag import Flag
 from .link import Link
@@ -59,3 +60,33 @@ class Request:
                 break
             self._flag.wait(left)
         return self.is_done
+
+
+def unavailable(
+    what: str, seconds: float, error: Exception | None, failure: str, *, unsure: bool
+) -> ControlUnavailable:
+    """Return the error of a request that was not done.
+
+    Args:
+        what: Its description.
+        seconds: How long its caller has waited at most.
+        error: What it failed with.
+        failure: Why there is no connection; ``""`` if there is one.
+        unsure: Whether it may have had an effect.
+    """
+    why = reason(error) if error is not None else failure or "it does not answer"
+    raised = ControlUnavailable(
+        f"the control broker (control_url) did not take {what} within {seconds:g} s, and "
+        f"{'may have received it' if unsure else 'has not received it'}: {why}; tasks are not "
+        "affected",
+        delivered="unknown" if unsure else "no",
+    )
+    raised.__cause__ = error
+    return raised
+
+
+def reason(error: Exception) -> str:
+    """Return *error* as text that surely shows no URL."""
+    text = str(error)
+    shows_url = "://" in text or "@" in text
+    return type(error).__name__ if shows_url or not text else f"{type(error).__name__}: {text}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from support.processes import Script, eventually
@@ -44,10 +46,8 @@ def drain_until(connection, condition):
     for _ in range(60):
         if condition():
             return
-        try:
+        with contextlib.suppress(TimeoutError):
             connection.drain_events(timeout=1)
-        except TimeoutError:
-            pass
     raise AssertionError("nothing came")
 
 
