@@ -357,8 +357,8 @@ class ControlBroker:
         elif todo is not None:
             self._answer(link, todo)
         elif sent is not None:
-            act = partial(_publish, sent)
-            self._attempt(link, act, f"publish to exchange {sent.exchange!r}")
+            what = f"publish to exchange {sent.exchange!r}"
+            self._attempt(link, lambda link: link.publish(*sent, confirm=False), what)
         else:
             return lost is not None
         return True
@@ -435,10 +435,6 @@ class ControlBroker:
                     reason(error),
                 )
             self._failure = reason(error)
-
-
-def _publish(sent: Publication, link: Link) -> None:
-    link.publish(*sent, confirm=False)
 
 
 def _current(url: ControlUrl) -> str:

@@ -259,8 +259,9 @@ def check_url(url: str) -> None:
         implements = _new_connection(url).transport.implements
     # A client library that is missing, a port that is no number, a scheme that nobody knows.
     except Exception as error:  # noqa: BLE001
+        why = str(error) if isinstance(error, ImportError) else type(error).__name__
         raise ConfigurationError(
-            f"control_url ({scheme}://...) cannot be used: {type(error).__name__}; it is not shown "
+            f"control_url ({scheme}://...) cannot be used: {why}; it is not shown "
             "because it may hold a password: check its form, and that the client library of its "
             "broker is installed (pip install redis, for example)"
         ) from None
