@@ -7,11 +7,15 @@ import time
 from collections import Counter
 
 import pytest
+from kombu import Exchange
 from kombu.exceptions import OperationalError
 from support.processes import eventually
 from support.redis_server import RedisServer, free_port, needs_redis
 
+import kombu_cfqueues
 from kombu_cfqueues.errors import ControlUnavailable
+from kombu_cfqueues.side import forget_control_brokers
+from kombu_cfqueues.side.outbox import MAX_MESSAGES
 
 from .workers import MATRIX, Worker, within
 
@@ -95,3 +99,35 @@ def test_tasks_run_whatever_happens_to_the_control_broker(
     # One line when it goes wrong, one when it is over.
     assert log.count("does not work") == log.count("works again") == 3, log
     assert "Traceback" not in log, log
+
+
+def test_tasks_run_while_rabbitmq_hangs(emulator, rabbit, control_app, tmp_path):
+    """A broker that accepts and never answers is given up after 2 seconds, and used again after."""
+    app = control_app(rabbit.url)
+    options = {"control_url": rabbit.url}
+    with Worker(
+        emulator, tmp_path, pool="threads", options=options, talks=True, arguments=("-E",)
+    ) as worker:
+        works_again(app, worker)
+        rabbit.hang()
+        try:
+            all_run_once(app, worker, "stopped")
+            with pytest.raises(ControlUnavailable):
+                app.control.revoke("never arrives")
+        finally:
+            rabbit.go_on()
+        works_again(app, worker)
+        assert worker.stop() == 0, worker.log
+
+
+def test_events_that_nobody_takes_are_bounded_and_counted(connect, caplog):
+    """A worker of many tasks does not fill its memory while the control broker is gone."""
+    connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0")
+    exchange = Exchange("celeryev", type="topic")
+    before = kombu_cfqueues.stats()["control_dropped"]
+    producer = connection.Producer(exchange=exchange)
+    for number in range(MAX_MESSAGES + 5):
+        producer.publish({"type": "task-custom", "number": number}, headers={"hostname": "h"})
+    forget_control_brokers()
+    assert kombu_cfqueues.stats()["control_dropped"] - before == 5
+    assert caplog.text.count("only the newest") == 1
