@@ -73,9 +73,9 @@ bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; A
 	$(BIN)/python -m benchmarks.workers $(ARGS)
 	$(BIN)/python -m benchmarks.idle
 
-fleet: $(VENV)/.dev ## Simulate a day of machines that share a token; run ten for 6 minutes (ARGS="--minutes 12")
+fleet: $(VENV)/.dev ## Simulate a day of machines that share a token; run ten for 12 minutes (ARGS="--redis")
 	$(BIN)/python -m benchmarks.fleet
-	$(BIN)/python -m benchmarks.fleet_run --minutes 6 $(ARGS)
+	$(BIN)/python -m benchmarks.fleet_run $(ARGS)
 
 release: $(VENV)/.dev ## Check all, tag and build a release: make release VERSION=1.2.3
 	$(BIN)/python .ci/release.py '$(VERSION)'

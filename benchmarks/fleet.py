@@ -126,18 +126,34 @@ class Load(NamedTuple):
 BUSY: Final = Load(threads=8)
 
 
+class Bucket:
+    """The allowance of a machine, or with ``budget_url`` that of several.
+
+    Args:
+        machines: How many share it.
+    """
+
+    def __init__(self, machines: int = 1) -> None:
+        self.machines = machines
+        self.allowance = Allowance.new(CLOUDFLARE_LIMIT, 0.0)
+
+
 class Machine:
-    """One publisher with an allowance of its own.
+    """One publisher.
 
     Args:
         world: Where it is.
+        bucket: Its allowance.
         load: What it publishes.
         start: When it comes.
         end: When it goes.
     """
 
-    def __init__(self, world: World, load: Load, start: float = 0.0, end: float = 1e12) -> None:
+    def __init__(
+        self, world: World, bucket: Bucket, load: Load, start: float = 0.0, end: float = 1e12
+    ) -> None:
         self.world, self.load, self.start, self.end = world, load, start, end
+        self._bucket = bucket
         self.waits: list[tuple[float, int]] = []  # seconds, and of how many messages
         self.failed = 0
         self.requests = 0
@@ -148,8 +164,18 @@ class Machine:
         self._wakes_at = 1e12
         world.at(start, self._begin)
 
+    @property
+    def allowance(self) -> Allowance:
+        """What it may request."""
+        return self._bucket.allowance
+
+    @allowance.setter
+    def allowance(self, allowance: Allowance) -> None:
+        self._bucket.allowance = allowance
+
     def _begin(self) -> None:
-        self.allowance = Allowance.new(CLOUDFLARE_LIMIT, self.world.now)
+        if self._bucket.machines == 1:
+            self.allowance = Allowance.new(CLOUDFLARE_LIMIT, self.world.now)
         if self.load.threads:
             self.publish(self.load.threads, True)
         if self.load.rate:
@@ -180,7 +206,8 @@ class Machine:
         self.allowance = self.allowance._replace(
             share=share._replace(grows_at=share.grows_at - seconds)
         )
-        self.skipped += seconds * self.allowance.mine(CLOUDFLARE_LIMIT).rate
+        rate = self.allowance.mine(CLOUDFLARE_LIMIT).rate / self._bucket.machines
+        self.skipped += seconds * rate
 
     def act(self) -> None:
         """Send what waits, wait for a permit, or let those fail that cannot wait so long."""
@@ -253,16 +280,18 @@ class Plan(NamedTuple):
 
 
 def simulate(
-    plans: list[Plan], *, hours: float = 24.0, sliding: bool = False, seed: int = 1
-) -> Result:
-    """Simulate a fleet for some hours.
+    plans: list[Plan], *, hours: float = 24.0, sliding: bool = False, seed: int = 1,
+    budget_url: bool = False,
+) -> Result:  # fmt: skip
+    """Simulate a fleet for some hours, whose machines share one allowance with *budget_url*.
 
     A fleet whose machines all publish as fast as they can, and never change, is as it is between
     two blocks: that time is left out, and counted.
     """
     rng.seed(seed)
     world = World(sliding=sliding, seed=seed)
-    machines = [Machine(world, *plan) for plan in plans]
+    shared = Bucket(len(plans)) if budget_url else None
+    machines = [Machine(world, shared or Bucket(), *plan) for plan in plans]
     last = max(plan.start for plan in plans)
     leaps = all(plan.load == BUSY and plan.end >= 1e12 for plan in plans)
     while (left := hours * HOUR - world.skipped) > world.now:
@@ -307,6 +336,7 @@ SCENES: Final[dict[str, list[Plan]]] = {
     "4, busy": [Plan(BUSY)] * 4,
     "8, busy, 40 s apart at the start": [Plan(BUSY, start=40.0 * n) for n in range(8)],
     "17, busy": [Plan(BUSY)] * 17,
+    "17, busy, with budget_url": [Plan(BUSY)] * 17,
     "28, busy, 5 s apart at the start": [Plan(BUSY, start=5.0 * n) for n in range(28)],
     "45, busy": [Plan(BUSY)] * 45,
     "3 busy, 12 with a message in 8 s": [*[Plan(BUSY)] * 3, *[Plan(Load(rate=0.125))] * 12],
@@ -327,7 +357,8 @@ SCENES: Final[dict[str, list[Plan]]] = {
 
 
 def _row(name: str, seed: int) -> str:
-    found = simulate(SCENES[name], sliding=bool(seed % 2), seed=seed)
+    shares = "budget_url" in name
+    found = simulate(SCENES[name], sliding=bool(seed % 2), seed=seed, budget_url=shares)
     return (
         f"| {name} | {len(found.blocks)} | {found.efficiency:.0%} | {found.succeeded:.1%} "
         f"| {found.jain:.2f} | {found.p99:.1f} s |"

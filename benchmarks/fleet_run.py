@@ -4,22 +4,29 @@ Each machine is a process with a spool of its own and eight threads that publish
 the other.  The emulator does not say how many requests are left: Cloudflare does not either.
 
     python -m benchmarks.fleet_run --machines 10 --minutes 6
+    python -m benchmarks.fleet_run --redis      they share one allowance (option budget_url), and
+                                                Redis is gone for 30 s in the middle
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator import allowance as emulated
+
+from . import redis
 
 MACHINE: Final = """
 import json, logging, sys, threading, time
@@ -27,17 +34,18 @@ from kombu import Connection
 import kombu_cfqueues
 from kombu_cfqueues.errors import CFQueuesError
 url, folder, name, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+budget_url = sys.argv[5]
 warnings = []
 class Keeps(logging.Handler):
     def emit(self, record):
-        if record.levelno >= logging.WARNING and "429" in record.getMessage():
+        if record.levelno >= logging.WARNING and ("429" in record.getMessage() or budget_url):
             warnings.append(record.getMessage())
 logging.getLogger("kombu_cfqueues").addHandler(Keeps())
 end = time.monotonic() + seconds
 outcomes, late = {}, []
 def publish(thread):
     options = {"spool_dir": folder, "request_rate": 3.7, "request_burst": 60,
-               "body_format": "plain"}
+               "body_format": "plain", "budget_url": budget_url or None}
     connection = Connection(url, transport_options=options)
     number = 0
     while time.monotonic() < end:
@@ -58,12 +66,44 @@ print(json.dumps({"outcomes": outcomes, "late": late, "warnings": warnings,
 """
 
 
-def run(machines: int, minutes: float) -> list[dict[str, Any]]:
-    """Let a fleet publish; print what happened, and return what each machine says."""
+OUTAGE_SECONDS: Final = 30.0
+"""How long Redis is gone, in the middle of the run."""
+
+
+@contextlib.contextmanager
+def _redis_with_an_outage(seconds: float) -> Iterator[str]:
+    """The URL of a Redis server that is gone for a while in the middle, and empty afterwards."""
+    port, over = redis.free_port(), threading.Event()
+
+    def serve() -> None:
+        with redis.running(port):
+            over.wait((seconds - OUTAGE_SECONDS) / 2)
+        over.wait(OUTAGE_SECONDS)
+        with redis.running(port):
+            over.wait()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        over.set()
+        server.join()
+
+
+def run(machines: int, minutes: float, *, shares: bool = False) -> list[dict[str, Any]]:
+    """Let a fleet publish; print what happened, and return what each machine says.
+
+    Args:
+        machines: How many.
+        minutes: How long they publish.
+        shares: Whether they share one allowance, in Redis.
+    """
     emulated._headers = lambda *_: {}
     with (
         Emulator(rate_limit=limits.REQUESTS_PER_WINDOW, latency=0.03) as server,
         tempfile.TemporaryDirectory() as folder,
+        _redis_with_an_outage(60 * minutes) if shares else contextlib.nullcontext("") as budget_url,
     ):
         server.create_queue("jobs")
         began = time.time()
@@ -71,7 +111,7 @@ def run(machines: int, minutes: float) -> list[dict[str, Any]]:
             subprocess.Popen(
                 [
                     sys.executable, "-c", MACHINE, server.broker_url, f"{folder}/{n}", f"m{n}",
-                    str(60 * minutes),
+                    str(60 * minutes), budget_url,
                 ],
                 stdout=subprocess.PIPE,
                 text=True,
@@ -116,8 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--machines", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--redis", action="store_true", help="share one allowance, in Redis")
     given = parser.parse_args()
-    run(given.machines, given.minutes)
+    if given.redis and (reason := redis.why_not()):
+        parser.error(reason)
+    run(given.machines, given.minutes, shares=given.redis)
 
 
 if __name__ == "__main__":

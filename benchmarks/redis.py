@@ -20,12 +20,17 @@ def why_not() -> str:
     return ""
 
 
-@contextlib.contextmanager
-def running() -> Iterator[int]:
-    """A server on a free port of loopback that keeps nothing on disk, until the block ends."""
+def free_port() -> int:
+    """A port of loopback that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(port: int | None = None) -> Iterator[int]:
+    """A server on loopback that keeps nothing on disk, until the block ends; yields its port."""
+    port = port or free_port()
     command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

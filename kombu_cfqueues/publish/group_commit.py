@@ -57,6 +57,11 @@ PERMIT_JITTER_SECONDS: Final = 0.004
 """Maximum random delay before a process asks for a permit that other processes wait for.  It keeps
 them from using the file at the same instant, and is short beside the 0.25 s between permits."""
 
+FIRST_POST_DELAY_SECONDS: Final = 0.02
+"""How much later a process that has not posted yet asks for a permit that others wait for.  Its
+first post loads the HTTP client and opens a connection (0.1 to 0.3 s), and the messages of all
+others would wait for that.  Long enough for a process that is woken on a busy machine."""
+
 
 class GroupCommit:
     """Callers of this process that share requests.
@@ -304,11 +309,17 @@ class GroupCommit:
             return
         wake_at = caller.deadline
         if wait.until is not None:
-            jitter = rng.uniform(0, PERMIT_JITTER_SECONDS) if self._room.shared else 0.0
-            wake_at = wait.until + jitter
+            wake_at = wait.until + self._delay_after_permit()
         if outcomes.look_at is not None:
             wake_at = min(wake_at, outcomes.look_at)
         self._sleep(caller, wake_at, idle=wait.until is None)
+
+    def _delay_after_permit(self) -> float:
+        """Return how long after a permit is free this process asks for it, in seconds."""
+        if not self._room.shared:
+            return 0.0
+        has_posted = self.sender.request_seconds > 0
+        return rng.uniform(0, PERMIT_JITTER_SECONDS) + (not has_posted) * FIRST_POST_DELAY_SECONDS
 
     def _sleep(self, caller: Caller, until: float, *, idle: bool = False) -> None:
         now = self._clock.monotonic()

@@ -42,6 +42,11 @@ STANDBY_SECONDS: Final = 0.5
 """Maximum poll interval of a process that is not elected, while messages wait.  It bounds the time
 until another process takes over, and costs two reads of the file per second."""
 
+FIRST_POST_DELAY_SECONDS: Final = 0.1
+"""How long a process that has not posted yet leaves a backlog to one that has.  Most processes of a
+web server then never load the HTTP client nor open a connection.  Long enough for another process
+to spool something and to see the backlog; short beside the 0.27 s between two requests."""
+
 SWEEP_SECONDS: Final = STANDBY_SECONDS
 """Interval between two checks whether the processes that post are alive.  As often as the processes
 that are not elected check the elected one, since either may have been killed."""
@@ -100,6 +105,7 @@ class Relay:
         self._exits_by: float | None = None
         self._finishes_at_exit = False
         self._elected = False
+        self._stands_by_until: float | None = None  # while a process that has posted may take over
         # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
         self._to_ask: deque[Place] = deque()  # the same, in the order in which to ask about them
@@ -267,6 +273,8 @@ class Relay:
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
+            self._stands_by_until = None
+            self._spool.notice_stop()  # that its end is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
@@ -276,8 +284,22 @@ class Relay:
         if now - self._swept_at > SWEEP_SECONDS:
             self._swept_at = now
             self._spool.room.sweep()
+        if self._leaves_it_to_others(now):
+            return FIRST_POST_DELAY_SECONDS
         self._elected = self._spool.elect()
-        return self._post() if self._elected else rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+        if self._elected:
+            return self._post()
+        self._stands_by_until = None
+        self._spool.notice_stop()  # each process that spools says why its messages wait
+        return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
+
+    def _leaves_it_to_others(self, now: float) -> bool:
+        """Whether a process that has posted before may still take over a new backlog."""
+        if self._elected or self._exits_by is not None or self._commit.sender.request_seconds > 0:
+            return False
+        if self._stands_by_until is None:
+            self._stands_by_until = now + FIRST_POST_DELAY_SECONDS
+        return now < self._stands_by_until
 
     def _post(self) -> float:
         wait = self._commit.post_backlog()

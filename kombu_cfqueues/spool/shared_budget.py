@@ -301,6 +301,17 @@ class Permits:
         if self._file.read(lambda c: self._file.bucket(c).would_heed(*grant)):
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
+    def notice_stop(self) -> None:
+        """Log that publishing is stopped, or goes on, if another process has learned it."""
+        stop = self._file.read(lambda c: self._file.bucket(c).stopped(publishing=True))
+        if stop is None:
+            self._file.stop_log.resumed()
+        else:
+            log_stop(
+                self._file.stop_log,
+                Wait(self._file.clock.monotonic() + (stop.retry_after or 0.0), stop),
+            )
+
     def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
         """Stop the requests that *error* concerns: one queue, publishing, or every call."""
         scope = error.stops

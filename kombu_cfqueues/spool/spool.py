@@ -158,6 +158,10 @@ class Spool:
         """Stop the requests that *error* concerns, for every process that empties the spool."""
         self._permits.stop(error, cloudflare_id)
 
+    def notice_stop(self) -> None:
+        """Log that publishing is stopped, or goes on, if another process has learned it."""
+        self._permits.notice_stop()
+
     # -- the process that empties the spool
 
     def elect(self) -> bool:

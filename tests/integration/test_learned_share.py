@@ -175,6 +175,36 @@ def test_each_process_that_publishes_has_one_warning_and_one_line_at_the_end(tmp
         assert [level for level, text in lines if "is over" in text] == ["INFO"]
 
 
+SPOOL_AND_LOG = (
+    PUBLISH_AND_LOG.partition("connection = connect()")[0]
+    + """
+connect().Producer().publish("x", routing_key="jobs")
+sys.stdin.readline()
+"""
+)
+
+
+def test_each_process_that_spools_has_one_warning_and_one_line_at_the_end(tmp_path):
+    """One of them empties the spool, and the other only keeps its messages there."""
+    options = {"spool_dir": str(tmp_path / "spool"), "request_rate": 400.0}
+    api, answers = Api(["jobs"]), [Failure(429, 971, Retry_After="4")]
+    with (
+        ScriptedServer(
+            otherwise=lambda r: answers.pop() if answers and "/messages" in r.path else api(r)
+        ) as server,
+        Script(SPOOL_AND_LOG, server.broker_url, options | {"publish_mode": "spool"}) as first,
+        Script(SPOOL_AND_LOG, server.broker_url, options | {"publish_mode": "spool"}) as second,
+    ):
+        for process in (first, second):
+            told(process, "ready")
+            process.go()
+            assert "messages wait; about" in told(process, "WARNING")[1]
+        for process in (first, second):
+            lines, end = told(process, "INFO")
+            assert lines == []
+            assert "messages leave again" in end
+
+
 # -- pods
 
 

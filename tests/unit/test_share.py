@@ -3,7 +3,7 @@
 import pytest
 from virtual_time import VirtualTime
 
-from benchmarks.fleet import BUSY, HOUR, Load, Machine, Plan, World, result, simulate
+from benchmarks.fleet import BUSY, HOUR, Bucket, Load, Machine, Plan, World, result, simulate
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import RateLimited
 from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT, Allowance, Budget, Limit
@@ -187,10 +187,22 @@ def test_a_fleet_that_does_not_change_is_blocked_at_most_six_times_in_a_day(mach
     assert found.efficiency > 0.85
 
 
+@pytest.mark.parametrize("sliding", [False, True], ids=["a window that opens", "that slides"])
+@pytest.mark.parametrize("machines", [2, 10, 20])
+def test_a_fleet_with_one_allowance_is_never_blocked(machines, sliding):
+    plans = [Plan(BUSY, start=4.0 * number) for number in range(machines)]
+    found = simulate(plans, sliding=sliding, seed=SEED, budget_url=True)
+
+    assert found.blocks == []
+    assert found.succeeded == 1.0
+    assert found.efficiency > 0.9
+    assert found.jain > 0.95
+
+
 def test_a_lone_machine_beside_a_burst_of_another_tool_is_whole_within_two_and_a_half_hours():
     """Twenty requests of its own, and 1,180 of Terraform, once."""
     world = World(seed=SEED)
-    machine = Machine(world, BUSY)
+    machine = Machine(world, Bucket(), BUSY)
 
     def burst():
         while world.request() is None:
@@ -207,7 +219,7 @@ def test_a_lone_machine_beside_a_burst_of_another_tool_is_whole_within_two_and_a
 
 def test_a_machine_alone_is_never_blocked():
     world = World(seed=SEED)
-    machine = Machine(world, Load(threads=8))
+    machine = Machine(world, Bucket(), Load(threads=8))
     world.run(2 * HOUR)
 
     assert result(world, [machine]).blocks == []

@@ -107,6 +107,32 @@ def test_one_process_at_a_time_empties_the_spool(process):
     assert one.posted == ["jobs"]
 
 
+def test_a_process_that_has_not_posted_leaves_the_backlog_to_one_that_has(process):
+    """Its first post would load the HTTP client; it posts only if nobody else does."""
+    old, new = process(), process()
+
+    def steps(one, text):
+        """Spool a message; do the steps that *one* needs to post it, and return their pauses."""
+        one.peer.spool(text)  # starts no thread
+        pauses = []
+        while not one.posted:
+            pauses.append(one.relay._step())
+            time.sleep(pauses[-1])
+        return pauses
+
+    assert steps(old, "first")[0] > 0, "nobody had posted"
+    new.peer.spool("second")
+    assert 0 < new.relay._step() <= module.FIRST_POST_DELAY_SECONDS
+    assert old.relay._step() == 0.0
+    assert (len(old.posted), new.posted) == (2, [])
+
+    assert old.relay._step() is None
+    assert new.relay._step() is None
+    pauses = steps(new, "third")
+    assert len(pauses) > 1
+    assert new.posted == ["jobs"]
+
+
 def test_an_outage_is_outlasted(process):
     one = process()
     one.down = True
