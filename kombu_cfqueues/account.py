@@ -16,7 +16,7 @@ from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
-from .runtime.fork import notice_fork, renew_in_child
+from .runtime.fork import living, notice_fork, renew_in_child
 from .runtime.imports import importing
 from .runtime.once import once
 from .spool import SharedBudget, Spool
@@ -121,6 +121,11 @@ class Account:
             last = self._connections <= 0
         if last:
             self.client.close()
+
+    @classmethod
+    def all(cls) -> list[Account]:
+        """Return the accounts of this process."""
+        return living(_registry.accounts.values())
 
     def _publish_copy(self, queue_id: str, packed: Packed, *, deadline: float) -> None:
         self.publisher.submit(Address.of_id(queue_id), packed, deadline=deadline)

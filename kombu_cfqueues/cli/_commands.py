@@ -15,6 +15,7 @@ _HELP: Final = {
     "demo": "Publish and consume on an emulator, without an account.",
     "doctor": "Find out what is wrong, and what to do about it.",
     "emulator": "Serve Cloudflare's Queues API on this machine.",
+    "exporter": "Export backlogs to Prometheus and KEDA.",
     "peek": "Show messages without consuming them.",
     "publish": "Publish messages from arguments, a file or a pipe.",
     "queues": "List, create, pause, purge and delete queues.",
@@ -26,10 +27,19 @@ _HELP: Final = {
 }
 """The commands, and what each is for.  Here, so that ``cfqueues --help`` imports none of them."""
 
-_PACKAGES: Final = {"cli": ("rich",), "emulator": ("httptools", "starlette", "uvicorn")}
+_PACKAGES: Final = {
+    "cli": ("rich",),
+    "emulator": ("httptools", "starlette", "uvicorn"),
+    "exporter": ("prometheus_client", "rich"),
+}
 """The extras of this package, and the optional packages that each installs."""
 
-_EXTRAS: Final = {"demo": "emulator", "emulator": "emulator", "relay": ""}
+_EXTRAS: Final = {
+    "demo": "emulator",
+    "emulator": "emulator",
+    "exporter": "exporter",
+    "relay": "",
+}
 """The extra that a command needs, if it is another one than ``cli``."""
 
 

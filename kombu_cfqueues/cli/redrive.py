@@ -213,7 +213,7 @@ class Move:
         for raw in raws:
             if self._selection.selects(decode(raw, self.source.name)):
                 try:
-                    packed.append((raw, envelope.repack(raw)))
+                    packed.append((raw, envelope.repack(raw, forget_deaths=True)))
                 except MessageTooLarge as error:
                     self._meter.note(f"Message {raw.get('id')} is not moved: {in_one_line(error)}")
         if not packed:

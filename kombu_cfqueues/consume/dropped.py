@@ -11,12 +11,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from .delivery import Delivery
+
 
 class Holder(Protocol):
     """A channel that has delivered messages."""
 
     def restore_unacked(self) -> object:
         """Give back all of them.  Returns at once."""
+
+    def deliveries(self) -> list[Delivery]:
+        """Return those of them that are not settled."""
 
 
 class DroppedMessages:

@@ -32,6 +32,7 @@ from .prefetch_window import PrefetchWindow
 from .pull_failures import conclude, repair
 from .settlement import Settlement
 from .source import Source, find_source, use_source
+from .vitals import Vitals, take_vitals
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class Receiver:
             self._subscriptions.append(subscription)
             subscription.window.queue_count += 1
             inbox.subscriptions.append(subscription)
+            inbox.is_open = True
             self._threads.call()
         # Threads start when the lock is released.
         with self._lock:
@@ -238,6 +240,13 @@ class Receiver:
         for subscription in list(inbox.subscriptions):
             self.cancel(subscription)
 
+    def vitals(self) -> Vitals:
+        """Return what a health check asks.  Makes no request."""
+        unsettled = [one for holder in living(self.holders) for one in holder.deliveries()]
+        settling = self._acknowledger.settling()
+        with self._lock:
+            return take_vitals(self._subscriptions, living(self._inboxes), unsettled, settling)
+
     # -- prefetch windows
 
     def set_prefetch(self, window: PrefetchWindow, count: int) -> None:
@@ -311,6 +320,7 @@ class Receiver:
                 chosen = subscription
         if chosen is None:
             return Job(wait=wait if self._subscriptions else None)
+        chosen.pulse.asked()
         if not chosen.found:
             chosen.searching = True
             return Job(functools.partial(self._search, chosen), more=True)

@@ -62,12 +62,12 @@ class Settlement:
                 delivery.consumer.max_retries,
                 dead_letter_queue,
             )
-            self._forwarder.dead_letter(delivery)
+            self._forwarder.dead_letter(delivery, "delivery_limit")
 
     def dead_letter(self, delivery: Delivery) -> None:
         """Move a message to its queue's dead-letter queue, or delete it if there is none."""
         if delivery.consumer.dead_letter_queue:
-            self._forwarder.dead_letter(delivery)
+            self._forwarder.dead_letter(delivery, "rejected")
         else:
             _warn_of_deletion(delivery.queue.name)
             self._acknowledger.ack(delivery)

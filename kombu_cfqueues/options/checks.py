@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from .address import Address
 from .secret import ControlUrl, Secret
 
 MAX_SECONDS: Final = 1e9
@@ -174,6 +175,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "control_url": _control_url,
     "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
+    "health_address": Address.read,
+    "health_file": _path,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,
     "connect_timeout": seconds,

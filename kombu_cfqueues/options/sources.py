@@ -32,6 +32,15 @@ BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
 
 CONTROL_VARIABLE: Final = "CFQUEUES_CONTROL_URL"
 
+HEALTH_VARIABLE: Final = "CFQUEUES_HEALTH_ADDRESS"
+
+_VARIABLES: Final = (
+    ("budget_url", BUDGET_VARIABLE),
+    ("control_url", CONTROL_VARIABLE),
+    ("health_address", HEALTH_VARIABLE),
+)
+"""Options that are read from the environment where they are not given."""
+
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
 
@@ -110,9 +119,9 @@ def merge(sources: Sources) -> dict[str, Any]:
         )
     values = checked(given)
     _warn_of_shown_passwords(_with_password(given))
-    for name, variable in (("budget_url", BUDGET_VARIABLE), ("control_url", CONTROL_VARIABLE)):
-        if name not in values and (url := sources.environ.get(variable)):
-            values |= checked({name: url})
+    for name, variable in _VARIABLES:
+        if name not in values and (value := sources.environ.get(variable)):
+            values |= checked({name: value})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     values["base_url"] = base_url(

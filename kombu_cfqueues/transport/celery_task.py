@@ -14,7 +14,9 @@ Malformed tasks:
     message is then redelivered, and stops the next worker: see `stops_worker`.
 Messages that cannot be decoded:
     Celery's worker acknowledges them, as it does a task, and so would delete them: see
-    `can_decode`.
+    `decoding_error`.
+Failures of tasks:
+    Celery's worker rejects a message without a word of the exception: see `note_failures`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ CONTROL_HINT: Final = (
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
     "monitors such as Flower see nothing; control_url names a broker that carries them"
 )
+
+_NOTES: Final = "_notes_failures_for_kombu_cfqueues"
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -102,20 +106,54 @@ def is_worker(callback: Callable[..., Any]) -> bool:
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
 
 
-def can_decode(message: Message, callback: Callable[..., Any]) -> bool:
-    """Whether the worker of *callback* can decompress and decode the body, and accepts its type.
+def decoding_error(message: Message, callback: Callable[..., Any]) -> BaseException | None:
+    """Return why the worker of *callback* cannot decompress or decode the body; None if it can.
 
-    The worker decodes every message in the same way, and then uses this result.
+    A type that it does not accept is an error too.  The worker decodes every message in the same
+    way, and then uses this result.
     """
     if message.errors:
-        return False
+        error = message.errors[0][1]
+        return error if isinstance(error, BaseException) else ValueError(str(error))
     message.accept = getattr(callback, "__self__").accept  # noqa: B009  see `is_worker`
     try:
         message.payload  # noqa: B018
     # Each serializer has its own errors.
-    except Exception:  # noqa: BLE001
-        return False
-    return True
+    except Exception as failure:  # noqa: BLE001
+        return failure
+    return None
+
+
+def worker_name(callback: Callable[..., Any]) -> str:
+    """Return the name of the worker of *callback*, such as ``celery@host``."""
+    worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
+    return str(getattr(getattr(worker, "__self__", None), "hostname", None) or "")
+
+
+def note_failures() -> None:
+    """Have Celery's worker tell a message why its task failed, before the worker rejects it.
+
+    A rejection says nothing of the exception, and in a prefork pool no signal of the failure
+    reaches the process that rejects.
+    """
+    request = sys.modules.get("celery.worker.request")
+    kind = getattr(request, "Request", None)
+    if kind is None or hasattr(kind.on_failure, _NOTES):
+        return
+    on_failure = kind.on_failure
+
+    @functools.wraps(on_failure)
+    def noting(self: Any, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        note = getattr(getattr(self, "_message", None), "note_failure", None)
+        if note is not None:  # a message of ours
+            error: Any = exc_info.exception
+            if type(error).__name__ == "ExceptionWithTraceback":  # billiard's, from a child
+                error = error.exc
+            note(error)
+        return on_failure(self, exc_info, *args, **kwargs)
+
+    setattr(noting, _NOTES, True)
+    kind.on_failure = noting
 
 
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:

@@ -203,6 +203,8 @@ class Session:
     def close(self) -> None:
         """Leave the account; its last session closes the HTTP connections.  Never raises."""
         account, self._account = self._account, None
+        if self._inbox is not None:
+            self._inbox.is_open = False
         if account is not None:
             account.close()
 

@@ -9,6 +9,7 @@ import pytest
 import requests
 from browser.scene import Shop
 from celery import Celery
+from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
@@ -95,6 +96,32 @@ def test_a_celery_task_is_shown_as_one(open_page, emulator, jobs):
     assert facts["Keyword arguments"] == '{"locale":"de"}'
     assert facts["Retries"] == "2"
     assert re.match(r"\d{4}-\d\d-\d\dT", facts["Eta"])
+
+
+def test_a_dead_letter_says_why_it_died(open_page, emulator, jobs):
+    """As a worker has written it; what others write there breaks nothing."""
+    death = {
+        "queue": "mails",
+        "reason": "rejected",
+        "exception": "ValueError",
+        "text": "no <b>customer</b>",
+        "hostname": "celery@host",
+        "attempts": 3,
+        "time": "2026-05-04T09:30:00+00:00",
+    }
+    with Connection(emulator.broker_url) as connection:
+        for deaths in [[death], "forged", [], [None]]:
+            headers = {"x-death": deaths}
+            connection.Producer().publish({"n": 1}, routing_key="jobs", headers=headers)
+    page = open_page(f"#/queues/{jobs}")
+    expect(messages(page)).to_have_count(4)
+    for row in messages(page).all():
+        row.locator(".open").click()
+    expect(page.locator(".facts-list dt", has_text="Died")).to_have_count(1)
+    expect(page.locator(".facts-list").filter(has_text="Died")).to_contain_text(
+        "rejected in mails on celery@host after delivery 3, 2026-05-04T09:30:00+00:00: "
+        "ValueError: no <b>customer</b>"
+    )
 
 
 def test_json_and_text_are_shown_as_what_they_are(open_page, jobs, shop):

@@ -296,6 +296,8 @@ function describe(message) {
   Object.assign(facts, { "Message id": message.id, Published: moment(message.published), Size: bytes(message.size) });
   if (message.delay_seconds) facts.Delay = duration(message.delay_seconds);
   facts["Content type"] = message.content_type;
+  const death = [what.headers?.["x-death"]].flat().find((one) => one?.reason);
+  if (death) facts.Died = deathOf(death);
   const parts = [
     el("dl", { class: "facts-list" }, ...Object.entries(facts).map(([name, value]) => el("div", { class: value.length > 20 ? "long" : null }, el("dt", {}, name), el("dd", {}, value)))),
   ];
@@ -303,6 +305,12 @@ function describe(message) {
   if (what.headers && Object.keys(what.headers).length) parts.push(folded("Headers", what.headers));
   if (what.kind !== "json" && what.kind !== "text") parts.push(folded("Raw body", message.body));
   return parts;
+}
+
+/** Why a dead letter died, as kombu_cfqueues writes it in its headers. */
+function deathOf({ reason, queue, hostname, attempts, time, exception, text }) {
+  const cause = exception ? `: ${exception}: ${text}` : "";
+  return `${reason} in ${queue} on ${hostname} after delivery ${attempts}, ${time}${cause}`;
 }
 
 const json = (value) => (typeof value === "string" ? value : JSON.stringify(value));
