@@ -6,14 +6,21 @@ from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
-from .secret import Secret, Token, is_missing
-from .sources import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
-from .variables import BROKER_VARIABLE, BUDGET_VARIABLE, TOKEN_VARIABLE, place_of
+from .secret import ControlUrl, Secret, Token, is_missing, shown_option
+from .sources import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE, has_control_url
+from .variables import (
+    BROKER_VARIABLE,
+    BUDGET_VARIABLE,
+    CONTROL_VARIABLE,
+    TOKEN_VARIABLE,
+    place_of,
+)
 
 __all__ = [
     "ACCOUNT_OPTIONS",
     "BROKER_VARIABLE",
     "BUDGET_VARIABLE",
+    "CONTROL_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "POD_ADVICE",
@@ -21,14 +28,17 @@ __all__ = [
     "TOKEN_VARIABLE",
     "Address",
     "BrokerUrl",
+    "ControlUrl",
     "Options",
     "Secret",
     "Token",
+    "has_control_url",
     "is_loopback",
     "is_missing",
     "is_ours",
     "lacks_shared_rate",
     "log_queue_arguments",
     "place_of",
+    "shown_option",
     "shown_place",
 ]

@@ -42,7 +42,7 @@ RESULT_QUEUE_HINT: Final = (
 CONTROL_HINT: Final = (
     "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
-    "monitors such as Flower see nothing"
+    "monitors such as Flower see nothing; control_url names a broker that carries them"
 )
 
 _NOTES: Final = "_notes_failures_for_kombu_cfqueues"
