@@ -1,7 +1,7 @@
 """What this process has done, in numbers: for `stats`, and through `telemetry` for OpenTelemetry.
 
 The client counts most of it once per request, so that a message costs almost nothing.  Each process
-counts the requests that it made itself, also if they carried messages of other processes.  A forked
+counts the requests that it made itself, even if they carried messages of other processes.  A forked
 child starts at 0.
 """
 
@@ -40,6 +40,7 @@ PROCESS_COUNTS: Final = {
     "admin_requests": "Requests that carry no message, such as look-ups.",
     "admin_seconds": "Time that these requests took together.",
     "blocks": "Blocks of the token that this process met.",
+    "control_dropped": "Events and replies that were dropped: the control broker took none.",
     "permits": "Requests that had to have a permit of the request allowance.",
     "permit_wait_seconds": "Time that these requests waited for their permit together.",
     "refused": "Messages whose publisher got an error, and that certainly did not arrive.",
@@ -152,6 +153,11 @@ class Metrics:
             self._counts["", "unroutable"] += 1
         if telemetry := instruments():
             telemetry.unroutable()
+
+    def control_dropped(self) -> None:
+        """Count an event or a reply that was dropped because the control broker took none."""
+        with self._lock:
+            self._counts["", "control_dropped"] += 1
 
     def not_accepted(self, *, refused: int = 0, uncertain: int = 0) -> None:
         """Count messages whose publisher got an error: surely not delivered, or perhaps."""

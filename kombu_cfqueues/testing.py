@@ -81,8 +81,8 @@ def cfqueues_celery(
 
         cfqueues_celery(app, publish_timeout=5)
 
-    Celery keeps its connections.  So a new ``broker_url`` is not enough once the application has
-    published; this fixture also closes the connections, before and after the test.
+    Celery keeps its connections, so a new ``broker_url`` is not enough once the application has
+    published.  This fixture also closes the connections, before and after the test.
     """
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         monkeypatch.delenv(name, raising=False)  # Celery prefers these to its settings

@@ -96,17 +96,17 @@ class Client:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
-            wanted: The queue that is looked for; the request then ranks as the message that waits
-                for it, as with *name*.
-            is_known: Returns whether another process knows the result by now.
+            wanted: The queue that the caller looks for.  With it, as with *name*, the request ranks
+                as the message that waits for it.
+            is_known: Returns whether another process has learned the result.
 
         Raises:
-            Unneeded: It does, so no request was made.
+            Unneeded: *is_known* returned true, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         wanted = name or wanted
         action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
-        self.load()  # on a busy machine, the answer may be known by then
+        self.load()  # takes a while on a busy machine, and then the answer may be known
         self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)
@@ -114,21 +114,13 @@ class Client:
             self.remember_name(queue.id, queue.name)
         return found
 
-    def create_queue(
-        self, name: str, *, settings: Mapping[str, Any] | None = None, deadline: float
-    ) -> Queue:
-        """Create a queue.
-
-        Args:
-            name: Its name at Cloudflare.
-            settings: ``delivery_delay`` and ``message_retention_period``, in seconds; Cloudflare
-                chooses those that are missing or None.
-            deadline: When to give up.
-        """
+    def create_queue(self, name: str, *, deadline: float) -> Queue:
+        """Create a queue with this *name* at Cloudflare, and Cloudflare's default settings."""
         action = f"creating queue {name!r}"
-        body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
         self._permits.acquire(deadline, for_message=True)
-        payload = self._permitted("POST", "", body, action=action, deadline=deadline)
+        payload = self._permitted(
+            "POST", "", {"queue_name": name}, action=action, deadline=deadline
+        )
         queue = Queue.from_json(payload.get("result"))
         if queue is None:
             raise ServerError(f"{action} failed: the response has no queue id. {STATUS_PAGE}")

@@ -128,7 +128,7 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
         _Translation(ConnectionFailed, "unknown", "{host} did not answer in time: " + CHECK_ROUTE),
     ),
 )
-"""The most specific meaning first: an exception often carries others as cause or argument."""
+"""The most specific first, because an exception often has others as its cause or argument."""
 
 
 def translate(

@@ -1,4 +1,4 @@
-"""Messages that nobody will settle any more, and that would stay leased for half an hour.
+"""Messages that the application dropped without settling them, and that would stay leased.
 
 A Celery worker that reconnects or stops forgets the tasks that it has not started, because other
 brokers redeliver them.  Other applications forget their channels, or end without closing them.

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Settlement:
-    """Ends deliveries by the means that loses no message.  Every method returns at once.
+    """Ends deliveries without losing a message.  Every method returns at once.
 
     Args:
         acknowledger: Settles leases.

@@ -6,15 +6,22 @@ from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
-from .secret import Secret, Token, is_missing
+from .secret import ControlUrl, Secret, Token, is_missing, shown_option
 from .serverless import frozen_spool_advice
-from .sources import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE
-from .variables import BROKER_VARIABLE, BUDGET_VARIABLE, TOKEN_VARIABLE, place_of
+from .sources import DEFAULT_REQUEST_BURST, DEFAULT_REQUEST_RATE, has_control_url
+from .variables import (
+    BROKER_VARIABLE,
+    BUDGET_VARIABLE,
+    CONTROL_VARIABLE,
+    TOKEN_VARIABLE,
+    place_of,
+)
 
 __all__ = [
     "ACCOUNT_OPTIONS",
     "BROKER_VARIABLE",
     "BUDGET_VARIABLE",
+    "CONTROL_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "POD_ADVICE",
@@ -22,15 +29,18 @@ __all__ = [
     "TOKEN_VARIABLE",
     "Address",
     "BrokerUrl",
+    "ControlUrl",
     "Options",
     "Secret",
     "Token",
     "frozen_spool_advice",
+    "has_control_url",
     "is_loopback",
     "is_missing",
     "is_ours",
     "lacks_shared_rate",
     "log_queue_arguments",
     "place_of",
+    "shown_option",
     "shown_place",
 ]

@@ -6,9 +6,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from .. import limits
@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..runtime.once import Once
 from ..runtime.paths import is_of_other_system
 from .address import Address
-from .secret import Secret
+from .secret import ControlUrl, Secret
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,20 @@ def _budget_url(name: str, value: Any) -> Secret:
     )
 
 
+def _control_url(name: str, value: Any) -> ControlUrl:
+    if callable(value) and isinstance(value, Hashable):
+        return cast("ControlUrl", value)
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if not (scheme and separator) or "cfqueues" in scheme or (not rest and scheme != "memory"):
+        raise ConfigurationError(
+            f"{name} must be the URL of a broker that can broadcast, such as "
+            "redis://:PASSWORD@HOST:6379/1 or amqp://USER:PASSWORD@HOST//, or a function that "
+            "returns one (it is not shown, because it may hold a password); percent-encode the "
+            "password (urllib.parse.quote(password, safe=''))"
+        )
+    return Secret(value)
+
+
 def _one_of(*allowed: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in allowed:
@@ -178,7 +192,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "pull_batch_size": partial(_integer, minimum=1, maximum=limits.PULL_MESSAGES),
     "polling_interval": partial(seconds, minimum=0),
     "max_polling_interval": partial(seconds, minimum=0),
-    "doorbell": _one_of("host", "off"),
+    "control_url": _control_url,
+    "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
     "health_address": Address.read,
     "health_file": _path,

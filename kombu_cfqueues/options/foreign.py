@@ -1,7 +1,7 @@
 """Settings of Kombu's other transports that have no effect here, and what to use instead.
 
-People bring these settings along from Redis, SQS and RabbitMQ.  An option that is ignored silently
-is taken for one that works.
+Applications that move from Redis, SQS or RabbitMQ often keep these settings.  A warning says that
+they have no effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..runtime.once import Once
 
 logger = logging.getLogger(__name__)
 
-_NO_FANOUT: Final = "Cloudflare Queues cannot broadcast"
+_NO_FANOUT: Final = "Cloudflare Queues cannot broadcast; see control_url"
 _NO_PRIORITY: Final = "Cloudflare Queues has no priorities: use a queue for each"
 _NO_REDIS: Final = "there is no Redis connection"
 _NO_AWS: Final = "there is no AWS account"

@@ -7,8 +7,11 @@ A setting that the URL lacks is taken from ``transport_options``, then from the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -20,13 +23,18 @@ from .base_url import base_url
 from .checks import CHECKED, checked, seconds
 from .foreign import OPTIONS, log_options, refuse_prefix
 from .login import read_login
-from .variables import BUDGET_VARIABLE
+from .variables import BUDGET_VARIABLE, CONTROL_VARIABLE, HEALTH_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 API_HOST: Final = urlsplit(limits.API_BASE_URL).hostname
 
-HEALTH_VARIABLE: Final = "CFQUEUES_HEALTH_ADDRESS"
+_VARIABLES: Final = (
+    ("budget_url", BUDGET_VARIABLE),
+    ("control_url", CONTROL_VARIABLE),
+    ("health_address", HEALTH_VARIABLE),
+)
+"""Options that are read from the environment where they are not given."""
 
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
@@ -60,6 +68,17 @@ _KOMBU_OPTIONS: Final = frozenset(
     }
 )
 """Transport options of Kombu: of its virtual transports, and of its retry policy."""
+
+_OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_burst"})
+"""Options that have an effect only with a ``request_rate``."""
+
+
+def has_control_url(
+    transport_options: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
+) -> bool:
+    """Whether a control broker is given, rightly or not."""
+    given = (transport_options or {}).get("control_url")
+    return bool(given or environ.get(CONTROL_VARIABLE))
 
 
 class Sources(NamedTuple):
@@ -97,10 +116,10 @@ def merge(sources: Sources) -> dict[str, Any]:
             "queue_name_prefix to keep applications apart"
         )
     values = checked(given)
-    if "budget_url" not in values and (budget_url := sources.environ.get(BUDGET_VARIABLE)):
-        values |= checked({"budget_url": budget_url})
-    if "health_address" not in values and (address := sources.environ.get(HEALTH_VARIABLE)):
-        values |= checked({"health_address": address})
+    _warn_of_shown_passwords(_with_password(given))
+    for name, variable in _VARIABLES:
+        if name not in values and (value := sources.environ.get(variable)):
+            values |= checked({name: value})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     login = read_login(sources.user, sources.password, given, sources.environ)
@@ -127,7 +146,37 @@ def _completed(values: dict[str, Any], *, is_cloudflare: bool) -> dict[str, Any]
     values.setdefault("max_polling_interval", max(shortest, DEFAULT_LONGEST_PAUSE_SECONDS))
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
+    else:
+        for name in sorted(_OPTIONS_OF_A_RATE & values.keys()):
+            _warn_without_rate(name, urlsplit(values["base_url"]).hostname)
     return values
+
+
+def _with_password(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options that hold a password under a name that does not tell."""
+    found = []
+    for name in ("budget_url", "control_url"):
+        url = given.get(name)
+        with contextlib.suppress(ValueError):
+            if isinstance(url, str) and urlsplit(url).password:
+                found.append(name)
+    return tuple(found)
+
+
+@once
+def _warn_of_shown_passwords(names: tuple[str, ...]) -> None:
+    if "celery" not in sys.modules:
+        return
+    variables = {"budget_url": BUDGET_VARIABLE, "control_url": CONTROL_VARIABLE}
+    for name in names:
+        logger.warning(
+            "the password in %s (transport_options) is shown by `celery report` and `celery "
+            "inspect conf`, which mask only settings whose names say that they are secret: use "
+            "the environment variable %s%s",
+            name,
+            variables[name],
+            ", or a function that returns the URL" if name == "control_url" else "",
+        )
 
 
 @once  # for each set of options, and not for each connection
@@ -142,3 +191,13 @@ def _warn_of_misspellings(given: frozenset[str]) -> None:
                 name,
                 similar[0],
             )
+
+
+@once
+def _warn_without_rate(name: str, host: str | None) -> None:
+    logger.warning(
+        "option %r has no effect, because requests to %s are not limited: set request_rate, or "
+        "remove the option",
+        name,
+        host,
+    )

@@ -1,13 +1,13 @@
-"""What is peculiar about Celery's messages and queues.
+"""What the transport must know about Celery's messages and queues.
 
 Remote control and events:
-    Celery declares queues such as ``celery@host.celery.pidbox`` and ``celeryev.<id>``, also where
+    Celery declares queues such as ``celery@host.celery.pidbox`` and ``celeryev.<id>``, even if
     nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
 Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
 Dropped tasks:
     A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
-    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    keeps references to them forever: see `forget_dropped_tasks`.  A prefork pool also drops some
     that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
@@ -42,7 +42,7 @@ RESULT_QUEUE_HINT: Final = (
 CONTROL_HINT: Final = (
     "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
-    "monitors such as Flower see nothing"
+    "monitors such as Flower see nothing; control_url names a broker that carries them"
 )
 
 _NOTES: Final = "_notes_failures_for_kombu_cfqueues"
@@ -69,7 +69,7 @@ def is_control_exchange(exchange: str) -> bool:
 def asks_for_control(exchange: str, routing_key: str) -> bool:
     """Whether the user, and not Celery by itself, publishes remote control or events.
 
-    A worker sends events about itself in any case, and events about tasks only if it is told to.
+    A worker always sends events about itself, and events about tasks only if it is told to.
     """
     return exchange.endswith(".pidbox") or routing_key.startswith("task.")
 
@@ -86,7 +86,7 @@ def is_result_queue(queue: str) -> bool:
 
 
 def is_task_predicate(error: BaseException) -> bool:
-    """Whether a Celery task left in order by raising *error*: Retry, Ignore or Reject."""
+    """Whether a Celery task raises *error* to end on purpose: Retry, Ignore or Reject."""
     exceptions = sys.modules.get("celery.exceptions")  # not imported: Celery may not be installed
     return exceptions is not None and isinstance(error, exceptions.TaskPredicate)
 
@@ -157,7 +157,7 @@ def note_failures() -> None:
 
 
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:
-    """Return *headers* as a worker needs them to know a task, or to know that it is none.
+    """Return *headers* as a worker needs them to tell a task from another message.
 
     A worker stops over a task without an id, and over one whose name is not a string.  Only a
     worker gets these headers: to an application, ``task`` and ``id`` may mean something else.
@@ -276,11 +276,11 @@ def forget_dropped_tasks() -> None:
 
 
 def keep_started_tasks(callback: Callable[..., Any]) -> None:
-    """Have a worker's prefork pool remember what its children run, also when it drops tasks.
+    """Have a worker's prefork pool remember what its children run, even when it drops tasks.
 
     At a reconnect and at a stop, the pool also forgets a job that it has written to a child and
-    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  They run all
-    the same, and nobody would acknowledge their messages.
+    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  These jobs
+    still run, but their messages would not be acknowledged.
 
     Args:
         callback: The worker's, for which `is_worker` holds.

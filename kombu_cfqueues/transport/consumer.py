@@ -90,7 +90,7 @@ class ConsumingChannel(RoutingChannel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message, until this connection consumes the queue anew.
+            callback: Called with each message, until this connection consumes the queue again.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -119,7 +119,7 @@ class ConsumingChannel(RoutingChannel):
         return consumer_tag
 
     def _add_consumer(self, queue: str, consumer: Consumer) -> Subscription | None:
-        """Add a consumer; return a subscription that is to be started, if it needs a new one."""
+        """Add a consumer; return its subscription if that is new and must be started."""
         group = self._queue_consumers.get(queue)
         subscription = None
         if group is None:
@@ -224,6 +224,13 @@ class ConsumingChannel(RoutingChannel):
             if error is not None:
                 message.ack_rejects = True
                 self.qos.note_cause(message.delivery_tag, error, UNDECODABLE)
+        self._hand_over(consumer, message, arrival.subscription.name, delivery.raw.get("id"))
+        return True
+
+    def _hand_over(
+        self, consumer: Consumer, message: PulledMessage, queue: str, message_id: Any = None
+    ) -> None:
+        """Call a consumer with its message."""
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
@@ -234,18 +241,17 @@ class ConsumingChannel(RoutingChannel):
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
-                arrival.delivery.raw.get("id"),
-                arrival.subscription.name,
+                message_id or message.delivery_tag,
+                queue,
             )
             if not message.acknowledged:
                 message.reject()
-        return True
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         """Deliver one message to any channel of the connection.
 
         Args:
-            timeout: Maximum number of seconds to wait; None waits for ever.
+            timeout: Maximum number of seconds to wait; None waits forever.
             callback: Ignored.
 
         Raises:
@@ -391,7 +397,7 @@ class ConsumingChannel(RoutingChannel):
                 self.basic_cancel(consumer_tag)
 
     def _warn_of_pitfalls(self, queue: str) -> None:
-        """Warn of two uses that work, but differently from what one may expect."""
+        """Warn of two uses that do not work as an application may expect."""
         if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):

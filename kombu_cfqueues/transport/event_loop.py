@@ -16,7 +16,7 @@ from typing import Any
 
 from vine import Thenable, promise
 
-from ..consume.inbox import Arrival, Inbox
+from ..consume.inbox import Arrival, Call, Inbox
 from .message import Message
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class EventLoopReader:
         deliver: Called in the loop's thread with each message.
     """
 
-    def __init__(self, hub: Any, inbox: Inbox, deliver: Callable[[Arrival], None]) -> None:
+    def __init__(self, hub: Any, inbox: Inbox, deliver: Callable[[Arrival | Call], None]) -> None:
         self._hub = hub
         self._inbox = inbox
         self._deliver = deliver
@@ -60,8 +60,8 @@ class EventLoopReader:
     def close(self) -> None:
         """Leave the loop.
 
-        In a forked child this does nothing.  The child shares the loop's poller with its parent,
-        so removing the pipe from it would make the parent deaf.
+        In a forked child this does nothing.  The child shares the loop's poller with its parent, so
+        removing the pipe from the poller would stop deliveries in the parent.
         """
         if os.getpid() != self._pid or not self._close_pipe.alive:
             return
@@ -72,7 +72,7 @@ class EventLoopReader:
         self._close_pipe()
 
     def _keep_reading(self) -> None:
-        """Read the pipe, also after somebody has closed the loop.
+        """Read the pipe, even after the loop was closed.
 
         Workers that are embedded in one process share a loop, and the first that stops closes it.
         """

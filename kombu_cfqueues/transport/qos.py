@@ -38,7 +38,7 @@ class Prefetch(virtual.QoS):
     """
 
     def __init__(self, receiver: Receiver, pull_batch_size: int) -> None:
-        # Without the base class, whose finalizer would keep the channel alive for ever.
+        # Without the base class, whose finalizer would keep the channel alive forever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
         self.hostname = ""
@@ -74,10 +74,10 @@ class Prefetch(virtual.QoS):
         return max(0, prefetch - self.window.unsettled) if prefetch else None
 
     def new_tag(self) -> str:
-        """Return a delivery tag that no other message has, also none of the parent's after a fork.
+        """Return a delivery tag that no other message has, not even in the parent after a fork.
 
-        Not a random one: the system's randomness lets other threads run, and each message would
-        wait until these have parsed what they pulled.
+        The tag is not random: reading the system's randomness lets other threads run, and each
+        message would wait until they have parsed what they pulled.
         """
         return next(self._tags)
 

@@ -1,6 +1,6 @@
 """Ends a Celery worker's wait for messages at the moment when the worker is told to stop.
 
-Celery's signal handler sets a flag, at which the worker looks after its wait: seconds later.
+Celery's signal handler sets a flag, which the worker checks only after its wait, seconds later.
 """
 
 from __future__ import annotations

@@ -376,7 +376,23 @@ def test_the_longest_pause_follows_the_shortest(shortest, longest):
 
 
 def test_a_doorbell_that_does_not_exist_is_refused():
-    assert "must be one of host, off" in refusal(transport_options={"doorbell": "everywhere"})
+    refused = refusal(transport_options={"doorbell": "somewhere"})
+    assert "must be one of host, everywhere, off" in refused
+
+
+def test_a_doorbell_for_other_machines_needs_a_control_broker():
+    assert "control_url" in refusal(transport_options={"doorbell": "everywhere"})
+    options = read(transport_options={"doorbell": "everywhere", "control_url": "redis://h"})
+    assert options.doorbell == "everywhere"
+
+
+def test_a_control_url_is_a_secret_string_or_a_function():
+    options = read(transport_options={"control_url": "redis://:hidden@h/1"})
+    assert "hidden" not in repr(options)
+    assert "hidden" not in refusal(transport_options={"control_url": "h:hidden"})
+    assert callable(read(transport_options={"control_url": lambda: "redis://h"}).control_url)
+    from_variable = read(environ={"CFQUEUES_CONTROL_URL": "redis://v"})
+    assert from_variable.control_url == "redis://v"
 
 
 def test_cloudflares_request_limit_holds_for_cloudflare_only():
@@ -395,6 +411,31 @@ def test_an_option_of_kombus_own_is_not_taken_for_a_slip(caplog):
     read(transport_options={"max_retries": 3, "interval_start": 0, "errback": None})
 
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("budget_scope", "process"), ("budget_url", "redis://h/0"), ("request_burst", 5)],
+)
+def test_an_option_that_needs_a_rate_says_once_that_it_has_no_effect_without(caplog, name, value):
+    """Machines that are believed to share one allowance through Redis would not."""
+    host = "unlimited.example.com"
+    read(host=host, transport_options={name: value, "request_rate": 3.0})
+    read(transport_options={name: value})  # Cloudflare's host has a rate by default
+    assert not caplog.records
+
+    for _ in range(2):
+        read(host=host, transport_options={name: value})
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{name!r} has no effect, because requests to {host} are not limited" in caplog.text
+
+
+def test_a_budget_url_of_the_environment_says_so_too(caplog):
+    environ = {"CFQUEUES_BUDGET_URL": "redis://:hidden@h/0"}
+    read(host="environment.example.com", environ=environ)
+
+    assert "'budget_url' has no effect" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 def test_a_likely_slip_is_logged_once(caplog):
