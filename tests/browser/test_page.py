@@ -503,15 +503,3 @@ OVERLAPS = """() => {
   }));
   return poor;
 }"""
-
-
-def test_every_control_has_a_name(open_page, emulator, shop):
-    """For people who hear the page."""
-    shop.fill()
-    page = open_page(f"#/queues/{emulator.queue_id('emails')}")
-    expect(messages(page)).to_have_count(14)
-
-    for control in page.locator("button:visible, input:visible, select:visible").all():
-        assert control.evaluate(
-            "(e) => e.innerText || e.ariaLabel || e.labels?.[0]?.innerText || ''"
-        ).strip()

@@ -89,6 +89,8 @@ def test_results_in_a_django_database(emulator, tmp_path):
             DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
             DATABASES = {{"default": {{
                 "ENGINE": "django.db.backends.sqlite3", "NAME": {str(tmp_path / "db.sqlite3")!r},
+                # Else SQLite refuses at once what two transactions want to write.
+                "OPTIONS": {{"timeout": 30, "transaction_mode": "IMMEDIATE"}},
             }}}}
             CELERY_BROKER_URL = {emulator.broker_url!r}
             """)
