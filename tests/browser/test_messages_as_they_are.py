@@ -6,26 +6,13 @@ import json
 import threading
 
 import pytest
-from browser.scene import Shop
+from browser.scene import Shop, messages
 
 from kombu_cfqueues.emulator import Emulator, limits
 from kombu_cfqueues.emulator.contents import celery_task
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
-PULL = {"type": "http_pull"}
 BIG = 12345678901234567890
-
-
-@pytest.fixture
-def shop(emulator):
-    running = Shop(emulator)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def jobs(emulator):
-    return emulator.create_queue("jobs", consumer=PULL)
 
 
 @pytest.fixture
@@ -39,10 +26,6 @@ def copied(open_page):
         return page.evaluate("navigator.clipboard.readText()")
 
     return press
-
-
-def messages(page):
-    return page.locator("#message-rows > li")
 
 
 def test_a_large_number_keeps_its_digits(open_page, jobs, shop):

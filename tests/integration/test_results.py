@@ -12,7 +12,6 @@ import urllib.request
 
 import pytest
 from support.http import free_port as any_port
-from support.redis_server import RedisServer, free_port, needs_redis
 
 from .workers import ROOT, Worker, until
 
@@ -62,15 +61,6 @@ def asked(emulator, folder, code, *, ask=ASK, **environ):
         found = json.loads(run(ask, worker.environ, folder))
         assert worker.stop() == 0
     return found
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    needs_redis()
-    server = RedisServer(free_port(), tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 def test_results_in_redis(emulator, tmp_path, redis_server):
