@@ -50,6 +50,20 @@ def test_a_publisher_wakes_a_consumer_of_another_machine(kind, request, server, 
         assert max(seconds) < SOON
 
 
+def test_what_was_published_while_no_bell_could_be_heard_is_found(server, machine, redis_server):
+    """The control broker is away when the consumer starts, and again later."""
+    redis_server.kill()
+    with (
+        consumer(server, machine("one", redis_server.url)) as waiting,
+        Connection(server.broker_url, transport_options={"doorbell": "off"}) as connection,
+    ):
+        for number in range(2):
+            publish(connection, number)
+            redis_server.start()
+            assert waiting.line()[0] == number
+            redis_server.kill()
+
+
 def test_bells_cost_idle_consumers_a_bounded_number_of_pulls(server, machine, redis_server):
     """One of several gets the message, and the bells of the others are vain."""
 
