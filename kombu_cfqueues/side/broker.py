@@ -184,13 +184,21 @@ class ControlBroker:
             self._exists_until[exchange] = time.monotonic() + EXISTS_SECONDS
         return exists
 
-    def ask(self, act: Callable[[Link], Any], what: str, seconds: float | None = None) -> Any:
+    def ask(
+        self,
+        act: Callable[[Link], Any],
+        what: str,
+        seconds: float | None = None,
+        *,
+        port: Port | None = None,
+    ) -> Any:
         """Have the owner thread do *act*, and return its result.
 
         Args:
             act: What to do; it is not repeated.
             what: Its description, for the error.
             seconds: Maximum time; None means `REQUEST_SECONDS`.
+            port: Whose channel *act* uses, if it uses one.
 
         Raises:
             ControlUnavailable: It was not done in time, or it failed.
@@ -200,6 +208,8 @@ class ControlBroker:
         deadline = time.monotonic() + seconds
         request = Request(act)
         with self.lock:
+            if port is not None:
+                self._ports.add(port)
             self._todo.append(request)
             self._start()
             self._ring()
@@ -310,15 +320,14 @@ class ControlBroker:
             requests = [one for one in self._todo if isinstance(one, Request)]
             self._todo = deque(requests)  # the rest is on the record
             exchanges = list(self._exchanges)
-            ports = [(port, list(port.record.items())) for port in self._ports]
-            for port, _ in ports:
+            ports = list(self._ports)
+            for port in ports:
                 port.channel = None
         self._recovered(link)
         for exchange in exchanges:
             self._attempt(link, partial(self._declare, exchange), f"declare exchange {exchange!r}")
-        for port, record in ports:
-            for _, step in record:
-                self._take_step(link, _Work(port, step))
+        for port in ports:
+            self._apply(link, port)
 
     def _work_with(self, link: Link, waker: Waker) -> None:
         probe_at = time.monotonic() + PROBE_SECONDS
@@ -378,27 +387,43 @@ class ControlBroker:
             request.is_begun = True
         self._attempt(link, request.perform, request.what)
 
+    def _apply(self, link: Link, port: Port) -> None:
+        """Do all that a port has on its record, on a new channel."""
+        with self.lock:
+            steps = list(port.record.values())
+            # What waits and is on the record, also as something to undo, is done by that.
+            self._todo = deque(one for one in self._todo if not _is_recorded(one, port))
+        if not all(self._is_done(link, port, step) for step in steps):
+            self._apply(link, port)  # with at least one step less
+
     def _take_step(self, link: Link, work: _Work) -> None:
-        """Do a step for a port; if the broker refuses it, log that and go on without it."""
-        port, step = work
+        if not self._is_done(link, *work):
+            self._apply(link, work.port)
+
+    def _is_done(self, link: Link, port: Port, step: Step) -> bool:
+        """Do a step for a port; if the broker refuses it, log that and take it off the record.
+
+        Returns:
+            False if all other steps must be done anew, because RabbitMQ has closed the channel.
+        """
         if port.channel is None:
             if port.is_closed:
-                return
+                return True
             port.channel = link.channel()
-        if self._attempt(link, lambda link: step.act(link, port.channel), step.what):
-            return
+        refusal = self._attempt(link, lambda link: step.act(link, port.channel), step.what)
+        if refusal is None:
+            return True
         with self.lock:
             for key in [key for key, one in port.record.items() if one is step]:
                 del port.record[key]
-            record = list(port.record.values())
-        if getattr(port.channel, "is_open", True):
-            return
-        port.channel = None  # RabbitMQ has closed it
-        for one in record:
-            self._take_step(link, _Work(port, one))
+        if not link.closes_channel(refusal):
+            return True
+        channel, port.channel = port.channel, None
+        self._attempt(link, lambda _: channel.close(), "close a channel")
+        return False
 
-    def _attempt(self, link: Link, act: Callable[[Link], Any], what: str) -> bool:
-        """Do *act*; return whether the broker did not refuse it.
+    def _attempt(self, link: Link, act: Callable[[Link], Any], what: str) -> Exception | None:
+        """Do *act*; return the error if the broker refused it.
 
         Raises:
             Exception: The connection has failed.
@@ -411,9 +436,9 @@ class ControlBroker:
                 raise
             if what:
                 logger.error("the control broker %s refused to %s: %s", link.shown, what, error)
-            return False
+            return error
         self._used_at = time.monotonic()
-        return True
+        return None
 
     def _declare(self, exchange: str, link: Link) -> None:
         declared = self._exchanges.get(exchange)
@@ -435,6 +460,13 @@ class ControlBroker:
                     reason(error),
                 )
             self._failure = reason(error)
+
+
+def _is_recorded(work: _Work | Request, port: Port) -> bool:
+    """Whether *work* is for *port* and about what is on its record."""
+    if isinstance(work, Request) or work.port is not port:
+        return False
+    return bool(work.step.keys) and all(key in port.record for key in work.step.keys)
 
 
 def _current(url: ControlUrl) -> str:

@@ -9,9 +9,11 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from amqp.transport import SSLTransport
 from kombu.connection import Connection
 
 from ..errors import ConfigurationError
@@ -33,6 +35,9 @@ POLL_SECONDS: Final = 0.05
 
 MAX_READS: Final = 100
 """Messages that are read before the owner thread looks for something else to do."""
+
+EVENTS: Final = "events"
+"""The kind of Celery's exchange of events, which depends on the driver."""
 
 FANOUT_EVENTS: Final = ("redis", "gcpubsub")
 """Drivers on which Celery's exchange of events is a fanout exchange.  Elsewhere it is a topic.
@@ -66,7 +71,8 @@ class Link:
             transport.Channel = _without_retries(transport.Channel)
         connected = False
         try:
-            self._connection.connect()
+            # `connect` would try twice, and sleep for 2 seconds in between.
+            self._connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             if self.driver == "amqp":
                 wire = self._connection.connection.transport
                 wire.raise_on_initial_eintr = True  # a read that finds nothing must end
@@ -93,12 +99,19 @@ class Link:
             return False  # RESOURCE_LOCKED: our own connection of before is not quite gone
         return not isinstance(error, self._connection.connection_errors)
 
+    def closes_channel(self, refusal: Exception) -> bool:
+        """Whether the channel of a refused operation was closed, and all that it consumed ended.
+
+        py-amqp has opened another one under its number by then.
+        """
+        return self.driver == "amqp" and isinstance(refusal, self._connection.channel_errors)
+
     # Publishing
 
     def declare_exchange(self, exchange: str, kind: str, **given: Any) -> None:
         """Declare an exchange; it is another one's business whether its channel survives that."""
         with self._own_channel() as channel:
-            channel.exchange_declare(exchange=exchange, type=self._kind(exchange, kind), **given)
+            channel.exchange_declare(exchange=exchange, type=self._kind(kind), **given)
 
     def publish(self, message: Any, exchange: str, routing_key: str, *, confirm: bool) -> None:
         """Publish Kombu's dictionary *message*, as one of ours; with *confirm* await the broker."""
@@ -109,7 +122,7 @@ class Link:
         if self.driver != "amqp" and exchange and exchange not in channel.state.exchanges:
             # Another process has declared it, and a virtual transport must know its kind.
             channel.exchange_declare(
-                exchange=exchange, type=self._kind(exchange, "fanout"), durable=True
+                exchange=exchange, type="fanout", durable=True
             )
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
 
@@ -132,8 +145,10 @@ class Link:
         with self._own_channel() as channel:
             return act(channel)
 
-    def _kind(self, exchange: str, kind: str) -> str:
-        return "fanout" if exchange == "celeryev" and self.driver in FANOUT_EVENTS else kind
+    def _kind(self, kind: str) -> str:
+        if kind != EVENTS:
+            return kind
+        return "fanout" if self.driver in FANOUT_EVENTS else "topic"
 
     @contextlib.contextmanager
     def _own_channel(self) -> Iterator[Any]:
@@ -159,6 +174,8 @@ class Link:
         files = self._files()
         if files is None:
             return bool(readable([bell], min(seconds, POLL_SECONDS))), True
+        if self._has_unread:
+            return bool(readable([bell], 0)), True
         ready = readable([bell, *files], seconds)
         return bell in ready, any(file in ready for file in files)
 
@@ -187,6 +204,12 @@ class Link:
         # Redis is still asked for messages of that queue, and for a second of no other.
         if getattr(channel, "_in_poll", None) and not channel.active_queues:
             channel.client.connection.disconnect()
+
+    @property
+    def _has_unread(self) -> bool:
+        """Whether TLS has decrypted more than was read, which no file shows."""
+        wire = self._connection.connection.transport if self.driver == "amqp" else None
+        return isinstance(wire, SSLTransport) and wire.sock.pending() > 0
 
     def _files(self) -> list[int] | None:
         """The files that are readable when something arrives; None if that is unknown."""
@@ -254,6 +277,11 @@ def check_url(url: str) -> None:
     Raises:
         ConfigurationError: Otherwise.  The text does not show the URL.
     """
+    for one in url.split(";"):
+        _check_one(one)
+
+
+def _check_one(url: str) -> None:
     scheme = url.partition("://")[0]
     try:
         implements = _new_connection(url).transport.implements
@@ -290,7 +318,22 @@ def for_channel(channel: Any, message: Any) -> Any:
 
 
 def _new_connection(url: str) -> Connection:
-    return Connection(url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS)
+    return Connection(
+        url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS, ssl=_tls(url)
+    )
+
+
+def _tls(url: str) -> dict[str, Any] | bool:
+    """Return how TLS is spoken where the URL does not say it: the server proves who it is.
+
+    Kombu asks a Redis server for no valid certificate, and RabbitMQ for one of any host.
+    """
+    schemes = {one.partition("://")[0] for one in url.split(";")}
+    if schemes == {"rediss"}:
+        return {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if schemes == {"amqps"}:
+        return {"server_hostname": None}  # Kombu puts the host of the URL here
+    return False
 
 
 def _options(driver: str) -> dict[str, Any]:

@@ -66,6 +66,17 @@ def is_control_exchange(exchange: str) -> bool:
     return exchange == "celeryev" or exchange.endswith(".pidbox")
 
 
+def is_renamed_event_exchange(exchange: str) -> bool:
+    """Whether a Celery application of this process has another name for ``celeryev``.
+
+    Its setting is ``event_exchange``.
+    """
+    state = sys.modules.get("celery._state")
+    active: Callable[[], Any] = getattr(state, "_get_active_apps", tuple)
+    # An application that is not configured yet would be configured by the question.
+    return any(app.configured and app.conf.event_exchange == exchange for app in list(active()))
+
+
 def asks_for_control(exchange: str, routing_key: str) -> bool:
     """Whether the user, and not Celery by itself, publishes remote control or events.
 
