@@ -121,9 +121,7 @@ class Link:
             publish = channel.basic_publish_confirm
         if self.driver != "amqp" and exchange and exchange not in channel.state.exchanges:
             # Another process has declared it, and a virtual transport must know its kind.
-            channel.exchange_declare(
-                exchange=exchange, type="fanout", durable=True
-            )
+            channel.exchange_declare(exchange=exchange, type="fanout", durable=True)
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
 
     def has_exchange(self, exchange: str) -> bool:

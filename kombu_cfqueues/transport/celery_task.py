@@ -144,8 +144,10 @@ def worker_name(callback: Callable[..., Any]) -> str:
 def note_failures() -> None:
     """Have Celery's worker tell a message why its task failed, before the worker rejects it.
 
-    A rejection says nothing of the exception, and in a prefork pool no signal of the failure
-    reaches the process that rejects.
+    A rejection says nothing of the exception.  Celery has no other way to hear of it that works in
+    each pool and for each task: a prefork pool sends its signals of a failure in the child, and not
+    in the process that rejects; a bootstep sees no single task; and the class ``Task.Request``,
+    whose method this replaces, is the application's to choose for each of its tasks.
     """
     request = sys.modules.get("celery.worker.request")
     kind = getattr(request, "Request", None)
