@@ -8,6 +8,7 @@ import json
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
+from support.forms import long
 from support.processes import Script
 from support.redis_server import RedisServer, free_port, needs_redis
 
@@ -35,7 +36,7 @@ def tls_redis(tmp_path):
     server.kill()
 
 
-@pytest.fixture(params=["redis", "rabbit"])
+@pytest.fixture(params=["redis", long("rabbit")])
 def control_server(request):
     """A real control broker of each kind."""
     yield request.getfixturevalue(request.param)
@@ -110,6 +111,7 @@ def test_a_watcher_of_renamed_events_leaves_nothing_that_grows(redis, control_ap
             assert client.pubsub_numpat() == 1
 
 
+@pytest.mark.long
 def test_single_messages_are_read_from_a_queue_of_the_control_broker(connect, rabbit):
     """Redis keeps none for those who do not listen."""
     connection = connect(control_url=rabbit.url)
@@ -130,6 +132,7 @@ def test_single_messages_are_read_from_a_queue_of_the_control_broker(connect, ra
     forget_control_brokers()
 
 
+@pytest.mark.long
 def test_a_single_read_works_after_the_connection_was_lost(connect, rabbit):
     """Also on a channel that has declared nothing."""
     connection = connect(control_url=rabbit.url)
@@ -170,6 +173,7 @@ def test_a_queue_that_is_gone_is_told_as_by_any_broker(connect, control_server):
     assert got == ["x"]
 
 
+@pytest.mark.long
 def test_a_refused_declaration_ends_no_other_consumer(connect, rabbit, caplog):
     """RabbitMQ closes the whole channel over it."""
     with Connection(rabbit.url) as direct:

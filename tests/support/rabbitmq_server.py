@@ -71,6 +71,11 @@ class RabbitServer:
             else:
                 return
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None and self._process.returncode is None
+
     def kill(self) -> None:
         """End it as no handler can hear, with all that it has started."""
         assert self._process is not None

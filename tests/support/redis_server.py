@@ -88,6 +88,11 @@ class RedisServer:
             keys = client.keys("cfqueues:budget:*")
             return sum(float(client.hget(key, "busy_until")) for key in keys)
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None and self._process.returncode is None
+
     def kill(self) -> None:
         """End it as no handler can hear."""
         self._process.kill()

@@ -1,0 +1,88 @@
+"""Tasks per second of a Celery worker, whatever happens to its control broker (``control_url``).
+
+The tasks do nothing and come from an emulator 30 ms away.  The control broker is a Redis server of
+our own.  Every worker sends heartbeats and, with ``-E``, the events of each task.  What happens to
+the control broker happens after a tenth of the tasks, and only the others are measured::
+
+    python -m benchmarks.control               some minutes
+    python -m benchmarks.control --rounds 1    about two
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import statistics
+import sys
+
+from . import redis, report
+from .ratios import Check
+from .workers import FILL, PREFORK, SETTLING_SHARE, THREADS, Setup, Worker, brokers
+
+NONE = "without control_url"
+WORKS, STOPPED, KILLED, ABSENT = "it works", "stopped in the middle", "killed", "never there"
+STATES = (NONE, WORKS, STOPPED, KILLED, ABSENT)
+"""What happens to the control broker."""
+
+SIGNALS = {STOPPED: signal.SIGSTOP, KILLED: signal.SIGKILL}
+
+SETUPS = (PREFORK._replace(multiplier=16), THREADS._replace(multiplier=16))
+
+LEAST = 0.85
+"""A worker with a control broker runs at least this part of the tasks of one without."""
+
+
+def measure(broker: str, setup: Setup, state: str, count: int) -> float:
+    """Run *count* tasks in a new worker; return how many it ran per second."""
+    port = redis.free_port()
+    environ = {"CFQUEUES_CONTROL_URL": "" if state == NONE else f"redis://127.0.0.1:{port}/0"}
+    with contextlib.ExitStack() as stack:
+        if state not in (NONE, ABSENT):
+            server = stack.enter_context(redis.process(port))
+        worker = stack.enter_context(Worker(broker, setup, ("-E",), environ))
+        worker.publish(FILL, str(count))
+        worker.start()
+        first = int(count * SETTLING_SHARE)
+        worker.ran(first)
+        if state in SIGNALS:
+            server.send_signal(SIGNALS[state])
+        at = worker.ran(count)
+        worker.stop()
+    return (len(at) - 1 - first) / (at[-1] - at[first])
+
+
+def main() -> int:
+    """Print a table and what it must show."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=3_000, help="tasks of a run (default: 3,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="each figure is their median")
+    given = parser.parse_args()
+    if redis.why_not():
+        print(f"Nothing is measured: {redis.why_not()}.", file=sys.stderr)
+        return 1
+    runs: dict[tuple[Setup, str], list[float]] = {}
+    with brokers() as found:
+        for _ in range(given.rounds):
+            for setup in SETUPS:
+                for state in STATES:
+                    tasks = measure(found["kombu_cfqueues"], setup, state, given.count)
+                    runs.setdefault((setup, state), []).append(tasks)
+    table: list[tuple[str, ...]] = [("tasks a second", *STATES)]
+    judged = []
+    for setup in SETUPS:
+        table.append(
+            (str(setup), *(f"{statistics.median(runs[setup, state]):,.0f}" for state in STATES))
+        )
+        for state in STATES[1:]:
+            pairs = zip(runs[setup, state], runs[setup, NONE], strict=True)
+            ratio = statistics.median(tasks / without for tasks, without in pairs)
+            judged.append(
+                Check(f"{setup}: tasks/s if {state}, by those without", ratio, LEAST, False)
+            )
+    print(report.plain(table), "", *judged, sep="\n")
+    return 0 if all(check.holds for check in judged) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
