@@ -391,7 +391,7 @@ class ControlBroker:
         """Do all that a port has on its record, on a new channel."""
         with self.lock:
             steps = list(port.record.values())
-            # What waits and is on the record, also as something to undo, is done by that.
+            # What still waits would be done twice, or undo what the record says now.
             self._todo = deque(one for one in self._todo if not _is_recorded(one, port))
         if not all(self._is_done(link, port, step) for step in steps):
             self._apply(link, port)  # with at least one step less

@@ -32,7 +32,7 @@ class ControlledChannel(Channel):
     def __init__(self, connection: Connected, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._port: Port | None = None
-        self._declared: dict[str, dict[str, Any]] = {}  # queues that are declared, and not there
+        self._declared: dict[str, dict[str, Any]] = {}  # queues that are not bound yet
         self._control_consumers: dict[str, tuple[str, Consumer]] = {}  # with their queue, by tag
 
     @property
@@ -155,7 +155,7 @@ class ControlledChannel(Channel):
         if self._has_exchange(exchange) is not self._has_queue_there(queue):
             if queue in self.state.control_queues or self.state.queue_bindings(queue):
                 raise _bound_to_both(queue, exchange)
-            self.state.control_queues.add(queue)
+            self.state.control_queues[queue] = {}
         if not self._has_queue_there(queue):
             super().queue_bind(queue, exchange, routing_key, arguments, **kwargs)
             return
@@ -196,9 +196,14 @@ class ControlledChannel(Channel):
         return declared
 
     def _declare_queue_there(self, queue: str) -> None:
-        given = self._declared.pop(queue, None)
-        if given is not None or not self.port.has(queue):
-            self.port.declare(queue, given or {})
+        """Declare a queue as this channel has declared it, or else as another one has."""
+        given, known = self._declared.pop(queue, None), self.state.control_queues.get(queue)
+        if given is not None and known is not None:
+            self.state.control_queues[queue] = given
+        if given is None and not self.port.has(queue):
+            given = known
+        if given is not None:
+            self.port.declare(queue, given)
 
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
@@ -213,7 +218,7 @@ class ControlledChannel(Channel):
         for tag in tags:
             self._cancel(tag)
         self.port.delete(queue, if_unused=if_unused, if_empty=if_empty)
-        self.state.control_queues.discard(queue)
+        self.state.control_queues.pop(queue, None)
 
     def _purge(self, queue: str) -> int:
         if not self._has_queue_there(queue):

@@ -193,6 +193,24 @@ def test_a_refused_declaration_ends_no_other_consumer(connect, rabbit, caplog):
     assert "does not work" not in caplog.text
 
 
+@pytest.mark.long
+def test_a_channel_consumes_what_another_one_has_declared(connect, rabbit, caplog):
+    """It declares the same queue, as a different declaration would be refused."""
+    connection = connect(control_url=rabbit.url)
+    queue = Queue("shared-news", NEWS, durable=True, expires=60)
+    queue(connection.default_channel).declare()
+    got = []
+    channel = connection.channel()
+    channel.basic_consume(queue.name, True, lambda message: got.append(message.payload), "tag")
+    connection.Producer().publish("x", exchange=NEWS)
+    connection.drain_events(timeout=20)
+    channel.basic_cancel("tag")
+    queue(channel).delete()
+    forget_control_brokers()
+    assert got == ["x"]
+    assert "refused" not in caplog.text
+
+
 def test_a_list_of_control_brokers_is_tried_one_after_the_other(connect, redis):
     """The first one does not answer."""
     connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0;{redis.url}")
