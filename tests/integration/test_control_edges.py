@@ -10,7 +10,9 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 from support.forms import long
 from support.processes import Script
+from support.rabbitmq_server import RabbitServer, needs_rabbitmq
 from support.redis_server import RedisServer, free_port, needs_redis
+from support.scripted import CA_BUNDLE
 
 from kombu_cfqueues.errors import ConfigurationError, ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
@@ -30,6 +32,17 @@ def tls_redis(tmp_path):
     """A Redis server that speaks TLS only, with a certificate that no system trusts."""
     needs_redis()
     server = RedisServer(free_port(), tmp_path, tls=True)
+    server.start()
+    yield server
+    forget_control_brokers()
+    server.kill()
+
+
+@pytest.fixture
+def tls_rabbit(tmp_path):
+    """The same as a RabbitMQ server."""
+    needs_rabbitmq()
+    server = RabbitServer(tmp_path, tls=True)
     server.start()
     yield server
     forget_control_brokers()
@@ -226,6 +239,25 @@ def test_each_url_of_a_list_is_checked_at_the_connect(connect):
     with pytest.raises(ConfigurationError, match="control_url") as refused:
         connection.connect()
     assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.long
+def test_tls_of_rabbitmq(connect, tls_rabbit, monkeypatch):
+    """A certificate of another host is refused, and what TLS has read ahead is delivered."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CA_BUNDLE))
+    elsewhere = connect(control_url=tls_rabbit.tls_url.replace("127.0.0.1", "127.0.0.2"))
+    with pytest.raises(ControlUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        elsewhere.Producer().publish("x", exchange=NEWS, declare=[NEWS])
+
+    connection = connect(control_url=tls_rabbit.tls_url)
+    got = []
+    with listener(connection, private("sealed"), got), Connection(tls_rabbit.url) as direct:
+        producer = direct.Producer()
+        for number in range(3000):
+            producer.publish(number, exchange=NEWS)
+        while len(got) < 3000:
+            connection.drain_events(timeout=20)
+    assert got == list(range(3000))
 
 
 def test_tls_with_an_authority_of_its_own(connect, tls_redis):
