@@ -29,11 +29,9 @@ from ..errors import (
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
-    TransientError,
 )
 from ..options import POD_ADVICE, Options, frozen_spool_advice, lacks_shared_rate
 from ..rate_limit import Budget
-from ..retry import Verdict
 from ..runtime.fork import renew_in_child
 from ..runtime.once import once
 from ..runtime.recent import Recent
@@ -42,7 +40,7 @@ from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
 from .memory_room import MemoryRoom
 from .relay import Relay
-from .sender import Sender, verdict_of
+from .sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -123,16 +121,16 @@ class Publisher:
         """
         self._warn_in_pod()
         started = time.monotonic()
-        judge = _judge_and_switch if switches else None
         shared = self._shared_commit()
         try:
             if shared is not None:
-                shared.submit(address, packed, deadline=deadline, judge=judge)
+                shared.submit(address, packed, deadline=deadline, switches=switches)
         except (SpoolUnavailable, SpoolFull) as error:
             self._stop_sharing(error)
             shared = None
         if shared is None:
-            self._commit_alone(address).submit(address, packed, deadline=deadline, judge=judge)
+            alone = self._commit_alone(address)
+            alone.submit(address, packed, deadline=deadline, switches=switches)
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
@@ -338,12 +336,6 @@ def lookup_seconds(options: Options) -> float:
 def post_seconds(options: Options) -> float:
     """Return the maximum seconds that one request takes."""
     return options.connect_timeout + options.read_timeout
-
-
-def _judge_and_switch(error: CFQueuesError) -> Verdict:
-    if isinstance(error, TransientError):
-        return Verdict.NEVER
-    return verdict_of(error)
 
 
 @once

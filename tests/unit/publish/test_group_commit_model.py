@@ -3,7 +3,7 @@
 import random
 import tempfile
 
-from group_commit_parts import Commit, judge
+from group_commit_parts import Commit
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -85,7 +85,6 @@ class CommitMachine(RuleBasedStateMachine):
         self.lane = self.commit(
             self.post,
             self,
-            judge,
             max_in_flight=in_flight,
             retry_uncertain=retry_uncertain,
             clock=self.time,

@@ -26,7 +26,9 @@ class Process:
         self.bad = b"bad"
         self.machine = self.peer.spool_
         self.sender = Sender(self.peer.room, self.post, post_seconds=10)
-        self.relay = Relay(self.machine, GroupCommit(self.peer.room, self.sender))
+        self.relay = Relay(
+            self.machine, GroupCommit(self.peer.room, self.sender, max_in_flight=1, repeats=True)
+        )
 
     def post(self, address, batch, deadline):
         if self.down:
