@@ -15,12 +15,12 @@ from kombu.message import Message
 from ..emulator import Emulator
 from ..options import Options
 from . import _console as console
+from ._address import cannot_listen
 from ._broker import RawOptions
 from ._compose import Composer
 from ._help import examples
 from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
-from .emulator import cannot_listen
 
 QUEUE: Final = "demo"
 
@@ -55,7 +55,7 @@ def command(port: int, stay: bool, as_json: bool) -> None:
         emulator = Emulator(port=port)
         emulator.start()
     except OSError as error:
-        raise click.ClickException(cannot_listen("127.0.0.1", port, error)) from error
+        raise cannot_listen("emulator", "127.0.0.1", port, error) from error
     with emulator:
         options = RawOptions(emulator.broker_url, {}, token=True).read()
         with open_session(options) as session:

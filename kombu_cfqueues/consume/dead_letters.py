@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
 
 from .. import envelope
-from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, MessageTooLarge, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child
@@ -52,7 +51,7 @@ class Forwarder:
 
     Args:
         publish: Publishes a copy.
-        find: Returns the queue with a name at Cloudflare, and creates it if it does not exist.
+        find: Returns the id of the queue with a name at Cloudflare; creates it if it is missing.
         ack: Acknowledges a message that was copied.
         on_returned: Called with the id of a queue when a copy of its own message is in it.
     """
@@ -60,7 +59,7 @@ class Forwarder:
     def __init__(
         self,
         publish: Publish,
-        find: Callable[[str, float], Queue],
+        find: Callable[[str, float], str],
         ack: Callable[[Delivery], None],
         on_returned: Callable[[str], None],
     ) -> None:
@@ -149,11 +148,11 @@ class Forwarder:
     def _publish_copy(self, copy: _Copy) -> None:
         deadline = time.monotonic() + COPY_SECONDS
         name = copy.dead_letter_queue
-        queue = self._find(name, deadline) if name else copy.delivery.queue
+        queue_id = self._find(name, deadline) if name else copy.delivery.queue.id
         packed = _packed(copy)
-        self._publish(queue.id, packed, deadline=deadline)
+        self._publish(queue_id, packed, deadline=deadline)
         if not name:
-            self._on_returned(queue.id)
+            self._on_returned(queue_id)
 
     def _retry_later(self, copy: _Copy) -> bool:
         """Pause, and add the copy again; return False if the message's lease has ended."""

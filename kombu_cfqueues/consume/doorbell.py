@@ -26,6 +26,7 @@ from ..errors import SpoolUnavailable
 from ..options import Options
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.threads import start_thread
 from ..spool import Listener, Listeners, Spool
 
 logger = logging.getLogger(__name__)
@@ -211,16 +212,11 @@ class Doorbell:
             self._listeners.leave(bells.listener)
 
     def _start(self, bells: _BellSocket) -> None:
-        # Not under the lock: under gevent, starting a thread switches to another greenlet.
         if not self._closes_at_exit:
             self._closes_at_exit = True
             call_at_exit(partial(_close, weakref.ref(self)))
-        thread = threading.Thread(
-            target=self._serve, args=(bells,), name="cfqueues-doorbell", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
+        error = start_thread("cfqueues-doorbell", partial(self._serve, bells))
+        if error is not None:
             with self._lock:
                 self._give_up(error)
             bells.close()

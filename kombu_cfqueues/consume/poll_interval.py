@@ -82,18 +82,18 @@ class PollInterval:
         self._bell_at, self._empty_bell_at, self._look_pause = None, -inf, 0.0
         self.due = now
 
-    def empty(self, now: float, started: float | None = None, *, is_alone: bool = False) -> None:
+    def empty(self, now: float, started: float, *, is_alone: bool) -> None:
         """Back off after a pull that returned no message.
 
         Args:
             now: The time now.
-            started: When the pull started; None means now.
+            started: When the pull started.
             is_alone: Whether no other process of this machine can have taken the message for which
                 a bell rang, so that another look may find it.
         """
         self._works()
         self.due = now + self._pause(now)
-        if self._bell_at is not None and self._bell_at > (now if started is None else started):
+        if self._bell_at is not None and self._bell_at > started:
             self._hurry(now)  # the server may have answered before it had the message
         elif self._bell_at is not None or self._look_pause:
             self._bell_found_nothing(now, is_alone=is_alone)

@@ -17,6 +17,7 @@ from typing import Final
 
 from ..api.client import Client
 from ..api.directory import Directory
+from ..envelope import Address
 from ..errors import CFQueuesError
 from ..options import Options
 from ..runtime.fork import living, renew_in_child
@@ -81,7 +82,9 @@ class Receiver:
         self._acknowledger = Acknowledger(client, self.pull_now)
         self._forwarder = Forwarder(
             publish,
-            lambda title, deadline: directory.by_cloudflare_name(title, deadline=deadline),
+            lambda name, deadline: directory.resolve(
+                Address(name, creates=True), deadline=deadline
+            ),
             self._acknowledger.ack,
             self.pull_now,
         )

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ..options import Address
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
-from ..runtime.threads import threads_can_run
+from ..runtime.threads import start_thread, threads_can_run
 from .judge import judge
 from .listener import Listener
 
@@ -57,12 +58,8 @@ class Service:
             return
         token = self._run_token = object()
         judge.begin()
-        thread = threading.Thread(
-            target=self._run, args=(token,), name="cfqueues-health", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # the interpreter is ending
+        error = start_thread("cfqueues-health", partial(self._run, token))
+        if error is not None:  # the interpreter is ending
             logger.debug("no health checks: %s", error)
 
     def stop(self) -> None:

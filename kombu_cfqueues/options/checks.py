@@ -85,7 +85,7 @@ def _prefix(name: str, value: Any) -> str:
 
 def _queue_name(name: str, value: Any) -> str:
     queue = _text(name, value)
-    if re.fullmatch(r"[0-9a-fA-F]{32}", queue):
+    if limits.ID.fullmatch(queue):
         raise ConfigurationError(f"{name} must be the name of a queue, and {queue!r} is an id")
     return queue
 

@@ -172,8 +172,8 @@ class GroupCommit:
         caller = Caller(address, kind, now=now, deadline=deadline, asleep=asleep)
         items = [
             Item(
-                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
-                switches=switches, owner=caller,
+                address, message, kind, deadline=deadline, half_time=caller.half_time,
+                repeats=self._repeats, switches=switches, owner=caller,
             )
             for message in messages
         ]  # fmt: skip

@@ -456,7 +456,7 @@ def test_after_a_connection_has_failed_the_next_one_asks_again(serve):
     setting = serve(Api())
     setting.probe()
 
-    setting.directory.require_probe()
+    setting.directory.require_probe(None)
     setting.probe()
 
     assert len(setting.server.requests) == 2

@@ -22,7 +22,7 @@ def machine(peer, clock):
     process = peer()
     for _ in range(301):
         clock.now += 0.3
-        assert process.permits.request_permit(None, clock.now) == (None, None)
+        assert process.request_permit(None, clock.now) == (None, None)
     process.permits.stop(BLOCK, None)
     return process
 
@@ -41,7 +41,7 @@ def test_a_process_that_starts_later_goes_on_with_the_share(machine, peer, clock
     assert share.held_seconds == pytest.approx(WINDOW + HOLD_SECONDS)
     clock.now += WINDOW + 60
     taken = 0
-    while later.permits.request_permit(None, clock.now) == (None, None):
+    while later.request_permit(None, clock.now) == (None, None):
         taken += 1
     assert taken <= CLOUDFLARE_LIMIT.burst / 4 + 1
 
@@ -50,7 +50,7 @@ def test_a_token_that_replaces_it_inherits_the_share(machine, peer, clock):
     """Cloudflare's limit applies to the user, and rotating a token is no reason for a block."""
     clock.now += 2 * WINDOW
     rotated = peer(token="another")
-    assert rotated.permits.request_permit(None, clock.now) == (None, None)
+    assert rotated.request_permit(None, clock.now) == (None, None)
 
     assert rotated.spool_.share() == pytest.approx(machine.spool_.share())
 
@@ -60,13 +60,13 @@ def test_a_token_that_replaces_it_inherits_the_share(machine, peer, clock):
 )
 def test_after_a_reboot_the_share_is_held_for_as_long_as_was_left(machine, peer, clock, boot):
     clock.now += WINDOW + 600
-    assert machine.permits.request_permit(None, clock.now) == (None, None)
+    assert machine.request_permit(None, clock.now) == (None, None)
     before = machine.spool_.share()
     machine.file.close()
 
     clock.now = 5.0
     after = peer(boot=boot)
-    after.permits.request_permit(None, clock.now)
+    after.request_permit(None, clock.now)
     share = after.spool_.share()
     assert share.part == before.part
     assert share.held_seconds == pytest.approx(before.held_seconds, abs=1)
@@ -87,7 +87,7 @@ def test_a_share_grows_while_its_processes_wait_for_permits(machine, clock):
     while clock.now < end:
         since = clock.now
         while True:
-            request, wait = machine.permits.request_permit(request, end + 900, since=since)
+            request, wait = machine.request_permit(request, end + 900, since=since)
             if wait is None:
                 break
             clock.now = max(wait.until, clock.now + 0.01)
@@ -99,6 +99,6 @@ def test_and_does_not_while_permits_are_there(machine, clock):
     before = machine.spool_.share().part
     for _ in range(100):
         clock.now += 30
-        assert machine.permits.request_permit(None, clock.now, since=clock.now) == (None, None)
+        assert machine.request_permit(None, clock.now, since=clock.now) == (None, None)
 
     assert machine.spool_.share().part == before
