@@ -186,7 +186,7 @@ class Publisher:
     def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
         repeats = self._options.retry_uncertain
         try:
-            return self._spool().keep(
+            return self._spool().messages.spool(
                 messages, max_bytes=max_bytes, repeats=repeats, until=deadline
             )
         except RoomBusy as error:
@@ -284,7 +284,7 @@ class Publisher:
         if error.stops is None or isinstance(self._budget, SharedBudget):
             return
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the API tells them too
-            self._spool().stop(error, queue_id)
+            self._spool().allowance.stop(error, queue_id)
 
     def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Refuse messages that the queue would delete before they are due.
@@ -316,7 +316,7 @@ class Publisher:
             # The server refused the look-up and not the messages, so the batch must not be split.
             raise ConfigurationError(str(error)) from error
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # only saves look-ups
-            self._spool().learn(address._replace(cloudflare_id=queue_id))
+            self._spool().messages.learn(address._replace(cloudflare_id=queue_id))
         return queue_id
 
     def _count_wait(self, seconds: float) -> None:

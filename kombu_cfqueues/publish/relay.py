@@ -196,15 +196,15 @@ class Relay:
         if self._exits_by is None:
             self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
-            while self._may_continue() and self._spool.elect():
+            while self._may_continue() and self._spool.election.win():
                 self._empty_before_exit()
             # Resign first, and then look again: a process that has spooled meanwhile and exits
             # trusts this one as long as it is elected.
             self._elected = False
-            self._spool.resign()
-            if self._may_continue() and self._spool.elect():
+            self._spool.election.resign()
+            if self._may_continue() and self._spool.election.win():
                 self._empty_before_exit()
-                self._spool.resign()
+                self._spool.election.resign()
         self._exits = True
         self._exit.set()
         self._spooled.set()
@@ -214,7 +214,7 @@ class Relay:
             self._exits_by is not None
             and self._clock.monotonic() < self._exits_by
             and self._commit.sender.pause is None
-            and self._spool.has_backlog()
+            and self._spool.messages.has_backlog()
         )
 
     def _empty_before_exit(self) -> None:
@@ -229,7 +229,7 @@ class Relay:
 
     def _log_what_stays(self) -> None:
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
-            if self._spool.has_backlog():
+            if self._spool.messages.has_backlog():
                 logger.warning(
                     "messages stay in the spool %s, because this process is exiting: the next "
                     "process that spools, or 'cfqueues relay', delivers them",
@@ -268,17 +268,17 @@ class Relay:
             Seconds until the next step; None if it can wait until something is spooled.
         """
         if not self._took_over:
-            self._spool.take_over()
+            self._spool.messages.take_over()
             self._took_over = True
         self._commit.catch_up()
         self._resolve_promises()
-        if not self._spool.has_backlog():
+        if not self._spool.messages.has_backlog():
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
             self._outage.note(None)
             self._stands_by_until = None
-            self._spool.notice_stop()  # so that the end of a stop is logged
+            self._spool.allowance.notice_stop()  # so that the end of a stop is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
@@ -291,11 +291,11 @@ class Relay:
             self._spool.room.sweep()
         if self._leaves_it_to_others(now):
             return BACKLOG_DELAY_SECONDS
-        self._elected = self._spool.elect()
+        self._elected = self._spool.election.win()
         if self._elected:
             return self._post()
         self._stands_by_until = None
-        self._spool.notice_stop()  # each process that spools says why its messages wait
+        self._spool.allowance.notice_stop()  # each process that spools says why its messages wait
         return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
 
     def _leaves_it_to_others(self, now: float) -> bool:
@@ -319,7 +319,7 @@ class Relay:
             self._elected = False
             # If the file cannot be used, the other processes notice that this one is silent.
             with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
-                self._spool.resign()
+                self._spool.election.resign()
 
     # -- promises -----------------------------------------------------------------------------
 
@@ -351,7 +351,7 @@ class Relay:
                 waiting.append(place)
             else:
                 self._promises.pop(place, None)
-        left = self._spool.left(waiting) if waiting else {}
+        left = self._spool.messages.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
             delivery = None if reference is None else reference()

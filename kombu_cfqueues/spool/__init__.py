@@ -31,7 +31,7 @@ Waiting for outcomes, choosing the thread that posts, retrying and halving batch
 
 from .bucket import LearnedShare
 from .listeners import Listener, Listeners
-from .listing import Allowed, QueueState, Refused
+from .listing import Allowed, Listing, QueueState, Refused
 from .message_table import Place, Spooled
 from .shared_budget import SharedBudget
 from .spool import Spool
@@ -41,6 +41,7 @@ __all__ = [
     "LearnedShare",
     "Listener",
     "Listeners",
+    "Listing",
     "Place",
     "QueueState",
     "Refused",

@@ -58,7 +58,7 @@ def bodies(server, queue="jobs"):
 
 
 def listing(connection):
-    return connection.transport.session.account.publisher.relay._spool
+    return connection.transport.session.account.publisher.relay._spool.listing
 
 
 def publish(connection, body, **given):

@@ -84,7 +84,7 @@ class Peer:
     def spool(self, text="x", *, queue="jobs", count=1, expires=None, max_bytes=1 << 30, **given):
         """Keep messages; return their rows."""
         messages = [Spooled(Address(queue), packed(text), expires)] * count
-        return self.spool_.keep(messages, max_bytes=max_bytes, **given)
+        return self.spool_.messages.spool(messages, max_bytes=max_bytes, **given)
 
     def try_claim(self, **given) -> Claim | Wait:
         """Claim what is to be had now."""

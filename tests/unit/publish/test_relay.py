@@ -97,12 +97,12 @@ def test_nothing_is_worked_for_a_promise_that_nobody_keeps(process):
 def test_one_process_at_a_time_empties_the_spool(process):
     one, other = process(), process()
     other.down = True
-    assert one.machine.elect()
+    assert one.machine.election.win()
     promise = other.spool()
     time.sleep(0.1)
     assert other.sender.pause is None, "it has not tried"
 
-    one.machine.resign()
+    one.machine.election.resign()
     assert eventually(lambda: other.sender.pause)
     one.relay.notify()
     assert eventually(lambda: promise.ready), "in trouble, it let the other one do it"
@@ -150,14 +150,14 @@ def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, c
     caplog.set_level("INFO")
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)  # the pauses are long
     one, fails = process(), []
-    has_backlog = one.machine.has_backlog
+    has_backlog = one.machine.messages.has_backlog
 
     def look():
         if fails:
             raise fails.pop()
         return has_backlog()
 
-    monkeypatch.setattr(one.machine, "has_backlog", look)
+    monkeypatch.setattr(one.machine.messages, "has_backlog", look)
     for times in (1, 2):
         fails += [errors.SpoolUnavailable("the disk is gone")] * 3
         promise = one.spool()
@@ -199,7 +199,7 @@ def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
     stop.set()
     runner.join(30)
     assert not runner.is_alive()
-    assert process().machine.elect(), "it has stood down"
+    assert process().machine.election.win(), "it has stood down"
 
 
 def test_a_process_that_ends_goes_on_while_it_succeeds(process):
@@ -227,7 +227,7 @@ def test_a_process_that_ends_in_an_outage_does_not_wait(process):
 
     assert time.monotonic() - started < 30
     assert eventually(lambda: not one.relay._thread.is_alive())
-    assert one.machine.has_backlog()
+    assert one.machine.messages.has_backlog()
 
 
 def test_a_forked_child_has_no_thread_until_it_spools(process):

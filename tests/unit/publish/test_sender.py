@@ -201,7 +201,7 @@ def test_a_spooled_message_that_is_refused_is_kept_and_told(poster, caplog):
 
     assert poster.carry(BAD) == {}
 
-    assert isinstance(poster.process.spool_.left([row])[row], errors.InvalidMessage)
+    assert isinstance(poster.process.spool_.messages.left([row])[row], errors.InvalidMessage)
     assert "1 spooled messages to queue 'jobs' were refused and are kept" in caplog.text
     assert str(BAD) in caplog.text
 

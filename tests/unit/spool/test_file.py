@@ -324,11 +324,11 @@ def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, c
     monkeypatch.setattr("kombu_cfqueues.spool.file.VERSION", VERSION + 1)
     newer = Peer(tmp_path, clock)
 
-    newer.spool_.take_over()
-    assert not newer.spool_.has_backlog(), "who still runs it delivers it"
+    newer.spool_.messages.take_over()
+    assert not newer.spool_.messages.has_backlog(), "who still runs it delivers it"
     older.die()
-    newer.spool_.take_over()
-    newer.spool_.take_over()
+    newer.spool_.messages.take_over()
+    newer.spool_.messages.take_over()
 
     claim = newer.claim()
     assert texts(claim) == ["sent, perhaps", "waits", "waits"]

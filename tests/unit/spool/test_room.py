@@ -420,7 +420,7 @@ def post_until_quiet(process, is_bad):
             if not claim.why:
                 return requests, accepted
         else:
-            sender.send(claim, lambda _: None, deadline=math.inf, judge=lambda _: None)
+            sender.send(claim, lambda _: None, deadline=math.inf)
 
 
 def refused_rows(process):
@@ -518,24 +518,24 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
 
 def test_one_process_at_a_time_empties_the_spool(peer, clock):
     first, second = peer(), peer()
-    assert first.spool_.elect()
-    assert not second.spool_.elect()
-    assert first.spool_.elect()
-    first.spool_.resign()
-    assert second.spool_.elect()
+    assert first.spool_.election.win()
+    assert not second.spool_.election.win()
+    assert first.spool_.election.win()
+    first.spool_.election.resign()
+    assert second.spool_.election.win()
     second.die()
     first.room.sweep()
-    assert first.spool_.elect(), "the dead one is not waited for"
+    assert first.spool_.election.win(), "the dead one is not waited for"
 
 
 def test_who_is_elected_and_stuck_is_replaced(peer, clock):
     stopped, other = peer(), peer()
-    assert stopped.spool_.elect()
+    assert stopped.spool_.election.win()
     clock.now += SILENCE_SECONDS - 1
-    assert not other.spool_.elect()
+    assert not other.spool_.election.win()
     clock.now += 2
-    assert other.spool_.elect()
-    assert not stopped.spool_.elect()
+    assert other.spool_.election.win()
+    assert not stopped.spool_.election.win()
 
 
 # -- clocks
