@@ -50,7 +50,7 @@ class Backoff:
         return rng.uniform(least * self.ceiling_seconds, self.ceiling_seconds)
 
 
-BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
+REQUEST_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
 """Pauses between the tries of a request that carries no message.  The maximum is a third of the
 default ``publish_timeout``, so that a caller gets several tries."""
 
@@ -76,7 +76,7 @@ def until(deadline: float, call: Callable[[], T], give_up: Callable[[TransientEr
     *give_up* ended the tries.
     """
     maybe_delivered = False
-    backoff, began = BACKOFF, time.monotonic()
+    backoff, began = REQUEST_BACKOFF, time.monotonic()
     while True:
         started = time.monotonic()
         try:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from ..runtime.clock import Clock
 from . import _console as console
 
-WINDOW_SECONDS: Final = 15.0
+SPEED_WINDOW_SECONDS: Final = 15.0
 """Period over which the rate is measured; the recent rate predicts the remaining time best."""
 
 SAMPLE_SECONDS: Final = 0.5
@@ -86,7 +86,7 @@ class Meter:
         now = self._clock.monotonic()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._count, self._work))
-            while now - self._samples[0][0] > WINDOW_SECONDS and len(self._samples) > 2:
+            while now - self._samples[0][0] > SPEED_WINDOW_SECONDS and len(self._samples) > 2:
                 self._samples.popleft()
             self._show(now)
 

@@ -24,7 +24,7 @@ from ._session import Session, open_session
 
 QUEUE: Final = "demo"
 
-ARRIVAL_SECONDS: Final = 20.0
+DEMO_SECONDS: Final = 20.0
 """Longest wait for the three messages to arrive."""
 
 DRAIN_SECONDS: Final = 0.5
@@ -69,7 +69,7 @@ def command(port: int, stay: bool, as_json: bool) -> None:
                 _wait_for_ctrl_c()
     if arrived != MESSAGES:
         raise click.ClickException(
-            f"not every message arrived within {ARRIVAL_SECONDS:g} s: run the demo again with "
+            f"not every message arrived within {DEMO_SECONDS:g} s: run the demo again with "
             "--stay, and look at the page of the emulator"
         )
 
@@ -115,7 +115,7 @@ def _consume(url: str, say: Callable[[str], None]) -> int:
     with Connection(url, transport_options={"polling_interval": POLLING_SECONDS}) as connection:
         consumer = connection.Consumer([Queue(QUEUE)], callbacks=[receive], accept=["json"])
         with consumer:
-            while len(arrived) < MESSAGES and time.monotonic() - started < ARRIVAL_SECONDS:
+            while len(arrived) < MESSAGES and time.monotonic() - started < DEMO_SECONDS:
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=DRAIN_SECONDS)
     return len(arrived)

@@ -29,7 +29,7 @@ from .peek import peek_messages
 LEASE_SECONDS: Final = 1800.0
 """Lease of pulled messages.  Those that are not moved must not be redelivered during the run."""
 
-HOLD_SECONDS: Final = LEASE_SECONDS / 2
+GIVE_BACK_SECONDS: Final = LEASE_SECONDS / 2
 """Longest run while messages are held: the other half of their lease is for returning them."""
 
 MAX_HELD: Final = 10_000
@@ -175,7 +175,7 @@ class Move:
     def run(self, limit: int) -> None:
         """Move up to *limit* messages; return the others to the source in any case."""
         consumer = self._session.pull_consumer(self.source)
-        give_back_at = time.monotonic() + HOLD_SECONDS
+        give_back_at = time.monotonic() + GIVE_BACK_SECONDS
         empty = 0
         try:
             while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(give_back_at):

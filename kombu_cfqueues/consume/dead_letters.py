@@ -29,7 +29,7 @@ COPY_SECONDS: Final = 30.0
 """Maximum duration of one copy.  It waits for the request allowance like any publisher, so it gets
 the time that ``publish_timeout`` gives those by default."""
 
-RETRY_PAUSE_SECONDS: Final = 1.0
+COPY_RETRY_SECONDS: Final = 1.0
 """Pause after a copy that failed, so that an outage does not become a busy loop."""
 
 
@@ -158,7 +158,7 @@ class Forwarder:
         """Pause, and add the copy again; return False if the message's lease has ended."""
         if copy.delivery.leased_until < time.monotonic():
             return False
-        time.sleep(RETRY_PAUSE_SECONDS)
+        time.sleep(COPY_RETRY_SECONDS)
         with self._lock:
             self._waiting.append(copy)
         return True

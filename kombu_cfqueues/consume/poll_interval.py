@@ -17,7 +17,7 @@ MIN_INTERVAL_SECONDS: Final = 0.01
 """Shortest pause after an empty pull.  ``polling_interval=0`` asks for the fastest polling, which
 must not become a busy loop."""
 
-BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
+PULL_BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
 """Pauses after failures: one lost response delays messages by at most the first.  The longest is
 as long as the default ``max_polling_interval``, so a queue that works again is noticed as soon as a
 message in an empty one."""
@@ -68,7 +68,7 @@ class PollInterval:
             self._share = REPLY_SHARE
         self._longest = max(longest, self._first)
         self._quiet_since = now
-        self._backoff = BACKOFF
+        self._backoff = PULL_BACKOFF
         self._is_failing = False
         self._bell_at: float | None = None  # the last one that no pull has answered
         self._empty_bell_at = -inf  # the last bell's pull that found nothing
@@ -139,7 +139,7 @@ class PollInterval:
 
     def _works(self) -> None:
         self._is_failing = False
-        self._backoff = BACKOFF
+        self._backoff = PULL_BACKOFF
 
     def _pause(self, now: float) -> float:
         """Return the pause after an empty pull that ended *now*."""

@@ -37,7 +37,7 @@ from ..waiting_room import (
 from .callers import Caller
 from .in_flight import InFlight
 from .leadership import DEADLINE_TOLERANCE_SECONDS, LEADER_LEASE_SECONDS, Leadership
-from .sender import FILE_RETRY_SECONDS, Sender
+from .sender import ROOM_RETRY_SECONDS, Sender
 from .try_times import TryTimes
 from .withdrawal import timeout, withdraw
 
@@ -262,7 +262,7 @@ class GroupCommit:
         except (SpoolUnavailable, SpoolFull, RoomBusy):
             # The messages are in the room, and other processes may reach it.  Each caller still
             # has its deadline.
-            self._sleep(caller, now + FILE_RETRY_SECONDS)
+            self._sleep(caller, now + ROOM_RETRY_SECONDS)
 
     def _claim_or_sleep(self, caller: Caller, outcomes: Outcomes, now: float) -> None:
         if not outcomes.waiting or caller.is_late:

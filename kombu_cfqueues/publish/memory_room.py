@@ -25,14 +25,14 @@ from ..waiting_room import (
     Withdrawn,
 )
 
-HOLD_SECONDS: Final = 0.002
+PERMIT_HOLD_SECONDS: Final = 0.002
 """How long a permit waits for the callers that shared the last request.  They need about this long
 to wake up and publish again.  A request takes ten times as long or more."""
 
 SHARED: Final = 1.25
 """A request is not held if at most this many callers are expected: a lone caller must not wait."""
 
-HOLD_STEP_SECONDS: Final = HOLD_SECONDS / 4
+PERMIT_HOLD_STEP_SECONDS: Final = PERMIT_HOLD_SECONDS / 4
 """Pause between two looks at how many callers have arrived during the hold."""
 
 EXTEND_AT: Final = 3
@@ -194,7 +194,7 @@ class MemoryRoom:
             if why is not None:
                 return Wait(self._waiter.ready_at, why)
             self._has_permit = True
-        return Wait(now + HOLD_STEP_SECONDS) if self._holds(now - self._held_since) else None
+        return Wait(now + PERMIT_HOLD_STEP_SECONDS) if self._holds(now - self._held_since) else None
 
     def _holds(self, held_seconds: float) -> bool:
         """Whether to wait for more of the callers that shared the last request.
@@ -208,7 +208,7 @@ class MemoryRoom:
             return False
         self._arrived = waiting
         many_arrive = self._extends and waiting - before >= EXTEND_AT
-        return held_seconds < HOLD_SECONDS or many_arrive
+        return held_seconds < PERMIT_HOLD_SECONDS or many_arrive
 
     def _take(self, terms: ClaimTerms, now: float) -> list[Item]:
         both = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)

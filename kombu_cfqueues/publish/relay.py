@@ -49,7 +49,7 @@ processes of a web server never load the HTTP client or open a connection.  Long
 process to spool a message and see the backlog, and less than half of the 0.27 s between
 requests."""
 
-SWEEP_SECONDS: Final = STANDBY_SECONDS
+RELAY_SWEEP_SECONDS: Final = STANDBY_SECONDS
 """Interval between two checks whether the processes that post are alive.  As often as the processes
 that are not elected check the elected one, since either may have been killed."""
 
@@ -66,18 +66,18 @@ PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
 """Poll interval while another process posts the last spooled messages: about one request."""
 
-RETRY_SECONDS: Final = 1.0
+RELAY_RETRY_SECONDS: Final = 1.0
 """Minimum pause after the file could not be used.  A random time of up to the same length is added,
 so that the processes of a machine do not retry together."""
 
 MIN_PAUSE_SECONDS: Final = 0.001
 """Minimum pause until the next permit, so that a rounded time does not make the thread spin."""
 
-EXIT_SECONDS: Final = 3.0
+RELAY_EXIT_SECONDS: Final = 3.0
 """How long a process that exits keeps emptying the spool, while that succeeds.  Well below the time
 after which process managers kill it (Docker: 10 seconds)."""
 
-EXIT_POLL_SECONDS: Final = 0.02
+RELAY_EXIT_POLL_SECONDS: Final = 0.02
 """Poll interval of a process that exits and waits for its thread."""
 
 
@@ -222,10 +222,10 @@ class Relay:
         while self._may_continue():
             thread = self._thread
             if thread is not None and thread.is_alive():
-                pause: float | None = EXIT_POLL_SECONDS
+                pause: float | None = RELAY_EXIT_POLL_SECONDS
             else:
                 pause = self._step()
-            self._clock.sleep(EXIT_POLL_SECONDS if pause is None else pause)
+            self._clock.sleep(RELAY_EXIT_POLL_SECONDS if pause is None else pause)
 
     def _log_what_stays(self) -> None:
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
@@ -259,7 +259,7 @@ class Relay:
         except Exception:  # a bug of this library, or of a callback of the application
             logger.exception("emptying the spool failed; retrying")
         self._resign()
-        return RETRY_SECONDS * (1 + rng.random())
+        return RELAY_RETRY_SECONDS * (1 + rng.random())
 
     def _step(self) -> float | None:
         """Post one request if possible.
@@ -286,7 +286,7 @@ class Relay:
         if pause is not None and now < pause.until:
             self._resign()  # only this process may be affected: let another one try
             return min(pause.until - now, STANDBY_SECONDS)
-        if now - self._swept_at > SWEEP_SECONDS:
+        if now - self._swept_at > RELAY_SWEEP_SECONDS:
             self._swept_at = now
             self._spool.room.sweep()
         if self._leaves_it_to_others(now):
@@ -312,7 +312,8 @@ class Relay:
             return 0.0
         if wait.until is None:
             return LAST_CLAIM_POLL_SECONDS  # another process is posting the last messages
-        return max(MIN_PAUSE_SECONDS, min(wait.until - self._clock.monotonic(), SWEEP_SECONDS))
+        pause = min(wait.until - self._clock.monotonic(), RELAY_SWEEP_SECONDS)
+        return max(MIN_PAUSE_SECONDS, pause)
 
     def _resign(self) -> None:
         if self._elected:
@@ -380,4 +381,4 @@ def _finish(relay: weakref.ref[Relay]) -> None:
     notice_fork()
     alive = relay()
     if alive is not None:
-        alive.finish(EXIT_SECONDS)
+        alive.finish(RELAY_EXIT_SECONDS)

@@ -52,11 +52,11 @@ QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 """Pauses of spooled messages to a queue that does not exist, or accepts nothing.  No caller waits
 for them, so the first pause is longer."""
 
-FILE_RETRY_SECONDS: Final = 0.2
+ROOM_RETRY_SECONDS: Final = 0.2
 """Pause before the next use of a waiting room that could not be used.  Five tries per second do not
 keep a busy file busy, and cost a caller little of its time."""
 
-SETTLE_SECONDS: Final = 5 * FILE_RETRY_SECONDS
+CLAIM_SETTLE_SECONDS: Final = 5 * ROOM_RETRY_SECONDS
 """How long a caller that has posted tries to settle its claim in a room that cannot be used: five
 tries.  After that the caller returns, and a later one settles the claim (`Sender.catch_up`)."""
 
@@ -257,7 +257,7 @@ class Sender:
     def _settle(self, claim: Claim, outcome: ClaimOutcome, deadline: float) -> Settled:
         """Settle *claim* in the room; if that fails, leave it to the next `catch_up`."""
         now = self._clock.monotonic()
-        until = min(deadline, now + SETTLE_SECONDS)
+        until = min(deadline, now + CLAIM_SETTLE_SECONDS)
         while True:
             try:
                 return self._room.settle(claim, outcome, until=until)
@@ -266,7 +266,7 @@ class Sender:
                 if left <= 0:
                     self._unsettled.append((claim, outcome, now + self.post_seconds))
                     return {}
-                self._clock.sleep(min(FILE_RETRY_SECONDS, left))
+                self._clock.sleep(min(ROOM_RETRY_SECONDS, left))
 
     def catch_up(self, report: Report) -> None:
         """Settle earlier claims that could not be settled in the room at the time."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from .fork import pause_at_fork, renew_in_child
 
-FORK_TIMEOUT_SECONDS: Final = 5.0
+IMPORT_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that imports a module.
 
 Long enough for a slow disk.  After it, the child finds the module half loaded."""
@@ -46,7 +46,7 @@ class Importing:
             # handler that interrupts an import forks, because the module is half loaded.
             with contextlib.suppress(Exception):
                 load()
-        self._is_paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
+        self._is_paused = self._lock.acquire(timeout=IMPORT_FORK_TIMEOUT_SECONDS)
 
     def resume_after_fork(self) -> None:
         """Let threads import again."""

@@ -29,11 +29,11 @@ from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
-RECONNECT: Final = Backoff(first_seconds=0.2, longest_seconds=1.0)
+RECONNECT_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=1.0)
 """Pauses between the tries to connect.  Short, because remote control is to work again within
 seconds, and a try costs one connection."""
 
-REQUEST_SECONDS: Final = 2.0
+CONTROL_REQUEST_SECONDS: Final = 2.0
 """How long a request waits for the control broker if it has no time-out of its own."""
 
 PROBE_SECONDS: Final = 5.0
@@ -43,7 +43,7 @@ STALE_SECONDS: Final = 1.0
 """A request tests a connection that was not used for this long, because the request is not repeated
 after a failure: the broker may have it."""
 
-SETTLE_SECONDS: Final = 1.0
+STEPS_SECONDS: Final = 1.0
 """How long a new consumer waits until it is known to the control broker, so that a worker that says
 that it is ready can be controlled.  It starts all the same if that takes longer."""
 
@@ -51,7 +51,7 @@ FULL_SECONDS: Final = 0.1
 """How often the owner thread looks whether an application has taken messages, of which too many
 wait for it."""
 
-EXIT_SECONDS: Final = 1.0
+CONTROL_EXIT_SECONDS: Final = 1.0
 """How long the end of a process waits for its last events and replies to be sent."""
 
 EXISTS_SECONDS: Final = 60.0
@@ -159,7 +159,7 @@ class ControlBroker:
             message: Kombu's dictionary.
             exchange: Name of the exchange.
             routing_key: The routing key.
-            seconds: Maximum time; None means `REQUEST_SECONDS`.
+            seconds: Maximum time; None means `CONTROL_REQUEST_SECONDS`.
 
         Raises:
             ControlUnavailable: It may or may not have been delivered: see its ``delivered``.
@@ -190,13 +190,13 @@ class ControlBroker:
         Args:
             act: What to do; it is not repeated.
             what: Its description, for the error.
-            seconds: Maximum time; None means `REQUEST_SECONDS`.
+            seconds: Maximum time; None means `CONTROL_REQUEST_SECONDS`.
 
         Raises:
             ControlUnavailable: It was not done in time, or it failed.
         """
         notice_fork()
-        seconds = REQUEST_SECONDS if seconds is None else seconds
+        seconds = CONTROL_REQUEST_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
         request = Request(act)
         with self.lock:
@@ -212,7 +212,7 @@ class ControlBroker:
         raise unavailable(what, seconds, request.error, self._failure, unsure=unsure)
 
     def await_steps(self) -> None:
-        """Wait until all that was handed over is done, for `SETTLE_SECONDS` at most.
+        """Wait until all that was handed over is done, for `STEPS_SECONDS` at most.
 
         Does not wait while the control broker is known not to work.
         """
@@ -223,7 +223,7 @@ class ControlBroker:
             self._todo.append(request)
             self._start()
             self._ring()
-        request.wait(time.monotonic() + SETTLE_SECONDS)
+        request.wait(time.monotonic() + STEPS_SECONDS)
         with self.lock:
             request.is_withdrawn = True
 
@@ -233,14 +233,14 @@ class ControlBroker:
         self._ring()
 
     def finish(self) -> None:
-        """Send what waits and close the connection, for `EXIT_SECONDS` at most."""
+        """Send what waits and close the connection, for `CONTROL_EXIT_SECONDS` at most."""
         notice_fork()
         if self._waker is None:
             return
         with self.lock:
             self._ends = True
             self._ring()
-        self._has_ended.wait(EXIT_SECONDS)
+        self._has_ended.wait(CONTROL_EXIT_SECONDS)
 
     # -- starting and waking the owner thread
 
@@ -271,7 +271,7 @@ class ControlBroker:
     # -- in the owner thread
 
     def _serve(self, waker: Waker) -> None:
-        backoff = RECONNECT
+        backoff = RECONNECT_BACKOFF
         while self._waker is waker:  # else this is a greenlet of the parent, in a forked child
             try:
                 self._connect_and_work(waker)
@@ -284,7 +284,7 @@ class ControlBroker:
                 self._broken(error)
                 if self._ends:
                     break
-                backoff = backoff.after_failure() if failed_at_once else RECONNECT.after_failure()
+                backoff = (backoff if failed_at_once else RECONNECT_BACKOFF).after_failure()
             time.sleep(backoff.pause_seconds(least=0.5))
         if self._waker is waker:
             self._waker = None

@@ -16,7 +16,7 @@ from .permit_scheduler import is_idle
 if TYPE_CHECKING:
     import sqlite3
 
-RETRY_SECONDS: Final = 3.0
+REDIS_RETRY_SECONDS: Final = 3.0
 """Pause before a machine asks Redis again after Redis did not answer.
 
 A random time of up to a fifth of it is added, so that the machines do not ask together.  Each try
@@ -112,4 +112,4 @@ class FleetPermits:
 
 
 def _pause() -> float:
-    return RETRY_SECONDS * (1 + rng.random() / 5)
+    return REDIS_RETRY_SECONDS * (1 + rng.random() / 5)

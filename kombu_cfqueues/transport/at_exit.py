@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-EXIT_SECONDS: Final = 3.0
+SETTLING_EXIT_SECONDS: Final = 3.0
 """How long the end of a process may take to settle messages and delete queues.  Well below the time
 after which process managers kill it (Docker: 10 seconds)."""
 
@@ -74,11 +74,11 @@ class _Remains:
             call_at_exit(finish)
 
     def finish(self) -> None:
-        """Settle and delete everything; blocks for `EXIT_SECONDS` at most.
+        """Settle and delete everything; blocks for `SETTLING_EXIT_SECONDS` at most.
 
         An account that does not answer uses up only its share of the time.
         """
-        deadline = time.monotonic() + EXIT_SECONDS
+        deadline = time.monotonic() + SETTLING_EXIT_SECONDS
         for receiver, until in _shares(living(self._receivers), deadline):
             receiver.finish(until)
         queues, self._queues = self._queues, {}

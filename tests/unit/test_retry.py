@@ -38,7 +38,7 @@ def test_what_works_is_called_once():
 
 
 def test_what_may_work_later_is_tried_again(monkeypatch):
-    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(0.001, 0.001))  # a test's time is dear
+    monkeypatch.setattr(retry, "REQUEST_BACKOFF", retry.Backoff(0.001, 0.001))
 
     assert until(soon(1), failing(ServerError("x"), ConnectionFailed("y"), "done")) == "done"
 
@@ -135,7 +135,7 @@ def test_the_pauses_of_ten_thousand_failures_are_numbers():
 
 def test_a_pause_leaves_time_for_a_last_try(monkeypatch):
     """An outage that ends before the deadline fails nobody, however long the pauses are."""
-    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(3600.0, 3600.0))
+    monkeypatch.setattr(retry, "REQUEST_BACKOFF", retry.Backoff(3600.0, 3600.0))
     up_at = time.monotonic() + 0.3
 
     def call():

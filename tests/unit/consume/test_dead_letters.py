@@ -58,7 +58,7 @@ class Copies:
 
 @pytest.fixture
 def copies(monkeypatch):
-    monkeypatch.setattr(module, "RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "COPY_RETRY_SECONDS", 0.01)
     return Copies()
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.consume.poll_interval import (
-    BACKOFF,
     MIN_INTERVAL_SECONDS,
+    PULL_BACKOFF,
     PollInterval,
 )
 
@@ -70,7 +70,7 @@ def test_failures_are_tried_again_later_and_later_and_never_later_than_the_longe
 
     poll_interval.failed(100.0)
 
-    assert 100 < poll_interval.due <= 100 + BACKOFF.longest_seconds
+    assert 100 < poll_interval.due <= 100 + PULL_BACKOFF.longest_seconds
 
 
 @pytest.mark.parametrize(

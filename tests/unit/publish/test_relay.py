@@ -148,7 +148,7 @@ def test_an_outage_is_outlasted(process):
 
 def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)  # the pauses are long
+    monkeypatch.setattr(module, "RELAY_RETRY_SECONDS", 0.01)  # the pauses are long
     one, fails = process(), []
     has_backlog = one.machine.messages.has_backlog
 
@@ -169,7 +169,7 @@ def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, c
 
 @pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RELAY_RETRY_SECONDS", 0.01)
     one, answers = process(), [ZeroDivisionError("a bug")]
     post = one.sender._post
 

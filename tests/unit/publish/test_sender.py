@@ -8,7 +8,7 @@ from support.spools import packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.publish.group_commit import GroupCommit
-from kombu_cfqueues.publish.sender import FILE_RETRY_SECONDS, Sender
+from kombu_cfqueues.publish.sender import ROOM_RETRY_SECONDS, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool.listing import Listing
@@ -393,7 +393,7 @@ def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, 
 
     assert told == {item: None}
     assert len(stuck.outcomes) == 1
-    assert clock.now - began == pytest.approx(2 * FILE_RETRY_SECONDS)
+    assert clock.now - began == pytest.approx(2 * ROOM_RETRY_SECONDS)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])

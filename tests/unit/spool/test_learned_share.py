@@ -5,7 +5,7 @@ import pytest
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import RateLimited
 from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT
-from kombu_cfqueues.rate_limit.share import HOLD_SECONDS
+from kombu_cfqueues.rate_limit.share import SHARE_HOLD_SECONDS
 
 WINDOW = limits.WINDOW_SECONDS
 BLOCK = RateLimited("blocked", status=429, code=971, retry_after=float(WINDOW))
@@ -38,7 +38,7 @@ def test_a_process_that_starts_later_goes_on_with_the_share(machine, peer, clock
     assert share.part == pytest.approx(0.25, abs=0.01)
     assert share.rate == pytest.approx(CLOUDFLARE_LIMIT.rate / 4, abs=0.05)
     assert share.own == pytest.approx(300, abs=2)
-    assert share.held_seconds == pytest.approx(WINDOW + HOLD_SECONDS)
+    assert share.held_seconds == pytest.approx(WINDOW + SHARE_HOLD_SECONDS)
     clock.now += WINDOW + 60
     taken = 0
     while later.request_permit(None, clock.now) == (None, None):
@@ -81,7 +81,7 @@ def test_a_429_without_a_code_of_the_api_teaches_the_machine_nothing(peer):
 
 
 def test_a_share_grows_while_its_processes_wait_for_permits(machine, clock):
-    clock.now += WINDOW + HOLD_SECONDS
+    clock.now += WINDOW + SHARE_HOLD_SECONDS
     before = machine.spool_.listing.share().part
     request, end = None, clock.now + 1_200
     while clock.now < end:
@@ -95,7 +95,7 @@ def test_a_share_grows_while_its_processes_wait_for_permits(machine, clock):
 
 
 def test_and_does_not_while_permits_are_there(machine, clock):
-    clock.now += WINDOW + HOLD_SECONDS
+    clock.now += WINDOW + SHARE_HOLD_SECONDS
     before = machine.spool_.listing.share().part
     for _ in range(100):
         clock.now += 30

@@ -9,7 +9,7 @@ from support.spools import texts
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.spool.message_table import queue_row
 from kombu_cfqueues.spool.room import FORGET_SECONDS
-from kombu_cfqueues.spool.sweep import UNUSED_SECONDS
+from kombu_cfqueues.spool.sweep import ROW_UNUSED_SECONDS
 from kombu_cfqueues.waiting_room import ClaimTerms, Wait
 
 MANY = 10_000
@@ -107,7 +107,7 @@ def test_a_queue_that_has_messages_is_not_forgotten(peer, clock):
     assert first.address.name == "claimed"
 
     def age(connection):
-        connection.execute("UPDATE queue SET used_at = used_at - ?", (2 * UNUSED_SECONDS,))
+        connection.execute("UPDATE queue SET used_at = used_at - ?", (2 * ROW_UNUSED_SECONDS,))
         connection.execute(
             "UPDATE message SET state = 3 WHERE queue = "
             "(SELECT id FROM queue WHERE address = 'refused')"
@@ -147,7 +147,7 @@ def test_tokens_that_expired_are_forgotten(peer, clock, table):
         process.token = f"token-{number}"
         process.enter("x", may_skip=True)
         process.spool_.facts.note_page(1, {}, has_more=False)
-        clock.now += 2 * UNUSED_SECONDS
+        clock.now += 2 * ROW_UNUSED_SECONDS
     process.room.sweep(until=math.inf)
 
     count = process.file.read(lambda c: c.execute(f"SELECT count(*) FROM {table}").fetchone()[0])

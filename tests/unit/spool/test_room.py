@@ -9,7 +9,7 @@ from support.spools import CLAIM_SECONDS, packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.spool.election import SILENCE_SECONDS
+from kombu_cfqueues.spool.election import RELAY_SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.permit_scheduler import PERMIT_RESERVED_SECONDS
 from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
@@ -531,7 +531,7 @@ def test_one_process_at_a_time_empties_the_spool(peer, clock):
 def test_who_is_elected_and_stuck_is_replaced(peer, clock):
     stopped, other = peer(), peer()
     assert stopped.spool_.election.win()
-    clock.now += SILENCE_SECONDS - 1
+    clock.now += RELAY_SILENCE_SECONDS - 1
     assert not other.spool_.election.win()
     clock.now += 2
     assert other.spool_.election.win()
