@@ -98,4 +98,5 @@ def _forget_unused(connection: sqlite3.Connection, now: float) -> None:
     connection.execute(_FORGET_QUEUES, {"before": used_before, "now": now, "max_rows": MAX_ROWS})
     before = now - ROW_UNUSED_SECONDS
     connection.execute("DELETE FROM token WHERE works_at < ?", (before,))
+    connection.execute("DELETE FROM fleet WHERE max(ask_at, ifnull(permit_at, 0)) < ?", (before,))
     connection.execute(_FORGET_BUCKETS, {"before": before, "now": now})
