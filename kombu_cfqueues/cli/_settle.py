@@ -36,7 +36,7 @@ PAUSE_EFFECT_SECONDS: Final = 30.0
 CONSUMER_EFFECT_SECONDS: Final = 60.0
 """Longest wait for a new pull consumer to take effect; some seconds were observed."""
 
-POLL_SECONDS: Final = 0.25
+SETTLE_POLL_SECONDS: Final = 0.25
 """Pause between two pulls that wait for a message or for a new consumer."""
 
 PAUSED_POLL_SECONDS: Final = 0.5
@@ -190,7 +190,7 @@ class Probe:
                 refusals += 1
                 if time.monotonic() - started > CONSUMER_EFFECT_SECONDS:
                     raise
-            self._wait(POLL_SECONDS)
+            self._wait(SETTLE_POLL_SECONDS)
         seconds = time.monotonic() - started
         answer = f"after {seconds:.1f} s" if refusals else "at once"
         yield Fact(
@@ -483,7 +483,7 @@ class Probe:
         """Pull until *count* messages have arrived, or until *seconds* have passed."""
         end, raws = time.monotonic() + seconds, self._pull(lease_seconds)
         while len(raws) < count and time.monotonic() < end:
-            self._wait(POLL_SECONDS)
+            self._wait(SETTLE_POLL_SECONDS)
             raws += self._pull(lease_seconds)
         return raws
 

@@ -20,14 +20,14 @@ OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
 stopped must not keep the owner thread from connecting anew."""
 
-CONTROL_HEARTBEAT_SECONDS: Final = 10.0
+HEARTBEAT_SECONDS: Final = 10.0
 """Heartbeat of a connection to RabbitMQ, by which each side notices that the other is gone."""
 
 FRAME_SECONDS: Final = 0.001
 """How long a read waits for the next frame.  With 0, py-amqp would spin while a frame is
 incomplete."""
 
-CONTROL_POLL_SECONDS: Final = 0.05
+POLL_SECONDS: Final = 0.05
 """How often a broker is asked for messages whose connection cannot be waited for, as
 ``memory://``."""
 
@@ -158,7 +158,7 @@ class Link:
         """
         files = self._files()
         if files is None:
-            return bool(readable([bell], min(seconds, CONTROL_POLL_SECONDS))), True
+            return bool(readable([bell], min(seconds, POLL_SECONDS))), True
         ready = readable([bell, *files], seconds)
         return bell in ready, any(file in ready for file in files)
 
@@ -290,7 +290,7 @@ def for_channel(channel: Any, message: Any) -> Any:
 
 
 def _new_connection(url: str) -> Connection:
-    return Connection(url, connect_timeout=OPERATION_SECONDS, heartbeat=CONTROL_HEARTBEAT_SECONDS)
+    return Connection(url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS)
 
 
 def _options(driver: str) -> dict[str, Any]:
