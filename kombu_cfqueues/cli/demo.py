@@ -22,7 +22,7 @@ from ._help import examples
 from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
 
-QUEUE: Final = "demo"
+DEMO_QUEUE: Final = "demo"
 
 DEMO_SECONDS: Final = 20.0
 """Longest wait for the three messages to arrive."""
@@ -80,11 +80,12 @@ def _play(session: Session, options: Options, emulator: Emulator, *, as_json: bo
             click.echo(text)
 
     say(f"Emulating Cloudflare Queues; page while this runs: {emulator.page_url}")
-    queue = session.call(session.client.create_queue, QUEUE)
-    say(f"\n1. Publish three messages to queue {QUEUE!r}: JSON, a Celery task, and a delayed one.")
-    plain = Composer(QUEUE, options)
-    task = Composer(QUEUE, options, task="shop.tasks.send_mail")
-    delayed = Composer(QUEUE, options, delay=1)
+    queue = session.call(session.client.create_queue, DEMO_QUEUE)
+    kinds = "JSON, a Celery task, and a delayed one"
+    say(f"\n1. Publish three messages to queue {DEMO_QUEUE!r}: {kinds}.")
+    plain = Composer(DEMO_QUEUE, options)
+    task = Composer(DEMO_QUEUE, options, task="shop.tasks.send_mail")
+    delayed = Composer(DEMO_QUEUE, options, delay=1)
     session.publish(
         queue,
         [
@@ -96,7 +97,7 @@ def _play(session: Session, options: Options, emulator: Emulator, *, as_json: bo
     say("\n2. What 'cfqueues peek' shows: the first two, because the third is still delayed.\n")
     raws = by_age(session.call(session.client.peek, queue.id, batch_size=10))
     if not as_json:
-        console.table(COLUMNS, [row(decode(raw, QUEUE)) for raw in raws], numbers=COLUMNS[:2])
+        console.table(COLUMNS, [row(decode(raw, DEMO_QUEUE)) for raw in raws], numbers=COLUMNS[:2])
     say("\n3. Consume and acknowledge them with Kombu.\n")
     return _consume(emulator.broker_url, say)
 
@@ -113,7 +114,7 @@ def _consume(url: str, say: Callable[[str], None]) -> int:
         message.ack()
 
     with Connection(url, transport_options={"polling_interval": POLLING_SECONDS}) as connection:
-        consumer = connection.Consumer([Queue(QUEUE)], callbacks=[receive], accept=["json"])
+        consumer = connection.Consumer([Queue(DEMO_QUEUE)], callbacks=[receive], accept=["json"])
         with consumer:
             while len(arrived) < MESSAGES and time.monotonic() - started < DEMO_SECONDS:
                 with contextlib.suppress(TimeoutError):
