@@ -43,7 +43,7 @@ class Commit:
         self._items, self._numbers = {}, count()
         self._post = post
         self.room = room or MemoryRoom(
-            permits or NoLimit(), extends=max_in_flight == 1, clock=clock, **given
+            permits or NoLimit(), "", extends=max_in_flight == 1, clock=clock, **given
         )
         sender = Sender(self.room, self._send, post_seconds=POST_SECONDS, clock=clock)
         self.commit = GroupCommit(

@@ -45,7 +45,7 @@ class Directory:
         facts: What other processes of the machine have learned; None if they share nothing.
     """
 
-    def __init__(self, client: Client, facts: SharedFacts | None = None) -> None:
+    def __init__(self, client: Client, facts: SharedFacts | None) -> None:
         self._client = client
         self._facts = facts
         self._names = QueueNames()

@@ -64,7 +64,7 @@ class Doorbell:
         beyond: Rings at consumers of other machines, too.
     """
 
-    def __init__(self, options: Options, beyond: Beyond | None = None) -> None:
+    def __init__(self, options: Options, beyond: Beyond | None) -> None:
         self._beyond = beyond
         self._account_id = options.account_id.lower()
         is_possible = Spool.available and hasattr(socket, "AF_UNIX")

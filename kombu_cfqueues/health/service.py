@@ -185,8 +185,3 @@ def serve(address: Address | None, file: str | None) -> Service | None:
     """
     notice_fork()
     return _services.serve(address, file) if threads_can_run() else None
-
-
-def stop_all() -> None:
-    """Stop all services of this process."""
-    _services.stop()

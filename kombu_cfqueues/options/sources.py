@@ -73,12 +73,10 @@ _OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_bu
 """Options that have an effect only with a ``request_rate``."""
 
 
-def has_control_url(
-    transport_options: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
-) -> bool:
+def has_control_url(transport_options: Mapping[str, Any] | None) -> bool:
     """Whether a control broker is given, rightly or not."""
     given = (transport_options or {}).get("control_url")
-    return bool(given or environ.get(CONTROL_VARIABLE))
+    return bool(given or os.environ.get(CONTROL_VARIABLE))
 
 
 class Sources(NamedTuple):

@@ -58,18 +58,19 @@ class MemoryRoom:
     Args:
         permits: The request allowance.
         queue_id: The id of the queue, for *permits*.
-        max_batch: Maximum number of messages in a request.
-        max_bytes: Maximum bytes in a request.  A larger message is posted alone.
         extends: Whether to extend the hold while many callers arrive.  False where several
             requests may be in flight at once: a caller that misses this one takes another.
+        max_batch: Maximum number of messages in a request.
+        max_bytes: Maximum bytes in a request.  A larger message is posted alone.
         clock: Tells the time and makes locks.
     """
 
     shared = False
 
     def __init__(
-        self, permits: Permits, queue_id: str = "", *, max_batch: int = limits.BATCH_MESSAGES,
-        max_bytes: int = limits.BATCH_BYTES, extends: bool = True, clock: Clock | None = None,
+        self, permits: Permits, queue_id: str, *, extends: bool,
+        max_batch: int = limits.BATCH_MESSAGES, max_bytes: int = limits.BATCH_BYTES,
+        clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.max_batch = max_batch
         self._permits = permits

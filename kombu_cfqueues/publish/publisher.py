@@ -71,9 +71,9 @@ class Publisher:
         directory: Directory,
         budget: Budget | SharedBudget,
         options: Options,
-        spool: Spool | None = None,
+        spool: Spool | None,
         *,
-        ring: Callable[[str], None] = lambda _: None,
+        ring: Callable[[str], None],
     ) -> None:
         self._ring = ring
         self._client = client

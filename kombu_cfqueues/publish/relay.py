@@ -87,13 +87,12 @@ class Relay:
     Args:
         spool: Where the messages are.
         commit: Posts them.
-        clock: Tells the time, sleeps and makes locks.
     """
 
-    def __init__(self, spool: Spool, commit: GroupCommit, *, clock: Clock | None = None) -> None:
+    def __init__(self, spool: Spool, commit: GroupCommit) -> None:
         self._spool = spool
         self._commit = commit
-        self._clock = clock or Clock()
+        self._clock = Clock()
         self.renew_after_fork()
         renew_in_child(self)
 

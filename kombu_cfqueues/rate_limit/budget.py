@@ -48,7 +48,7 @@ class Budget:
 
     def __init__(
         self,
-        limit: Limit | None = CLOUDFLARE_LIMIT,
+        limit: Limit | None,
         *,
         clock: Clock | None = None,
         stop_log: StopLog | None = None,

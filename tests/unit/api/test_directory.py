@@ -36,7 +36,7 @@ class Setting:
             read_timeout=10,
             permits=self.budget,
         )
-        self.directory = Directory(self.client)
+        self.directory = Directory(self.client, None)
         self.options = Options(account_id=server.account, api_token=Secret(server.token), **given)
 
     def id(self, name, *, deadline=None, **given):

@@ -35,7 +35,7 @@ def directory(emulator):
         read_timeout=10,
         permits=Budget(None),
     )
-    yield Directory(client)
+    yield Directory(client, None)
     client.close()
 
 
@@ -135,7 +135,7 @@ def test_a_consumer_that_is_forgotten_is_looked_for_again(emulator, directory):
 def test_a_consumer_that_somebody_else_makes_in_the_meantime_is_taken(emulator, directory):
     given = options()
     queue = directory.queue("jobs", given, deadline=soon())
-    other = Directory(directory._client)
+    other = Directory(directory._client, None)
     other.enable_pull(queue, options(consumer_max_retries=33), deadline=soon())
     real, answers = directory._client.list_consumers, [[]]
 
