@@ -26,6 +26,7 @@ from ..errors import SpoolUnavailable
 from ..options import Options
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.inherited import abandon
 from ..runtime.threads import start_thread
 from ..spool import Listener, Listeners, Spool
 
@@ -294,17 +295,7 @@ class _BellSocket:
     def abandon(self) -> None:
         """Close the parent's socket and lock in a forked child, and leave their files alone."""
         self.listener.lock.release()
-        # `socket.close` would use the event loop of gevent, which is still the parent's here, and
-        # closing only the descriptor would let the object close another file of the same number.
-        _abandoned.append(self._socket)
-        with contextlib.suppress(OSError):
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(nothing, self._socket.fileno(), inheritable=False)
-            os.close(nothing)
-
-
-_abandoned: list[socket.socket] = []
-"""Sockets of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+        abandon(self._socket, [self._socket.fileno()])
 
 
 def _socket() -> socket.socket:

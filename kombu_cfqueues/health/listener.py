@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import socket
 import socketserver
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
 from ..options import Address
+from ..runtime.inherited import abandon
 from .exposition import CONTENT_TYPE, exposition
 from .judge import Report, judge
 
@@ -61,17 +60,7 @@ class Listener:
 
     def abandon(self) -> None:
         """Free the parent's address in a forked child, which would hold it after the parent."""
-        # `socket.close` would use the event loop of gevent, which is still the parent's here, and
-        # closing only the descriptor would let the object close another file of the same number.
-        _abandoned.append(self._server.socket)
-        with contextlib.suppress(OSError):
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(nothing, self._server.socket.fileno(), inheritable=False)
-            os.close(nothing)
-
-
-_abandoned: list[socket.socket] = []
-"""Sockets of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+        abandon(self._server.socket, [self._server.socket.fileno()])
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
