@@ -33,7 +33,7 @@ RECONNECT_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=1.0)
 """Pauses between the tries to connect.  Short, because remote control is to work again within
 seconds, and a try costs one connection."""
 
-PROBE_SECONDS: Final = 5.0
+CONTROL_PROBE_SECONDS: Final = 5.0
 """How often the connection is tested.  Only a test shows that a silent broker is gone."""
 
 STALE_SECONDS: Final = 1.0
@@ -177,14 +177,14 @@ class OwnerThread:
                 self._take_step(link, Work(port, step))
 
     def _work_with(self, link: Link, waker: Waker) -> None:
-        probe_at = time.monotonic() + PROBE_SECONDS
+        probe_at = time.monotonic() + CONTROL_PROBE_SECONDS
         while self._waker is waker:
             while self._work_once(link):
                 pass
             if self._ends:
                 return
             if time.monotonic() >= probe_at:
-                probe_at = time.monotonic() + PROBE_SECONDS
+                probe_at = time.monotonic() + CONTROL_PROBE_SECONDS
                 link.probe()
                 self._used_at = time.monotonic()
             seconds = max(0.0, probe_at - time.monotonic())
