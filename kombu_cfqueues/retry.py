@@ -1,4 +1,4 @@
-"""What a failure means, and how long to pause before another try."""
+"""How long to back off after a failure, and when to stop retrying."""
 
 from __future__ import annotations
 
