@@ -200,9 +200,7 @@ class Permits:
         """
         if request is not None:
             # Read first: most requests have to wait on, and only one process can write.
-            wait = self._file.read(
-                lambda c: self._wait(c, request, kind, asks=True), until=deadline
-            )
+            wait = self._file.read(lambda c: self._wait(c, request, asks=True), until=deadline)
             self._fleet.log()
             if wait is not None:
                 return request, wait
@@ -219,10 +217,10 @@ class Permits:
         kind: Kind,
         since: float,
     ) -> tuple[int | None, Wait | None]:
-        wait = self._wait(connection, request, kind)
+        wait = self._wait(connection, request)
         if wait is not None and wait.until is None:
             request = self._enter(connection, deadline, kind)
-            wait = self._wait(connection, request, kind)
+            wait = self._wait(connection, request)
         if wait is not None:
             return request, wait
         waited = self._file.clock.monotonic() - since
@@ -231,7 +229,7 @@ class Permits:
         return None, None
 
     def _wait(
-        self, connection: sqlite3.Connection, request: int | None, kind: Kind, *, asks: bool = False
+        self, connection: sqlite3.Connection, request: int | None, *, asks: bool = False
     ) -> Wait | None:
         """Return how long *request* has to wait; None if it may take the permit.
 
