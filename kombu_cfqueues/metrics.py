@@ -78,7 +78,9 @@ class Metrics:
         # By the server; the child uses the same servers, and has asked none.
         self._budgets: dict[str, bool | None] = dict.fromkeys(getattr(self, "_budgets", {}))
 
-    def request(self, operation: Operation, queue: str = "", *, messages: int = 0) -> Request:
+    def request(
+        self, operation: Operation, queue: str = "", *, messages: int = 0
+    ) -> CountedRequest:
         """Return a context manager that counts one request.
 
         Args:
@@ -87,7 +89,7 @@ class Metrics:
             messages: Number of messages that the request publishes.  For a pull, set `messages` of
                 the context to the number that it returned.
         """
-        return Request(self, operation, queue, messages)
+        return CountedRequest(self, operation, queue, messages)
 
     def requested(
         self,
@@ -206,7 +208,7 @@ class Metrics:
         return queue
 
 
-class Request:
+class CountedRequest:
     """A context manager that counts one request when it exits.
 
     Attributes:
@@ -221,7 +223,7 @@ class Request:
         self._queue = queue
         self.messages = messages
 
-    def __enter__(self) -> Request:  # noqa: PYI034 - Self is not in Python 3.10
+    def __enter__(self) -> CountedRequest:  # noqa: PYI034 - Self is not in Python 3.10
         self._started = time.monotonic()
         return self
 

@@ -7,7 +7,7 @@ import sys
 import click
 
 from ..errors import CFQueuesError
-from ..options import Address, Options
+from ..options import HostPort, Options
 from . import _console as console
 from ._address import cannot_listen, takes_address
 from ._backlogs import ALLOWANCE_PER_DAY, Backlogs
@@ -44,7 +44,7 @@ def command(
         backlogs = Backlogs(session, names, interval)
         failure = backlogs.update()
         try:
-            server = ExporterServer(Address(host, port), backlogs)
+            server = ExporterServer(HostPort(host, port), backlogs)
         except OSError as error:
             raise cannot_listen("exporter", host, port, error) from error
         server.start()

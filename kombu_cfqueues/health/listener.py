@@ -9,7 +9,7 @@ import socketserver
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
-from ..options import Address
+from ..options import HostPort
 from ..runtime.inherited import abandon
 from .exposition import CONTENT_TYPE, exposition
 from .judge import Report, judge
@@ -21,7 +21,7 @@ PROBE_TIMEOUT_SECONDS: Final = 5.0
 moment only."""
 
 
-class Listener:
+class ProbeListener:
     """Listens at an address; a thread of its own answers each probe.
 
     The thread that calls `answer` waits in ``accept``, which gevent and eventlet make cooperative;
@@ -34,13 +34,13 @@ class Listener:
         OSError: The address is in use, or not of this machine.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: HostPort) -> None:
         self._server = _Server(address)
 
     @property
-    def address(self) -> Address:
+    def address(self) -> HostPort:
         """Where it listens, with the port that the system has chosen if it was 0."""
-        return Address(*self._server.socket.getsockname()[:2])
+        return HostPort(*self._server.socket.getsockname()[:2])
 
     def answer(self, seconds: float) -> None:
         """Answer one probe, or wait for *seconds*."""
@@ -68,7 +68,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     block_on_close = False  # the threads end by themselves
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: HostPort) -> None:
         if ":" in address.host:
             self.address_family = socket.AF_INET6
         super().__init__((address.host, address.port), _Probe)

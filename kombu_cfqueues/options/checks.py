@@ -15,7 +15,7 @@ from .. import limits
 from ..errors import ConfigurationError
 from ..runtime.once import Once
 from ..runtime.paths import is_of_other_system
-from .address import Address
+from .address import HostPort
 from .secret import ControlUrl, Secret
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "control_url": _control_url,
     "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
-    "health_address": Address.read,
+    "health_address": HostPort.read,
     "health_file": _path,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,

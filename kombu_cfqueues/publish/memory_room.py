@@ -29,7 +29,7 @@ PERMIT_HOLD_SECONDS: Final = 0.002
 """How long a permit waits for the callers that shared the last request.  They need about this long
 to wake up and publish again.  A request takes ten times as long or more."""
 
-SHARED: Final = 1.25
+LONE_CALLERS: Final = 1.25
 """A request is not held if at most this many callers are expected: a lone caller must not wait."""
 
 PERMIT_HOLD_STEP_SECONDS: Final = PERMIT_HOLD_SECONDS / 4
@@ -39,7 +39,7 @@ EXTEND_AT: Final = 3
 """Extend the hold by one step if at least this many callers arrived in the last step."""
 
 
-class Permits(Protocol):
+class PermitSource(Protocol):
     """The part of the request allowance that the room needs."""
 
     def try_take(self, waiter: Waiter, *, queue: str) -> RateLimited | None:
@@ -68,7 +68,7 @@ class MemoryRoom:
     shared = False
 
     def __init__(
-        self, permits: Permits, queue_id: str, *, extends: bool,
+        self, permits: PermitSource, queue_id: str, *, extends: bool,
         max_batch: int = limits.BATCH_MESSAGES, max_bytes: int = limits.BATCH_BYTES,
         clock: Clock | None = None,
     ) -> None:  # fmt: skip
@@ -205,7 +205,7 @@ class MemoryRoom:
         is extended while many of them arrive.
         """
         waiting, before = len(self._singles), self._arrived
-        if self._sharers <= SHARED or waiting >= self._sharers:
+        if self._sharers <= LONE_CALLERS or waiting >= self._sharers:
             return False
         self._arrived = waiting
         many_arrive = self._extends and waiting - before >= EXTEND_AT

@@ -33,7 +33,7 @@ MAX_SHARE_HOLD_SECONDS: Final = 86_400.0
 STEP_SECONDS: Final = 60.0
 """Interval between two steps of growth."""
 
-PACE: Final = 0.0013
+FIRST_STEP: Final = 0.0013
 """Growth of the share in the first step; the second step is twice as large, and so on.
 
 The first steps are small.  In a fleet that uses the whole limit, a few steps cause a block, and the
@@ -96,7 +96,7 @@ class Share(NamedTuple):
             return share
         steps = 1 if now - self.grows_at > SHARE_HOLD_SECONDS else self.steps + 1
         return share._replace(
-            part=min(1.0, self.part * (1 + PACE * steps)),
+            part=min(1.0, self.part * (1 + FIRST_STEP * steps)),
             grows_at=max(self.grows_at, now - STEP_SECONDS) + STEP_SECONDS,
             steps=steps,
         )

@@ -32,7 +32,7 @@ _Queue = tuple[str, str, str, str]
 """Base URL, account id, prefix, and Kombu's name of a queue."""
 
 
-class _Remains:
+class _ExitWork:
     """What this process has to settle and to delete.
 
     Each access to its fields is a single step, so there is no lock.
@@ -114,10 +114,10 @@ def _key(session: Session, queue: str) -> _Queue:
     return options.base_url, options.account_id, options.queue_name_prefix, queue
 
 
-remains: Final = _Remains()
+exit_work: Final = _ExitWork()
 
 
 def finish() -> None:
-    """Do what `remains` holds, unless it belongs to the parent of this process."""
+    """Do what `exit_work` holds, unless it belongs to the parent of this process."""
     notice_fork()
-    remains.finish()
+    exit_work.finish()
