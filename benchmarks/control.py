@@ -68,6 +68,7 @@ def main() -> int:
                 for state in STATES:
                     tasks = measure(found["kombu_cfqueues"], setup, state, given.count)
                     runs.setdefault((setup, state), []).append(tasks)
+                    print(f"{setup}, {state}: {tasks:,.0f}", file=sys.stderr, flush=True)
     table: list[tuple[str, ...]] = [("tasks a second", *STATES)]
     judged = []
     for setup in SETUPS:
