@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from amqp.transport import SSLTransport
 from kombu.connection import Connection
 
 from ..errors import ConfigurationError
@@ -206,8 +205,8 @@ class Link:
     @property
     def _has_unread(self) -> bool:
         """Whether TLS has decrypted more than was read, which no file shows."""
-        wire = self._connection.connection.transport if self.driver == "amqp" else None
-        return isinstance(wire, SSLTransport) and wire.sock.pending() > 0
+        sock = self._connection.connection.transport.sock if self.driver == "amqp" else None
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _files(self) -> list[int] | None:
         """The files that are readable when something arrives; None if that is unknown."""
