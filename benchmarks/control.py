@@ -15,6 +15,8 @@ import contextlib
 import signal
 import statistics
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from . import redis, report
 from .ratios import Check
@@ -33,8 +35,20 @@ LEAST = 0.85
 """A worker with a control broker runs at least this part of the tasks of one without."""
 
 
-def measure(broker: str, setup: Setup, state: str, count: int) -> float:
-    """Run *count* tasks in a new worker; return how many it ran per second."""
+class Speed(NamedTuple):
+    """What a worker did.
+
+    Attributes:
+        tasks: Tasks per second.
+        cpu_us: CPU time per task, of all its processes, in microseconds.
+    """
+
+    tasks: float
+    cpu_us: float
+
+
+def measure(broker: str, setup: Setup, state: str, count: int) -> Speed:
+    """Run *count* tasks in a new worker."""
     port = redis.free_port()
     environ = {"CFQUEUES_CONTROL_URL": "" if state == NONE else f"redis://127.0.0.1:{port}/0"}
     with contextlib.ExitStack() as stack:
@@ -44,12 +58,15 @@ def measure(broker: str, setup: Setup, state: str, count: int) -> float:
         worker.publish(FILL, str(count))
         worker.start()
         first = int(count * SETTLING_SHARE)
-        worker.ran(first)
+        begun = len(worker.ran(first))
+        before = worker.cpu_seconds
         if state in SIGNALS:
             server.send_signal(SIGNALS[state])
         at = worker.ran(count)
+        cpu = worker.cpu_seconds - before
         worker.stop()
-    return (len(at) - 1 - first) / (at[-1] - at[first])
+    tasks = (len(at) - 1 - first) / (at[-1] - at[first])
+    return Speed(tasks, cpu / (count - begun) * 1e6)
 
 
 def main() -> int:
@@ -61,28 +78,35 @@ def main() -> int:
     if redis.why_not():
         print(f"Nothing is measured: {redis.why_not()}.", file=sys.stderr)
         return 1
-    runs: dict[tuple[Setup, str], list[float]] = {}
+    runs: dict[tuple[Setup, str], list[Speed]] = {}
     with brokers() as found:
         for _ in range(given.rounds):
             for setup in SETUPS:
                 for state in STATES:
-                    tasks = measure(found["kombu_cfqueues"], setup, state, given.count)
-                    runs.setdefault((setup, state), []).append(tasks)
-                    print(f"{setup}, {state}: {tasks:,.0f}", file=sys.stderr, flush=True)
-    table: list[tuple[str, ...]] = [("tasks a second", *STATES)]
+                    speed = measure(found["kombu_cfqueues"], setup, state, given.count)
+                    runs.setdefault((setup, state), []).append(speed)
+                    print(f"{setup}, {state}: {speed}", file=sys.stderr, flush=True)
+    table: list[tuple[str, ...]] = [("tasks a second (CPU µs of each)", *STATES)]
     judged = []
     for setup in SETUPS:
-        table.append(
-            (str(setup), *(f"{statistics.median(runs[setup, state]):,.0f}" for state in STATES))
-        )
+        without = runs[setup, NONE]
+        table.append((str(setup), *(_shown(runs[setup, state]) for state in STATES)))
         for state in STATES[1:]:
-            pairs = zip(runs[setup, state], runs[setup, NONE], strict=True)
-            ratio = statistics.median(tasks / without for tasks, without in pairs)
-            judged.append(
-                Check(f"{setup}: tasks/s if {state}, by those without", ratio, LEAST, False)
-            )
+            claim = f"{setup}: tasks/s if {state}, by those without"
+            ratio = _ratio([one.tasks for one in runs[setup, state]], [o.tasks for o in without])
+            judged.append(Check(claim, ratio, LEAST, False))
     print(report.plain(table), "", *judged, sep="\n")
     return 0 if all(check.holds for check in judged) else 1
+
+
+def _shown(speeds: Sequence[Speed]) -> str:
+    tasks = statistics.median(one.tasks for one in speeds)
+    return f"{tasks:,.0f} ({statistics.median(one.cpu_us for one in speeds):,.0f})"
+
+
+def _ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios, each of which is of one round."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,15 @@ class Worker:
         self._process.wait()
 
     @property
+    def cpu_seconds(self) -> float:
+        """What it and its children have used so far; only on Linux."""
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        stats = [Path(f"/proc/{one}/stat").read_text() for one in (pid, *children)]
+        ticks = [stat.rpartition(")")[2].split()[11:13] for stat in stats]
+        return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def pull_seconds(self) -> float:
         """Mean time of its pulls, once it has ended."""
         return float(self._runs.with_name("runs.pulls").read_text())

@@ -16,6 +16,7 @@ from kombu.connection import Connection
 
 from ..errors import ConfigurationError
 from ..runtime.inherited import abandon
+from .redis_channel import control_channel
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
@@ -67,7 +68,7 @@ class Link:
         self.driver: str = transport.driver_type
         self._connection.transport_options = _options(self.driver)
         if self.driver == "redis":
-            transport.Channel = _without_retries(transport.Channel)
+            transport.Channel = control_channel(transport.Channel)
         connected = False
         try:
             # `connect` would try twice, and sleep for 2 seconds in between.
@@ -122,6 +123,13 @@ class Link:
             # Another process has declared it, and a virtual transport must know its kind.
             channel.exchange_declare(exchange=exchange, type="fanout", durable=True)
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
+
+    def one_request(self) -> contextlib.AbstractContextManager[Any]:
+        """Publish the events of a block at its end, in one request where the broker has that."""
+        if self.driver != "redis":
+            return contextlib.nullcontext()
+        together: contextlib.AbstractContextManager[Any] = self._events.one_request()
+        return together
 
     def has_exchange(self, exchange: str) -> bool:
         """Whether the exchange exists: declared in RabbitMQ; elsewhere, a queue is bound to it."""
@@ -330,18 +338,6 @@ def _options(driver: str) -> dict[str, Any]:
             "socket_keepalive": True,
         }
     return {}
-
-
-def _without_retries(channel_class: Any) -> Any:
-    """Return a channel class for Redis that does not retry by itself, for seconds."""
-    from redis.backoff import NoBackoff  # noqa: PLC0415  only where Redis is used
-    from redis.retry import Retry  # noqa: PLC0415
-
-    class _Channel(channel_class):  # type: ignore[misc]
-        def _connparams(self, *given: Any, **more: Any) -> Any:
-            return {**super()._connparams(*given, **more), "retry": Retry(NoBackoff(), 0)}
-
-    return _Channel
 
 
 def _disconnect(channel: Any) -> None:

@@ -22,7 +22,7 @@ from ..retry import Backoff
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
 from .link import Link
-from .outbox import Outbox
+from .outbox import Outbox, Publication
 from .port import Port, Step
 from .request import Request, reason
 from .waker import Waker
@@ -204,19 +204,24 @@ class OwnerThread:
         with self.lock:
             lost = self._lost.popleft() if self._lost else None
             todo = self._todo.popleft() if self._todo else None
-            sent = self._outbox.take() if todo is None else None
+            sent = self._outbox.take() if todo is None else []
         if lost:
             self._attempt(link, lambda _: lost[0].close(), "close a channel")
         if isinstance(todo, Work):
             self._take_step(link, todo)
         elif todo is not None:
             self._answer(link, todo)
-        elif sent is not None:
-            what = f"publish to exchange {sent.exchange!r}"
-            self._attempt(link, lambda link: link.publish(*sent, confirm=False), what)
+        elif sent:
+            self._attempt(link, partial(self._send, sent), "publish events and replies")
         else:
             return lost is not None
         return True
+
+    def _send(self, sent: list[Publication], link: Link) -> None:
+        with link.one_request():
+            for one in sent:
+                what = f"publish to exchange {one.exchange!r}"
+                self._attempt(link, partial(_publish, one), what)
 
     def _answer(self, link: Link, request: Request) -> None:
         if time.monotonic() - self._used_at > STALE_SECONDS:
@@ -306,6 +311,10 @@ class OwnerThread:
                     reason(error),
                 )
             self._failure = reason(error)
+
+
+def _publish(one: Publication, link: Link) -> None:
+    link.publish(*one, confirm=False)
 
 
 def _is_recorded(work: Work | Request, port: Port) -> bool:
