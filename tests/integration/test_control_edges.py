@@ -224,6 +224,27 @@ def test_a_channel_consumes_what_another_one_has_declared(connect, rabbit, caplo
     assert "refused" not in caplog.text
 
 
+def test_events_that_wait_leave_together(redis, control_app):
+    """With a request for each, a busy worker would have more events than can leave."""
+    app, count = control_app(redis.url), 900
+    with app.connection_for_write() as connection, redis.client() as client:
+        listening = client.pubsub()
+        listening.psubscribe("/0.celeryev/*")
+        assert listening.get_message(timeout=10)["type"] == "psubscribe"
+        with app.events.Dispatcher(connection, hostname="h") as events:
+            events.send("task-first", uuid="first")
+            assert b"first" in listening.get_message(timeout=20)["data"]
+            before = client.info("stats")["total_reads_processed"]
+            redis.hang()
+            for number in range(count):
+                events.send("task-custom", number=number)
+            redis.go_on()
+            for _ in range(count):
+                assert b"custom" in listening.get_message(timeout=20)["data"]
+        assert client.info("stats")["total_reads_processed"] - before < count / 5
+        listening.close()
+
+
 def test_a_list_of_control_brokers_is_tried_one_after_the_other(connect, redis):
     """The first one does not answer."""
     connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0;{redis.url}")
