@@ -1,8 +1,9 @@
 """Tasks per second of a Celery worker, whatever happens to its control broker (``control_url``).
 
 The tasks do nothing and come from an emulator 30 ms away.  The control broker is a Redis server of
-our own.  Every worker sends heartbeats and, with ``-E``, the events of each task.  What happens to
-the control broker happens after a tenth of the tasks, and only the others are measured::
+our own.  Every worker sends heartbeats, and with ``--events`` the events of each task as well.
+What happens to the control broker happens after a tenth of the tasks, and only the others are
+measured::
 
     python -m benchmarks.control               some minutes
     python -m benchmarks.control --rounds 1    about two
@@ -47,14 +48,14 @@ class Speed(NamedTuple):
     cpu_us: float
 
 
-def measure(broker: str, setup: Setup, state: str, count: int) -> Speed:
-    """Run *count* tasks in a new worker."""
+def measure(broker: str, setup: Setup, state: str, count: int, arguments: Sequence[str]) -> Speed:
+    """Run *count* tasks in a new worker with *arguments*."""
     port = redis.free_port()
     environ = {"CFQUEUES_CONTROL_URL": "" if state == NONE else f"redis://127.0.0.1:{port}/0"}
     with contextlib.ExitStack() as stack:
         if state not in (NONE, ABSENT):
             server = stack.enter_context(redis.process(port))
-        worker = stack.enter_context(Worker(broker, setup, ("-E",), environ))
+        worker = stack.enter_context(Worker(broker, setup, arguments, environ))
         worker.publish(FILL, str(count))
         worker.start()
         first = int(count * SETTLING_SHARE)
@@ -74,7 +75,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=3_000, help="tasks of a run (default: 3,000)")
     parser.add_argument("--rounds", type=int, default=3, help="each figure is their median")
+    parser.add_argument("--events", action="store_true", help="start the workers with -E")
     given = parser.parse_args()
+    arguments = ("-E",) if given.events else ()
     if redis.why_not():
         print(f"Nothing is measured: {redis.why_not()}.", file=sys.stderr)
         return 1
@@ -83,9 +86,10 @@ def main() -> int:
         for _ in range(given.rounds):
             for setup in SETUPS:
                 for state in STATES:
-                    speed = measure(found["kombu_cfqueues"], setup, state, given.count)
+                    broker = found["kombu_cfqueues"]
+                    speed = measure(broker, setup, state, given.count, arguments)
                     runs.setdefault((setup, state), []).append(speed)
-                    print(f"{setup}, {state}: {speed}", file=sys.stderr, flush=True)
+                    print(f"{setup}, {state}: {_shown([speed])}", file=sys.stderr, flush=True)
     table: list[tuple[str, ...]] = [("tasks a second (CPU µs of each)", *STATES)]
     judged = []
     for setup in SETUPS:
