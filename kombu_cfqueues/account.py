@@ -9,7 +9,7 @@ from typing import Final
 
 from .api.client import Client
 from .api.directory import Directory
-from .consume.doorbell import Doorbell
+from .consume.doorbell import Beyond, Doorbell
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
@@ -89,7 +89,7 @@ class Account:
         )
         shares = isinstance(self.budget, SharedBudget)
         self.directory = Directory(self.client, spool.facts if spool and shares else None)
-        doorbell = Doorbell(options)
+        doorbell = Doorbell(options, _beyond(options))
         self.publisher = Publisher(
             self.client, self.directory, self.budget, options, spool, ring=doorbell.ring
         )
@@ -168,6 +168,15 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
         permits=permits,
         fleet=fleet,
     )
+
+
+def _beyond(options: Options) -> Beyond | None:
+    """Return what rings at other machines, if that is wanted."""
+    if options.doorbell != "everywhere" or options.control_url is None:
+        return None
+    from .side import ControlBell, control_broker  # noqa: PLC0415  most processes never need it
+
+    return ControlBell(control_broker(options.control_url))
 
 
 class _CurrentToken:

@@ -211,6 +211,13 @@ class SpoolUnavailable(PermanentError):
     """No folder of this machine can hold the spool."""
 
 
+class ControlUnavailable(PermanentError):
+    """The control broker (``control_url``) did not take a request for remote control.
+
+    Kombu and Celery do not repeat it.  Tasks are not affected: they go to Cloudflare.
+    """
+
+
 class ConfigurationError(PermanentError):
     """An option, the URL or the environment is wrong or missing."""
 

@@ -40,6 +40,7 @@ PROCESS_COUNTS: Final = (
     "admin_requests",
     "admin_seconds",
     "blocks",
+    "control_dropped",
     "permits",
     "permit_wait_seconds",
     "refused",
@@ -152,6 +153,11 @@ class Metrics:
             self._counts["", "unroutable"] += 1
         if telemetry := instruments():
             telemetry.unroutable()
+
+    def control_dropped(self) -> None:
+        """Count an event or a reply that was dropped because the control broker took none."""
+        with self._lock:
+            self._counts["", "control_dropped"] += 1
 
     def not_accepted(self, *, refused: int = 0, uncertain: int = 0) -> None:
         """Count messages whose publisher got an error: surely not delivered, or perhaps."""

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import SpoolUnavailable
 from ..options import Options
@@ -45,17 +45,29 @@ KEY_CHARACTERS: Final = 32
 """Length of a queue's key, which is a hash, and of a datagram."""
 
 
+class Beyond(Protocol):
+    """Carries bells to other machines."""
+
+    def ring(self, key: str) -> None:
+        """Ring for the queue *key*.  Neither blocks nor raises."""
+
+    def listen(self, on_ring: Callable[[str], None]) -> None:
+        """Call *on_ring* with the key of each bell from now on; once for a process is enough."""
+
+
 class Doorbell:
     """Rings at consumers of this machine, and hears the bells for this process.
 
     Args:
         options: ``account_id``, ``doorbell`` and ``spool_dir`` are used.
+        beyond: Rings at consumers of other machines, too.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, beyond: Beyond | None = None) -> None:
+        self._beyond = beyond
         self._account_id = options.account_id.lower()
         is_possible = Spool.available and hasattr(socket, "AF_UNIX")
-        is_on = options.doorbell == "host" and is_possible
+        is_on = options.doorbell != "off" and is_possible
         self._listeners = Listeners(options.spool_dir) if is_on else None
         self._on_ring: Callable[[str], None] = lambda _: None
         self._is_consumed: Callable[[str], bool] = lambda _: False
@@ -69,6 +81,7 @@ class Doorbell:
             self._bells.abandon()
         self._lock = threading.Lock()  # guards the fields below while they are set
         self._bells = None
+        self._keys_beyond: dict[str, str] = {}
         self._keys: dict[str, str] = {}  # of the queues that are listened for -> the queue's id
         self._reopen_at = 0.0
         self._has_ended = False
@@ -82,10 +95,12 @@ class Doorbell:
         Args:
             name: The queue as `Address.name` has it.
         """
+        key = self._key(name)
+        if self._beyond is not None:
+            self._beyond.ring(key)
         if self._listeners is None:
             return
         with contextlib.suppress(OSError, RuntimeError):
-            key = self._key(name)
             listeners = self._listeners.of(key)
             if listeners:
                 self._ring_at(self._listeners, listeners, key)
@@ -120,9 +135,12 @@ class Doorbell:
             queue_id: What bells are reported with.
             names: What publishers may call the queue: see `Address.name`.
         """
+        keys = [self._key(name) for name in names]
+        if self._beyond is not None:
+            self._keys_beyond.update(dict.fromkeys(keys, queue_id))
+            self._beyond.listen(self._heard_beyond)
         if self._listeners is None or self._has_ended:
             return
-        keys = [self._key(name) for name in names]
         if self._is_listened_for(self._listeners, queue_id, keys):
             return
         with self._lock:
@@ -164,10 +182,15 @@ class Doorbell:
         self._reopen_at = time.monotonic() + REOPEN_SECONDS
         self._leave()
 
+    def _heard_beyond(self, key: str) -> None:
+        queue_id = self._keys_beyond.get(key)
+        if queue_id is not None and self._is_consumed(queue_id):
+            self._on_ring(queue_id)
+
     def is_alone(self, queue_id: str) -> bool:
-        """Whether no other process of this machine consumes a queue that is listened for here."""
+        """Whether no other process that hears the bells consumes a queue, as far as is known."""
         bells = self._bells
-        if bells is None or self._listeners is None:
+        if bells is None or self._listeners is None or self._beyond is not None:
             return False
         keys = [key for key, one in list(self._keys.items()) if one == queue_id]
         return not any(self._listeners.has_others(bells.listener, key) for key in keys)

@@ -149,6 +149,10 @@ class Arrival(NamedTuple):
     delivery: Delivery
 
 
+Call = Callable[[], None]
+"""Delivers a message that was not pulled, in the thread that takes it."""
+
+
 class Inbox:
     """The subscriptions of one connection, and the messages that wait for it.
 
@@ -181,24 +185,28 @@ class Inbox:
         self._lock = lock
         self._changed = lock.condition()
         self._arrivals: deque[Arrival] = deque()
+        self._calls: deque[Call] = deque()
         self._missed = False  # the last `take` found no message at once
         self._on_ready: Callable[[], None] | None = None
         self.asked = self.interrupted = False
 
-    def take(self, deadline: float | None) -> Arrival | None:
+    def take(self, deadline: float | None) -> Arrival | Call | None:
         """Block until a message may be delivered, and move its slot from held to unsettled.
 
         Args:
             deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
 
         Returns:
-            The message; None if the deadline has passed, and after `interrupt`.
+            The message, or what delivers it; None if the deadline has passed, and after
+            `interrupt`.
 
         Raises:
             CFQueuesError: A pull failed, and another pull does not repair it.
         """
         with self._lock:
             while not self.interrupted:
+                if self._calls:  # few, and somebody waits for an answer to most of them
+                    return self._calls.popleft()
                 arrival = self._pop(_is_deliverable)
                 if arrival is not None:
                     self._hand_out(arrival, had_to_wait=self._missed)
@@ -212,6 +220,12 @@ class Inbox:
                     break
                 self._changed.wait(left)
         return None
+
+    def put_call(self, deliver: Call) -> None:
+        """Add a message from elsewhere: `take` returns *deliver*.  Any thread may call this."""
+        with self._lock:
+            self._calls.append(deliver)
+            self.notify()
 
     def interrupt(self) -> None:
         """End every `take`, and all later ones.  Takes no lock: a signal handler may call it."""
@@ -358,7 +372,7 @@ class Inbox:
 
     def _has_something(self) -> bool:
         """Whether `take` would return or raise something now."""
-        if any(map(_is_deliverable, self._arrivals)):
+        if self._calls or any(map(_is_deliverable, self._arrivals)):
             return True
         return any(subscription.failure for subscription in self.subscriptions)
 

@@ -5,30 +5,36 @@ from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
-from .secret import Secret, Token, is_missing
+from .secret import ControlUrl, Secret, Token, is_missing, shown_option
 from .sources import (
     BUDGET_VARIABLE,
+    CONTROL_VARIABLE,
     DEFAULT_REQUEST_BURST,
     DEFAULT_REQUEST_RATE,
     TOKEN_VARIABLE,
+    has_control_url,
 )
 
 __all__ = [
     "ACCOUNT_OPTIONS",
     "BUDGET_VARIABLE",
+    "CONTROL_VARIABLE",
     "DEFAULT_REQUEST_BURST",
     "DEFAULT_REQUEST_RATE",
     "POD_ADVICE",
     "POD_VARIABLE",
     "TOKEN_VARIABLE",
     "BrokerUrl",
+    "ControlUrl",
     "Options",
     "Secret",
     "Token",
+    "has_control_url",
     "is_loopback",
     "is_missing",
     "is_ours",
     "lacks_shared_rate",
     "log_queue_arguments",
+    "shown_option",
     "shown_place",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
-from .secret import Secret
+from .secret import ControlUrl, Secret
 
 MAX_SECONDS: Final = 1e9
 """Maximum of every timeout, about 30 years.  Sockets and locks refuse longer ones."""
@@ -103,6 +103,20 @@ def _budget_url(name: str, value: Any) -> Secret:
     )
 
 
+def _control_url(name: str, value: Any) -> ControlUrl:
+    if callable(value) and isinstance(value, Hashable):
+        return cast("ControlUrl", value)
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if not (scheme and separator) or "cfqueues" in scheme or (not rest and scheme != "memory"):
+        raise ConfigurationError(
+            f"{name} must be the URL of a broker that can broadcast, such as "
+            "redis://:PASSWORD@HOST:6379/1 or amqp://USER:PASSWORD@HOST//, or a function that "
+            "returns one (it is not shown, because it may hold a password); percent-encode the "
+            "password (urllib.parse.quote(password, safe=''))"
+        )
+    return Secret(value)
+
+
 def _one_of(*allowed: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in allowed:
@@ -157,7 +171,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "pull_batch_size": partial(_integer, minimum=1, maximum=limits.PULL_MESSAGES),
     "polling_interval": partial(seconds, minimum=0),
     "max_polling_interval": partial(seconds, minimum=0),
-    "doorbell": _one_of("host", "off"),
+    "control_url": _control_url,
+    "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,

@@ -15,7 +15,7 @@ from ..runtime.once import Once
 
 logger = logging.getLogger(__name__)
 
-_NO_FANOUT: Final = "Cloudflare Queues cannot broadcast"
+_NO_FANOUT: Final = "Cloudflare Queues cannot broadcast; see control_url"
 _NO_PRIORITY: Final = "Cloudflare Queues has no priorities: use a queue for each"
 _NO_REDIS: Final = "there is no Redis connection"
 _NO_AWS: Final = "there is no AWS account"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
-from .secret import Secret, Token
+from .secret import ControlUrl, Secret, Token
 from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
 ACCOUNT_OPTIONS: Final = (
@@ -70,7 +70,11 @@ class Options:
         max_polling_interval: Seconds between two pulls of a queue that has long been empty; `read`
             makes it at least as long as ``polling_interval``, unless it is given.
         doorbell: With ``"host"``, a process that publishes wakes the consumers of the queue on this
-            machine.  With ``"off"``, it does not, and consumers only poll.
+            machine; with ``"everywhere"`` also those of other machines, through ``control_url``.
+            With ``"off"``, it does not, and consumers only poll.
+        control_url: URL of the control broker, which reaches all processes at once: for remote
+            control, events and fanout exchanges.  A callable returns it at each connect.  None
+            means that there is none.
         failover_after: With a list of URLs: seconds after which a consumer leaves a broker that it
             cannot pull from, for the next URL.
         consumer_max_retries: ``max_retries`` of the pull consumers that the library creates.
@@ -105,7 +109,8 @@ class Options:
     pull_batch_size: int = limits.PULL_MESSAGES
     polling_interval: float = 1.0
     max_polling_interval: float = DEFAULT_LONGEST_PAUSE_SECONDS
-    doorbell: Literal["host", "off"] = "host"
+    doorbell: Literal["host", "everywhere", "off"] = "host"
+    control_url: ControlUrl | None = field(default=None, repr=False)
     failover_after: float = 60.0
     consumer_max_retries: int = limits.MAX_RETRIES
     dead_letter_queue: str | None = None
@@ -117,6 +122,11 @@ class Options:
             raise ConfigurationError(
                 f"max_polling_interval ({self.max_polling_interval:g} s) must not be below "
                 f"polling_interval ({self.polling_interval:g} s)"
+            )
+        if self.doorbell == "everywhere" and self.control_url is None:
+            raise ConfigurationError(
+                'doorbell="everywhere" rings through the control broker, and there is none: set '
+                'control_url, or use doorbell="host"'
             )
 
     @property

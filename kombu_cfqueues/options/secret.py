@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 
 class Secret(str):
@@ -28,6 +28,20 @@ class Secret(str):
 
 
 Token = Secret | Callable[[], str]
+
+ControlUrl = Secret | Callable[[], str]
+"""The URL of a control broker, which may hold a password; a callable returns it at each connect."""
+
+
+SECRET_OPTIONS: Final = ("api_token", "budget_url", "control_url")
+"""Transport options that are secret, or may hold a password."""
+
+
+def shown_option(name: str, value: object) -> object:
+    """Return the value of a transport option as it may be shown, and as JSON can hold it."""
+    if value is not None and (name in SECRET_OPTIONS or callable(value)):
+        return "**"
+    return value
 
 
 def is_missing(given: object) -> bool:

@@ -5,9 +5,12 @@ A setting that the URL lacks is taken from ``transport_options``, then from the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -26,6 +29,8 @@ ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
 TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
 
 BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
+
+CONTROL_VARIABLE: Final = "CFQUEUES_CONTROL_URL"
 
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
@@ -59,6 +64,14 @@ _KOMBU_OPTIONS: Final = frozenset(
     }
 )
 """Transport options of Kombu: of its virtual transports, and of its retry policy."""
+
+
+def has_control_url(
+    transport_options: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
+) -> bool:
+    """Whether a control broker is given, rightly or not."""
+    given = (transport_options or {}).get("control_url")
+    return bool(given or environ.get(CONTROL_VARIABLE))
 
 
 class Sources(NamedTuple):
@@ -96,8 +109,10 @@ def merge(sources: Sources) -> dict[str, Any]:
             "queue_name_prefix to keep applications apart"
         )
     values = checked(given)
-    if "budget_url" not in values and (budget_url := sources.environ.get(BUDGET_VARIABLE)):
-        values |= checked({"budget_url": budget_url})
+    _warn_of_shown_passwords(_with_password(given))
+    for name, variable in (("budget_url", BUDGET_VARIABLE), ("control_url", CONTROL_VARIABLE)):
+        if name not in values and (url := sources.environ.get(variable)):
+            values |= checked({name: url})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
     values["base_url"] = base_url(
@@ -164,6 +179,33 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
     return values
+
+
+def _with_password(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options that hold a password under a name that does not tell."""
+    found = []
+    for name in ("budget_url", "control_url"):
+        url = given.get(name)
+        with contextlib.suppress(ValueError):
+            if isinstance(url, str) and urlsplit(url).password:
+                found.append(name)
+    return tuple(found)
+
+
+@once
+def _warn_of_shown_passwords(names: tuple[str, ...]) -> None:
+    if "celery" not in sys.modules:
+        return
+    variables = {"budget_url": BUDGET_VARIABLE, "control_url": CONTROL_VARIABLE}
+    for name in names:
+        logger.warning(
+            "the password in %s (transport_options) is shown by `celery report` and `celery "
+            "inspect conf`, which mask only settings whose names say that they are secret: use "
+            "the environment variable %s%s",
+            name,
+            variables[name],
+            ", or a function that returns the URL" if name == "control_url" else "",
+        )
 
 
 @once  # for each set of options, and not for each connection

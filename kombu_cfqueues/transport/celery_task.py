@@ -40,7 +40,7 @@ RESULT_QUEUE_HINT: Final = (
 CONTROL_HINT: Final = (
     "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
-    "monitors such as Flower see nothing"
+    "monitors such as Flower see nothing; control_url names a broker that carries them"
 )
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

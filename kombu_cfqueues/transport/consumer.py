@@ -216,6 +216,13 @@ class ConsumingChannel(RoutingChannel):
             # Other applications may settle by the delivery tag, without the message.
             message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
             message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
+        self._hand_over(consumer, message, arrival.subscription.name, delivery.raw.get("id"))
+        return True
+
+    def _hand_over(
+        self, consumer: Consumer, message: PulledMessage, queue: str, message_id: Any = None
+    ) -> None:
+        """Call a consumer with its message."""
         try:
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
@@ -226,12 +233,11 @@ class ConsumingChannel(RoutingChannel):
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
-                arrival.delivery.raw.get("id"),
-                arrival.subscription.name,
+                message_id or message.delivery_tag,
+                queue,
             )
             if not message.acknowledged:
                 message.reject()
-        return True
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         """Deliver one message to any channel of the connection.

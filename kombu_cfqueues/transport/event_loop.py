@@ -16,7 +16,7 @@ from typing import Any
 
 from vine import Thenable, promise
 
-from ..consume.inbox import Arrival, Inbox
+from ..consume.inbox import Arrival, Call, Inbox
 from .message import Message
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class EventLoopReader:
         deliver: Called in the loop's thread with each message.
     """
 
-    def __init__(self, hub: Any, inbox: Inbox, deliver: Callable[[Arrival], None]) -> None:
+    def __init__(self, hub: Any, inbox: Inbox, deliver: Callable[[Arrival | Call], None]) -> None:
         self._hub = hub
         self._inbox = inbox
         self._deliver = deliver

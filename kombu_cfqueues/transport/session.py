@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .. import retry
 from ..account import Account
@@ -17,6 +17,7 @@ from ..consume.inbox import Inbox
 from ..envelope import Address
 from ..errors import (
     CFQueuesError,
+    ConfigurationError,
     ConnectionFailed,
     PublishTimeout,
     QueueNotFound,
@@ -26,6 +27,9 @@ from ..errors import (
 from ..options import Options
 from ..runtime.fork import notice_fork
 from .bindings import Bindings, bindings_of
+
+if TYPE_CHECKING:
+    from ..side import ControlBroker
 
 T = TypeVar("T")
 
@@ -50,6 +54,7 @@ class Session:
         self.has_alternates = has_alternates
         self._account: Account | None = None
         self._inbox: Inbox | None = None
+        self._control: ControlBroker | None = None
         self._refusal: TransientError | None = None  # of the last publish that this URL failed
 
     @property
@@ -70,6 +75,21 @@ class Session:
         if self._inbox is None:
             self._inbox = self.account.receiver.open_inbox(self)
         return self._inbox
+
+    @property
+    def control(self) -> ControlBroker:
+        """What this process has at the control broker; only with ``control_url``.
+
+        Raises:
+            ConfigurationError: The control broker cannot be used.
+        """
+        if self._control is None:
+            from ..side import control_broker  # noqa: PLC0415  most processes never need it
+
+            if self.options.control_url is None:
+                raise ConfigurationError("there is no control_url")
+            self._control = control_broker(self.options.control_url)
+        return self._control
 
     @property
     def bindings(self) -> Bindings:

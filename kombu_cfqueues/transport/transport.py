@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kombu.transport import virtual
 
-from ..consume.inbox import Arrival
+from ..consume.inbox import Arrival, Call
 from ..errors import (
     ConfigurationError,
     ConnectionFailed,
@@ -20,18 +20,24 @@ from ..errors import (
     TransientError,
     copy_of,
 )
-from ..options import BrokerUrl, Options, is_ours, shown_place
+from ..options import BrokerUrl, Options, has_control_url, is_ours, shown_place
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import celery_task, uncertain
 from .channel import Channel
+from .connection_info import mask_info
 from .event_loop import EventLoopReader
 from .session import Session
+from .worker_start import prepare_workers
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+# Kombu imports this module when the worker's first connection object is made: under gevent and
+# eventlet, that has no transport yet when the worker signals its start.
+prepare_workers()
 
 
 class Transport(virtual.Transport):
@@ -71,6 +77,19 @@ class Transport(virtual.Transport):
     )
 
     _reader: EventLoopReader | None = None
+
+    def __init__(self, client: Connection, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        mask_info(client)
+        if has_control_url(client.transport_options):
+            # On the instance, where Kombu and Celery look, and not for other connections.
+            from .control import ControlledChannel  # noqa: PLC0415  most processes do not need it
+
+            prepare_workers()
+            self.Channel = ControlledChannel
+            self.implements = self.implements.extend(
+                exchange_type=self.implements.exchange_type | {"fanout"}
+            )
 
     @property
     def client(self) -> Any:
@@ -144,7 +163,10 @@ class Transport(virtual.Transport):
             transport_options=client.transport_options,
             connect_timeout=client.connect_timeout,
         )
-        return Session(options, has_alternates=len(client.alt or ()) > 1)
+        session = Session(options, has_alternates=len(client.alt or ()) > 1)
+        if options.control_url is not None:
+            session.control  # noqa: B018  checked now, and connected to at its first use
+        return session
 
     def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:
         """Deliver one message to one consumer.
@@ -184,8 +206,10 @@ class Transport(virtual.Transport):
         if reader is not None:
             reader.close()
 
-    def _deliver_arrival(self, arrival: Arrival) -> None:
-        if not any(channel.deliver(arrival) for channel in list(self.channels)):
+    def _deliver_arrival(self, arrival: Arrival | Call) -> None:
+        if callable(arrival):
+            arrival()
+        elif not any(channel.deliver(arrival) for channel in list(self.channels)):
             # Another thread has cancelled the consumer since.
             receiver = self.session.account.receiver
             receiver.free_slots(arrival.subscription.window)

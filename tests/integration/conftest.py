@@ -6,9 +6,13 @@ import sys
 from types import ModuleType
 
 import pytest
+from celery import Celery
 from kombu import Connection
+from support.rabbitmq_server import RabbitServer, needs_rabbitmq
+from support.redis_server import RedisServer, free_port, needs_redis
 
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.side import forget_control_brokers
 
 from .workers import HERE
 
@@ -33,6 +37,44 @@ def connect(emulator):
     yield connect
     for connection in connections:
         connection.release()
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A Redis server of this test."""
+    needs_redis()
+    server = RedisServer(free_port(), tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory):
+    """A RabbitMQ server for all tests that need one: it takes seconds to start."""
+    needs_rabbitmq()
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def control_app(emulator):
+    """Makes applications that send tasks of the workers and control them."""
+    apps = []
+
+    def make(url, **options):
+        app = Celery("tests", broker=emulator.broker_url, set_as_current=False)
+        app.conf.broker_transport = "kombu_cfqueues:Transport"
+        app.conf.broker_transport_options = {"control_url": url, **options}
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.close()
+    forget_control_brokers()
 
 
 @pytest.fixture

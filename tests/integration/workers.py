@@ -64,6 +64,8 @@ class Worker:
         concurrency: Tasks at once.
         app: The module with the application, in this folder's ``worker``.
         options: Of the transport.
+        talks: Whether it sends heartbeats and asks other workers at its start, as it does unless
+            it is told otherwise.
         settings: Of Celery.
         arguments: More of the command line.
     """
@@ -84,6 +86,7 @@ class Worker:
         app: str = "tasks",
         options: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
+        talks: bool = False,
         **settings: Any,
     ) -> None:
         Worker.count += 1
@@ -106,7 +109,7 @@ class Worker:
             *(["-c", program] if program else ["-m", "celery"]),
             *("-A", app, "worker", "--pool", pool, "--concurrency", str(concurrency)),
             *("--queues", queues, "--loglevel", "INFO"),
-            *("--without-heartbeat", "--without-mingle", "--without-gossip"),
+            *(() if talks else ("--without-heartbeat", "--without-mingle", "--without-gossip")),
             *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None

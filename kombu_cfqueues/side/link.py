@@ -1,0 +1,333 @@
+"""One connection to the control broker, and what its kinds of brokers do differently.
+
+Only the thread that opened a link may use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from kombu.connection import Connection
+
+from ..errors import ConfigurationError
+
+OPERATION_SECONDS: Final = 2.0
+"""Maximum time for the control broker to connect, and to answer one operation.  A broker that is
+stopped must not keep the owner thread from connecting anew."""
+
+HEARTBEAT_SECONDS: Final = 10.0
+"""Heartbeat of a connection to RabbitMQ, by which each side notices that the other is gone."""
+
+FRAME_SECONDS: Final = 0.001
+"""How long a read waits for the next frame.  With 0, py-amqp would spin while a frame is
+incomplete."""
+
+POLL_SECONDS: Final = 0.05
+"""How often a broker is asked for messages whose connection cannot be waited for, as
+``memory://``."""
+
+MAX_READS: Final = 100
+"""Messages that are read before the owner thread looks for something else to do."""
+
+FANOUT_EVENTS: Final = ("redis", "gcpubsub")
+"""Drivers on which Celery's exchange of events is a fanout exchange.  Elsewhere it is a topic.
+Celery asks its own transport for the driver, which here is ours."""
+
+
+class Link:
+    """An open connection.
+
+    Blocks for a few seconds at most.
+
+    Args:
+        url: The URL of the control broker, which may list several.
+        number: Which try this is.  If the URL lists several brokers, each try takes the next one.
+
+    Attributes:
+        driver: Kombu's type of the transport, such as ``redis``.
+
+    Raises:
+        Exception: Whatever Kombu and its client libraries raise if they cannot connect.
+    """
+
+    def __init__(self, url: str, number: int = 0) -> None:
+        self._connection = _new_connection(url)
+        for _ in range(number % max(1, len(self._connection.alt or ()))):
+            self._connection.maybe_switch_next()
+        transport = self._connection.transport
+        self.driver: str = transport.driver_type
+        self._connection.transport_options = _options(self.driver)
+        if self.driver == "redis":
+            transport.Channel = _without_retries(transport.Channel)
+        connected = False
+        try:
+            self._connection.connect()
+            if self.driver == "amqp":
+                wire = self._connection.connection.transport
+                wire.raise_on_initial_eintr = True  # a read that finds nothing must end
+                wire.sock.settimeout(OPERATION_SECONDS)  # it also bounds the operations of channels
+            self._events = self._connection.channel()
+            self._requests = self._connection.channel()
+            connected = True
+        finally:
+            if not connected:
+                self.drop()
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return str(self._connection.as_uri())
+
+    def channel(self) -> Any:
+        """Return a new channel of Kombu's."""
+        return self._connection.channel()
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether *error* says that an operation is not allowed, and the connection still works."""
+        if isinstance(error, OSError) or getattr(error, "reply_code", 0) == 405:
+            return False  # RESOURCE_LOCKED: our own connection of before is not quite gone
+        return not isinstance(error, self._connection.connection_errors)
+
+    # Publishing
+
+    def declare_exchange(self, exchange: str, kind: str, **given: Any) -> None:
+        """Declare an exchange; it is another one's business whether its channel survives that."""
+        with self._own_channel() as channel:
+            channel.exchange_declare(exchange=exchange, type=self._kind(exchange, kind), **given)
+
+    def publish(self, message: Any, exchange: str, routing_key: str, *, confirm: bool) -> None:
+        """Publish Kombu's dictionary *message*, as one of ours; with *confirm* await the broker."""
+        channel = self._requests if confirm else self._events
+        publish = channel.basic_publish
+        if confirm and self.driver == "amqp":
+            publish = channel.basic_publish_confirm
+        if self.driver != "amqp" and exchange and exchange not in channel.state.exchanges:
+            # Another process has declared it, and a virtual transport must know its kind.
+            channel.exchange_declare(
+                exchange=exchange, type=self._kind(exchange, "fanout"), durable=True
+            )
+        publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
+
+    def has_exchange(self, exchange: str) -> bool:
+        """Whether the exchange exists: declared in RabbitMQ; elsewhere, a queue is bound to it."""
+        if self.driver != "amqp":
+            try:
+                return bool(self._requests.get_table(exchange))
+            except KeyError:
+                return False
+        with self._own_channel() as channel:
+            try:
+                channel.exchange_declare(exchange=exchange, type="fanout", passive=True)
+            except self._connection.channel_errors:
+                return False
+        return True
+
+    def once(self, act: Callable[[Any], Any]) -> Any:
+        """Return what *act* returns, on a channel whose end would do no harm."""
+        with self._own_channel() as channel:
+            return act(channel)
+
+    def _kind(self, exchange: str, kind: str) -> str:
+        return "fanout" if exchange == "celeryev" and self.driver in FANOUT_EVENTS else kind
+
+    @contextlib.contextmanager
+    def _own_channel(self) -> Iterator[Any]:
+        """Yield a channel which RabbitMQ may close; the one for events on other brokers."""
+        if self.driver != "amqp":
+            yield self._events
+            return
+        channel = self._connection.channel()
+        try:
+            yield channel
+        finally:
+            if channel.is_open:
+                channel.close()
+
+    # Consuming
+
+    def wait(self, bell: int, seconds: float) -> tuple[bool, bool]:
+        """Wait until *bell*, a file, can be read, or messages may have arrived.
+
+        Returns:
+            Whether the bell can be read, and whether messages may have arrived.
+        """
+        files = self._files()
+        if files is None:
+            return bool(readable([bell], min(seconds, POLL_SECONDS))), True
+        ready = readable([bell, *files], seconds)
+        return bell in ready, any(file in ready for file in files)
+
+    def drain(self) -> None:
+        """Deliver what has arrived to the callbacks of the consumers."""
+        with contextlib.suppress(socket.timeout):
+            for _ in range(MAX_READS):
+                self._connection.drain_events(timeout=FRAME_SECONDS if self.driver == "amqp" else 0)
+
+    def probe(self) -> None:
+        """Find out whether the connection works, if its broker allows that."""
+        if self.driver == "amqp":
+            self._connection.heartbeat_check()
+        elif self.driver == "redis":
+            self._requests.client.ping()
+
+    def subscribed_anew(self, channel: Any) -> None:
+        """Note that *channel* has one more consumer."""
+        # Kombu subscribes a channel at Redis once, to what it consumes then.
+        if getattr(channel, "_in_listen", None):
+            channel._in_listen = None
+        self._files()  # at Redis, that subscribes: what is published from now on arrives
+
+    def cancelled(self, channel: Any) -> None:
+        """Note that *channel* has one consumer less."""
+        # Redis is still asked for messages of that queue, and for a second of no other.
+        if getattr(channel, "_in_poll", None) and not channel.active_queues:
+            channel.client.connection.disconnect()
+
+    def _files(self) -> list[int] | None:
+        """The files that are readable when something arrives; None if that is unknown."""
+        if self.driver == "amqp":
+            return [self._connection.connection.transport.sock.fileno()]
+        cycle = getattr(self._connection.transport, "cycle", None)
+        if self.driver == "redis" and cycle is not None:
+            cycle.on_poll_start()  # asks the server for messages
+            return list(cycle.fds)
+        return None
+
+    # Closing
+
+    def close(self) -> None:
+        """Close the connection, and tell the broker."""
+        with contextlib.suppress(Exception):
+            self._connection.release()
+
+    def drop(self) -> None:
+        """Close the sockets, and tell the broker nothing: it does not answer."""
+        # Each library has its own errors for a connection that is no more.
+        with contextlib.suppress(Exception):
+            if self.driver == "amqp":
+                self._connection.collect()
+            else:
+                for channel in list(getattr(self._connection.transport, "channels", None) or ()):
+                    _disconnect(channel)
+                self._connection.transport.channels = []
+                self._connection.collect()
+
+    def abandon(self) -> None:
+        """Leave the connection to the parent, in a forked child: closing it would end both."""
+        _abandoned.append(self)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for number in self._sockets():
+                with contextlib.suppress(OSError):
+                    os.dup2(nothing, number, inheritable=False)
+        finally:
+            os.close(nothing)
+
+    def _sockets(self) -> Iterator[int]:
+        transport = self._connection._transport
+        wire = getattr(self._connection._connection, "transport", None)
+        found = [getattr(wire, "sock", None)] if self.driver == "amqp" else []
+        for channel in getattr(transport, "channels", None) or ():
+            for pool in (getattr(channel, "_pool", None), getattr(channel, "_async_pool", None)):
+                connections = [
+                    *getattr(pool, "_available_connections", ()),
+                    *getattr(pool, "_in_use_connections", ()),
+                ]
+                found += [getattr(connection, "_sock", None) for connection in connections]
+        for one in found:
+            if one is not None and one.fileno() >= 0:
+                yield one.fileno()
+
+
+_abandoned: list[Link] = []
+"""Links of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+
+
+def check_url(url: str) -> None:
+    """Check that Kombu knows the control broker, and that it has fanout.  Does not connect.
+
+    Raises:
+        ConfigurationError: Otherwise.  The text does not show the URL.
+    """
+    scheme = url.partition("://")[0]
+    try:
+        implements = _new_connection(url).transport.implements
+    # A client library that is missing, a port that is no number, a scheme that nobody knows.
+    except Exception as error:  # noqa: BLE001
+        why = str(error) if isinstance(error, ImportError) else type(error).__name__
+        raise ConfigurationError(
+            f"control_url ({scheme}://...) cannot be used: {why}; it is not shown "
+            "because it may hold a password: check its form, and that the client library of its "
+            "broker is installed (pip install redis, for example)"
+        ) from None
+    if "fanout" not in implements.exchange_type:
+        raise ConfigurationError(
+            f"control_url ({scheme}://...) must name a broker that can broadcast, and this one has "
+            "no fanout exchanges: use Redis (redis://...) or RabbitMQ (amqp://...)"
+        )
+
+
+def for_channel(channel: Any, message: Any) -> Any:
+    """Return a message of *channel* with the contents of Kombu's dictionary *message*."""
+    properties = {
+        name: value
+        for name, value in message["properties"].items()
+        if name not in ("body_encoding", "delivery_info", "delivery_tag", "priority")
+    }
+    return channel.prepare_message(
+        message["body"],
+        priority=message["properties"].get("priority"),
+        content_type=message["content-type"],
+        content_encoding=message["content-encoding"],
+        headers=message["headers"],
+        properties=properties,
+    )
+
+
+def _new_connection(url: str) -> Connection:
+    return Connection(url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS)
+
+
+def _options(driver: str) -> dict[str, Any]:
+    if driver == "redis":
+        return {
+            "socket_timeout": OPERATION_SECONDS,
+            "socket_connect_timeout": OPERATION_SECONDS,
+            "socket_keepalive": True,
+        }
+    return {}
+
+
+def _without_retries(channel_class: Any) -> Any:
+    """Return a channel class for Redis that does not retry by itself, for seconds."""
+    from redis.backoff import NoBackoff  # noqa: PLC0415  only where Redis is used
+    from redis.retry import Retry  # noqa: PLC0415
+
+    class _Channel(channel_class):  # type: ignore[misc]
+        def _connparams(self, *given: Any, **more: Any) -> Any:
+            return {**super()._connparams(*given, **more), "retry": Retry(NoBackoff(), 0)}
+
+    return _Channel
+
+
+def _disconnect(channel: Any) -> None:
+    disconnect: Callable[[], None] = getattr(channel, "_disconnect_pools", lambda: None)
+    with contextlib.suppress(Exception):
+        disconnect()
+    channel.closed = True
+
+
+def readable(files: list[int], seconds: float) -> list[int]:
+    """Wait until one of *files* can be read; return those that can."""
+    # gevent and eventlet replace these functions; eventlet removes `poll`.
+    if not hasattr(select, "poll"):
+        return list(select.select(files, [], [], seconds)[0])
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return [file for file, _ in poll.poll(seconds * 1000)]
