@@ -23,6 +23,7 @@ from .allowance import Allowance
 from .answers import Refusal
 from .faults import Fault
 from .foreign_pages import why_foreign
+from .hub_sockets import Hub
 from .knobs import Knobs
 from .log import LoggedRequest, RequestLog
 from .queues import Queue
@@ -64,6 +65,7 @@ class Console:
         access: The tokens that may use the endpoints, if they require one.
         requests: The log of API requests.
         allowance: The request count of each token.
+        hub: The emulated hub.
         token: The token whose allowance is shown.
         requires_token: Require a token.  On loopback none is needed, because other machines cannot
             connect.
@@ -75,6 +77,7 @@ class Console:
         access: Access,
         requests: RequestLog,
         allowance: Allowance,
+        hub: Hub,
         token: str,
         *,
         requires_token: bool,
@@ -83,6 +86,7 @@ class Console:
         self._access = access
         self._requests = requests
         self._allowance = allowance
+        self._hub = hub
         self._token = token
         self._requires_token = requires_token
         self._started = time.monotonic()

@@ -10,8 +10,9 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import uvicorn
@@ -20,10 +21,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import admin, fault_orders
 from .access import TOKEN, Access, Permission
-from .app import PREFIX, TRANSPORT, Api, application
+from .app import PREFIX, Api, application
 from .clock import Clock
 from .console import Console
 from .faults import Fault, Faults, Seconds
+from .hub import MAX_FRAME_BYTES
+from .hub_sockets import TRANSPORT, Hub
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
@@ -86,11 +89,13 @@ class Emulator:
         access = Access({**(tokens or {}), token: "edit"})
         self._service = Service(account_id, db, Knobs(**knobs))
         self._api = Api(self._service, access, latency)
+        self._hub = Hub(access)
         self._console = Console(
             self._service,
             access,
             self._api.requests,
             self._api.allowance,
+            self._hub,
             token,
             requires_token=not _is_loopback(host),
         )
@@ -104,7 +109,7 @@ class Emulator:
     def start(self) -> Emulator:
         """Start the server; block until it answers requests."""
         if self._thread is None:
-            thread = _ServerThread(application(self._api, self._console), self.host, self.port)
+            thread = _ServerThread(application(self._api, self._console, self._hub), self.host, self.port)
             thread.start()
             self.port, self._thread = thread.port, thread
         return self
@@ -149,6 +154,14 @@ class Emulator:
     def broker_url(self) -> str:
         """The broker URL for Kombu and Celery, including the account and the token."""
         return f"cfqueues://{self.account_id}:{quote(self.token, safe='')}@{self._address}/"
+
+    @property
+    def control_url(self) -> str:
+        """The ``control_url`` of the emulated hub, including the token.
+
+        The hub needs the package ``websockets``.
+        """
+        return f"cfhub://:{quote(self.token, safe='')}@{self._address}/emulator"
 
     @property
     def _address(self) -> str:
@@ -295,6 +308,24 @@ class _Protocol(HttpToolsProtocol):
         self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
 
 
+def _websocket_class() -> type[asyncio.Protocol] | Literal["none"]:
+    """Return the class that serves the hub's WebSockets, if ``websockets`` is installed."""
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import (  # noqa: PLC0415
+            WebSocketsSansIOProtocol,
+        )
+    except ImportError:
+        return "none"
+
+    class _WebSocket(WebSocketsSansIOProtocol):
+        def handle_connect(self, event: Any) -> None:
+            super().handle_connect(event)
+            if self.response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
+
+    return _WebSocket
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that signals when it is ready, and stops without waiting for clients."""
 
@@ -361,7 +392,10 @@ class _ServerThread:
         config = uvicorn.Config(
             app,
             http=_Protocol,
-            ws="none",
+            ws=_websocket_class(),
+            ws_max_size=MAX_FRAME_BYTES,
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,  # clients do that
             loop="asyncio",
             lifespan="off",
             log_config=None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -15,6 +14,7 @@ from typing import Any, Final
 from kombu.connection import Connection
 
 from ..errors import ConfigurationError
+from .readable import readable
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
@@ -320,14 +320,3 @@ def _disconnect(channel: Any) -> None:
     with contextlib.suppress(Exception):
         disconnect()
     channel.closed = True
-
-
-def readable(files: list[int], seconds: float) -> list[int]:
-    """Wait until one of *files* can be read; return those that can."""
-    # gevent and eventlet replace these functions; eventlet removes `poll`.
-    if not hasattr(select, "poll"):
-        return list(select.select(files, [], [], seconds)[0])
-    poll = select.poll()
-    for file in files:
-        poll.register(file, select.POLLIN)
-    return [file for file, _ in poll.poll(seconds * 1000)]
