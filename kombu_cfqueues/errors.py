@@ -23,6 +23,7 @@
         QueueNameConflict           two queue names translate to one name at Cloudflare
         SpoolFull                   the spool has reached ``spool_max_bytes``, or its disk is full
         SpoolUnavailable            no folder of this machine can hold the spool
+        ControlUnavailable          the control broker did not take a request
         ConfigurationError          an option, the URL or the environment is wrong
     BatchPublishError             some messages of a batch were not accepted; kombu's KombuError,
                                   and its BatchPublishError from Kombu 5.7 on

@@ -351,7 +351,23 @@ def test_the_longest_pause_follows_the_shortest(shortest, longest):
 
 
 def test_a_doorbell_that_does_not_exist_is_refused():
-    assert "must be one of host, off" in refusal(transport_options={"doorbell": "everywhere"})
+    refused = refusal(transport_options={"doorbell": "somewhere"})
+    assert "must be one of host, everywhere, off" in refused
+
+
+def test_a_doorbell_for_other_machines_needs_a_control_broker():
+    assert "control_url" in refusal(transport_options={"doorbell": "everywhere"})
+    options = read(transport_options={"doorbell": "everywhere", "control_url": "redis://h"})
+    assert options.doorbell == "everywhere"
+
+
+def test_a_control_url_is_a_secret_string_or_a_function():
+    options = read(transport_options={"control_url": "redis://:hidden@h/1"})
+    assert "hidden" not in repr(options)
+    assert "hidden" not in refusal(transport_options={"control_url": "h:hidden"})
+    assert callable(read(transport_options={"control_url": lambda: "redis://h"}).control_url)
+    from_variable = read(environ={"CFQUEUES_CONTROL_URL": "redis://v"})
+    assert from_variable.control_url == "redis://v"
 
 
 def test_cloudflares_request_limit_holds_for_cloudflare_only():
