@@ -231,7 +231,7 @@ class Namespace:
             raise _Refusal("too-many", f"the hub has {MAX_BINDINGS} bindings")
         binding = Binding(queue, exchange, kind, key)
         self._bindings[binding] = None
-        if not others and not _is_kept(exchange):
+        if not others and not _is_control(exchange):
             self._tell(["listened", exchange, True])
         self._replay(client, binding, since)
         return [self._epoch, self._number]
@@ -300,7 +300,7 @@ class Namespace:
             self._tell(["listened", exchange, False])
 
     def _listened(self) -> set[str]:
-        return {one.exchange for one in self._bindings if not _is_kept(one.exchange)}
+        return {one.exchange for one in self._bindings if not _is_control(one.exchange)}
 
     def _tell(self, operation: Operation) -> None:
         for client in self.clients:
@@ -386,9 +386,14 @@ def _checked(name: str) -> str:
     return name
 
 
-def _is_kept(exchange: str) -> bool:
-    """Whether the messages of an exchange are replayed: those of remote control."""
+def _is_control(exchange: str) -> bool:
+    """Whether an exchange is one of remote control, to which clients always send."""
     return exchange.endswith(".pidbox")
+
+
+def _is_kept(exchange: str) -> bool:
+    """Whether the messages of an exchange are kept for a minute: commands, and no replies."""
+    return _is_control(exchange) and not exchange.startswith("reply.")
 
 
 def _topic_matches(pattern: str, key: str) -> bool:

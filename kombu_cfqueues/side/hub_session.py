@@ -41,8 +41,8 @@ After twice that, it is considered lost."""
 PROBE_SECONDS: Final = 2.0
 """How long `probe` waits for the answer to a ping."""
 
-REPLAYED_SECONDS: Final = 60.0
-"""The hub keeps messages of remote control for this long."""
+MAX_POSITIONS: Final = 1_000
+"""For how many queues of this process it is remembered how far they were read."""
 
 
 class Entry(NamedTuple):
@@ -62,21 +62,19 @@ class Entry(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a queue was read of the messages that the hub keeps.
+    """How far a queue was read of the messages that the hub keeps for a minute.
 
     Attributes:
         epoch: Numbers count from the beginning of this.
         number: Of the last message that was taken from the queue.
-        at: When its connection ended, in monotonic seconds.
     """
 
     epoch: str
     number: int
-    at: float = 0.0
 
 
-_left_at: Final[dict[tuple[Address, str], Position]] = {}
-"""How far the queues of earlier connections of this process were read."""
+_positions: Final[dict[tuple[Address, str], Position]] = {}
+"""How far queues were read, also those of earlier connections of this process."""
 
 
 class Session:
@@ -96,7 +94,6 @@ class Session:
         self.listened: set[str] = set()
         self._limits: dict[str, int] = {}
         self._queues: dict[str, deque[Entry]] = {}
-        self._positions: dict[str, Position] = {}
         self._full: set[str] = set()
         self._waiting: list[str] = []
         self._unacknowledged = 0
@@ -133,7 +130,6 @@ class Session:
     def delete(self, queue: str) -> None:
         """Let go of *queue* and of its messages."""
         if self._queues.pop(queue, None) is not None:
-            self._positions.pop(queue, None)
             self._post(["delete", queue, None])
 
     def consume(self, queue: str, *, consumes: bool) -> None:
@@ -148,14 +144,12 @@ class Session:
             ChannelError: The exchange is of another type, or the hub has too many bindings.
         """
         place = (self._socket.address, queue)
-        left = _left_at.get(place) if queue not in self._positions else None
-        since = None
-        if left is not None and time.monotonic() - left.at < REPLAYED_SECONDS:
-            since = [left.epoch, left.number]
-            self._positions[queue] = left
-        epoch, number = self._ask(["bind", queue, exchange, kind, key, since])
-        if exchange.endswith(".pidbox"):
-            self._positions.setdefault(queue, Position(epoch, number))
+        since = _positions.get(place)
+        position = Position(*self._ask(["bind", queue, exchange, kind, key, since]))
+        if since is None and exchange.endswith(".pidbox") and not exchange.startswith("reply."):
+            while len(_positions) >= MAX_POSITIONS:
+                del _positions[next(iter(_positions))]
+            _positions[place] = position
 
     def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Remove a binding."""
@@ -296,9 +290,10 @@ class Session:
             self._full.discard(queue)
             raise Empty
         entry = entries.popleft()
-        position = self._positions.get(queue)
+        place = (self._socket.address, queue)
+        position = _positions.get(place)
         if position is not None and entry.number is not None:
-            self._positions[queue] = position._replace(number=max(position.number, entry.number))
+            _positions[place] = Position(position.epoch, max(position.number, entry.number))
         return entry
 
     def put_back(self, queue: str, entry: Entry) -> None:
@@ -344,13 +339,5 @@ class Session:
             self._await(deadline)
 
     def close(self) -> None:
-        """Close the connection; remember for a minute how far its queues were read."""
-        now = time.monotonic()
-        for place in [one for one, left in _left_at.items() if now - left.at > REPLAYED_SECONDS]:
-            del _left_at[place]
-        for queue, position in self._positions.items():
-            _left_at[self._socket.address, queue] = position._replace(at=now)
-        self._positions = {}
+        """Close the connection."""
         self._socket.close()
-
-

@@ -149,11 +149,6 @@ class HubSocket:
         """Return the descriptor, which is readable when something arrives; -1 if it is closed."""
         return self._socket.fileno()
 
-    @property
-    def descriptor_owner(self) -> socket.socket:
-        """The socket, for a forked child that must not close it."""
-        return self._socket
-
     # Sending
 
     def send(self, text: str) -> None:

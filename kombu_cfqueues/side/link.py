@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from kombu.connection import Connection
@@ -111,10 +112,14 @@ class Link:
             channel.exchange_declare(
                 exchange=exchange, type=self._kind(exchange, "fanout"), durable=True
             )
+        if self.driver == "cfhub":
+            publish = partial(publish, confirm=confirm)
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
 
     def has_exchange(self, exchange: str) -> bool:
         """Whether the exchange exists: declared in RabbitMQ; elsewhere, a queue is bound to it."""
+        if self.driver == "cfhub":
+            return bool(self._requests.has_exchange(exchange))
         if self.driver != "amqp":
             try:
                 return bool(self._requests.get_table(exchange))
@@ -159,6 +164,8 @@ class Link:
         files = self._files()
         if files is None:
             return bool(readable([bell], min(seconds, POLL_SECONDS))), True
+        if self.driver == "cfhub" and self._connection.transport.has_undelivered:
+            return bool(readable([bell], 0)), True
         ready = readable([bell, *files], seconds)
         return bell in ready, any(file in ready for file in files)
 
@@ -174,6 +181,8 @@ class Link:
             self._connection.heartbeat_check()
         elif self.driver == "redis":
             self._requests.client.ping()
+        elif self.driver == "cfhub":
+            self._connection.transport.session.probe()
 
     def subscribed_anew(self, channel: Any) -> None:
         """Note that *channel* has one more consumer."""
@@ -196,6 +205,10 @@ class Link:
         if self.driver == "redis" and cycle is not None:
             cycle.on_poll_start()  # asks the server for messages
             return list(cycle.fds)
+        if self.driver == "cfhub":
+            session = self._connection.transport.session
+            session.flush()  # sends what nobody waits for, as one frame
+            return [session.socket.fileno()]
         return None
 
     # Closing
@@ -211,6 +224,8 @@ class Link:
         with contextlib.suppress(Exception):
             if self.driver == "amqp":
                 self._connection.collect()
+            elif self.driver == "cfhub":
+                self._connection.transport.close_connection(self._connection)
             else:
                 for channel in list(getattr(self._connection.transport, "channels", None) or ()):
                     _disconnect(channel)
@@ -239,6 +254,9 @@ class Link:
                     *getattr(pool, "_in_use_connections", ()),
                 ]
                 found += [getattr(connection, "_sock", None) for connection in connections]
+        session = getattr(transport, "_session", None)
+        if session is not None:
+            found.append(session.socket)
         for one in found:
             if one is not None and one.fileno() >= 0:
                 yield one.fileno()
@@ -268,7 +286,8 @@ def check_url(url: str) -> None:
     if "fanout" not in implements.exchange_type:
         raise ConfigurationError(
             f"control_url ({scheme}://...) must name a broker that can broadcast, and this one has "
-            "no fanout exchanges: use Redis (redis://...) or RabbitMQ (amqp://...)"
+            "no fanout exchanges: use Redis (redis://...), RabbitMQ (amqp://...) or the hub "
+            "(cfhub://...)"
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 WORKER = Path(__file__).parents[2] / "worker"
 
 SOURCES = sorted(
-    path for folder in ("gateway", "celery-consumer") for path in WORKER.glob(f"{folder}/src/*.js")
+    path for folder in ("gateway", "celery-consumer", "hub") for path in WORKER.glob(f"{folder}/src/*.js")
 )
 
 #: The last advisories published for what miniflare brings, and the first version without each.
@@ -33,7 +33,7 @@ def locked():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_a_worker_imports_only_its_own_files_and_the_runtime(source):
     imported = re.findall(r"(?:from|import\()\s*\"([^\"]+)\"", source.read_text())
-    assert all(name.startswith(("./", "node:")) for name in imported)
+    assert all(name.startswith(("./", "node:", "cloudflare:")) for name in imported)
 
 
 def test_nothing_is_a_runtime_dependency():

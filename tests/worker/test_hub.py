@@ -1,0 +1,474 @@
+"""The hub's promises, on the emulator and on Cloudflare's runtime."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import requests
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.exceptions import ChannelError
+from support.hub_servers import OTHER, TOKEN, drain
+from support.processes import Script, eventually
+
+from kombu_cfqueues.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessageTooLarge,
+)
+from kombu_cfqueues.side.hub_session import Session
+from kombu_cfqueues.side.hub_socket import Address, HubSocket
+
+NEWS = Exchange("news", type="fanout", durable=False)
+COMMANDS = Exchange("celery.pidbox", type="fanout", durable=False)
+
+
+def listen(connection, queue, got):
+    """Consume *queue*; what comes is appended to *got*."""
+
+    def callback(body, message):
+        message.ack()
+        got.append(body)
+
+    consumer = Consumer(connection, [queue], callbacks=[callback])
+    consumer.consume()
+    return consumer
+
+
+def address(hub, namespace="tests"):
+    host, port = hub.address.split(":")
+    return Address(host, int(port), False, namespace)
+
+
+@pytest.fixture
+def raw(hub):
+    """Opens WebSockets that speak as the test likes."""
+    sockets = []
+
+    def connect(*operations, greets=True):
+        sockets.append(HubSocket(address(hub), TOKEN, 30))
+        if greets:
+            sockets[-1].send(json.dumps([["hello", 1, "raw"], *operations]))
+        return sockets[-1]
+
+    yield connect
+    for one in sockets:
+        one.close()
+
+
+def answers(socket, until):
+    """What arrives, up to the first operation of the name *until*."""
+    found = []
+    deadline = time.monotonic() + 30
+    while not any(operation[0] == until for operation in found):
+        assert time.monotonic() < deadline, found
+        for text in socket.receive(1):
+            found += json.loads(text)
+    return found
+
+
+def end_of(socket):
+    """How the hub ends a connection."""
+    with pytest.raises(ConnectionFailed) as caught:
+        for _ in range(600):
+            socket.receive(0.1)
+    return str(caught.value)
+
+
+# Who may connect
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "no-token-at-all", "hub-token"])
+def test_a_wrong_token_is_refused(hub, token):
+    """At once, and with an error that does not show it."""
+    url = hub.url(token=token)
+    expected = AuthenticationFailed if token else ConfigurationError
+    with Connection(url, connect_timeout=30) as connection, pytest.raises(expected) as caught:
+        connection.connect()
+    assert not token or token not in str(caught.value)
+
+
+def test_each_token_is_valid(hub):
+    """So that one can be replaced while clients use it."""
+    for token in (TOKEN, OTHER):
+        Session(address(hub), token, 30, "test").close()
+
+
+def test_the_status_needs_a_token(hub):
+    assert requests.get(f"http://{hub.address}/hub/tests", timeout=30).status_code == 401
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b"])
+def test_a_namespace_is_a_plain_name(hub, namespace):
+    with (
+        Connection(hub.url(namespace=namespace)) as connection,
+        pytest.raises(ConfigurationError, match="NAMESPACE"),
+    ):
+        connection.connect()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = requests.get(f"http://{hub.address}/hub/{namespace}", headers=headers, timeout=30)
+    assert answer.status_code == 404
+
+
+def test_namespaces_do_not_hear_one_another(connect_to):
+    one, two = connect_to(namespace="one"), connect_to(namespace="two")
+    got, others = [], []
+    listen(one, Queue("q", NEWS), got)
+    listen(two, Queue("q", NEWS), others)
+    one.Producer().publish("x", exchange=NEWS)
+    drain(one, lambda: got)
+    two.Producer().publish("y", exchange=NEWS)
+    drain(two, lambda: others)
+    assert (got, others) == (["x"], ["y"])
+
+
+# Routing
+
+PUBLISH = """
+from kombu import Exchange
+with connect() as connection:
+    producer = connection.Producer()
+    for name, kind, key in OPTIONS["messages"]:
+        producer.publish(key, exchange=Exchange(name, kind, durable=False), routing_key=key)
+"""
+
+
+def test_bindings_are_shared_by_all_processes(hub, connect_to):
+    """The publisher knows no queue, and has made no binding."""
+    connection, got = connect_to(), []
+    direct = Exchange("direct-one", "direct", durable=False)
+    topic = Exchange("topic-one", "topic", durable=False)
+    listen(connection, Queue("a", direct, routing_key="a"), got)
+    listen(connection, Queue("b", topic, routing_key="x.*.z.#"), got)
+    sent = [("direct-one", "direct", key) for key in ("a", "b")]
+    sent += [("topic-one", "topic", key) for key in ("x.z", "x.y.z", "x.y.z.1.2", "x.y.1.z", "x")]
+    with Script(PUBLISH, hub.url(), {"messages": sent}) as script:
+        script.wait()
+    drain(connection, lambda: len(got) == 3)
+    assert sorted(got) == ["a", "x.y.z", "x.y.z.1.2"]
+
+
+def test_the_consumers_of_a_queue_share_its_messages(hub, connect_to):
+    """Also if the publisher has declared the queue before them."""
+    publisher, one, two = connect_to(), connect_to(), connect_to()
+    queue, first, second = Queue("shared", NEWS), [], []
+    queue(publisher.default_channel).declare()
+    consumers = [listen(one, queue, first), listen(two, queue, second)]
+    for connection in (one, two):
+        connection.transport.session.find("news")  # what was said before has arrived
+    for number in range(10):
+        publisher.Producer().publish(number, exchange=NEWS)
+    drain(one, lambda: len(first) == 5)
+    drain(two, lambda: len(second) == 5)
+    assert sorted(first + second) == list(range(10))
+    assert len(consumers) == 2
+
+
+def test_an_exchange_has_one_type(connect_to):
+    one, two = connect_to(), connect_to()
+    Queue("a", NEWS)(one.default_channel).declare()
+    with pytest.raises(ChannelError, match="fanout"):
+        Queue("b", Exchange("news", "direct", durable=False))(two.default_channel).declare()
+
+
+def test_a_queue_ends_with_its_connection(hub, connect_to):
+    one, two = connect_to(), connect_to()
+    Queue("a", NEWS)(one.default_channel).declare()
+    channel = two.channel()
+    assert channel.queue_declare("a", passive=True)
+    assert channel.has_exchange("news")
+    one.release()
+    hub.await_clients(1)
+    with pytest.raises(ChannelError, match="NOT_FOUND"):
+        channel.queue_declare("a", passive=True)
+    assert not channel.has_exchange("news")
+
+
+def test_an_auto_delete_queue_ends_with_its_last_consumer(hub, connect_to):
+    connection = connect_to()
+    consumer = listen(connection, Queue("gone", NEWS, auto_delete=True), [])
+    assert hub.clients()[0]["queues"] == ["gone"]
+    consumer.cancel()
+    connection.default_channel.has_exchange("news")
+    assert hub.status()["bindings"] == 0
+
+
+def test_what_headers_hold_survives(connect_to):
+    """Also numbers that JavaScript cannot hold, and bytes in the body."""
+    connection, got = connect_to(), []
+    consumer = Consumer(
+        connection,
+        [Queue("q", NEWS)],
+        callbacks=[lambda body, message: got.append((body, message.headers))],
+        accept=["pickle"],
+        no_ack=True,
+    )
+    consumer.consume()
+    headers = {"large": 2**63 + 1, "text": "ü\u2028😀\ud800"}
+    body = {"bytes": b"\xff\x00"}
+    connection.Producer(serializer="pickle").publish(body, exchange=NEWS, headers=headers)
+    drain(connection, lambda: got)
+    assert got == [(body, headers)]
+
+
+def test_a_queue_that_nobody_reads_keeps_the_newest(connect_to, caplog):
+    connection = connect_to()
+    queue = Queue("full", NEWS)(connection.default_channel)
+    queue.declare()
+    publish = connection.default_channel.basic_publish
+    for number in range(1_005):
+        message = connection.default_channel.prepare_message(str(number))
+        publish(message, "news", "", confirm=False)
+    connection.transport.session.find("news")
+    assert queue.get(no_ack=True).body == b"5"
+    assert caplog.text.count("'full'") == 1
+
+
+# Silence
+
+
+def test_nothing_is_sent_that_nobody_listens_to(hub, connect_to):
+    """Each frame wakes the hub; workers send heartbeats for ever."""
+    connection, other, got = connect_to(), connect_to(), []
+    channel, before = connection.channel(), hub.status()["frames"]
+
+    def say(text):
+        channel.basic_publish(channel.prepare_message(text), "news", "", confirm=False)
+
+    for number in range(100):
+        say(str(number))
+    connection.transport.session.poll(0)
+    assert hub.status()["frames"] == before
+
+    consumer = listen(other, Queue("q", NEWS), got)
+    assert eventually(lambda: connection.transport.session.poll(0.1) or "news" in (
+        connection.transport.session.listened))  # fmt: skip
+    before = hub.status()["frames"]
+    for number in range(100):
+        say(str(number))
+    connection.transport.session.poll(0)
+    drain(other, lambda: len(got) == 100)
+    assert hub.status()["frames"] == before + 1  # many messages, one frame
+
+    consumer.cancel()
+    other.release()
+    assert eventually(lambda: connection.transport.session.poll(0.1) or (
+        not connection.transport.session.listened))  # fmt: skip
+
+
+@pytest.mark.parametrize("hub", ["workerd"], indirect=True)
+def test_a_hub_hibernates_while_its_clients_are_silent(hub, connect_to):
+    """Pings keep the connections, do not wake it, and it knows its clients afterwards."""
+    one, two, got = connect_to(), connect_to(), []
+    listen(one, Queue("q", NEWS), got)
+    two.connect()
+    life = hub.status()["life"]
+    end = time.monotonic() + 13  # it hibernates after 10 silent seconds
+    while time.monotonic() < end:
+        for connection in (one, two):
+            connection.transport.session.probe()
+        time.sleep(1)
+    status = hub.status()
+    assert status["life"] != life
+    assert status["frames"] == 0
+    assert sorted(client["queues"] for client in status["clients"]) == [[], ["q"]]
+    two.Producer().publish("x", exchange=NEWS)
+    drain(one, lambda: got)
+
+
+# Blips
+
+
+@pytest.mark.parametrize("comes_back", ["stop", "close"])
+def test_a_command_is_not_lost_to_a_blip(hub, connect_to, comes_back):
+    """A client that is away for a moment gets what was published meanwhile, and that once."""
+    queue, got = Queue("one@host.celery.pidbox", COMMANDS, auto_delete=True), []
+    connection = connect_to()
+    listen(connection, queue, got)
+    other = connect_to()
+    producer = other.Producer()
+    for number in range(3):
+        producer.publish(number, exchange=COMMANDS)
+    drain(connection, lambda: got == [0, 1])  # one is here and was not taken
+    connection.transport.session.socket._socket.close()
+    connection.collect()
+    hub.await_clients(1)
+    producer.publish(3, exchange=COMMANDS)
+    if comes_back == "stop":
+        other.release()
+        hub.stop()
+        hub.start()
+        if hub.__class__.__name__ == "WorkerdHub":
+            assert hub.clients() == []
+
+    again = connect_to()
+    listen(again, queue, got)
+    drain(again, lambda: len(got) == 4)
+    listen(connect_to(), Queue("two@host.celery.pidbox", COMMANDS), others := [])
+    again.Producer().publish(4, exchange=COMMANDS)
+    drain(again, lambda: len(got) == 5)
+    assert (got, others) == ([0, 1, 2, 3, 4], [])
+
+
+def test_a_new_client_gets_no_old_commands(connect_to):
+    """A worker that starts must not be shut down by a command to the one before."""
+    one, got = connect_to(), []
+    listen(one, Queue("other", COMMANDS), [])
+    one.Producer().publish("old", exchange=COMMANDS)
+    listen(connect_to(), Queue("new@host.celery.pidbox", COMMANDS), got)
+    two = connect_to()
+    listen(two, Queue("newer@host.celery.pidbox", COMMANDS), got)
+    one.Producer().publish("new", exchange=COMMANDS)
+    drain(two, lambda: got)
+    assert got == ["new"]
+
+
+def test_a_hub_that_restarts_is_a_connection_error(hub, connect_to):
+    """Kombu connects again, and the consumer declares what it had."""
+    connection, got = connect_to(), []
+    consumer = listen(connection, Queue("q", NEWS), got)
+    hub.stop()
+    with pytest.raises(connection.connection_errors):
+        connection.drain_events(timeout=60)
+    hub.start()
+    connection.collect()
+    connection.ensure_connection(max_retries=3)
+    consumer.revive(connection.channel())
+    consumer.consume()
+    connection.Producer().publish("x", exchange=NEWS)
+    drain(connection, lambda: got)
+
+
+def test_a_hub_that_hangs_is_noticed(hub, connect_to):
+    connection = connect_to()
+    session = connection.connect().session
+    hub.hang()
+    with pytest.raises(ConnectionFailed, match="in time"):
+        session.probe()
+    hub.go_on()
+
+
+# Limits
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_sent(hub, connect_to):
+    connection, got = connect_to(), []
+    listen(connection, Queue("q", NEWS), got)
+    before = hub.status()["frames"]
+    with pytest.raises(MessageTooLarge, match="262,144"):
+        connection.Producer().publish("x" * 262_144, exchange=NEWS)
+    assert hub.status()["frames"] == before
+    connection.Producer().publish("x" * 250_000, exchange=NEWS)
+    drain(connection, lambda: got)
+
+
+def test_the_hub_refuses_a_message_over_the_limit(raw):
+    socket = raw(["publish", "news", "", "x" * 262_145, 7])
+    assert ["error", 7, "too-large"] in [one[:3] for one in answers(socket, "error")]
+
+
+def test_a_frame_over_the_limit_ends_the_connection(raw):
+    socket = raw()
+    socket.send(json.dumps([["publish", "news", "", "x" * 500_000, 1], ["find", "x" * 50_000, "", 2]]))
+    assert "4413" in end_of(socket) or "1009" in end_of(socket)
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        ("no json", "4400"),
+        ("{}", "4400"),
+        ('["hello"]', "4400"),
+        ('[["shutdown"]]', "4400"),
+        ('[["constructor"]]', "4400"),
+        ('[["hello", 1, "again"]]', "4400"),
+        ('[["declare", 1, null]]', "4400"),
+        ('[["declare", "q"]]', "4400"),
+        ('[["bind", "q", "e", "fanout", "", [1, 2], 1]]', "4400"),
+        ("[" * 100_000, "4400"),
+    ],
+)
+def test_what_is_not_the_protocol_ends_the_connection(hub, raw, frame, code):
+    """And harms no other client."""
+    bystander = raw()
+    socket = raw()
+    socket.send(frame)
+    assert code in end_of(socket)
+    bystander.send('[["find", "", "q", 1]]')
+    assert ["ok", 1, False] in answers(bystander, "ok")
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"), [('[["find", "", "q", 1]]', "4400"), ('[["hello", 2, "x"]]', "4406")]
+)
+def test_a_client_greets_first(raw, frame, code):
+    socket = raw(greets=False)
+    socket.send(frame)
+    assert code in end_of(socket)
+
+
+def test_what_a_client_holds_is_bounded(raw):
+    socket = raw(*(["declare", f"{number:0250}", number] for number in range(60)))
+    refused = [one for one in answers(socket, "error") if one[0] == "error"]
+    assert refused[0][2] == "too-many"
+    socket.send(json.dumps([["declare", "x" * 256, 100]]))
+    assert any(one[:3] == ["error", 100, "name"] for one in answers(socket, "error"))
+
+
+def test_a_client_that_is_too_fast_is_told(raw):
+    socket = raw()
+    for start in range(0, 20_000, 2_000):
+        numbers = range(start, start + 2_000)
+        socket.send(json.dumps([["publish", "nowhere", "", "x", None] for _ in numbers]))
+        socket.receive(0)
+    socket.send('[["find", "nowhere", "", 1]]')
+    assert any(one[2] == "too-fast" for one in answers(socket, "error") if one[0] == "error")
+
+
+def test_a_client_that_stops_reading_is_disconnected(hub, raw, connect_to):
+    """Its messages wait in the hub's memory, which is small; others are not disturbed."""
+    connection, got = connect_to(), []
+    listen(connection, Queue("well", NEWS), got)
+    raw(
+        ["declare", "stuck", None],
+        ["bind", "stuck", "news", "fanout", "", None, 1],
+    )
+    assert eventually(lambda: hub.status()["bindings"] == 2)
+    for number in range(12):
+        connection.Producer().publish(f"{number}" + "x" * 100_000, exchange=NEWS)
+    drain(connection, lambda: len(got) == 12)
+    hub.await_clients(1)
+    assert hub.status()["bindings"] == 1
+
+
+def test_a_client_that_reads_is_never_too_slow(connect_to):
+    """It acknowledges what it has read."""
+    connection, got = connect_to(), []
+    listen(connection, Queue("well", NEWS), got)
+    for number in range(40):
+        connection.Producer().publish(f"{number}" + "x" * 100_000, exchange=NEWS)
+        drain(connection, lambda: len(got) > number)  # noqa: B023  called at once
+
+
+def test_nothing_grows_by_a_thousand_clients(hub):
+    """Each has a queue and two bindings."""
+    for number in range(1_000):
+        session = Session(address(hub), TOKEN, 30, "test")
+        session.declare(f"queue-{number}")
+        session.bind(f"queue-{number}", "news", "fanout", "")
+        session.bind(f"queue-{number}", "celery.pidbox", "fanout", "")
+        session.close()
+    hub.await_clients(0)
+    assert hub.status()["bindings"] == 0
+
+
+def test_a_client_that_vanishes_is_forgotten(hub):
+    """Without a word, as one that is killed."""
+    session = Session(address(hub), TOKEN, 30, "test")
+    session.declare("q")
+    session.bind("q", "news", "fanout", "")
+    session.socket._socket.close()
+    hub.await_clients(0)
+    assert hub.status()["bindings"] == 0
