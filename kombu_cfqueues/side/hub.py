@@ -40,6 +40,9 @@ WAIT_SECONDS: Final = 5.0
 MAX_DELIVERIES: Final = 100
 """Messages that the event loop gets at once."""
 
+TEXT_AS_BYTES: Final = "utf-8"
+"""The ``body_encoding`` of a body that was bytes, and is text in the message."""
+
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -159,8 +162,19 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.session.publish(exchange or "", routing_key or "", text, confirm=confirm)
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Leave text as it is; encode bytes."""
-        return super().encode_body(body, encoding) if isinstance(body, bytes) else (body, None)
+        """Leave text as it is, also where it comes as bytes; encode other bytes."""
+        if not isinstance(body, bytes):
+            return body, None
+        try:
+            return body.decode(), TEXT_AS_BYTES
+        except UnicodeDecodeError:
+            return super().encode_body(body, encoding)
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        """Return what `encode_body` was given."""
+        if encoding == TEXT_AS_BYTES:
+            return body.encode()
+        return super().decode_body(body, encoding)
 
     # Consuming
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus, ProtocolError
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
@@ -158,13 +158,19 @@ class HubSocket:
             ConnectionFailed: The connection is lost, or the hub does not read.
         """
         self._check_process()
-        self._protocol.send_text(text.encode())
+        try:
+            self._protocol.send_text(text.encode())
+        except WebSocketException as error:
+            raise self._lost(error, self._end()) from error
         self._transmit()
 
     def ping(self) -> None:
         """Ask the hub for a sign of life; it costs nothing and does not wake the hub."""
         self._check_process()
-        self._protocol.send_ping(b"")
+        try:
+            self._protocol.send_ping(b"")
+        except WebSocketException as error:
+            raise self._lost(error, self._end()) from error
         self._transmit()
 
     def _transmit(self) -> None:
@@ -216,7 +222,7 @@ class HubSocket:
         self.heard_at = time.monotonic()
         try:
             self._protocol.receive_data(data)
-        except ProtocolError as error:
+        except WebSocketException as error:
             raise self._lost(error) from error
         self._transmit()  # answers to pings, and to the end
         return list(self._protocol.events_received())
@@ -242,7 +248,7 @@ class HubSocket:
     def close(self) -> None:
         """Close the connection; in a forked child, only this process's part of it."""
         if os.getpid() == self._pid and self.fileno() >= 0:
-            with contextlib.suppress(OSError, ConnectionFailed, ProtocolError, RuntimeError):
+            with contextlib.suppress(OSError, ConnectionFailed, WebSocketException):
                 self._socket.settimeout(0)  # nobody waits for this
                 self._protocol.send_close(1000)
                 self._transmit()

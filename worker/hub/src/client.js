@@ -20,7 +20,7 @@ export class Client {
     this.queues = new Map(known?.queues); // whether it consumes them, by name
     this.unacknowledged = known?.unacknowledged ?? 0;
     this.noted = this.unacknowledged;
-    this.hasEnded = false;
+    this.hasEnded = known?.hasEnded ?? false;
     this.outgoing = [];
     this.credit = OPERATIONS_AT_ONCE;
     this.creditedAt = Date.now();
@@ -29,11 +29,12 @@ export class Client {
   /** Writes what must outlive hibernation. */
   note() {
     this.noted = this.unacknowledged;
-    const { name, connectedAt, unacknowledged } = this;
+    const { name, connectedAt, unacknowledged, hasEnded } = this;
     this.socket.serializeAttachment({
       name,
       connectedAt,
       unacknowledged,
+      hasEnded,
       queues: [...this.queues],
     });
   }
@@ -72,6 +73,7 @@ export class Client {
 
   end(code, reason) {
     this.hasEnded = true;
+    this.note();
     try {
       this.socket.close(code, reason.slice(0, 120));
     } catch {

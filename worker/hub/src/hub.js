@@ -29,7 +29,8 @@ export class Hub extends DurableObject {
     this.life = crypto.randomUUID();
     this.frames = 0;
     this.turn = 0;
-    this.clients = new Map(ctx.getWebSockets().map((socket) => [socket, new Client(socket)]));
+    const known = ctx.getWebSockets().map((socket) => new Client(socket));
+    this.clients = new Map(known.filter((one) => !one.hasEnded).map((one) => [one.socket, one]));
     // A client whose end was not heard, because the object was not there.
     this.bindings.remove(({ queue }) => !this.isHeld(queue));
   }
@@ -65,8 +66,6 @@ export class Hub extends DurableObject {
   webSocketClose(socket) {
     const client = this.clients.get(socket);
     if (client === undefined) return;
-    this.clients.delete(socket);
-    for (const queue of client.queues.keys()) this.letGo(client, queue);
     client.end(1000, "");
     this.flush();
   }
@@ -75,8 +74,19 @@ export class Hub extends DurableObject {
     this.webSocketClose(socket);
   }
 
+  /** Sends what waits, and forgets those that have ended: a client that hangs never says so. */
   flush() {
-    for (const client of this.clients.values()) client.flush();
+    let clients = [...this.clients.values()];
+    while (clients.length > 0) {
+      for (const client of clients) client.flush();
+      const ended = clients.filter((client) => client.hasEnded);
+      for (const client of ended) this.clients.delete(client.socket);
+      for (const client of ended) {
+        for (const queue of client.queues.keys()) this.letGo(client, queue);
+      }
+      // The others are told what nobody listens to any more.
+      clients = ended.length > 0 ? [...this.clients.values()] : [];
+    }
   }
 
   perform(client, operation) {
