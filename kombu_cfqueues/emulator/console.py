@@ -77,9 +77,9 @@ class Console:
         access: Access,
         requests: RequestLog,
         allowance: Allowance,
-        hub: Hub,
         token: str,
         *,
+        hub: Hub,
         requires_token: bool,
     ) -> None:
         self._service = service

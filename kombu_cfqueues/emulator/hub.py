@@ -167,6 +167,8 @@ class Namespace:
             self._perform(client, operation)
 
     def _perform(self, client: Client, operation: Any) -> None:
+        name: Any
+        arguments: list[Any]
         name, *arguments = operation if isinstance(operation, list) and operation else [None]
         shape = _SHAPES.get(name) if isinstance(name, str) else None
         if shape is None or not _fits(arguments, shape):
@@ -177,7 +179,8 @@ class Namespace:
             self._hello(client, *arguments)
             return
         if name == "ack":
-            client.unacknowledged = max(0, client.unacknowledged - max(0, arguments[0]))
+            count: int = arguments[0]
+            client.unacknowledged = max(0, client.unacknowledged - max(0, count))
             return
         *given, request = arguments
         try:
@@ -215,7 +218,7 @@ class Namespace:
         if queue in client.queues:
             client.queues[queue] = consumes
 
-    def _bind(
+    def _bind(  # noqa: PLR0917  the arguments of the operation
         self, client: Client, queue: str, exchange: str, kind: str, key: str, since: Any
     ) -> Any:
         if kind not in TYPES:
@@ -282,10 +285,10 @@ class Namespace:
             return
         last = since[1] if since[0] == self._epoch else 0
         for number, at, exchange, key, message in self._kept:
-            if number > last and time.monotonic() - at < KEPT_SECONDS:
-                if exchange == binding.exchange and binding.matches(key):
-                    queues = [binding.queue]
-                    client.outgoing.append(["message", queues, exchange, key, message, number])
+            is_due = number > last and time.monotonic() - at < KEPT_SECONDS
+            if is_due and exchange == binding.exchange and binding.matches(key):
+                queues = [binding.queue]
+                client.outgoing.append(["message", queues, exchange, key, message, number])
 
     def _let_go(self, client: Client, queue: str) -> None:
         client.queues.pop(queue, None)

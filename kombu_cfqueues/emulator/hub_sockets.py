@@ -106,8 +106,6 @@ class Hub:
             text = event.get("text")
             if text is None:
                 text = (event.get("bytes") or b"").decode("utf-8", "replace")
-            if connection.has_ended:
-                return
             try:
                 namespace.handle(connection.client, text)
             finally:

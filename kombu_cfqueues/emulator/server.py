@@ -95,8 +95,8 @@ class Emulator:
             access,
             self._api.requests,
             self._api.allowance,
-            self._hub,
             token,
+            hub=self._hub,
             requires_token=not _is_loopback(host),
         )
         self._thread: _ServerThread | None = None
@@ -109,7 +109,9 @@ class Emulator:
     def start(self) -> Emulator:
         """Start the server; block until it answers requests."""
         if self._thread is None:
-            thread = _ServerThread(application(self._api, self._console, self._hub), self.host, self.port)
+            thread = _ServerThread(
+                application(self._api, self._console, self._hub), self.host, self.port
+            )
             thread.start()
             self.port, self._thread = thread.port, thread
         return self

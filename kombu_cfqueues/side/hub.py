@@ -46,7 +46,7 @@ TEXT_AS_BYTES: Final = "utf-8"
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class Channel(virtual.Channel):  # type: ignore[misc]
+class Channel(virtual.Channel):
     """A channel; its queues belong to the connection."""
 
     supports_fanout = True
@@ -92,7 +92,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Bind a queue that this process holds, for the publishers of all processes.
 
         Raises:
-            ChannelError: Elsewhere, the exchange is of another type.
+            HubRefused: Elsewhere, the exchange is of another type.
         """
         exchange = exchange or "amq.direct"
         if not self.state.has_binding(queue, exchange, routing_key):
@@ -168,7 +168,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         try:
             return body.decode(), TEXT_AS_BYTES
         except UnicodeDecodeError:
-            return super().encode_body(body, encoding)
+            encoded: tuple[Any, str | None] = super().encode_body(body, encoding)
+            return encoded
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
         """Return what `encode_body` was given."""
@@ -231,7 +232,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         super().close()
 
 
-class Transport(virtual.Transport):  # type: ignore[misc]
+class Transport(virtual.Transport):
     """A connection to a hub: one WebSocket, which one thread at a time may use."""
 
     Channel = Channel
@@ -239,7 +240,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     driver_type = "cfhub"
     driver_name = "cfhub"
     default_port = None
-    polling_interval = None
+    polling_interval = None  # type: ignore[assignment]
 
     implements = virtual.Transport.implements.extend(
         asynchronous=True,
@@ -248,9 +249,15 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     )
 
     recoverable_connection_errors = (TransientError,)
-    connection_errors = (TransientError, *virtual.Transport.connection_errors)
+    connection_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+        TransientError,
+        *virtual.Transport.connection_errors,
+    )
     recoverable_channel_errors = ()
-    channel_errors = (PermanentError, *virtual.Transport.channel_errors)
+    channel_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+        PermanentError,
+        *virtual.Transport.channel_errors,
+    )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
@@ -286,7 +293,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             AuthenticationFailed: It does not know the token.
             ConfigurationError: The URL is not complete.
         """
-        client = self.client
+        client: Any = self.client
         seconds = client.connect_timeout or CONNECT_SECONDS
         self._session = Session(address_of(client), client.password or "", seconds, _own_name())
         super().establish_connection()
@@ -350,11 +357,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self.session.keep_alive()
             self.session.poll(max(0.0, min(left, longest)))
             if left <= 0 and not self.has_undelivered:
-                raise socket.timeout("no message came in time")
+                raise TimeoutError("no message came in time")
 
     def _deliver_one(self) -> bool:
+        cycle: Any = self.cycle
         try:
-            self.cycle.get(self._deliver)
+            cycle.get(self._deliver)
         except Empty:
             return False
         return True
@@ -392,8 +400,8 @@ def address_of(client: Any) -> Address:
     host, namespace = client.hostname, (client.virtual_host or "").strip("/")
     if not host or not NAMESPACE.fullmatch(namespace):
         raise ConfigurationError(
-            "the URL of the hub must be cfhub://:TOKEN@HOST/NAMESPACE, where the namespace consists "
-            "of at most 64 letters, digits, dashes and underscores"
+            "the URL of the hub must be cfhub://:TOKEN@HOST/NAMESPACE, where the namespace "
+            "consists of at most 64 letters, digits, dashes and underscores"
         )
     is_secure = bool(client.ssl) or not is_loopback(host)
     return Address(host, client.port or (443 if is_secure else 80), is_secure, namespace)

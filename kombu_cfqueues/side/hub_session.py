@@ -12,9 +12,7 @@ from collections import deque
 from queue import Empty
 from typing import Any, Final, NamedTuple
 
-from kombu.exceptions import ChannelError
-
-from ..errors import ConnectionFailed, MessageTooLarge
+from ..errors import ConnectionFailed, MessageTooLarge, PermanentError
 from .hub_socket import OPERATION_SECONDS, Address, HubSocket
 
 logger = logging.getLogger(__name__)
@@ -43,6 +41,10 @@ PROBE_SECONDS: Final = 2.0
 
 MAX_POSITIONS: Final = 1_000
 """For how many queues of this process it is remembered how far they were read."""
+
+
+class HubRefused(PermanentError):
+    """The hub does not do what it is asked for: a limit, or the type of an exchange."""
 
 
 class Entry(NamedTuple):
@@ -141,7 +143,7 @@ class Session:
         """Bind *queue*, and get what the hub has kept since an earlier connection had it.
 
         Raises:
-            ChannelError: The exchange is of another type, or the hub has too many bindings.
+            HubRefused: The exchange is of another type, or the hub has too many bindings.
         """
         place = (self._socket.address, queue)
         since = _positions.get(place)
@@ -201,7 +203,7 @@ class Session:
             raise MessageTooLarge(f"the hub refused a message: {text}")
         if code == "too-fast":
             raise ConnectionFailed(f"the hub refused an operation: {text}")
-        raise ChannelError(f"the hub refused to {operation[0]} {operation[1]!r}: {text}")
+        raise HubRefused(f"the hub refused to {operation[0]} {operation[1]!r}: {text}")
 
     def _await(self, deadline: float) -> None:
         seconds = deadline - time.monotonic()

@@ -205,9 +205,8 @@ class HubSocket:
                 if isinstance(event, Frame):
                     self._take(event, texts)
             has_more = self.address.is_secure and self._socket.pending() > 0  # type: ignore[attr-defined]
-        if self._protocol.parser_exc is not None or self._protocol.close_rcvd is not None:
-            if not texts:
-                raise self._lost(None, self._end())
+        if not texts and (why := self._end()):
+            raise self._lost(None, why)
         return texts
 
     def _read(self) -> list[Any]:

@@ -46,7 +46,6 @@ from kombu.asynchronous.hub import Hub
 
 
 class BasicFunctionality:
-
     def test_connect(self, connection):
         assert connection.connect()
         assert connection.connection
@@ -72,7 +71,7 @@ class BasicFunctionality:
             invalid_connection.channel()
 
     def test_failed_default_channel(self, invalid_connection):
-        invalid_connection.transport_options = {'max_retries': 1}
+        invalid_connection.transport_options = {"max_retries": 1}
         # method raises transport exception
         with pytest.raises(Exception):
             invalid_connection.default_channel
@@ -103,20 +102,20 @@ class BasicFunctionality:
             return value
 
         with connection as conn:
-            result, channel = conn.autoretry(operation, max_retries=0)('result')
-            assert result == 'result'
+            result, channel = conn.autoretry(operation, max_retries=0)("result")
+            assert result == "result"
             assert channel is conn.default_channel
             assert calls == [channel]
             assert conn.connected
 
     def test_publish_consume(self, connection):
-        test_queue = kombu.Queue('test', routing_key='test')
+        test_queue = kombu.Queue("test", routing_key="test")
 
         def callback(body, message):
-            assert body == {'hello': 'world'}
-            assert message.content_type == 'application/x-python-serialize'
-            message.delivery_info['routing_key'] == 'test'
-            message.delivery_info['exchange'] == ''
+            assert body == {"hello": "world"}
+            assert message.content_type == "application/x-python-serialize"
+            message.delivery_info["routing_key"] == "test"
+            message.delivery_info["exchange"] == ""
             message.ack()
             assert message.payload == body
 
@@ -124,17 +123,15 @@ class BasicFunctionality:
             with conn.channel() as channel:
                 producer = kombu.Producer(channel)
                 producer.publish(
-                    {'hello': 'world'},
+                    {"hello": "world"},
                     retry=True,
                     exchange=test_queue.exchange,
                     routing_key=test_queue.routing_key,
                     declare=[test_queue],
-                    serializer='pickle'
+                    serializer="pickle",
                 )
 
-                consumer = kombu.Consumer(
-                    conn, [test_queue], accept=['pickle']
-                )
+                consumer = kombu.Consumer(conn, [test_queue], accept=["pickle"])
                 consumer.register_callback(callback)
                 with consumer:
                     conn.drain_events(timeout=1)
@@ -142,14 +139,12 @@ class BasicFunctionality:
     def test_consume_empty_queue(self, connection):
 
         def callback(body, message):
-            assert False, 'Callback should not be called'
+            assert False, "Callback should not be called"
 
-        test_queue = kombu.Queue('test_empty', routing_key='test_empty')
+        test_queue = kombu.Queue("test_empty", routing_key="test_empty")
         with connection as conn:
             with conn.channel():
-                consumer = kombu.Consumer(
-                    conn, [test_queue], accept=['pickle']
-                )
+                consumer = kombu.Consumer(conn, [test_queue], accept=["pickle"])
                 consumer.register_callback(callback)
                 with consumer:
                     with pytest.raises(socket.timeout):
@@ -157,41 +152,38 @@ class BasicFunctionality:
 
     def test_simple_queue_publish_consume(self, connection):
         with connection as conn:
-            with closing(conn.SimpleQueue('simple_queue_test')) as queue:
-                queue.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleQueue("simple_queue_test")) as queue:
+                queue.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = queue.get(timeout=1)
-                assert message.payload == {'Hello': 'World'}
-                assert message.content_type == 'application/json'
-                assert message.content_encoding == 'utf-8'
-                assert message.headers == {'k1': 'v1'}
+                assert message.payload == {"Hello": "World"}
+                assert message.content_type == "application/json"
+                assert message.content_encoding == "utf-8"
+                assert message.headers == {"k1": "v1"}
                 message.ack()
 
     def test_simple_buffer_publish_consume(self, connection):
         with connection as conn:
-            with closing(conn.SimpleBuffer('simple_buffer_test')) as buf:
-                buf.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleBuffer("simple_buffer_test")) as buf:
+                buf.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = buf.get(timeout=1)
-                assert message.payload == {'Hello': 'World'}
-                assert message.content_type == 'application/json'
-                assert message.content_encoding == 'utf-8'
-                assert message.headers == {'k1': 'v1'}
+                assert message.payload == {"Hello": "World"}
+                assert message.content_type == "application/json"
+                assert message.content_encoding == "utf-8"
+                assert message.headers == {"k1": "v1"}
                 message.ack()
 
 
 class BaseExchangeTypes:
-
     def _callback(self, body, message):
         message.ack()
-        assert body == {'hello': 'world'}
-        assert message.content_type == 'application/x-python-serialize'
-        message.delivery_info['routing_key'] == 'test'
-        message.delivery_info['exchange'] == ''
+        assert body == {"hello": "world"}
+        assert message.content_type == "application/x-python-serialize"
+        message.delivery_info["routing_key"] == "test"
+        message.delivery_info["exchange"] == ""
         assert message.payload == body
 
     def _create_consumer(self, connection, queue):
-        consumer = kombu.Consumer(
-            connection, [queue], accept=['pickle']
-        )
+        consumer = kombu.Consumer(connection, [queue], accept=["pickle"])
         consumer.register_callback(self._callback)
         return consumer
 
@@ -207,21 +199,19 @@ class BaseExchangeTypes:
         producer = kombu.Producer(channel, exchange=exchange)
         if routing_key:
             producer.publish(
-                {'hello': 'world'},
+                {"hello": "world"},
                 declare=list(queues) if queues else None,
-                serializer='pickle',
-                routing_key=routing_key
+                serializer="pickle",
+                routing_key=routing_key,
             )
         else:
             producer.publish(
-                {'hello': 'world'},
-                declare=list(queues) if queues else None,
-                serializer='pickle'
+                {"hello": "world"}, declare=list(queues) if queues else None, serializer="pickle"
             )
 
     def test_direct(self, connection):
-        ex = kombu.Exchange('test_direct', type='direct')
-        test_queue = kombu.Queue('direct1', exchange=ex)
+        ex = kombu.Exchange("test_direct", type="direct")
+        test_queue = kombu.Queue("direct1", exchange=ex)
 
         with connection as conn:
             with conn.channel() as channel:
@@ -229,29 +219,29 @@ class BaseExchangeTypes:
                 self._consume(conn, test_queue)
 
     def test_direct_routing_keys(self, connection):
-        ex = kombu.Exchange('test_rk_direct', type='direct')
-        test_queue1 = kombu.Queue('rk_direct1', exchange=ex, routing_key='d1')
-        test_queue2 = kombu.Queue('rk_direct2', exchange=ex, routing_key='d2')
+        ex = kombu.Exchange("test_rk_direct", type="direct")
+        test_queue1 = kombu.Queue("rk_direct1", exchange=ex, routing_key="d1")
+        test_queue2 = kombu.Queue("rk_direct2", exchange=ex, routing_key="d2")
 
         with connection as conn:
             with conn.channel() as channel:
-                self._publish(channel, ex, [test_queue1, test_queue2], 'd1')
+                self._publish(channel, ex, [test_queue1, test_queue2], "d1")
                 self._consume(conn, test_queue1)
                 # direct2 queue should not have data
                 with pytest.raises(socket.timeout):
                     self._consume(conn, test_queue2)
                 # test that publishing using key which is not used results in
                 # discarted message.
-                self._publish(channel, ex, [test_queue1, test_queue2], 'd3')
+                self._publish(channel, ex, [test_queue1, test_queue2], "d3")
                 with pytest.raises(socket.timeout):
                     self._consume(conn, test_queue1)
                 with pytest.raises(socket.timeout):
                     self._consume(conn, test_queue2)
 
     def test_fanout(self, connection):
-        ex = kombu.Exchange('test_fanout', type='fanout')
-        test_queue1 = kombu.Queue('fanout1', exchange=ex)
-        test_queue2 = kombu.Queue('fanout2', exchange=ex)
+        ex = kombu.Exchange("test_fanout", type="fanout")
+        test_queue1 = kombu.Queue("fanout1", exchange=ex)
+        test_queue2 = kombu.Queue("fanout2", exchange=ex)
 
         with connection as conn:
             with conn.channel() as channel:
@@ -261,16 +251,15 @@ class BaseExchangeTypes:
                 self._consume(conn, test_queue2)
 
     def test_topic(self, connection):
-        ex = kombu.Exchange('test_topic', type='topic')
-        test_queue1 = kombu.Queue('topic1', exchange=ex, routing_key='t.*')
-        test_queue2 = kombu.Queue('topic2', exchange=ex, routing_key='t.*')
-        test_queue3 = kombu.Queue('topic3', exchange=ex, routing_key='t')
+        ex = kombu.Exchange("test_topic", type="topic")
+        test_queue1 = kombu.Queue("topic1", exchange=ex, routing_key="t.*")
+        test_queue2 = kombu.Queue("topic2", exchange=ex, routing_key="t.*")
+        test_queue3 = kombu.Queue("topic3", exchange=ex, routing_key="t")
 
         with connection as conn:
             with conn.channel() as channel:
                 self._publish(
-                    channel, ex, [test_queue1, test_queue2, test_queue3],
-                    routing_key='t.1'
+                    channel, ex, [test_queue1, test_queue2, test_queue3], routing_key="t.1"
                 )
                 self._consume(conn, test_queue1)
                 self._consume(conn, test_queue2)
@@ -279,21 +268,17 @@ class BaseExchangeTypes:
                     self._consume(conn, test_queue3)
 
     def test_publish_empty_exchange(self, connection):
-        ex = kombu.Exchange('test_empty_exchange', type='topic')
+        ex = kombu.Exchange("test_empty_exchange", type="topic")
         with connection as conn:
             with conn.channel() as channel:
-                self._publish(
-                    channel, ex,
-                    routing_key='t.1'
-                )
+                self._publish(channel, ex, routing_key="t.1")
 
 
 class BaseMessage:
-
     def test_ack(self, connection):
         with connection as conn:
-            with closing(conn.SimpleQueue('test_ack')) as queue:
-                queue.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleQueue("test_ack")) as queue:
+                queue.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = queue.get_nowait()
                 message.ack()
                 with pytest.raises(queue.Empty):
@@ -301,8 +286,8 @@ class BaseMessage:
 
     def test_reject_no_requeue(self, connection):
         with connection as conn:
-            with closing(conn.SimpleQueue('test_reject_no_requeue')) as queue:
-                queue.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleQueue("test_reject_no_requeue")) as queue:
+                queue.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = queue.get_nowait()
                 message.reject(requeue=False)
                 with pytest.raises(queue.Empty):
@@ -310,8 +295,8 @@ class BaseMessage:
 
     def test_reject_requeue(self, connection):
         with connection as conn:
-            with closing(conn.SimpleQueue('test_reject_requeue')) as queue:
-                queue.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleQueue("test_reject_requeue")) as queue:
+                queue.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = queue.get_nowait()
                 message.reject(requeue=True)
                 message2 = queue.get_nowait()
@@ -320,8 +305,8 @@ class BaseMessage:
 
     def test_requeue(self, connection):
         with connection as conn:
-            with closing(conn.SimpleQueue('test_requeue')) as queue:
-                queue.put({'Hello': 'World'}, headers={'k1': 'v1'})
+            with closing(conn.SimpleQueue("test_requeue")) as queue:
+                queue.put({"Hello": "World"}, headers={"k1": "v1"})
                 message = queue.get_nowait()
                 message.requeue()
                 message2 = queue.get_nowait()
@@ -330,9 +315,8 @@ class BaseMessage:
 
 
 class BaseEventLoop:
-
     def test_ack_from_another_thread(self, connection):
-        name = f'test_ack_from_another_thread_{uuid4().hex}'
+        name = f"test_ack_from_another_thread_{uuid4().hex}"
         test_queue = kombu.Queue(name, routing_key=name)
         acked = []
         hub = Hub()
@@ -354,9 +338,7 @@ class BaseEventLoop:
                         routing_key=test_queue.routing_key,
                         declare=[test_queue],
                     )
-            consumer = kombu.Consumer(
-                conn, [test_queue], callbacks=[callback], prefetch_count=1
-            )
+            consumer = kombu.Consumer(conn, [test_queue], callbacks=[callback], prefetch_count=1)
             with consumer:
                 try:
                     conn.register_with_event_loop(hub)
@@ -370,7 +352,6 @@ class BaseEventLoop:
 
 
 class BaseFailover(BasicFunctionality):
-
     def test_connect(self, failover_connection):
         super().test_connect(failover_connection)
 
@@ -381,9 +362,7 @@ class BaseFailover(BasicFunctionality):
         super().test_consume_empty_queue(failover_connection)
 
     def test_simple_buffer_publish_consume(self, failover_connection):
-        super().test_simple_buffer_publish_consume(
-            failover_connection
-        )
+        super().test_simple_buffer_publish_consume(failover_connection)
 
     def test_failover_switches_to_alternate_url(self, failover_connection):
         """Connecting past a dead first URL must land on the alternate.
@@ -395,9 +374,9 @@ class BaseFailover(BasicFunctionality):
         needs to keep working now that the name is validated there.
         """
         conn = failover_connection
-        assert len(conn.alt) > 1, 'fixture must supply an alternate URL'
+        assert len(conn.alt) > 1, "fixture must supply an alternate URL"
         dead, live = urlparse(conn.alt[0]), urlparse(conn.alt[-1])
-        assert dead.port != live.port, 'first URL must be the dead one'
+        assert dead.port != live.port, "first URL must be the dead one"
         assert conn.port == dead.port
 
         assert conn.connect()

@@ -11,7 +11,9 @@ import pytest
 WORKER = Path(__file__).parents[2] / "worker"
 
 SOURCES = sorted(
-    path for folder in ("gateway", "celery-consumer", "hub") for path in WORKER.glob(f"{folder}/src/*.js")
+    path
+    for folder in ("gateway", "celery-consumer", "hub")
+    for path in WORKER.glob(f"{folder}/src/*.js")
 )
 
 #: The last advisories published for what miniflare brings, and the first version without each.
