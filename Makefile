@@ -8,9 +8,11 @@ VENV ?= .venv
 JOBS ?= 5
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# Groups of dependencies need pip 25.1, and a new environment may have an older one.
+DEPENDENCIES := $(PIP_INSTALL) --upgrade 'pip>=25.1' && $(PIP_INSTALL) --editable '.[celery,cli,emulator,exporter,otel,redis]' --group
 
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
-unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL
+unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL CFQUEUES_BROKER_URL
 
 .PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench fleet release audit clean
 
@@ -98,19 +100,19 @@ clean: ## Delete all that these commands have made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says what is installed, and is out of date when the list of dependencies is newer.
-$(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.demo: setup.cfg setup.py pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) what the demo needs (once) ..."
 	@$(PIP_INSTALL) --editable '.[emulator,celery]'
 	@touch $@
 
-$(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.dev: setup.cfg setup.py pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) the package and its development tools (once; some minutes) ..."
-	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(DEPENDENCIES) dev
 	@touch $(VENV)/.demo $@
 
-$(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.bench: setup.cfg setup.py pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) what the benchmarks compare and draw with (once) ..."
-	@$(PIP_INSTALL) --editable '.[bench]'
+	@$(DEPENDENCIES) bench
 	@touch $@
 
 $(BIN)/python:

@@ -175,7 +175,7 @@ def draw(rounds: Sequence[Round], runs: Mapping[str, dict[str, Any]], target: Pa
     }  # fmt: skip
     markers = {ONE_IN_FLIGHT: "o", FOUR_IN_FLIGHT: "D", SDK: "s", REQUESTS: "^"}
     if importlib.util.find_spec("matplotlib") is None:
-        return "matplotlib is not installed (pip install 'kombu-cfqueues[bench]')"
+        return "matplotlib is not installed ('make bench' installs it)"
     with plotting() as pyplot:
         from matplotlib import ticker
 

@@ -18,12 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors
+    from . import errors, health
     from .metrics import stats
     from .transport.block import batch
     from .transport.transport import Transport
 
-__all__ = ["Transport", "__version__", "batch", "errors", "stats"]
+__all__ = ["Transport", "__version__", "batch", "errors", "health", "stats"]
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ _MODULES = {
     "Transport": ".transport.transport",
     "batch": ".transport.block",
     "errors": ".errors",
+    "health": ".health",
     "stats": ".metrics",
 }
 
@@ -52,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_MODULES[name], __name__)
-    return module if name == "errors" else getattr(module, name)
+    return module if name in ("errors", "health") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
 from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
-from .runtime.fork import notice_fork, renew_in_child
+from .runtime.fork import living, notice_fork, renew_in_child
 from .runtime.imports import importing
 from .runtime.once import once
 from .spool import SharedBudget, Spool
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 TOKEN_MAX_AGE_SECONDS: Final = 10.0
 """How long the spool uses one result of a callable `api_token`.
 
-The spool needs the token only to find the allowance to which a permit counts, so it may be a little
-old, and the application's callable is not called for every permit.
+The spool needs the token only to find the allowance that a permit is taken from, so the token may
+be a little old.  The application's callable is then not called for every permit.
 """
 
 MAX_IDLE_ACCOUNTS: Final = 100
 """Maximum number of accounts that are kept without a connection.
 
-An application may pass a new callable as `api_token` for each connection, which makes an account
-each time.
+An application may pass a new callable as `api_token` for each connection, and each makes a new
+account.
 """
 
 Key = tuple[str, str, Token]
@@ -58,8 +58,8 @@ class Account:
     """
 
     def __init__(self, options: Options) -> None:
-        # Here, and not in a thread that makes requests: a child that is forked while a thread
-        # imports OpenTelemetry would find the module half loaded.
+        # Load OpenTelemetry here and not in a thread that makes requests: a child that is forked
+        # during the import would find the module half loaded.
         instruments()
         self._options = options
         self._connections = 0  # guarded by the registry's lock
@@ -121,6 +121,11 @@ class Account:
             last = self._connections <= 0
         if last:
             self.client.close()
+
+    @classmethod
+    def all(cls) -> list[Account]:
+        """Return the accounts of this process."""
+        return living(_registry.accounts.values())
 
     def _publish_copy(self, queue_id: str, packed: Packed, *, deadline: float) -> None:
         self.publisher.submit(Address.of_id(queue_id), packed, deadline=deadline)
@@ -191,16 +196,16 @@ class _CurrentToken:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Call the callable anew: a thread of the parent may be calling it."""
-        self._latest: tuple[Secret, float] | None = None  # and until when it is used
+        """Call the callable again, because a thread of the parent may be calling it."""
+        self._latest: tuple[Secret, float] | None = None  # the token, and until when to use it
         self._is_called = False
 
     def __call__(self) -> str:
         if not callable(self._token):
             return self._token
         latest = self._latest
-        # While one thread calls, the others use the token before; where there is none yet, each
-        # calls for itself, because a permit without the token would count to no allowance.
+        # While one thread calls, the others use the previous token.  If there is none, each thread
+        # calls, because the allowance cannot be found without the token.
         if latest is not None and (self._is_called or time.monotonic() < latest[1]):
             return latest[0]
         self._is_called = True
@@ -208,8 +213,8 @@ class _CurrentToken:
         try:
             given = self._token()
             token = token if is_missing(given) else Secret(given)
-            del given  # not a Secret, so an error reporter would print it
-        # The application's code may raise anything.  The client calls it again for the next
+            del given  # not masked like a Secret, so an error reporter would print it
+        # The application's callable may raise anything.  The client calls it again for the next
         # request, and reports the failure to the caller of that request.
         except Exception:
             logger.debug("the callable api_token failed", exc_info=True)

@@ -6,7 +6,7 @@
       TransientError              a retry may succeed; Kombu reconnects; also kombu's
                                   OperationalError
         ConnectionFailed            no answer: DNS, TCP, TLS, a proxy, a lost response, a timeout
-          NothingListens            the API is to be on this machine, and nothing listens there
+          NothingListens            the API's host is this machine, and nothing listens there
         ServerError                 the server failed: 5xx, an HTML error page, invalid JSON
         RateLimited                 the allowance of the token or of the queue is used up
         QueueFull                   the queue's backlog has reached its limit
@@ -16,7 +16,7 @@
         AuthenticationFailed        the API token is malformed, unknown or revoked
         PermissionDenied            the API token lacks a permission
         QueueNotFound               the queue does not exist, and may not be created
-        MessageTooLarge             the message is larger than 128 KB, also if it is compressed
+        MessageTooLarge             the message is larger than 128 KB, even compressed
         InvalidMessage              the message cannot be sent as it is
         PlanLimitReached            the account's plan allows no more operations today
         PullNotEnabled              the queue has no consumer that may pull over HTTP
@@ -120,7 +120,7 @@ class CFQueuesError(Exception):
     def is_block(self) -> bool:
         """Whether the API itself says that the token is over its limit.
 
-        A 429 without the API's code may come from a gateway or a proxy on the way.
+        A 429 without the API's code may come from a gateway or a proxy.
         """
         return self.code is not None and LIMIT_CODES.get(self.code) is Scope.EVERYTHING
 
@@ -129,7 +129,7 @@ class TransientError(CFQueuesError, exceptions.OperationalError):
     """A retry may succeed.
 
     Kombu raises an `OperationalError` when its retries are used up.  As this is one, Kombu raises
-    it as it is, and `delivered` and the other attributes are kept.
+    it unchanged, with `delivered` and the other attributes.
     """
 
 
@@ -138,10 +138,7 @@ class ConnectionFailed(TransientError):
 
 
 class NothingListens(ConnectionFailed):
-    """The API's address is one of this machine, and nothing listens there.
-
-    Perhaps ``cfqueues emulator`` is to be started.
-    """
+    """The API's host is this machine, and nothing listens there: start ``cfqueues emulator``."""
 
 
 class ServerError(TransientError):
@@ -149,7 +146,7 @@ class ServerError(TransientError):
 
 
 class RateLimited(TransientError):
-    """No request may leave now: the API says so, or our own allowance is used up for too long."""
+    """No request may leave in time: the API has refused it, or our own allowance is used up."""
 
 
 class QueueFull(TransientError):
@@ -269,7 +266,7 @@ class BatchPublishError(_KombuBatchError):  # type: ignore[misc, valid-type]
 
 
 def copy_of(error: CFQueuesError) -> CFQueuesError:
-    """Return a copy of *error*: if several callers raised the same one, its traceback would mix."""
+    """Return a copy of *error*, because callers that raise the same one would mix its traceback."""
     copy: CFQueuesError = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__

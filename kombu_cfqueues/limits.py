@@ -33,9 +33,6 @@ The difference leaves room for 100 bytes of metadata per message, in case they c
 DELAY_SECONDS: Final = 86_400
 """Maximum delay of a message, a retry or a queue (queues/platform/limits: 24 hours)."""
 
-RETENTION_SECONDS: Final = 345_600
-"""Default time for which a queue keeps a message (queues/platform/limits: 4 days)."""
-
 MIN_RETENTION_SECONDS: Final = 60
 """Minimum time for which a queue can keep a message (queues/platform/limits)."""
 

@@ -1,7 +1,7 @@
 """What this process has done, in numbers: for `stats`, and through `telemetry` for OpenTelemetry.
 
 The client counts most of it once per request, so that a message costs almost nothing.  Each process
-counts the requests that it made itself, also if they carried messages of other processes.  A forked
+counts the requests that it made itself, even if they carried messages of other processes.  A forked
 child starts at 0.
 """
 
@@ -17,38 +17,38 @@ from .errors import CFQueuesError
 from .runtime.fork import notice_fork, renew_in_child
 from .telemetry import Operation, instruments
 
-QUEUE_COUNTS: Final = (
-    "published",
-    "publish_failed",
-    "publish_requests",
-    "publish_seconds",
-    "pulled",
-    "pull_requests",
-    "pull_seconds",
-    "empty_pulls",
-    "acked",
-    "given_back",
-    "ack_requests",
-    "ack_seconds",
-    "leases_expired",
-    "failed_requests",
-    "limited_requests",
-)
-"""Names of the counts of each queue.  docs/observability.md explains each of them."""
+QUEUE_COUNTS: Final = {
+    "published": "Messages that Cloudflare accepted.",
+    "publish_failed": "Messages in publishing requests that failed, once for each request.",
+    "publish_requests": "Requests that carried messages.",
+    "publish_seconds": "Time that these requests took together.",
+    "pulled": "Messages that were pulled.",
+    "pull_requests": "Pulls.",
+    "pull_seconds": "Time that pulls took together.",
+    "empty_pulls": "Pulls that returned no message.",
+    "acked": "Messages that were acknowledged.",
+    "given_back": "Messages that were given back, for another delivery.",
+    "ack_requests": "Requests that acknowledged messages or gave them back.",
+    "ack_seconds": "Time that these requests took together.",
+    "leases_expired": "Messages whose lease had ended before they were delivered or settled.",
+    "failed_requests": "Requests about messages that failed.",
+    "limited_requests": "Requests that a rate limit refused.",
+}
+"""The counts of each queue, and in one sentence what each is.  docs/observability.md says more."""
 
-PROCESS_COUNTS: Final = (
-    "admin_requests",
-    "admin_seconds",
-    "blocks",
-    "control_dropped",
-    "permits",
-    "permit_wait_seconds",
-    "refused",
-    "retries",
-    "uncertain",
-    "unroutable",
-)
-"""Names of the counts that only the process has."""
+PROCESS_COUNTS: Final = {
+    "admin_requests": "Requests that carry no message, such as look-ups.",
+    "admin_seconds": "Time that these requests took together.",
+    "blocks": "Blocks of the token that this process met.",
+    "control_dropped": "Events and replies that were dropped: the control broker took none.",
+    "permits": "Requests that had to have a permit of the request allowance.",
+    "permit_wait_seconds": "Time that these requests waited for their permit together.",
+    "refused": "Messages whose publisher got an error, and that certainly did not arrive.",
+    "retries": "Failures after which the same was tried again.",
+    "uncertain": "Messages whose publisher got an error, and that may have arrived.",
+    "unroutable": "Messages that were dropped because no queue is bound for them.",
+}
+"""The counts that only the process has, and in one sentence what each is."""
 
 MAX_QUEUES: Final = 1000
 """Maximum number of queues with counts of their own, because every reply queue has a new name."""

@@ -1,9 +1,9 @@
 """The request allowance of an API token, which all machines share through a Redis server.
 
 A script on the server gives out the permits, first come, first served (GCRA): each request asks
-once, and is told when it may leave.  The server's clock decides, so the clocks of the machines do
-not matter.  The server also knows the stops of the API, so that a 429 that one machine gets stops
-the others.
+once, and the answer says when it may leave.  The server's clock decides, so the clocks of the
+machines do not matter.  The server also records the stops of the API, so a 429 that one machine
+gets stops the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .errors import CFQueuesError, ConfigurationError, Scope
 from .metrics import metrics
 from .options import Secret
 from .rate_limit import INITIAL_TOKENS, Limit
+from .runtime.extras import install_command
 from .runtime.fork import renew_in_child
 from .runtime.imports import importing
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 REDIS_TIMEOUT_SECONDS: Final = 1.0
 """Timeout of each step of a call to Redis: the name, the connection, the answer.
 
-Redis answers in milliseconds.  A machine that gets no answer goes on alone, so waiting for long
+Redis answers in milliseconds, and a machine that gets no answer continues alone, so a longer wait
 gains nothing."""
 
 LONGEST_WAIT_SECONDS: Final = float(limits.WINDOW_SECONDS)
@@ -36,8 +37,8 @@ LONGEST_WAIT_SECONDS: Final = float(limits.WINDOW_SECONDS)
 die cannot use up the allowance for longer than one window."""
 
 STATE_SECONDS: Final = 86_400
-"""How long Redis keeps the state of a token that is not used.  A token without a state begins with
-a few requests, as on a machine."""
+"""How long Redis keeps the state of an unused token.  A token without a state begins with a few
+permits, as in a new bucket."""
 
 _NOW: Final = """
 local time = redis.call('TIME')
@@ -96,8 +97,8 @@ return {granted, free, tostring(wait), tostring(stopped), tostring(publishing_st
 )
 """Reserves a permit.
 
-``busy_until`` is when every permit that was given out will have been earned back: a bucket of
-*burst* permits is full if it is in the past.
+``busy_until`` is when all permits that were given out are earned back.  If that time has passed,
+the bucket is full: *burst* permits are free.
 """
 
 STOP: Final = (
@@ -121,7 +122,7 @@ _DIGESTS: Final = {
     script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
     for script in (ASK, STOP)
 }
-"""By which Redis knows the scripts that it has run before."""
+"""The digests by which Redis finds the scripts that it has run before."""
 
 
 class BudgetUnavailable(CFQueuesError):
@@ -129,7 +130,7 @@ class BudgetUnavailable(CFQueuesError):
 
 
 class Answer(NamedTuple):
-    """What Redis says to a machine that asks for a permit.
+    """The answer of Redis to a machine that asks for a permit.
 
     Attributes:
         granted: Whether a permit is reserved.
@@ -179,14 +180,15 @@ class RedisAllowance:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Connect anew in a child.  The parent's connection is neither used nor closed there."""
+        """Open a new connection in the child, and leave the parent's connection open and unused."""
         if self._client is not None:
-            # Collecting it would close the socket, for which gevent needs the parent's loop.
+            # Keep it: collecting it would close the socket, for which gevent needs the parent's
+            # loop.
             self._inherited.append(self._client)
         self._client = None
         self._report: tuple[int, float] | None = None
         self._lock = threading.Lock()  # guards _answers; held only during an assignment
-        self._answers: bool | None = None  # None until it is asked
+        self._answers: bool | None = None  # None until Redis was asked
 
     def ask(self, token: str, *, publishing: bool, anew: bool = False) -> Answer:
         """Reserve a permit, in one round trip.
@@ -194,8 +196,8 @@ class RedisAllowance:
         Args:
             token: The token's hash.
             publishing: Whether the request publishes, so that a stop of publishing stops it.
-            anew: Whether this machine was alone before.  Then nobody knows what was spent
-                meanwhile, and the burst begins with a few permits.
+            anew: Whether this machine could not use Redis before.  Then Redis does not know what
+                was spent meanwhile, so the burst begins with a few permits.
 
         Raises:
             BudgetUnavailable: Redis did not answer in time, or refused.
@@ -219,7 +221,7 @@ class RedisAllowance:
         self._report = left, time.monotonic() + reset_seconds
 
     def _reported(self) -> tuple[int, float]:
-        """Return what `heed` was told last, once, if it is new; else zeros."""
+        """Return the latest arguments of `heed`, once; zeros if there are no new ones."""
         report, self._report = self._report, None
         if report is None:
             return 0, 0.0
@@ -303,7 +305,7 @@ def _load_redis() -> Any:
         else:
             return redis
     raise ConfigurationError(
-        "budget_url needs the Python package redis: pip install 'kombu-cfqueues[redis]'"
+        f"budget_url needs the Python package redis: {install_command('redis', 'redis')}"
     )
 
 
@@ -338,7 +340,7 @@ def _make_client(redis: Any, url: Secret) -> Any:
 
 
 class _BoundedName:
-    """Gives up in time where the name servers do not answer, which ``getaddrinfo`` does not."""
+    """Looks up the server's name with a timeout, which ``getaddrinfo`` does not have."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""What a failure means, and how long to wait before another try."""
+"""What a failure means, and how long to pause before another try."""
 
 from __future__ import annotations
 
@@ -46,10 +46,6 @@ class Backoff:
         """Return a copy with one more failure."""
         return replace(self, failures=self.failures + 1)
 
-    def after_success(self) -> Backoff:
-        """Return a copy without failures."""
-        return replace(self, failures=0)
-
     @property
     def ceiling_seconds(self) -> float:
         """The maximum pause now; 0 if nothing has failed."""
@@ -94,7 +90,8 @@ def until(
         TransientError: The last try failed; raised early if the next try would be too late.
         PermanentError: A try failed in a way that a retry cannot change.
 
-    The error has ``delivered="unknown"`` if any try may have delivered, unless *give_up* ended it.
+    The error has ``delivered="unknown"`` if any try may have delivered the message, unless
+    *give_up* ended the tries.
     """
     maybe_delivered = False
     backoff, began = BACKOFF, time.monotonic()
@@ -129,5 +126,5 @@ def _pause(
     margin = max(now - started, min(LAST_TRY_SECONDS, (deadline - began) / 10))
     if started < deadline - margin:
         wait = min(wait, max(0.0, deadline - margin - now))
-    # Never retry without a pause: a server may ask for 0 seconds, or name a time that has passed.
+    # `retry_after` may only extend the pause: a server may ask for 0 seconds.
     return max(wait, error.retry_after or 0.0)

@@ -41,7 +41,7 @@ class SharedFacts(Protocol):
         """Forget in all processes that *name* has this id, because it is no longer true."""
 
     def next_page(self) -> int | None:
-        """Return the first page of the list of queues that nobody has read; None if all were."""
+        """Return the first page of the list of queues that is still unread; None if none is."""
 
     def note_page(self, page: int, queues: Mapping[str, KnownQueue], *, has_more: bool) -> None:
         """Share a page of the list, which the API gave to the token.
@@ -53,19 +53,19 @@ class SharedFacts(Protocol):
         """
 
     def unfinished(self, name: str) -> int | None:
-        """Return where a look-up of *name* goes on that another process did not finish.
+        """Return the page at which to continue an unfinished look-up of *name*.
 
-        A page of the answers to the name, or 0 if all were read; None if there is no such look-up.
+        Returns 0 if all pages of the answer were read, and None if no look-up is unfinished.
         """
 
     def note_unfinished(self, name: str, page: int) -> None:
-        """Share where the look-up of *name* goes on; see `unfinished`."""
+        """Share the page at which to continue the look-up of *name*; see `unfinished`."""
 
     def begin(self, question: str) -> bool:
         """Note that this process asks the API a *question*, for the whole machine.
 
         Returns:
-            Whether to ask; False if another process asks, or another thread of this process.
+            Whether this thread may ask; False if another process or thread is asking.
         """
 
     def end(self, question: str) -> None:

@@ -101,7 +101,7 @@ class Instruments:
             "kombu_cfqueues.blocks", "{block}", "Blocks of the API token that publishing met"
         )
         self._unroutable = meter.create_counter(
-            "kombu_cfqueues.unroutable", "{message}", "Messages dropped for want of a bound queue"
+            "kombu_cfqueues.unroutable", "{message}", "Messages dropped because no queue is bound"
         )
 
     def requested(
@@ -143,7 +143,7 @@ class Instruments:
         self._retries.add(1, _of_error(type(error).__name__))
 
     def blocked(self) -> None:
-        """Count a block of the token."""
+        """Record a block of the token."""
         self._blocks.add(1, _SYSTEM)
 
     def unroutable(self) -> None:

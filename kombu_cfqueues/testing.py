@@ -13,7 +13,7 @@ this machine; ``cfqueues_url`` is its broker URL::
         [message] = cfqueues_emulator.messages("celery")
         assert message.task == "shop.tasks.send_welcome_mail"
 
-Needs ``pip install 'kombu-cfqueues[emulator]'``.
+Needs the extra ``emulator``.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def cfqueues_celery(
 
         cfqueues_celery(app, publish_timeout=5)
 
-    Celery keeps its connections.  So a new ``broker_url`` is not enough once the application has
-    published; this fixture also closes the connections, before and after the test.
+    Celery keeps its connections, so a new ``broker_url`` is not enough once the application has
+    published.  This fixture also closes the connections, before and after the test.
     """
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         monkeypatch.delenv(name, raising=False)  # Celery prefers these to its settings

@@ -1,9 +1,10 @@
 """The protocol of a waiting room, in which messages wait for a request that carries them.
 
-A room keeps messages and hands out permits with the messages that go along.  `publish.memory_room`
-keeps the messages of one process, `spool.room` those of all processes of a machine, in a file.
-Everything that concerns callers (which thread posts, until when, what a failure means) is above
-this protocol, in `publish.group_commit`, and is written once.
+A room keeps messages, and gives out permits together with the messages to post.
+`publish.memory_room` keeps the messages of one process in memory; `spool.room` keeps the messages
+of all processes of a machine in a file.  Everything that concerns callers (which thread posts,
+until when, what a failure means) is above this protocol, in `publish.group_commit`, and is written
+once.
 
 The states of an item::
 
@@ -27,18 +28,18 @@ from .retry import Backoff
 
 
 class Kind(IntEnum):
-    """What waits, and for what.  Files hold these numbers."""
+    """What waits in a room.  The spool's file contains these numbers."""
 
     SINGLE = 0
-    """A `publish()`, for the confirmation of its message."""
+    """A message of `publish()`, whose caller waits for the confirmation."""
     BULK = 1
-    """A batch, for the confirmation of its messages."""
+    """A message of a batch, whose caller waits for the confirmation."""
     SPOOLED = 2
     """A message on this machine's disk, for which no caller waits."""
     ADMIN = 3
-    """A request that carries no message, for its permit."""
+    """A request that carries no message and waits for a permit."""
     LOOKUP = 4
-    """The same, if a message cannot be published before it."""
+    """An admin request without which a message cannot be published."""
 
 
 class RoomBusy(CFQueuesError):
@@ -55,7 +56,7 @@ class Item:
         deadline: Until when a caller waits for it, in monotonic seconds; infinite if none does.
         half_time: When half of the time until the deadline has passed, in monotonic seconds.
         repeats: Whether it may be posted again after an unknown outcome.
-        uncertain: Whether it may have arrived without an answer that said so.
+        uncertain: Whether it may have arrived although no answer confirmed it.
         max_batch: Maximum number of messages in a request that carries it.
         owner: The caller in this process that waits for it; None if there is none.
         place: Where the room keeps it; only the room knows the format.
@@ -188,7 +189,8 @@ class Outcomes(NamedTuple):
     Attributes:
         settled: The outcomes.
         waiting: Whether any message of this process is unclaimed.
-        look_at: When to look again, in monotonic seconds; None if no other process has any.
+        look_at: When to look again, in monotonic seconds; None if no other process has such
+            messages.
     """
 
     settled: Settled

@@ -17,7 +17,7 @@ import pytest
 
 from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.transport.bindings import forget_bindings
+from kombu_cfqueues.transport import bindings
 
 #: Positions of the emulator's knobs that are not the defaults: ``make positions`` sets them.
 KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
@@ -75,7 +75,7 @@ def nothing_remembered():
         if relay is not None and relay._thread is not None:
             relay.finish(0.0)
     account._registry.accounts.clear()
-    forget_bindings()
+    bindings._bindings.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Print orders as they come, until Ctrl-C."""
 
-import os
-
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 from kombu.mixins import ConsumerMixin
@@ -26,7 +24,7 @@ class Orders(ConsumerMixin):
 
 
 if __name__ == "__main__":
-    with Connection(os.environ.get("BROKER_URL", "cfqueues://")) as connection:
+    with Connection("cfqueues://") as connection:
         try:
             Orders(connection).run()
         except KeyboardInterrupt:

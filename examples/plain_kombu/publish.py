@@ -1,6 +1,5 @@
 """Publish an order for each argument, and end when Cloudflare has them all."""
 
-import os
 import sys
 
 from kombu import Connection
@@ -17,4 +16,4 @@ def publish(broker_url: str, items: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    publish(os.environ.get("BROKER_URL", "cfqueues://"), sys.argv[1:])
+    publish("cfqueues://", sys.argv[1:])

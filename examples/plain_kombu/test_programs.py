@@ -16,7 +16,7 @@ pytest_plugins = ["kombu_cfqueues.testing"]
 def start(url: str, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command],
-        env=os.environ | {"BROKER_URL": url},
+        env=os.environ | {"CFQUEUES_BROKER_URL": url},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from celery import Celery
 
-app = Celery("shop", broker=os.environ.get("BROKER_URL", "cfqueues://"))
+app = Celery("shop", broker="cfqueues://")
 app.conf.task_default_queue = "emails"
 
 

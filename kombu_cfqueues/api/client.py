@@ -96,17 +96,17 @@ class Client:
             page: The number of the page, from 1.
             name: Ask only for queues with this name.  The server may ignore it.
             deadline: When to give up.
-            wanted: The queue that is looked for; the request then ranks as the message that waits
-                for it, as with *name*.
-            is_known: Returns whether another process knows the result by now.
+            wanted: The queue that the caller looks for.  With it, as with *name*, the request ranks
+                as the message that waits for it.
+            is_known: Returns whether another process has learned the result.
 
         Raises:
-            Unneeded: It does, so no request was made.
+            Unneeded: *is_known* returned true, so no request was made.
         """
         query = urlencode({"page": page} | ({"name": name} if name else {}))
         wanted = name or wanted
         action = f"looking up queue {wanted!r}" if wanted else "listing the queues"
-        self.load()  # on a busy machine, the answer may be known by then
+        self.load()  # takes a while on a busy machine, and then the answer may be known
         self._permits.acquire(deadline, for_message=bool(wanted), is_known=is_known)
         payload = self._permitted("GET", f"?{query}", action=action, deadline=deadline)
         found = QueuePage.from_json(payload, page)
@@ -114,21 +114,13 @@ class Client:
             self.remember_name(queue.id, queue.name)
         return found
 
-    def create_queue(
-        self, name: str, *, settings: Mapping[str, Any] | None = None, deadline: float
-    ) -> Queue:
-        """Create a queue.
-
-        Args:
-            name: Its name at Cloudflare.
-            settings: ``delivery_delay`` and ``message_retention_period``, in seconds; Cloudflare
-                chooses those that are missing or None.
-            deadline: When to give up.
-        """
+    def create_queue(self, name: str, *, deadline: float) -> Queue:
+        """Create a queue with this *name* at Cloudflare, and Cloudflare's default settings."""
         action = f"creating queue {name!r}"
-        body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
         self._permits.acquire(deadline, for_message=True)
-        payload = self._permitted("POST", "", body, action=action, deadline=deadline)
+        payload = self._permitted(
+            "POST", "", {"queue_name": name}, action=action, deadline=deadline
+        )
         queue = Queue.from_json(payload.get("result"))
         if queue is None:
             raise ServerError(f"{action} failed: the response has no queue id. {STATUS_PAGE}")
@@ -147,11 +139,24 @@ class Client:
         payload = self._admin("GET", path, action=action, deadline=deadline)
         return Backlog.from_json(payload.get("result"))
 
-    def pause_delivery(self, queue: Queue, *, paused: bool, deadline: float) -> None:
-        """Stop or resume delivery.  A paused queue accepts messages, and its messages expire."""
-        action = f"{'pausing' if paused else 'resuming'} {self._name(queue.id)}"
+    def read_queue(self, queue_id: str, *, deadline: float) -> Mapping[str, Any]:
+        """Return the JSON object of a queue, with its settings and consumers."""
+        action = f"reading {self._name(queue_id)}"
+        payload = self._admin("GET", _path(queue_id), action=action, deadline=deadline)
+        return mapping(payload.get("result"))
+
+    def edit_queue(self, queue: Queue, settings: Mapping[str, Any], *, deadline: float) -> None:
+        """Change some settings of a queue.
+
+        Args:
+            queue: The queue.
+            settings: ``delivery_delay`` and ``message_retention_period``, in seconds, and
+                ``delivery_paused``: a paused queue accepts messages, and its messages expire.
+            deadline: When to give up.
+        """
+        action = f"changing {self._name(queue.id)}"
         # wrangler sends the name too.
-        body = {"queue_name": queue.name, "settings": {"delivery_paused": paused}}
+        body = {"queue_name": queue.name, "settings": dict(settings)}
         self._admin("PATCH", _path(queue.id), body, action=action, deadline=deadline)
 
     def purge(self, queue_id: str, *, deadline: float) -> None:
@@ -193,6 +198,14 @@ class Client:
         action = f"enabling HTTP pull for {self._name(queue_id)}"
         path = _path(queue_id, "/consumers")
         self._admin("POST", path, consumer, action=action, deadline=deadline)
+
+    def replace_consumer(
+        self, queue_id: str, consumer_id: str, consumer: Mapping[str, Any], *, deadline: float
+    ) -> None:
+        """Replace a consumer; what *consumer* leaves out gets its default."""
+        action = f"changing the consumer of {self._name(queue_id)}"
+        path = _path(queue_id, f"/consumers/{quote(consumer_id, safe='')}")
+        self._admin("PUT", path, dict(consumer), action=action, deadline=deadline)
 
     # Messages
 

@@ -1,4 +1,4 @@
-"""Connections to the API: what lies between a request and the sockets.
+"""Connections to the API: everything between a request and the sockets.
 
 They take no login from ``~/.netrc``, follow no redirect, repeat no request, keep no cookie, skip
 interim responses, and end every response at its timeout.  They use the proxies and CA bundles of
@@ -32,8 +32,8 @@ from ..options import is_loopback
 from .name_resolution import names
 
 POOL_SIZE: Final = 32
-"""Connections that stay open.  If more threads make requests, more connections are opened, and
-closed after use."""
+"""Connections that stay open.  If more threads make requests, the additional connections are closed
+after use."""
 
 MAX_RESPONSE_BYTES: Final = 100 << 20
 """Maximum size of a response body.  A pull of 100 messages of 128 KB stays below it, even if JSON
@@ -83,9 +83,9 @@ class Pool:
 
 
 def _prepare(request: requests.Request) -> requests.PreparedRequest:
-    """Do what is needed of ``request.prepare()``, which takes a sixth of a request's CPU time.
+    """Do the needed part of ``request.prepare()``, which takes a sixth of a request's CPU time.
 
-    That method also parses and quotes the URL, which is quoted already, and looks for cookies and a
+    ``prepare`` also parses and quotes the URL, which is already quoted, and looks for cookies and a
     login.
     """
     prepared = requests.PreparedRequest()
@@ -103,11 +103,11 @@ def read_body(response: requests.Response) -> bytes:
     """Read the whole body.
 
     Raises:
-        ContentDecodingError: It is larger than `MAX_RESPONSE_BYTES`, or has an encoding that the
-            request did not ask for: each further compression makes a body up to a thousand times
+        ContentDecodingError: The body is larger than `MAX_RESPONSE_BYTES`, or has an encoding that
+            the request did not ask for: each layer of compression can make a body a thousand times
             as large.
 
-    It also raises whatever requests and urllib3 raise.
+    Also raises whatever requests and urllib3 raise.
     """
     if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
         raise requests.exceptions.ContentDecodingError("the response has an unrequested encoding")
@@ -175,8 +175,8 @@ class _Response(HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
-        # These have no body (RFC 9110).  If the headers announce one, the server may send it, and
-        # the next request on the connection would read it.
+        # These statuses have no body (RFC 9110).  If the headers announce a body, the server may
+        # send it, and the next request on the connection would read it.
         if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) and (
             self.chunked or self.headers.get("Content-Length", "0").strip() != "0"
         ):
@@ -279,7 +279,7 @@ def _use_our_pools(manager: Any) -> None:
 
 
 def _use_our_responses(manager: Any) -> None:
-    """Keep the connections of *manager*, which speak SOCKS, but read responses as we do."""
+    """Keep the SOCKS connections of *manager*, but read responses with our class."""
     manager.pool_classes_by_scheme = {
         scheme: _reading_our_responses(pool)
         for scheme, pool in manager.pool_classes_by_scheme.items()
@@ -321,7 +321,7 @@ def _addresses(connection: Any, host: str, port: int, ends: float) -> list[str]:
         raise NewConnectionError(connection, f"{host} has no address: {error}") from error
 
 
-@functools.cache  # a class each would grow with each request
+@functools.cache  # otherwise each request would make a new class
 def _reading_our_responses(pool: Any) -> Any:
     connection = pool.ConnectionCls
     if connection.response_class is _Response:

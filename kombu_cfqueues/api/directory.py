@@ -52,7 +52,7 @@ class Directory:
         self._pull_consumers = PullConsumers(client, self._names)
         self._finder = Finder(client, self._names, facts)
         self._is_probed = False
-        self._is_doubted = False  # what other processes know of the server is not believed
+        self._is_doubted = False  # a connection failed, so facts of other processes do not count
         self._probe_failure: TransientError | None = None  # of the last slow probe
         self._probe_failure_ends = 0.0  # monotonic
         self.renew_after_fork()
@@ -100,7 +100,7 @@ class Directory:
         )
 
     def _trust_token(self) -> bool | None:
-        """Connect without a request, if another process has done so: it would learn nothing."""
+        """Connect without a request if another process has just made it."""
         if self._facts is None or not self._facts.token_works():
             return None
         self._client.trust_token()
@@ -111,7 +111,7 @@ class Directory:
         called = time.monotonic()
         self._client.load()
         began = time.monotonic()
-        deadline += began - called  # which is for the server, not for imports
+        deadline += began - called  # the deadline limits the server, not the import
         is_known = None if self._is_doubted else lambda: bool(self._trust_token())
         try:
             self._finder.read_page(1, deadline, is_known=is_known)
@@ -125,8 +125,8 @@ class Directory:
         except TransientError as error:
             ended = time.monotonic()
             if ended - began > SLOW_PROBE_SECONDS:
-                # Kombu connects again at once, at least three times, and a publish would wait for
-                # as many timeouts in a row.
+                # Kombu reconnects at once, at least three times, and a publish would wait for that
+                # many timeouts in a row.
                 self._probe_failure = error
                 self._probe_failure_ends = ended + PROBE_FAILURE_SECONDS
             raise
@@ -137,7 +137,7 @@ class Directory:
         """Let the next `probe` make a request, because a connection has failed.
 
         Args:
-            failure: What probes raise for `PROBE_FAILURE_SECONDS` instead; None makes the request.
+            failure: What probes raise for `PROBE_FAILURE_SECONDS` instead of making a request.
         """
         self._is_probed, self._is_doubted = False, True
         if failure is not None:
@@ -160,8 +160,8 @@ class Directory:
         Raises:
             QueueNotFound: It is missing, and ``create_missing_queues`` is off.
             QueueNameConflict: Another name of this process is translated to the same name.
-            ConfigurationError: Cloudflare allows no character of the name; or it is missing, and
-                its name is an id.
+            ConfigurationError: Cloudflare allows no character of the name; or the queue does not
+                exist and its name is an id.
             CFQueuesError: What a request raised.
         """
         if name in options.queues:
@@ -189,7 +189,7 @@ class Directory:
             name: Kombu's name.
             options: As for `queue`.
             deadline: When to give up.
-            anew: Whether to ask the API also if the queue is known.
+            anew: Whether to ask the API even if the queue is known.
         """
         if name in options.queues:
             return Queue(options.queues[name], name, None)

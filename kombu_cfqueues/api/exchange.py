@@ -56,7 +56,8 @@ class Exchange:
         Raises:
             CFQueuesError: There was no response.
         """
-        # The exception that the application is handling is not ours, although Python links to it.
+        # Python links our error to the exception that the application is handling, which is not a
+        # cause of it.
         handled = sys.exc_info()[1]
         method, url, headers, body = sent
         timeout = urllib3.Timeout(total=seconds, connect=connect_seconds, read=read_seconds)

@@ -1,7 +1,7 @@
 """Finds queues by their names at Cloudflare, in few requests.
 
-A process keeps what it has learned as long as it uses it, because every look-up costs a request,
-and requests are scarce.  The processes of a machine tell each other, for some minutes.
+Every look-up costs a request, so a process keeps the queues that it has found while it uses them.
+The processes of a machine share them for some minutes.
 
 For a name that is unknown, the order of requests is: the next pages of the list of all queues (see
 `Listing`), the name itself, and, if the queue is missing and may be created, its creation.
@@ -72,7 +72,7 @@ class Finder:
     def find(self, name: str, deadline: float, *, create: bool) -> Queue | None:
         """Return the queue with this *name*, or None if it is missing.
 
-        Blocks for a look-up if it is unknown, which only one thread of one process makes.
+        Blocks for a look-up if the queue is unknown.  Only one thread of one process makes it.
 
         Raises:
             CFQueuesError: A request failed.
@@ -152,11 +152,11 @@ class Finder:
             found = self._queues.get(name)
             if found is not None:
                 return found, position
-            if self._listing.next_page() is None:  # the name is on no page
+            if self._listing.next_page() is None:  # the list was read, and does not have the name
                 position = position._replace(page=None)
                 break
         else:
-            self._listing.note_in_vain()
+            self._listing.note_miss()
         position = position._replace(is_listed=True)
         self._unfinished.note(name, position)
         return None, position
@@ -259,13 +259,13 @@ class Finder:
         return True
 
     def _share(self, queue: Queue) -> None:
-        """Tell the other processes of a queue that the API has just shown."""
+        """Share a queue that the API has just returned with the other processes."""
         if self._facts is not None:
             self._facts.note_queue(queue.name, _as_fact(queue))
 
 
 def question(page: int) -> str:
-    """Return the question, of the processes of the machine, for a page of the list."""
+    """Return the name of the question for a page of the list; see `SharedFacts.begin`."""
     return f"list {page}"
 
 

@@ -16,6 +16,7 @@ import requests
 import urllib3
 from urllib3.util.ssl_match_hostname import CertificateError
 
+from .. import limits
 from ..errors import CFQueuesError, ConfigurationError, ConnectionFailed, Delivered, NothingListens
 from ..options import is_loopback
 
@@ -28,6 +29,8 @@ FOREIGN: Final = (
 )
 """What a request may raise: the exceptions of requests, and those that requests lets through."""
 
+
+_API_HOST: Final = urlsplit(limits.API_BASE_URL).netloc
 
 CHECK_ROUTE: Final = "check the host of the broker URL, the network, a firewall, and HTTPS_PROXY"
 """What to do if the API cannot be reached."""
@@ -61,6 +64,12 @@ _NOTHING_LISTENS: Final = _Translation(
     NothingListens,
     "no",
     "{host} cannot be reached: nothing listens on {host}; is 'cfqueues emulator' running?",
+)
+_PLAIN: Final = _Translation(
+    ConnectionFailed,
+    "no",
+    "this server speaks plain http: use base_url and allow_insecure_http, as in "
+    "base_url='http://{host}', if you trust the network to {host}",
 )
 _BROKEN: Final = _Translation(
     ConnectionFailed,
@@ -119,7 +128,7 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
         _Translation(ConnectionFailed, "unknown", "{host} did not answer in time: " + CHECK_ROUTE),
     ),
 )
-"""The most specific meaning first: an exception often carries others as cause or argument."""
+"""The most specific first, because an exception often has others as its cause or argument."""
 
 
 def translate(
@@ -154,13 +163,20 @@ def _translation_of(links: Sequence[BaseException], host: str) -> _Translation:
         return _NO_CERTIFICATES
     if "dependencies for SOCKS" in str(links[0]):
         return _NO_SOCKS
+    # Cloudflare itself speaks TLS: something on the way has answered, and must not get the token.
+    is_plain = host != _API_HOST and any(map(_is_no_tls, links))
     for classes, translation in _TRANSLATIONS:
         if any(isinstance(link, classes) for link in links):
             is_refused = any(isinstance(link, ConnectionRefusedError) for link in links)
             if translation is _UNREACHABLE and is_refused and _is_here(host):
                 return _NOTHING_LISTENS
-            return translation
-    return _BROKEN
+            return _PLAIN if translation is _UNREACHABLE and is_plain else translation
+    return _PLAIN if is_plain else _BROKEN
+
+
+def _is_no_tls(link: BaseException) -> bool:
+    """Whether OpenSSL was answered by something that is not TLS."""
+    return getattr(link, "reason", None) in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
 def _is_here(host: str) -> bool:

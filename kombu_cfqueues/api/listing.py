@@ -1,9 +1,9 @@
-"""How far the list of the account's queues was read, and how far a look-up reads on in it.
+"""How far the list of the account's queues was read, and how many pages a look-up reads.
 
-A page of the list answers for 20 names, and a request for one name answers for that name.  So a
-look-up first reads the next pages.  Each look-up for which that was in vain lets the later ones
-read one page more: a process that uses many queues soon has the whole list, and a process that uses
-one queue of thousands reads a single page too many.
+A page of the list answers for 20 names, and a request for one name only for that name.  So a
+look-up first reads the next pages.  After each look-up that does not find its queue on these pages,
+later look-ups read one page more.  A process that uses many queues soon has the whole list, and a
+process that uses one queue of thousands reads one page too many.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Listing:
         # which is read again then.
         self._next: int | None = 1  # the page that this process reads next; None: none is left
         self._ids: frozenset[str] = frozenset()  # the queues on the pages before
-        self._in_vain = 0
+        self._misses = 0  # look-ups that did not find their queue on the pages
 
     @property
     def pages_per_lookup(self) -> int:
         """How many pages a look-up reads before it asks for the name."""
-        return 1 + self._in_vain
+        return 1 + self._misses
 
     def next_page(self) -> int | None:
         """Return the number of the page to read next; None if no page is left."""
@@ -50,11 +50,11 @@ class Listing:
         if self.has_read(page):
             return
         ids = frozenset(ids)
-        # A server that ignores the number of the page would repeat the first page for ever.
+        # A server that ignores the number of the page would repeat the first page forever.
         is_last = not has_more or ids <= self._ids
         self._ids |= ids
         self._next = None if is_last else page + 1
 
-    def note_in_vain(self) -> None:
+    def note_miss(self) -> None:
         """Note that a look-up did not find its queue on the pages that it read."""
-        self._in_vain += 1
+        self._misses += 1

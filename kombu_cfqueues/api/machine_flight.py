@@ -13,20 +13,20 @@ T = TypeVar("T")
 MAX_WAIT_SECONDS: Final = 3.0
 """Longest wait for another process.
 
-Long beside a look-up of a few requests.  If it takes longer, it waits for permits, for which this
-process then waits too, until the answer is there; or the server hangs, and this process has to find
-that out in time to use another URL."""
+A look-up of a few requests takes much less.  If it takes longer, it waits for permits, and this
+process may wait for them just as well; or the server hangs, and this process must notice that in
+time to use another URL."""
 
 FIRST_LOOK_SECONDS: Final = 0.01
 """Pause before the first look whether another process has the answer.
 
-Short beside a request, which takes tens of milliseconds."""
+A request takes tens of milliseconds."""
 
 MAX_LOOK_SECONDS: Final = 0.05
 """Longest pause between two looks.
 
-The pauses double up to it.  With shorter ones, dozens of processes that start together would use
-the CPU that the process which asks needs."""
+The pauses double up to this time.  With shorter ones, dozens of processes that start together would
+take the CPU time that the asking process needs."""
 
 
 def ask_for_machine(
@@ -46,8 +46,8 @@ def ask_for_machine(
         question: What is asked for.
         learned: Returns the answer if the machine's facts have it.
         ask: Makes the request, and adds its answer to the facts.
-        deadline: That of *ask*, in monotonic seconds.  At most half of the time until then passes
-            before *ask* is called.
+        deadline: Deadline of *ask*, in monotonic seconds.  At most half of the time until then
+            passes before *ask* is called.
     """
     if facts is None:
         return ask()

@@ -1,4 +1,4 @@
-"""What the API says about queues, pull consumers and backlogs, as checked values.
+"""Queues, pull consumers and backlogs, as checked values of what the API returns.
 
 A field that is missing from the JSON, or has another type, becomes None or empty.
 """
@@ -72,7 +72,7 @@ class PullConsumer(NamedTuple):
     Attributes:
         max_retries: Deliveries after which Cloudflare deletes a message, or moves it to the
             dead-letter queue.
-        dead_letter_queue: Name, at Cloudflare, of that queue; ``""`` if there is none.
+        dead_letter_queue: Name, at Cloudflare, of the dead-letter queue; ``""`` if there is none.
     """
 
     max_retries: int

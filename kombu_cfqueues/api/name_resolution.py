@@ -38,7 +38,7 @@ class NameResolver:
 
         Raises:
             OSError: The name has no address, or the name servers did not answer in time.
-            UnicodeError: It cannot be a host's name.
+            UnicodeError: *host* cannot be the name of a host.
         """
         family = allowed_gai_family()
 
@@ -65,7 +65,7 @@ class _Lookup:
         self._on_end = on_end
         self._ended = threading.Event()
         self._found: list[str] = []
-        self._error: Exception | None = OSError("the thread that looked it up was stopped")
+        self._error: Exception | None = OSError("the thread that looked up the host was stopped")
 
     def start(self) -> None:
         thread = threading.Thread(target=self._run, name="cfqueues-resolve", daemon=True)

@@ -1,7 +1,7 @@
-"""Refusals of a valid token, which the API gives now and then, and which pass.
+"""Temporary refusals: the API sometimes refuses a valid token for a short time.
 
-Several people saw codes 10000 and 10001 for a token that is valid, mostly under many parallel
-calls.  A process that took each for a revoked token would stop workers and fail publishes.
+Several people saw codes 10000 and 10001 for a valid token, mostly during many parallel calls.  If
+each counted as a revoked token, workers would stop and publishes would fail.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ PASSING_CODES: Final = frozenset({10000, 10001})
 """Codes that the API also gives to a valid token."""
 
 PASSING_SECONDS: Final = 5.0
-"""How long such refusals of one kind of request count as passing if the token has worked."""
+"""How long these refusals of one kind of request count as temporary if the token has worked."""
 
 FORGOTTEN_SECONDS: Final = 300.0
 """After this time without a refusal, the next one starts a new `PASSING_SECONDS`."""
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether *error* is a refusal of the token that may pass, as `PassingRefusals` decided.
+    """Whether `PassingRefusals` decided that *error* is a temporary refusal of the token.
 
-    It is not news: if it does not pass, another error follows.
+    Such an error need not be logged: if the refusal does not end, another error follows.
     """
     return isinstance(error, ServerError) and error.code in PASSING_CODES
 
@@ -38,7 +38,7 @@ class PassingRefusals:
 
     def __init__(self) -> None:
         self._accepted = Secret()  # the token that worked last
-        self._is_trusted = False  # the first token worked in another process
+        self._is_trusted = False  # another process has used the first token successfully
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -62,8 +62,8 @@ class PassingRefusals:
     def judge(self, error: CFQueuesError, token: Secret, method: str, path: str) -> CFQueuesError:
         """Return what to raise for *error*: a `ServerError` if another try may succeed.
 
-        Counted by kind of request, because a token may have the permission for one kind and not for
-        another, for which the API gives the same code.
+        Refusals are counted by kind of request: a token may lack the permission for one kind, which
+        the API refuses with the same code.
         """
         is_refusal = isinstance(error, AuthenticationFailed) and error.code in PASSING_CODES
         has_worked = token == self._accepted or (self._is_trusted and not self._accepted)

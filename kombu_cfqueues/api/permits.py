@@ -1,4 +1,4 @@
-"""What the client needs of the request allowance."""
+"""The part of the request allowance that the client needs."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class PullConsumers:
     def __init__(self, client: Client, names: QueueNames) -> None:
         self._client = client
         self._names = names
-        # By queue id.  None if the queue could not be pulled, so that the consumer which came with
-        # its look-up is outdated.
+        # By queue id.  None if the queue could not be pulled: then the consumer that came with its
+        # look-up is outdated.
         self._known: Recent[str, PullConsumer | None] = Recent()
 
     def enable(self, queue: Queue, options: Options, *, deadline: float) -> PullConsumer:
@@ -57,8 +57,8 @@ class PullConsumers:
         known = self._known.get(queue.id)
         if known is not None:
             return known
-        # What came with the look-up of the queue costs no request.  An application with fifty
-        # queues would otherwise spend the allowance of a quarter of a minute on them.
+        # The look-up of a queue usually returns its consumers.  Otherwise an application with fifty
+        # queues would use fifty requests, the allowance of a quarter of a minute, for them.
         outdated = queue.id in self._known
         consumer = None if outdated else PullConsumer.from_json(queue.consumers)
         if consumer is None:

@@ -13,7 +13,7 @@ from ..options import Options
 from ..runtime.recent import Recent
 
 HASH_DIGITS: Final = 8
-"""Hex digits at the end of a shortened name: two names get the same ones once in 4 billion."""
+"""Hex digits of the hash in a shortened name; two names share them once in 4 billion."""
 
 _QUEUE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
@@ -60,7 +60,8 @@ def prefixed(name: str, options: Options) -> str:
     """Return Kombu's queue *name* with the option ``queue_name_prefix``.
 
     Raises:
-        ConfigurationError: Only the prefix would be left of it, which may be another queue's name.
+        ConfigurationError: The name has no character that Cloudflare allows, so only the prefix
+            would be left, which may be the name of another queue.
     """
     if name.isascii() and not re.search("[A-Za-z0-9]", name):
         raise ConfigurationError(
@@ -88,7 +89,7 @@ class QueueNames:
         return cloudflare_name
 
     def reserve_alias(self, alias: str, cloudflare_name: str) -> None:
-        """Reserve *alias* too: Cloudflare's name for the queue that was to be *cloudflare_name*.
+        """Reserve *alias* too, a name that Cloudflare considers the same as *cloudflare_name*.
 
         Raises:
             QueueNameConflict: It is reserved for another name.

@@ -57,7 +57,7 @@ class Requester:
         token: The API token, or a callable that returns it, which is called before each request.
         connect_timeout: Longest wait for a connection, TLS included, in seconds.
         read_timeout: Longest wait for a response, in seconds.
-        permits: The request allowance; it is told what responses say about it.
+        permits: The request allowance; gets what responses say about the allowance.
 
     Attributes:
         latest_headers: Headers of the latest response to any thread; empty before the first.
@@ -176,7 +176,7 @@ class Requester:
         except CFQueuesError:
             raise
         # The application's callable may raise anything, but a worker understands only our errors.
-        # This one is transient, because a secret store may be down for a moment, and a file empty.
+        # This error is transient: a secret store may be down for a moment, or a file may be empty.
         except Exception as error:
             raise ConnectionFailed(
                 f"{action} failed: the callable api_token raised {type(error).__name__}, which is "
@@ -199,9 +199,9 @@ class Requester:
 
 
 def _load_exchange() -> type[Exchange]:
-    """Import requests, which takes as long as all the rest of this package.
+    """Import requests, which takes as long as the rest of this package.
 
-    A process whose messages are posted by others does not need it.
+    A process whose messages other processes post does not need it.
     """
     with importing:
         from .exchange import Exchange  # noqa: PLC0415

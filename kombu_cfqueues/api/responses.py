@@ -1,8 +1,8 @@
 """What a response of the API means: its payload, or one of our errors.
 
 The HTTP status alone is not enough: an error may come with status 200, and failures of Cloudflare's
-edge are HTML pages.  ``success`` and ``errors[].code`` decide; the status decides where they are
-missing.  A limit is the exception, because it must not be missed: it is one if either says so.
+edge are HTML pages.  ``success`` and ``errors[].code`` decide; the status decides if they are
+missing.  Only a limit is recognized by either, because it must not be missed.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _epoch(date: str) -> float | None:
     """Return an HTTP date in seconds since the epoch; None if it is not a date."""
     try:
         read = parsedate_to_datetime(date)
-        # Without a time zone it is in UTC too (RFC 9110), but Python would take the local one.
+        # A date without a time zone is in UTC (RFC 9110), but Python would use the local time zone.
         return (read if read.tzinfo else read.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -39,7 +39,7 @@ class SingleFlight:
 
         Args:
             key: What is asked for.
-            known: Returns the result if this process has it, without blocking.
+            known: Returns the result if this process has it; must not block.
             ask: Makes the request, and stores the result for *known*.
             action: What *ask* does, for the text of a timeout.
             deadline: When to stop waiting, in seconds of `time.monotonic`.
@@ -58,7 +58,7 @@ class SingleFlight:
                 if flight is own:
                     return own.fly(ask)
             finally:
-                # Also after a KeyboardInterrupt, because nothing else would wake the other threads.
+                # Even after a KeyboardInterrupt: nothing else would wake the other threads.
                 self._end(key, own)
             if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
                 raise _timeout(action)

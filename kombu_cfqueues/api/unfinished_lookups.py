@@ -1,4 +1,4 @@
-"""Look-ups of queues that ended early, and where the next one goes on."""
+"""Look-ups of queues that ended early, and where the next look-up continues."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..runtime.recent import Recent
 from ..shared_facts import SharedFacts
 
 RESUME_SECONDS: Final = 3_600.0
-"""A look-up goes on where an earlier one stopped within this time.  After it, queues may have been
-created on the pages that were read."""
+"""How long a look-up continues where an earlier one stopped.  Later, queues may have been created
+on the pages that were read."""
 
 
 class Position(NamedTuple):
-    """Where the look-up of a name goes on.
+    """Where the look-up of a name continues.
 
     Attributes:
-        page: The page of the answers to the name that is read next; None if all were read.
-        ids: The queues on the pages before it.
+        page: The next page of the answer for the name; None if all pages were read.
+        ids: The queues on the earlier pages.
         conflict: Why the queue could not be created.  Then the pages are read again, for a name
             that differs in upper and lower case.
-        is_listed: Whether the list of all queues was read for the name, as far as a look-up does.
+        is_listed: Whether the look-up has read its pages of the list of all queues.
     """
 
     page: int | None = 1
@@ -32,7 +32,7 @@ class Position(NamedTuple):
 
     def after(self, ids: frozenset[str], *, has_more: bool) -> Position:
         """Return the position after a page with these queues."""
-        # A server that ignores `page` would repeat the first page for ever.
+        # A server that ignores `page` would repeat the first page forever.
         is_last = not has_more or ids <= self.ids
         page = None if is_last or self.page is None else self.page + 1
         return self._replace(page=page, ids=self.ids | ids)
@@ -56,11 +56,11 @@ class UnfinishedLookups:
         """Return where to go on.
 
         Args:
-            name: The queue's.
+            name: The queue's name at Cloudflare.
             deadline: When the look-up ends, in monotonic seconds.  A caller with much time has a
-                low rate, and comes back after as much time.
-            creates: Whether the queue is created if it is missing.  If not, a look-up that was in
-                vain proves nothing: another program may have created the queue since.
+                low rate, and may try again only after as much time.
+            creates: Whether the queue is created if it is missing.  If not, a look-up starts again
+                after it has read all pages: another program may have created the queue since.
         """
         found, now = self._positions.get(name), time.monotonic()
         if found is not None and now - found[1] <= max(RESUME_SECONDS, deadline - now):
@@ -79,5 +79,5 @@ class UnfinishedLookups:
             self._facts.note_unfinished(name, 1 if position.conflict else position.page or 0)
 
     def end(self, name: str) -> None:
-        """Begin the next look-up of this process anew, because this one has its result."""
+        """Start the next look-up of *name* from the first page, because this one has its result."""
         self._positions.pop(name)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-_MISSING = "The cfqueues command needs Click: pip install 'kombu-cfqueues[cli]'\n"
+from ..runtime.extras import install_command
 
 
 def main() -> None:
     """Run the command.  If Click is not installed, print how to install it and exit with 1."""
     if importlib.util.find_spec("click") is None:
-        sys.stderr.write(_MISSING)
+        sys.stderr.write(f"The cfqueues command needs Click: {install_command('cli', 'click')}\n")
         raise SystemExit(1)
     from ._commands import commands  # noqa: PLC0415 - needs Click
 

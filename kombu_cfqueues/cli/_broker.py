@@ -13,42 +13,18 @@ from typing import Any, Final, NamedTuple
 import click
 
 from ..errors import ConfigurationError
-from ..options import BUDGET_VARIABLE, TOKEN_VARIABLE, BrokerUrl, Options, Secret
-
-BROKER_VARIABLE: Final = "CFQUEUES_BROKER_URL"
-
-_OPTIONS = (
-    click.option(
-        "--broker",
-        metavar="URL",
-        envvar=BROKER_VARIABLE,
-        default="cfqueues://",
-        show_default=True,
-        help="Use this broker URL, the same as in the application. "
-        f"Prefer the variable {BROKER_VARIABLE}: other users can see a command line with ps. "
-        "CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN supply what the URL lacks.",
-    ),
-    click.option(
-        "--spool-dir",
-        metavar="DIR",
-        help="Set the transport option spool_dir: the folder of the spool.  "
-        "[default: the user's state folder]",
-    ),
-    click.option(
-        "--base-url",
-        metavar="URL",
-        help="Set the transport option base_url: where the API is served.  "
-        "[default: the host of the broker URL]",
-    ),
-    click.option(
-        "--option",
-        "-o",
-        "pairs",
-        metavar="NAME=VALUE",
-        multiple=True,
-        help="Set any other transport option, such as -o queue_name_prefix=shop-; repeatable.",
-    ),
+from ..options import (
+    BROKER_VARIABLE,
+    BUDGET_VARIABLE,
+    TOKEN_VARIABLE,
+    BrokerUrl,
+    Options,
+    Secret,
+    is_ours,
 )
+from ._options import NAMES, OPTIONS
+
+CELERY_VARIABLE: Final = "CELERY_BROKER_URL"
 
 _ALLOWANCE = (
     click.option(
@@ -83,7 +59,7 @@ class RawOptions(NamedTuple):
     broker: str
     options: dict[str, Any]
     token: bool
-    source: str = f"--broker and {BROKER_VARIABLE}"
+    source: str = "--broker"
 
     def read(self) -> Options:
         """Check the settings, and fill in what the environment supplies.
@@ -121,29 +97,59 @@ def takes_broker(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(
-            broker: str,
-            spool_dir: str | None,
-            base_url: str | None,
-            pairs: tuple[str, ...],
-            **rest: Any,
-        ) -> None:
-            named: dict[str, Any] = {"spool_dir": spool_dir, "base_url": base_url}
-            if allowance:
-                for name in ("request_rate", "request_burst"):
-                    named[name] = rest.pop(name)
-            named = {name: value for name, value in named.items() if value is not None}
-            raw_options = RawOptions(broker, _read_pairs(pairs) | named, token)
+        def command(**given: Any) -> None:
+            rest = {name: value for name, value in given.items() if name not in NAMES}
+            raw_options = options_of(click.get_current_context(), token=token, tell=True)
             if raw:
                 function(raw_options=raw_options, **rest)
             else:
                 function(options=raw_options.read(), **rest)
 
-        for option in reversed((*_OPTIONS, *(_ALLOWANCE if allowance else ()))):
+        for option in reversed((*OPTIONS, *(_ALLOWANCE if allowance else ()))):
             command = option(command)
         return command
 
     return decorate
+
+
+def options_of(context: click.Context, *, token: bool = True, tell: bool = False) -> RawOptions:
+    """Return the settings of a command and of the groups before it, the command's first.
+
+    Args:
+        context: The command's.
+        token: Whether the command needs the API token.
+        tell: Whether to print that the broker URL is Celery's.
+
+    Raises:
+        click.UsageError: A pair of ``--option`` is wrong.
+    """
+    given: dict[str, Any] = {}
+    pairs: tuple[str, ...] = ()
+    level: click.Context | None = context
+    while level is not None:
+        for name in NAMES - {"pairs"}:
+            if given.get(name) is None:
+                given[name] = level.params.get(name)
+        pairs = (*(level.params.get("pairs") or ()), *pairs)
+        level = level.parent
+    url, source = _broker(given.pop("broker"), tell=tell)
+    options = _read_pairs(pairs) | {n: value for n, value in given.items() if value is not None}
+    return RawOptions(url, options, token, source)
+
+
+def _broker(given: str | None, *, tell: bool) -> tuple[str, str]:
+    """Return the broker URL, and where it comes from."""
+    if given is not None:
+        return given, "--broker"
+    url = os.environ.get(BROKER_VARIABLE)
+    if url:
+        return url, BROKER_VARIABLE
+    url = os.environ.get(CELERY_VARIABLE)
+    if is_ours(url):
+        if tell:
+            click.echo(f"Using the broker URL of {CELERY_VARIABLE}.", err=True)
+        return str(url), CELERY_VARIABLE
+    return "cfqueues://", BROKER_VARIABLE
 
 
 def _read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import click
 
 from ..errors import CFQueuesError, ConfigurationError
 from ..options import Options, Secret, is_ours
+from ..runtime.extras import install_command
 from ._broker import RawOptions
 
 PUBLISHING_THREADS: Final = 40
@@ -45,8 +46,8 @@ def load(name: str) -> Any:
         from celery.app.utils import find_app  # noqa: PLC0415
     except ImportError:
         raise click.ClickException(
-            "doctor -A needs Celery, in the environment in which this command runs: pip install "
-            "'kombu-cfqueues[celery]'"
+            "doctor -A needs Celery, in the environment in which this command runs: "
+            f"{install_command('celery', 'celery')}"
         ) from None
     # Celery does this for each import, and its fix-up for Django for good.
     folder = str(Path.cwd())

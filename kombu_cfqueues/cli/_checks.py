@@ -29,7 +29,13 @@ from ..errors import (
     SpoolFull,
     SpoolUnavailable,
 )
-from ..options import POD_ADVICE, Options, is_loopback, lacks_shared_rate
+from ..options import (
+    POD_ADVICE,
+    Options,
+    frozen_spool_advice,
+    is_loopback,
+    lacks_shared_rate,
+)
 from ..rate_limit import Limit
 from ..redis_allowance import BudgetUnavailable
 from ..spool import Spool
@@ -290,15 +296,22 @@ def _others(page: QueuePage, names: tuple[str, ...]) -> Iterator[Check]:
             yield Check(_label(queue.name), "warning", text)
 
 
+def _platform(options: Options) -> Iterator[Check]:
+    """Check what Kubernetes, AWS Lambda and Cloud Run take away from a process."""
+    if lacks_shared_rate(options):
+        yield Check("pod", "warning", POD_ADVICE)
+    if options.publish_mode == "spool" and (advice := frozen_spool_advice()):
+        yield Check("serverless", "warning", advice)
+
+
 def _machine(session: Session) -> Iterator[Check]:
     """Check the request allowance, and the spool by which processes share it."""
     options = session.options
     rate, reported = options.request_rate, session.requests_left()
-    if lacks_shared_rate(options):
-        yield Check("pod", "warning", POD_ADVICE)
+    yield from _platform(options)
     if rate is None:
         yield Check("allowance", "ok", f"requests to {options.host} are not limited")
-        if options.publish_mode != "spool":
+        if options.publish_mode != "spool" and options.spool_dir is None:
             yield Check("spool", "ok", "not used, because requests are not limited")
             return
     elif not options.shares_budget:
@@ -312,12 +325,21 @@ def _machine(session: Session) -> Iterator[Check]:
         )
         yield Check("spool", "warning", text)
         return
-    limit = None if rate is None else Limit(rate, options.request_burst)
+    if options.spool_dir is not None and not Path(options.spool_dir).exists():
+        text = f"{options.spool_dir} does not exist; the first process that spools creates it"
+        yield Check("spool", "warning", text)
+        return
     try:
         spool = open_spool(options)
     except ConfigurationError as error:
         yield Check("allowance", "problem", in_one_line(error))
         return
+    limit = None if rate is None else Limit(rate, options.request_burst)
+    yield from _shared(spool, limit, reported)
+
+
+def _shared(spool: Spool, limit: Limit | None, reported: tuple[int, int] | None) -> Iterator[Check]:
+    """Check what the processes of the machine share, and close the spool."""
     try:
         if limit is not None:
             left = "" if reported is None else _reported(*reported)
@@ -387,9 +409,16 @@ def _spool(spool: Spool) -> Check:
     pids = spool.sharers()
     sharers = f"shared with process {', '.join(map(str, pids))}" if pids else "not shared now"
     text = f"{spool.path}, for {users}; {sharers}"
-    refused, waiting = len(spool.refused()), sum(queue.waiting for queue in spool.queues())
+    queues = spool.queues()
+    # Claimed messages of a process that was killed wait too.
+    waiting = sum(queue.waiting + queue.sending for queue in queues)
+    refused = len(spool.refused())
     if waiting:
-        text += f"; {console.plural(waiting, 'message')} waiting"
+        oldest = max(queue.oldest_seconds or 0.0 for queue in queues)
+        text += (
+            f"; {console.plural(waiting, 'message')} waiting, the oldest for "
+            f"{console.duration(oldest)} (see 'cfqueues spool')"
+        )
     if refused:
         count = console.plural(refused, "message")
         return Check(

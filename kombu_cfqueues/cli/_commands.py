@@ -10,14 +10,19 @@ import click
 
 from .. import __version__
 from ..errors import CFQueuesError
+from ..runtime.extras import install_command
+from ._help import examples
+from ._options import takes_broker_before
 
 _HELP: Final = {
     "demo": "Publish and consume on an emulator, without an account.",
     "doctor": "Find out what is wrong, and what to do about it.",
     "emulator": "Serve Cloudflare's Queues API on this machine.",
+    "exporter": "Export backlogs to Prometheus and KEDA.",
     "peek": "Show messages without consuming them.",
     "publish": "Publish messages from arguments, a file or a pipe.",
-    "queues": "List, create, pause, purge and delete queues.",
+    "pull": "Take messages out of a queue, into a file.",
+    "queues": "List, create, change, purge and delete queues.",
     "redrive": "Move dead letters back to their queue.",
     "relay": "Deliver the messages that are spooled on this machine.",
     "spool": "Show the messages that wait on this machine, and why.",
@@ -26,10 +31,19 @@ _HELP: Final = {
 }
 """The commands, and what each is for.  Here, so that ``cfqueues --help`` imports none of them."""
 
-_PACKAGES: Final = {"cli": ("rich",), "emulator": ("httptools", "starlette", "uvicorn")}
+_PACKAGES: Final = {
+    "cli": ("rich",),
+    "emulator": ("httptools", "starlette", "uvicorn"),
+    "exporter": ("prometheus_client", "rich"),
+}
 """The extras of this package, and the optional packages that each installs."""
 
-_EXTRAS: Final = {"demo": "emulator", "emulator": "emulator", "relay": ""}
+_EXTRAS: Final = {
+    "demo": "emulator",
+    "emulator": "emulator",
+    "exporter": "exporter",
+    "relay": "",
+}
 """The extra that a command needs, if it is another one than ``cli``."""
 
 
@@ -74,7 +88,7 @@ def _short_help(name: str) -> str:
 
 
 def _remedy(extra: str) -> str:
-    return f"pip install 'kombu-cfqueues[{extra}]'"
+    return install_command(extra, next(iter(_PACKAGES.get(extra, ("click",)))))
 
 
 def _missing(name: str, package: str, extra: str) -> click.Command:
@@ -99,10 +113,17 @@ def in_one_line(error: CFQueuesError) -> str:
     return f"{text.rstrip('.')}. Try again in {error.retry_after:,.0f} s."
 
 
-@click.command(cls=_Commands)
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("demo", "doctor", "queues list", "peek mails"),
+)
+@takes_broker_before
 @click.version_option(__version__)
 def commands() -> None:
     """Inspect, operate and try out Cloudflare Queues for Kombu and Celery.
+
+    The options below may also stand after the name of a command, if it uses an account.
 
     Exit status: 0 success, 1 failure or problem found, 2 usage error.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable, Mapping
@@ -89,9 +90,16 @@ def _json(text: str) -> Any:
         return _decode(text)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidMessage(
-            f"it is not valid JSON ({why}); use --text to publish plain text"
-        ) from None
+        # A line of a file that a tool has indented.
+        hint = "use --text to publish plain text"
+        if _begins_a_value(text):
+            hint = "write one value per line, such as with 'jq -c .'"
+        raise InvalidMessage(f"it is not valid JSON ({why}); {hint}") from None
+
+
+def _begins_a_value(text: str) -> bool:
+    """Whether *text* is the first line of a JSON value that goes on in the next ones."""
+    return bool(re.match(r"\s*[\[{]\s*$|\s*[\[{].*[,\[{]\s*$", text))
 
 
 def _task(name: str, arguments: Any) -> tuple[str, dict[str, Any]]:

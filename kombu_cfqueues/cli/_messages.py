@@ -53,8 +53,25 @@ class DecodedMessage:
         """Seconds since the message was published, by this machine's clock."""
         return None if self.timestamp_ms is None else time.time() - self.timestamp_ms / 1000
 
+    @property
+    def death(self) -> Mapping[str, Any] | None:
+        """What the message says of its latest death; None if it is not a dead letter."""
+        return next(iter(envelope.deaths_of(self.headers)), None)
+
     def summary(self) -> str:
         """Return the message on one line, for people."""
+        return (
+            self._content() if self.death is None else f"{self._content()}  {self._shown_death()}"
+        )
+
+    def _shown_death(self) -> str:
+        death = self.death or {}
+        text = f"died={death.get('reason')} in {death.get('queue')} on {death.get('hostname')}"
+        if death.get("exception"):
+            text += f": {death['exception']}: {death.get('text')}"
+        return " ".join(text.split())
+
+    def _content(self) -> str:
         if self.task is None:
             if self.content is None:
                 return f"{self.bytes:,} bytes ({self.content_type or 'unknown'})"
@@ -84,6 +101,7 @@ class DecodedMessage:
             "content_type": self.content_type,
             **(task if self.task is not None else {"content": self.content}),
             "bytes": self.bytes,
+            **({} if self.death is None else {"death": dict(self.death)}),
             "headers": dict(self.headers),
         }
 

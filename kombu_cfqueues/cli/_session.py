@@ -40,10 +40,14 @@ class Session:
 
     Args:
         options: The settings of the command.
+
+    Attributes:
+        retries: Whether calls retry transient failures.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.retries = True
         self._account = Account.open(options)
         self.client = self._account.client
         self.directory = self._account.directory
@@ -69,7 +73,7 @@ class Session:
         return time.monotonic() + self.options.publish_timeout
 
     def call(self, method: Callable[..., T], *args: Any, **named: Any) -> T:
-        """Call a method with a deadline, and retry it after each transient failure.
+        """Call a method with a deadline, and retry it after each transient failure if `retries`.
 
         Args:
             method: A method of ``client`` or ``directory`` that takes a *deadline*.
@@ -77,6 +81,8 @@ class Session:
             **named: Keyword arguments of the method.
         """
         deadline = self.deadline()
+        if not self.retries:
+            return method(*args, **named, deadline=deadline)
         patience = Patience(deadline)
         return retry.until(
             deadline, lambda: method(*args, **named, deadline=deadline), patience.is_over

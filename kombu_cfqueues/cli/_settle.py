@@ -289,7 +289,7 @@ class Probe:
 
     def _paused_pull(self) -> Iterator[Fact]:
         question = "what does a pull from a paused queue return?"
-        self._session.call(self._client.pause_delivery, self._queue, paused=True)
+        self._session.call(self._client.edit_queue, self._queue, {"delivery_paused": True})
         try:
             end, refused = time.monotonic() + PAUSE_EFFECT_SECONDS, None
             while refused is None and time.monotonic() < end:
@@ -297,7 +297,7 @@ class Probe:
                 if refused is None:
                     self._wait(PAUSED_POLL_SECONDS)
         finally:
-            self._session.call(self._client.pause_delivery, self._queue, paused=False)
+            self._session.call(self._client.edit_queue, self._queue, {"delivery_paused": False})
         yield Fact("paused_pull", question, _as_knob(refused), _as_evidence(refused))
 
     def _missing_queue(self) -> Iterator[Fact]:

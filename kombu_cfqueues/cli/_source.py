@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
-import select
+import queue
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
@@ -12,6 +14,9 @@ from ._stop import Stop
 
 MAX_LINE_BYTES: Final = 1 << 20
 """Bytes of a line that are kept.  The rest is dropped: no message is that long."""
+
+READ_BYTES: Final = 1 << 16
+"""Most bytes that one read of a pipe returns."""
 
 QUIET_SECONDS: Final = 0.2
 """Wait for the next line of a pipe, after which the lines read so far are published.
@@ -45,6 +50,13 @@ class Source:
         self.total = _size_of(stream)
 
     def __iter__(self) -> Iterator[Line | None]:
+        for line in self._lines():
+            if line is not None and line.number == 1 and line.data.startswith(codecs.BOM_UTF8):
+                yield line._replace(data=line.data[len(codecs.BOM_UTF8) :])
+            else:
+                yield line
+
+    def _lines(self) -> Iterator[Line | None]:
         if isinstance(self._stream, Sequence):
             for number, text in enumerate(self._stream, 1):
                 yield Line(number, text.encode("utf-8", "surrogateescape"), 1)
@@ -84,11 +96,15 @@ def _lines_of_file(stream: BinaryIO) -> Iterator[Line]:
 
 def _lines_of_pipe(descriptor: int, stop: Stop) -> Iterator[Line | None]:
     number, partial, work = 0, b"", 0
+    parts = _read_in_thread(descriptor)
     while not stop.requested:
-        if not select.select([descriptor], [], [], QUIET_SECONDS)[0]:
+        try:
+            data = parts.get(timeout=QUIET_SECONDS)
+        except queue.Empty:
             yield None
             continue
-        data = os.read(descriptor, 1 << 16)
+        if isinstance(data, OSError):
+            raise data
         if not data:
             if partial:
                 yield Line(number + 1, partial, work)
@@ -102,3 +118,23 @@ def _lines_of_pipe(descriptor: int, stop: Stop) -> Iterator[Line | None]:
             partial, work = b"", 0
         partial += rest[: MAX_LINE_BYTES - len(partial)]
         work += len(rest)
+
+
+def _read_in_thread(descriptor: int) -> queue.Queue[bytes | OSError]:
+    """Return a queue of what is read, and ``b""`` at the end.
+
+    `select.select` could wait for a pipe without a thread, but on Windows it takes sockets only.
+    """
+    parts: queue.Queue[bytes | OSError] = queue.Queue(maxsize=1)
+
+    def read() -> None:
+        data: bytes | OSError = b"-"
+        while data and not isinstance(data, OSError):
+            try:
+                data = os.read(descriptor, READ_BYTES)
+            except OSError as error:
+                data = error
+            parts.put(data)
+
+    threading.Thread(target=read, name="cfqueues-read", daemon=True).start()
+    return parts

@@ -7,22 +7,36 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+WAIT_SECONDS: Final = 0.5
+"""Longest single wait for a signal."""
 
 
 class Stop:
-    """Whether the command has been asked to stop; `stop_on_signals` makes one."""
+    """Whether the command has been asked to stop; `stop_on_signals` makes one.
+
+    Attributes:
+        event: Set by the first signal.
+    """
 
     def __init__(self) -> None:
-        self._requested = threading.Event()
+        self.event = threading.Event()
 
     @property
     def requested(self) -> bool:
         """Whether a signal has arrived."""
-        return self._requested.is_set()
+        return self.event.is_set()
 
     def wait(self, seconds: float) -> bool:
         """Wait up to *seconds* for a signal, and return whether one has arrived."""
-        return self._requested.wait(seconds)
+        return self.event.wait(seconds)
+
+    def wait_for_signal(self) -> None:
+        """Block until a signal arrives."""
+        # Windows handles no signal during a wait without a timeout.
+        while not self.event.wait(WAIT_SECONDS):
+            pass
 
     def handle_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Record a signal.
@@ -30,8 +44,8 @@ class Stop:
         Raises:
             KeyboardInterrupt: It is the second one.
         """
-        second = self._requested.is_set()
-        self._requested.set()
+        second = self.event.is_set()
+        self.event.set()
         if second:
             raise KeyboardInterrupt
 

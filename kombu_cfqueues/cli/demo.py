@@ -17,8 +17,10 @@ from ..options import Options
 from . import _console as console
 from ._broker import RawOptions
 from ._compose import Composer
+from ._help import examples
 from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
+from .emulator import cannot_listen
 
 QUEUE: Final = "demo"
 
@@ -35,8 +37,13 @@ MESSAGES: Final = 3
 """Messages that the demo publishes."""
 
 
-@click.command()
-@click.option("--port", default=0, help="Set the port of the emulator.  [default: a free port]")
+@click.command(epilog=examples("demo", "demo --stay"))
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="Set the port of the emulator.  [default: a free port]",
+)
 @click.option("--stay", is_flag=True, help="Keep the emulator and its page running until Ctrl-C.")
 @console.takes_json
 def command(port: int, stay: bool, as_json: bool) -> None:
@@ -48,9 +55,7 @@ def command(port: int, stay: bool, as_json: bool) -> None:
         emulator = Emulator(port=port)
         emulator.start()
     except OSError as error:
-        raise click.ClickException(
-            f"cannot listen on port {port} ({error.strerror}): choose another --port"
-        ) from error
+        raise click.ClickException(cannot_listen("127.0.0.1", port, error)) from error
     with emulator:
         options = RawOptions(emulator.broker_url, {}, token=True).read()
         with open_session(options) as session:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 
 import click
-from click.core import ParameterSource
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,8 @@ from ._celery_app import PUBLISHING_THREADS, Application, load
 from ._celery_settings import examine_application, has_our_broker
 from ._checks import Check, examine
 from ._commands import in_one_line
+from ._completion import queue_argument
+from ._help import examples
 from ._session import open_session
 from ._settle import Fact, Probe, Stopped
 from ._stop import stop_on_signals
@@ -27,9 +28,13 @@ _LABELS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "unknown": "u
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "dim"}
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "doctor", "doctor mails", "doctor -A project", "doctor --spool-dir /var/lib/spool"
+    )
+)
 @takes_broker(allowance=True, raw=True)
-@click.argument("names", metavar="[QUEUE]...", nargs=-1)
+@queue_argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option(
     "--settle",
     is_flag=True,
@@ -82,8 +87,7 @@ def _examine_with(
     """Check the settings of a Celery application, and then what its broker URL leads to."""
     application = Application.of(load(app), raw_options.options, threads)
     yield from examine_application(application)
-    source = click.get_current_context().get_parameter_source("broker")
-    if source is ParameterSource.COMMANDLINE:
+    if raw_options.source == "--broker":
         yield from examine(raw_options._replace(options=application.raw_options.options), names)
     elif has_our_broker(application):
         yield from examine(application.raw_options, names)

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import signal
-import threading
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
 from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
+from ..emulator.config import Config
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
+from ._emulator_config import takes_config
+from ._emulator_messages import export_command, import_command
+from ._help import examples
+from ._paths import FilePath, absolute
+from ._stop import stop_on_signals
+
+TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's name
 
 
-@click.command()
+@click.group(
+    invoke_without_command=True,
+    epilog=examples(
+        "emulator",
+        "emulator --port 0 --json",
+        "emulator --db queues.db --rate-limit 1200",
+        'emulator --fault "error push status=503 times=3"',
+    ),
+)
+@takes_config
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
-    "--port", default=8787, show_default=True, help="Listen on this port; 0 picks a free port."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8787,
+    show_default=True,
+    help="Listen on this port; 0 picks a free port.",
 )
 @click.option("--account", default=ACCOUNT_ID, show_default=True, help="Set the id of the account.")
 @click.option(
     "--token",
     default=TOKEN,
+    envvar=TOKEN_VARIABLE,
     show_default=True,
-    help="Set the API token; required if --host is not a loopback address.",
+    help="Set the API token; required if --host is not a loopback address. Prefer the variable "
+    f"{TOKEN_VARIABLE}: other users can see a command line with ps.",
 )
 @click.option(
     "--db",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(),
     help="Keep the queues in this file.  [default: in memory, until the command ends]",
 )
 @click.option(
@@ -64,7 +86,10 @@ from ..emulator.knobs import positions as knob_positions
 @click.option(
     "--json", "as_json", is_flag=True, help="Print URLs, account and token as one line of JSON."
 )
+@click.pass_context
 def command(  # noqa: PLR0917  one parameter per option; Click passes them by name
+    context: click.Context,
+    config: Config,
     host: str,
     port: int,
     account: str,
@@ -77,57 +102,68 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     as_json: bool,
 ) -> None:
     """Serve Cloudflare's Queues API on this machine until Ctrl-C."""
-    stopped = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopped.set()
-
-    # Installed before the emulator starts, so that no signal interrupts its start.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    positions = _read_knobs(knobs)
+    if context.invoked_subcommand is not None:
+        return
+    positions = {**config.knobs, **_read_knobs(knobs)}
     if rate_limit is not None:
         positions["rate_limit"] = rate_limit
-    try:
-        emulator = Emulator(
-            host,
-            port,
-            account_id=account,
-            token=token,
-            db=db,
-            latency=_read_latency(latency),
-            **positions,
-        )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    _start(emulator, orders, address=f"{host}:{port}")
-    with emulator:
-        click.echo(json.dumps(_location(emulator)) if as_json else _welcome(emulator))
-        stopped.wait()
+    given: dict[str, Any] = {"account_id": account, "token": token}
+    given |= {"latency": _read_latency(latency), "db": absolute("--db", db), **positions}
+    # Installed before the emulator starts, so that no signal interrupts its start.
+    with stop_on_signals() as stop:
+        try:
+            emulator = Emulator(host, port, **given)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        _configure(emulator, config)
+        _start(emulator, orders)
+        with emulator:
+            click.echo(json.dumps(_location(emulator)) if as_json else _welcome(emulator))
+            stop.wait_for_signal()
     if not as_json:
         click.echo("Stopped.")
 
 
-def _start(emulator: Emulator, orders: tuple[str, ...], *, address: str) -> None:
+command.add_command(export_command)
+command.add_command(import_command)
+
+
+def _configure(emulator: Emulator, config: Config) -> None:
+    try:
+        config.apply(emulator)
+    except ValueError as error:
+        emulator.stop()
+        raise click.UsageError(f"--config: {error}") from error
+
+
+def _start(emulator: Emulator, orders: tuple[str, ...]) -> None:
     try:
         for order in orders:
             emulator.order_fault(order)
         emulator.start()
     except ValueError as error:
         emulator.stop()
-        raise click.ClickException(f"--fault: {error}") from error
+        raise click.UsageError(f"--fault: {error}") from error
     except OSError as error:
         emulator.stop()
-        raise click.ClickException(
-            f"cannot listen on {address} ({error.strerror}): choose another --host or --port"
-        ) from error
+        raise click.ClickException(cannot_listen(emulator.host, emulator.port, error)) from error
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Return why the emulator cannot listen, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is in use, perhaps by another 'cfqueues emulator': choose "
+            "another --port, or --port 0 for a free one"
+        )
+    return f"cannot listen on {host}:{port} ({error.strerror}): choose another --host or --port"
 
 
 def _read_latency(text: str) -> float | tuple[float, float]:
     try:
         return seconds_of(text)
     except ValueError as error:
-        raise click.ClickException(
+        raise click.UsageError(
             f"--latency must be seconds or a range such as 0.1-2, not {text!r}"
         ) from error
 
@@ -139,7 +175,7 @@ def _read_knobs(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:
-            raise click.ClickException(
+            raise click.UsageError(
                 f"--knob must be NAME=VALUE, not {pair!r}; names: {', '.join(sorted(known))}"
             )
         texts = [position for position in knob_positions(name) if isinstance(position, str)]
@@ -148,7 +184,7 @@ def _read_knobs(pairs: tuple[str, ...]) -> dict[str, Any]:
             continue
         try:
             knobs[name] = json.loads(value.lower())
-        except ValueError:
+        except (ValueError, RecursionError):
             knobs[name] = value
     return knobs
 
@@ -173,11 +209,24 @@ Cloudflare Queues emulator. Ctrl-C stops it.
 Page with live queues, messages and requests:
   {emulator.page_url}
 
-Broker URL for Kombu and Celery:
-  {emulator.broker_url}
-
+Broker URL for Kombu, Celery and the cfqueues command:
+  export CFQUEUES_BROKER_URL={emulator.broker_url}
+{_elsewhere(emulator)}
 Create a queue, and publish to it by its queue_id:
   curl -XPOST {bearer} "{queues}" --data '{{ "queue_name": "jobs" }}'
   curl -XPOST {bearer} "{queues}/<queue_id>/messages" \\
     --data '{{ "body": {{ "greeting": "hello" }} }}'
+"""
+
+
+def _elsewhere(emulator: Emulator) -> str:
+    """Return how other machines and containers reach an emulator that listens for them."""
+    if emulator.is_private:
+        return ""
+    login = f"{emulator.account_id}:{quote(emulator.token, safe='')}"
+    return f"""
+On other machines and in other containers, with the name or address of this one for HOST:
+  export CFQUEUES_BROKER_URL=cfqueues://{login}@HOST:{emulator.port}/
+and the transport option allow_insecure_http=True (for the command: -o allow_insecure_http=true).
+If HOST has a dot and is no private address, also base_url="http://HOST:{emulator.port}".
 """

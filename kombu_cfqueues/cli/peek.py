@@ -7,11 +7,13 @@ from typing import Any, Final
 import click
 
 from .. import limits
-from ..api.models import Queue
+from ..api.models import PullConsumer, Queue
 from ..errors import CFQueuesError, PullNotEnabled
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
+from ._completion import queue_argument
+from ._help import examples
 from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
 
@@ -19,9 +21,9 @@ LEASE_SECONDS: Final = 60.0
 """Lease of messages that ``--pull`` pulls: the delay of their redelivery if it is killed."""
 
 
-@click.command()
+@click.command(epilog=examples("peek mails", "peek mails -n 100 --json"))
 @takes_broker(allowance=True)
-@click.argument("queue")
+@queue_argument("queue")
 @click.option(
     "--number",
     "-n",
@@ -75,15 +77,25 @@ def peek_messages(session: Session, queue: Queue, limit: int) -> list[dict[str, 
         raise
 
 
-def _pull(session: Session, queue: Queue, limit: int) -> list[dict[str, Any]]:
+def existing_pull_consumer(session: Session, queue: Queue) -> PullConsumer:
+    """Return the queue's pull consumer.
+
+    Raises:
+        PullNotEnabled: It has none.  None is created: a command that looks, or that is mistyped,
+            must not change who consumes a queue.
+    """
     consumers = session.call(session.client.list_consumers, queue.id)
-    if not any(consumer.get("type") == "http_pull" for consumer in consumers):
-        # Do not create one: a command that only looks must not change who consumes a queue.
+    consumer = PullConsumer.from_json(consumers)
+    if consumer is None:
         raise PullNotEnabled(
-            f"queue {queue.name!r} has no pull consumer: leave out --pull, or create one with "
-            f"'cfqueues queues create {queue.name} --pull'"
+            f"queue {queue.name!r} has no pull consumer: look at it with 'cfqueues peek "
+            f"{queue.name}', or create one with 'cfqueues queues create {queue.name} --pull'"
         )
-    consumer = session.pull_consumer(queue)
+    return consumer
+
+
+def _pull(session: Session, queue: Queue, limit: int) -> list[dict[str, Any]]:
+    consumer = existing_pull_consumer(session, queue)
     raws = session.pull(queue, limit, lease_seconds=LEASE_SECONDS)
     if raws:
         session.give_back(queue, consumer, raws)

@@ -24,10 +24,13 @@ from ..retry import Backoff
 from . import _console as console
 from ._broker import takes_broker
 from ._commands import in_one_line
+from ._completion import queue_argument
 from ._compose import Composer
+from ._help import examples
 from ._journal import Journal
 from ._lines import Lines
 from ._meter import Meter
+from ._paths import FilePath
 from ._session import Session, open_session
 from ._source import Line, Source
 from ._stop import Stop, stop_on_signals
@@ -59,9 +62,16 @@ class Batch:
         self.size += packed.size
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        """publish mails '{"to": "ada@example.com"}'""",
+        """publish mails --task shop.send_mail '["ada@example.com"]'""",
+        "publish events --file lines.jsonl --state lines.state",
+        "publish events --text hello",
+    )
+)
 @takes_broker(allowance=True)
-@click.argument("queue")
+@queue_argument("queue")
 @click.argument("messages", nargs=-1)
 @click.option(
     "--file",
@@ -96,7 +106,7 @@ class Batch:
 )
 @click.option(
     "--state",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(),
     help="Record in this file which lines are accepted; if it exists, publish only the rest.",
 )
 @click.option(

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from .. import limits
-from ..api.models import Backlog, Queue
+from ..api.models import Backlog, PullConsumer, Queue
 from ..errors import PermanentError
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
+from ._completion import QUEUE, queue_argument
+from ._help import examples
+from ._options import takes_broker_before
+from ._queue_settings import differing, in_words, show, takes_delay, takes_keep, update
 from ._session import Session, open_session
 
 
-@click.group()
+@click.group(epilog=examples("queues list", "queues create mails --pull", "queues show mails"))
+@takes_broker_before
 def command() -> None:
-    """List, create, measure, pause, resume, purge and delete queues."""
+    """List, create, show, change, measure, pause, resume, purge and delete queues."""
 
 
-@command.command("list")
+command.add_command(show)
+command.add_command(update)
+
+
+@command.command("list", epilog=examples("queues list", "queues list --metrics"))
 @takes_broker(allowance=True)
 @click.option(
     "--metrics",
@@ -51,9 +59,9 @@ def list_queues(options: Options, metrics: bool, as_json: bool) -> None:
         console.table(titles, rows, numbers=METRICS)
 
 
-@command.command()
+@command.command(epilog=examples("queues metrics mails events"))
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def metrics(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show number, size and age of the messages in each QUEUE.
@@ -69,24 +77,18 @@ def metrics(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         console.table(["QUEUE", *METRICS], rows, numbers=METRICS)
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "queues create mails --pull --dead-letter-queue mails-dead",
+        "queues create events --keep 86400",
+    )
+)
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
-@click.option(
-    "--delay",
-    type=click.IntRange(0, limits.DELAY_SECONDS),
-    help="Delay messages that state no delay by this many seconds.  [default: 0]",
-)
-@click.option(
-    "--keep",
-    type=click.IntRange(60, 1_209_600),
-    help="Delete messages after this many seconds.  [default: 345600, which is 4 days; on the free "
-    "plan 1 day]",
-)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@takes_delay
+@takes_keep
 @click.option("--pull", is_flag=True, help="Add an HTTP pull consumer, which Celery workers need.")
-@click.option(
-    "--dead-letter-queue", metavar="QUEUE", help="Move dead letters to QUEUE; requires --pull."
-)
+@click.option("--dead-letter-queue", **QUEUE, help="Move dead letters to QUEUE; requires --pull.")
 @console.takes_json
 def create(  # noqa: PLR0917  one parameter per option; Click passes them by name
     options: Options,
@@ -97,7 +99,11 @@ def create(  # noqa: PLR0917  one parameter per option; Click passes them by nam
     dead_letter_queue: str | None,
     as_json: bool,
 ) -> None:
-    """Create each QUEUE that does not exist."""
+    """Create each QUEUE that does not exist.
+
+    Cloudflare's defaults are no delay, and to keep messages for 4 days (free plan: 1 day). The
+    command fails if a queue exists, or is consumed, with other settings than those that are given.
+    """
     if dead_letter_queue and not pull:
         raise click.UsageError("--dead-letter-queue is a setting of the pull consumer: add --pull")
     given_settings = {"delivery_delay": delay, "message_retention_period": keep}
@@ -106,15 +112,38 @@ def create(  # noqa: PLR0917  one parameter per option; Click passes them by nam
     with open_session(options) as session:
         for name in names:
             queue, new = _create(session, name, settings)
+            other = {} if new else differing(session, queue, settings)
             if pull:
-                session.pull_consumer(queue, dead_letter_queue=dead_letter_queue)
-            results.append({"queue": queue.name, "id": queue.id, "created": new, "pull": pull})
+                consumer = session.pull_consumer(queue, dead_letter_queue=dead_letter_queue)
+                other |= _other_consumer(session, consumer, dead_letter_queue)
+            result = {"queue": queue.name, "id": queue.id, "created": new, "pull": pull}
+            results.append(result | {"unchanged": other})
             if not as_json:
                 _print_created(queue, new=new, pull=pull)
-                if settings and not new:
-                    click.echo("  Its settings are unchanged.")
     if as_json:
         console.emit(results)
+    _fail_if_unchanged(results)
+
+
+def _other_consumer(
+    session: Session, consumer: PullConsumer, dead_letter_queue: str | None
+) -> dict[str, Any]:
+    """Return the given dead-letter queue if the consumer, which existed, has another one."""
+    if not dead_letter_queue:
+        return {}
+    wanted = session.cloudflare_name(dead_letter_queue)
+    return {} if consumer.dead_letter_queue == wanted else {"dead_letter_queue": wanted}
+
+
+def _fail_if_unchanged(results: Sequence[Mapping[str, Any]]) -> None:
+    ignored = [
+        f"queue {result['queue']!r} exists without the settings that are given "
+        f"({in_words(result['unchanged'])}): change it with 'cfqueues queues update'"
+        for result in results
+        if result["unchanged"]
+    ]
+    if ignored:
+        raise click.ClickException("; ".join(ignored))
 
 
 def _print_created(queue: Queue, *, new: bool, pull: bool) -> None:
@@ -123,9 +152,9 @@ def _print_created(queue: Queue, *, new: bool, pull: bool) -> None:
     click.echo(f"{'Created' if new else 'There is already a'} {name}{with_pull}.")
 
 
-@command.command()
+@command.command(epilog=examples("queues delete mails", "queues delete mails events --yes"))
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @console.takes_json
 def delete(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
@@ -142,9 +171,9 @@ def delete(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -
         console.emit([{"queue": queue.name, "id": queue.id, "deleted": True} for queue in queues])
 
 
-@command.command()
+@command.command(epilog=examples("queues pause mails"))
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def pause(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Pause delivery from each QUEUE.
@@ -154,18 +183,18 @@ def pause(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     _pause(options, names, paused=True, as_json=as_json)
 
 
-@command.command()
+@command.command(epilog=examples("queues resume mails"))
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @console.takes_json
 def resume(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Resume delivery from each QUEUE."""
     _pause(options, names, paused=False, as_json=as_json)
 
 
-@command.command()
+@command.command(epilog=examples("queues purge mails-dead"))
 @takes_broker(allowance=True)
-@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@queue_argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @console.takes_json
 def purge(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
@@ -279,7 +308,7 @@ def _pause(options: Options, names: tuple[str, ...], *, paused: bool, as_json: b
     with open_session(options) as session:
         queues = [session.queue(name) for name in names]
         for queue in queues:
-            session.call(session.client.pause_delivery, queue, paused=paused)
+            session.call(session.client.edit_queue, queue, {"delivery_paused": paused})
             if not as_json:
                 click.echo(f"{'Paused' if paused else 'Resumed'} delivery from {queue.name!r}.")
     if as_json:

@@ -18,6 +18,8 @@ from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
 from ._commands import in_one_line
+from ._completion import QUEUE, queue_argument
+from ._help import examples
 from ._messages import COLUMNS, DecodedMessage, by_age, decode, row
 from ._meter import Meter
 from ._session import Session, open_session
@@ -64,12 +66,18 @@ class Filter:
         return self._match is None or bool(self._match.search(message.summary()))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "redrive mails-dead --dry-run",
+        "redrive mails-dead --task 'shop.mail.*' --limit 100",
+        "redrive mails-dead --to mails-again",
+    )
+)
 @takes_broker(allowance=True)
-@click.argument("dead")
+@queue_argument("dead")
 @click.option(
     "--to",
-    metavar="QUEUE",
+    **QUEUE,
     help="Move the messages to QUEUE.  [default: the queue whose dead letters go to DEAD]",
 )
 @click.option(
@@ -213,7 +221,7 @@ class Move:
         for raw in raws:
             if self._selection.selects(decode(raw, self.source.name)):
                 try:
-                    packed.append((raw, envelope.repack(raw)))
+                    packed.append((raw, envelope.repack(raw, forget_deaths=True)))
                 except MessageTooLarge as error:
                     self._meter.note(f"Message {raw.get('id')} is not moved: {in_one_line(error)}")
         if not packed:

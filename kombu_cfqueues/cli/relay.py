@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from types import FrameType
 
 import click
 
 from ..account import Account
-from ..errors import CFQueuesError
 from ..options import Options
 from ._broker import takes_broker
+from ._help import examples
+from ._stop import stop_on_signals
 
 
-@click.command()
+@click.command(epilog=examples("relay", "relay --spool-dir /var/lib/spool --interval 0.1"))
 @takes_broker(allowance=True)
 @click.option(
     "--interval",
@@ -28,23 +26,15 @@ def command(options: Options, interval: float) -> None:
     """Deliver the messages that are spooled on this machine, until SIGTERM or Ctrl-C.
 
     Every process that spools also delivers. Run a relay on a machine where no such process lives
-    long enough, or where threads cannot run.
+    long enough, or where threads cannot run. An outage and its end are logged.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stopped = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopped.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    account = Account.open(options)
-    try:
-        relay = account.publisher.relay
-        click.echo(f"Delivering from {relay.path} until Ctrl-C.")
-        relay.run(stopped, idle_seconds=interval)
-    except CFQueuesError as error:
-        raise click.ClickException(str(error)) from error
-    finally:
-        account.close()
+    with stop_on_signals() as stop:
+        account = Account.open(options)
+        try:
+            relay = account.publisher.relay
+            click.echo(f"Delivering from {relay.path} until Ctrl-C.")
+            relay.run(stop.event, idle_seconds=interval)
+        finally:
+            account.close()
     click.echo("Stopped.")

@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ..account import open_spool
-from ..errors import CFQueuesError
 from ..options import Options
 from ..spool import QueueState, Refused, Spool
 from . import _console as console
-from ._broker import takes_broker
+from ._broker import RawOptions, takes_broker
+from ._help import examples
 
 
-@click.group(invoke_without_command=True)
-@takes_broker(token=False)
+@click.group(
+    invoke_without_command=True,
+    epilog=examples("spool", "spool --spool-dir /var/lib/spool --json", "spool retry --all"),
+)
+@takes_broker(token=False, raw=True)
 @console.takes_json
 @click.pass_context
-def command(context: click.Context, options: Options, as_json: bool) -> None:
+def command(context: click.Context, raw_options: RawOptions, as_json: bool) -> None:
     """Show the messages in this machine's spool; retry or drop those that were refused."""
-    if not Spool.available:
-        raise click.ClickException("this system has no file locks, so it cannot have a spool")
-    spool = open_spool(options)
-    context.obj = spool
     if context.invoked_subcommand is None:
-        try:
+        with _opened(raw_options.read()) as spool:
             _show(spool, as_json=as_json)
-        except CFQueuesError as error:
-            raise click.ClickException(str(error)) from error
-        finally:
-            spool.close()
 
 
-@command.command()
-@click.argument("messages", type=int, nargs=-1)
+@command.command(epilog=examples("spool retry 7 8", "spool retry --all"))
+@takes_broker(token=False)
+@click.argument("messages", metavar="[ID]...", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Retry every refused message.")
 @console.takes_json
-@click.pass_obj
-def retry(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
-    """Send the refused messages with the ids MESSAGES again."""
-    count = _apply(spool, messages, everything, Spool.retry)
+def retry(options: Options, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+    """Send the refused messages with these IDs again."""
+    count = _apply(options, messages, everything, Spool.retry)
     if as_json:
         click.echo(json.dumps({"retried": count}))
         return
@@ -50,31 +46,46 @@ def retry(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bo
     click.echo(f"{waiting} will be sent again by the next process that publishes or relays.")
 
 
-@command.command()
-@click.argument("messages", type=int, nargs=-1)
+@command.command(epilog=examples("spool drop 7", "spool drop --all"))
+@takes_broker(token=False)
+@click.argument("messages", metavar="[ID]...", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Drop every refused message.")
 @console.takes_json
-@click.pass_obj
-def drop(spool: Spool, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
-    """Delete the refused messages with the ids MESSAGES."""
-    count = _apply(spool, messages, everything, Spool.drop)
+def drop(options: Options, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
+    """Delete the refused messages with these IDs."""
+    count = _apply(options, messages, everything, Spool.drop)
     deleted = f"Deleted {console.plural(count, 'message')}."
     click.echo(json.dumps({"dropped": count}) if as_json else deleted)
 
 
 def _apply(
-    spool: Spool,
+    options: Options,
     messages: tuple[int, ...],
     everything: bool,
     change: Callable[[Spool, list[int]], int],
 ) -> int:
     if everything == bool(messages):
         raise click.UsageError("give the ids of messages, or --all")
+    with _opened(options) as spool:
+        refused = {message.id for message in spool.refused()}
+        unknown = sorted(set(messages) - refused)
+        if unknown:
+            ids = ", ".join(map(str, unknown))
+            raise click.ClickException(
+                f"no refused message has the id {ids}, and nothing was changed: see 'cfqueues "
+                "spool'"
+            )
+        return change(spool, sorted(refused if everything else set(messages)))
+
+
+@contextmanager
+def _opened(options: Options) -> Iterator[Spool]:
+    """Open the spool for a block."""
+    if not Spool.available:
+        raise click.ClickException("this system has no file locks, so it cannot have a spool")
+    spool = open_spool(options)
     try:
-        chosen = [refused.id for refused in spool.refused()] if everything else list(messages)
-        return change(spool, chosen)
-    except CFQueuesError as error:
-        raise click.ClickException(str(error)) from error
+        yield spool
     finally:
         spool.close()
 

@@ -12,6 +12,8 @@ from .. import limits
 from ..options import Options
 from . import _console as console
 from ._broker import takes_broker
+from ._completion import queue_argument
+from ._help import examples
 from ._messages import DecodedMessage, by_age, decode, row
 from ._session import open_session
 from .peek import peek_messages
@@ -20,9 +22,9 @@ MAX_REMEMBERED_IDS: Final = 100_000
 """Ids of shown messages that are remembered, so that no message is shown twice."""
 
 
-@click.command()
+@click.command(epilog=examples("tail mails", "tail mails --new --json"))
 @takes_broker(allowance=True)
-@click.argument("queue")
+@queue_argument("queue")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),

@@ -32,6 +32,8 @@ from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
+from .pulse import Pulse
+from .vitals import Settling
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,8 @@ class _Outbox:
         self.in_flight = 0  # requests
         self.backoff = PollInterval(0.0, 0.0, 0.0)  # of requests that fail
         self.last_error: CFQueuesError | None = None  # what the last request failed with
+        self.pulse = Pulse()
+        self.name = ""  # of the queue
 
     def due(self) -> float:
         """When the next request should leave."""
@@ -157,6 +161,7 @@ class Acknowledger:
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")
+        self._settled_at: float | None = None  # when a request was last answered
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a message, so that it is never redelivered.  Returns at once."""
@@ -225,6 +230,12 @@ class Acknowledger:
         """Whether `give_up` was called within the last 10 seconds."""
         return time.monotonic() - self._gave_up_at < GIVE_UP_SECONDS
 
+    def settling(self) -> Settling:
+        """Return whether requests are answered, for a health check."""
+        with self._lock:
+            busy = [box for box in self._outboxes.values() if box.waiting or box.in_flight]
+            return Settling([(box.name, box.pulse.copy()) for box in busy], self._settled_at)
+
     # -- what waits
 
     def _add(self, lease: _PendingLease) -> None:
@@ -276,6 +287,8 @@ class Acknowledger:
         outbox.first_at = outbox.sent_at = time.monotonic()
         outbox.urgent -= sum(lease.returns for lease in batch)
         outbox.in_flight += 1
+        outbox.name = batch[0].delivery.queue.name
+        outbox.pulse.asked()
         return batch
 
     # -- requests
@@ -354,7 +367,9 @@ class Acknowledger:
             outbox.returning -= sum(lease.returns for lease in batch)
             outbox.waiting.extendleft(reversed(again))
             before, outbox.last_error = outbox.last_error, error
+            outbox.pulse.concluded(error)
             if error is None:
+                self._settled_at = now
                 outbox.backoff.reset(0.0)
             else:
                 outbox.backoff.failed(now, error.retry_after)

@@ -8,17 +8,20 @@ never in neither.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple, Protocol
 
 from .. import envelope
 from ..api.models import Queue
 from ..envelope import Packed
-from ..errors import CFQueuesError, PublishTimeout, TransientError
+from ..errors import CFQueuesError, MessageTooLarge, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child
 from ..runtime.thread_pool import Job, StartingLock, ThreadPool
+from .cause import Cause
 from .delivery import Delivery
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ class _Copy(NamedTuple):
     delivery: Delivery
     delay: int  # seconds
     dead_letter_queue: str  # its name at Cloudflare; "" to copy to the message's own queue
+    death: Mapping[str, Any] | None = None  # what the dead letter says of it
 
 
 class Forwarder:
@@ -76,9 +80,15 @@ class Forwarder:
         self._running = 0  # copies that are being made
         self._threads = ThreadPool("cfqueues-copy", 1, lock, self._next_job)
 
-    def dead_letter(self, delivery: Delivery) -> None:
-        """Move a message to its queue's dead-letter queue.  Returns at once."""
-        self._add(_Copy(delivery, 0, delivery.consumer.dead_letter_queue))
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Move a message to its queue's dead-letter queue.  Returns at once.
+
+        Args:
+            delivery: The message.
+            reason: Why, if its cause does not say it.
+        """
+        death = _death(delivery, reason)
+        self._add(_Copy(delivery, 0, delivery.consumer.dead_letter_queue, death))
 
     def replace(self, delivery: Delivery, delay: int) -> None:
         """Replace a message with a copy that is due after *delay* seconds.  Returns at once."""
@@ -140,7 +150,7 @@ class Forwarder:
         deadline = time.monotonic() + COPY_SECONDS
         name = copy.dead_letter_queue
         queue = self._find(name, deadline) if name else copy.delivery.queue
-        packed = envelope.repack(copy.delivery.raw, delay_seconds=copy.delay)
+        packed = _packed(copy)
         self._publish(queue.id, packed, deadline=deadline)
         if not name:
             self._on_returned(queue.id)
@@ -153,3 +163,31 @@ class Forwarder:
         with self._lock:
             self._waiting.append(copy)
         return True
+
+
+def _packed(copy: _Copy) -> Packed:
+    raw = copy.delivery.raw
+    try:
+        return envelope.repack(raw, delay_seconds=copy.delay, death=copy.death)
+    except MessageTooLarge:
+        # It fitted before, and is worth more than the reason.
+        return envelope.repack(raw, delay_seconds=copy.delay)
+
+
+def _death(delivery: Delivery, reason: str) -> dict[str, Any]:
+    """Return what a dead letter says of its death.
+
+    Args:
+        delivery: The message.
+        reason: Why it is dead-lettered, if its cause does not say it.
+    """
+    cause = delivery.cause or Cause()
+    return {
+        "queue": delivery.queue.name,
+        "reason": cause.reason or reason,
+        "exception": cause.exception,
+        "text": cause.text,
+        "hostname": cause.hostname or socket.gethostname(),
+        "attempts": delivery.raw.get("attempts"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..api.models import PullConsumer, Queue
+from .cause import Cause
 
 
 class Delivery(NamedTuple):
@@ -19,7 +20,9 @@ class Delivery(NamedTuple):
             pull, so that it is never later than the server's own time.
         raw: The message as the API returned it.
         message: Kombu's dictionary of the message.
+        leased_at: When the lease began, on the same clock.
         failed: The application's callback raised an exception over it.
+        cause: Why the application gives it up; None if it did not say so.
     """
 
     queue: Queue
@@ -28,7 +31,9 @@ class Delivery(NamedTuple):
     leased_until: float
     raw: dict[str, Any]
     message: dict[str, Any]
+    leased_at: float = 0.0
     failed: bool = False
+    cause: Cause | None = None
 
     @property
     def is_last(self) -> bool:

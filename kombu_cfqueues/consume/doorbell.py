@@ -1,9 +1,9 @@
-"""The doorbell of the machine: whoever has published wakes the consumers of the queue here.
+"""The doorbell of the machine: a publisher wakes the consumers of the queue on the same machine.
 
 Each process that consumes has a Unix datagram socket in the spool's folder.  After each request
 that the server has accepted, the publisher sends a datagram to every process that consumes the
-queue on this machine.  A bell is only a hint to look now: nothing depends on it, and polling finds
-what a lost bell has not announced.
+queue on this machine.  A bell is only a hint to look now: nothing depends on it, because polling
+finds the messages of a lost bell.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ class _BellSocket:
     """The socket at which this process hears its bells.
 
     Raises:
-        OSError: There can be no socket in the folder.
-        SpoolUnavailable: There is no folder.
+        OSError: The folder cannot hold a socket.
+        SpoolUnavailable: No folder can be used.
     """
 
     def __init__(self, listeners: Listeners) -> None:
@@ -274,7 +274,7 @@ class _BellSocket:
             undo.pop_all()
 
     def hear(self) -> str | None:
-        """Wait for a bell, and return its key; ``""`` after some seconds, None if all is over."""
+        """Wait for a bell, and return its key; ``""`` after some seconds, None if it is closed."""
         try:
             return self._socket.recv(KEY_CHARACTERS).decode("ascii", "replace")
         except TimeoutError:

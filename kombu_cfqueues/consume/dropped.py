@@ -1,4 +1,4 @@
-"""Messages that nobody will settle any more, and that would stay leased for half an hour.
+"""Messages that the application dropped without settling them, and that would stay leased.
 
 A Celery worker that reconnects or stops forgets the tasks that it has not started, because other
 brokers redeliver them.  Other applications forget their channels, or end without closing them.
@@ -11,12 +11,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from .delivery import Delivery
+
 
 class Holder(Protocol):
     """A channel that has delivered messages."""
 
     def restore_unacked(self) -> object:
         """Give back all of them.  Returns at once."""
+
+    def deliveries(self) -> list[Delivery]:
+        """Return those of them that are not settled."""
 
 
 class DroppedMessages:

@@ -14,8 +14,8 @@ OVERLAPPING_PULLS: Final = 2
 """Maximum number of pulls in flight for a queue whose last pull was full."""
 
 FLOWING_PULLS: Final = 5
-"""A queue whose messages flow may have this many pulls in flight, less those of other queues: four
-of a quarter of the window each, and one more while the messages of another are processed."""
+"""A queue whose messages flow may have this many pulls in flight, minus the pulls of other queues:
+four for a quarter of the window each, and one more while the messages of a pull are processed."""
 
 FULL_PULLS: Final = 8
 """Messages flow after this number of full pulls in a row.  The end of a flow may cost three empty

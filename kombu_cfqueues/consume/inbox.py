@@ -22,6 +22,7 @@ from .flow import Flow
 from .poll_interval import PollInterval
 from .prefetch_hint import PrefetchHint
 from .prefetch_window import PrefetchWindow
+from .pulse import Pulse
 from .source import Source
 
 
@@ -50,6 +51,7 @@ class Subscription:
         flow: Whether its messages flow.
         hint: Whether the prefetch count of its worker is too small for its tasks.
         messages_seen_at: When messages were last known to be in the queue (monotonic seconds).
+        pulse: Whether its pulls are answered.
         outage: What the last pull failed with, if another try may succeed.
         lost: Whether this queue cannot be pulled because it was deleted or a Worker consumes it.
         outage_since: When the outage began (monotonic seconds).
@@ -106,6 +108,7 @@ class Subscription:
         """Forget the pulls of the parent, which gets their responses, and when it pulls next."""
         self.in_flight = 0
         self.searching = False
+        self.pulse = Pulse()
         self.poll_interval.reset(time.monotonic())
 
     def has_messages(self) -> None:
@@ -165,6 +168,7 @@ class Inbox:
         asked: Whether the application has asked for a message in this process.  Nothing is pulled
             before: a forked child inherits its parent's subscriptions and need not consume.
         abandoned: The connection was garbage-collected and never closed.
+        is_open: Whether the connection has consumed, and was not closed since.
         interrupted: The application is told to stop, and gets no more messages.
     """
 
@@ -188,13 +192,13 @@ class Inbox:
         self._calls: deque[Call] = deque()
         self._missed = False  # the last `take` found no message at once
         self._on_ready: Callable[[], None] | None = None
-        self.asked = self.interrupted = False
+        self.asked = self.interrupted = self.is_open = False
 
     def take(self, deadline: float | None) -> Arrival | Call | None:
         """Block until a message may be delivered, and move its slot from held to unsettled.
 
         Args:
-            deadline: When to stop waiting, in seconds of `time.monotonic`; None waits for ever.
+            deadline: When to stop waiting, in seconds of `time.monotonic`; None waits forever.
 
         Returns:
             The message, or what delivers it; None if the deadline has passed, and after
@@ -293,6 +297,10 @@ class Inbox:
         self.abandoned = True
 
     # For the receiver, which holds the lock
+
+    def waiting(self) -> list[Delivery]:
+        """Return the messages that wait for their delivery."""
+        return [arrival.delivery for arrival in self._arrivals]
 
     def put(self, arrivals: list[Arrival]) -> None:
         """Add messages that were pulled, and wake the threads that wait for one."""

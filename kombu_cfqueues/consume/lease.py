@@ -37,7 +37,8 @@ def lease(
     Raises:
         CFQueuesError: The request failed.
     """
-    leased_until = time.monotonic() + options.visibility_timeout
+    leased_at = time.monotonic()
+    leased_until = leased_at + options.visibility_timeout
     messages = client.pull(
         source.queue.id,
         batch_size=count,
@@ -45,7 +46,7 @@ def lease(
         deadline=deadline,
     )
     return [
-        Delivery(*source, lease_id, leased_until, raw, envelope.receive(raw, name))
+        Delivery(*source, lease_id, leased_until, raw, envelope.receive(raw, name), leased_at)
         for raw in messages
         if isinstance(lease_id := raw.get("lease_id"), str) and lease_id
     ]

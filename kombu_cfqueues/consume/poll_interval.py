@@ -71,7 +71,7 @@ class PollInterval:
         self._backoff = BACKOFF
         self._is_failing = False
         self._bell_at: float | None = None  # the last one that no pull has answered
-        self._vain_at = -inf  # the last bell's pull that found nothing
+        self._empty_bell_at = -inf  # the last bell's pull that found nothing
         self._look_pause = 0.0  # before the next of the looks after such a pull
         self.due = now
 
@@ -79,7 +79,7 @@ class PollInterval:
         """Make the next pull due at once: messages arrived, or are known to be there."""
         self._works()
         self._quiet_since = now
-        self._bell_at, self._vain_at, self._look_pause = None, -inf, 0.0
+        self._bell_at, self._empty_bell_at, self._look_pause = None, -inf, 0.0
         self.due = now
 
     def empty(self, now: float, started: float | None = None, *, is_alone: bool = False) -> None:
@@ -96,13 +96,14 @@ class PollInterval:
         if self._bell_at is not None and self._bell_at > (now if started is None else started):
             self._hurry(now)  # the server may have answered before it had the message
         elif self._bell_at is not None or self._look_pause:
-            self._bell_was_vain(now, is_alone=is_alone)
+            self._bell_found_nothing(now, is_alone=is_alone)
 
     def ring(self, now: float) -> None:
         """Make a pull due, because a process of this machine has published to the queue.
 
-        A bell is no message: another consumer may get what it rang for, so the quiet time goes on.
-        While bells are vain, they cause one pull per shortest pause.
+        A bell does not count as a message, because another consumer may get the message: the quiet
+        time goes on.  While pulls after bells find nothing, bells cause one pull per shortest
+        pause.
         """
         self._bell_at = now
         if not self._is_failing:
@@ -145,16 +146,16 @@ class PollInterval:
         return min(max(self._first, self._share * (now - self._quiet_since)), self._longest)
 
     def _hurry(self, now: float) -> None:
-        self.due = min(self.due, max(now, self._vain_at + self._first))
+        self.due = min(self.due, max(now, self._empty_bell_at + self._first))
 
-    def _bell_was_vain(self, now: float, *, is_alone: bool) -> None:
-        """Look again soon, unless the bells before this one were vain too."""
+    def _bell_found_nothing(self, now: float, *, is_alone: bool) -> None:
+        """Look again soon, unless pulls after earlier bells found nothing either."""
         if self._bell_at is None:
             self._look_pause *= 2
         else:
-            if now - self._vain_at > self._longest:
+            if now - self._empty_bell_at > self._longest:
                 self._look_pause = SECOND_LOOK_SECONDS
-            self._bell_at, self._vain_at = None, now
+            self._bell_at, self._empty_bell_at = None, now
         if not is_alone or self._look_pause > LAST_LOOK_SECONDS:
             self._look_pause = 0.0
         elif self._look_pause:

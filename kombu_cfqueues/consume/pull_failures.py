@@ -140,6 +140,7 @@ def conclude(
         now = time.monotonic()
         if subscription.flow.failed(started, now) or error.retry_after:
             subscription.poll_interval.failed(now, error.retry_after)
+    subscription.pulse.concluded(error)
     line = _note_outcome(subscription, subscriptions, started, error)
     if isinstance(error, TransientError):
         subscription.failure = _failover(subscription, error) or subscription.failure

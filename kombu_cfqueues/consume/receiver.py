@@ -1,8 +1,8 @@
 """Pulls messages for all channels of a process, ahead of their delivery, in background threads.
 
-No thread of the application waits for a pull, which a server may leave hanging.  It waits for a
-message, and only for as long as it wants.  A failure that passes is logged once and never raised:
-a Celery worker to which it is raised closes its connection while its tasks still run.
+The application's threads wait for messages until their own timeout, and never for a pull, which a
+server may leave hanging.  A temporary failure is logged once and never raised: a Celery worker
+would close its connection while its tasks still run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .prefetch_window import PrefetchWindow
 from .pull_failures import conclude, repair
 from .settlement import Settlement
 from .source import Source, find_source, use_source
+from .vitals import Vitals, take_vitals
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class Receiver:
             self._subscriptions.append(subscription)
             subscription.window.queue_count += 1
             inbox.subscriptions.append(subscription)
+            inbox.is_open = True
             self._threads.call()
         # Threads start when the lock is released.
         with self._lock:
@@ -238,6 +240,13 @@ class Receiver:
         for subscription in list(inbox.subscriptions):
             self.cancel(subscription)
 
+    def vitals(self) -> Vitals:
+        """Return what a health check asks.  Makes no request."""
+        unsettled = [one for holder in living(self.holders) for one in holder.deliveries()]
+        settling = self._acknowledger.settling()
+        with self._lock:
+            return take_vitals(self._subscriptions, living(self._inboxes), unsettled, settling)
+
     # -- prefetch windows
 
     def set_prefetch(self, window: PrefetchWindow, count: int) -> None:
@@ -311,6 +320,7 @@ class Receiver:
                 chosen = subscription
         if chosen is None:
             return Job(wait=wait if self._subscriptions else None)
+        chosen.pulse.asked()
         if not chosen.found:
             chosen.searching = True
             return Job(functools.partial(self._search, chosen), more=True)
@@ -322,13 +332,13 @@ class Receiver:
         return Job(functools.partial(self._pull, chosen, count), more=more)
 
     def _due_at(self, subscription: Subscription, now: float) -> float:
-        """When something is to be done for the queue; infinity if not before something changes."""
+        """When to search for the queue or to pull it; infinity until something changes."""
         if subscription.found:
             return self._pull_at(subscription, now)
         return math.inf if subscription.searching else subscription.poll_interval.due
 
     def _pull_at(self, subscription: Subscription, now: float) -> float:
-        """When the queue may be pulled next; infinity if not before something changes."""
+        """When the queue may be pulled next; infinity until something changes."""
         inbox = subscription.inbox
         if not inbox.asked or inbox.newest(subscription) is not subscription:
             return math.inf
@@ -403,7 +413,7 @@ class Receiver:
         subscription.hint.give(subscription.name, subscription.window.prefetch)
 
     def _take(self, subscription: Subscription, count: int, deadline: float) -> list[Delivery]:
-        # Before the pull, which finds what was published before anybody could ring.
+        # Before the pull, which finds what was published before this process listened.
         self._doorbell.listen_for(subscription.queue.id, subscription.publishers_names)
         name, options = subscription.name, subscription.options
         source = Source(subscription.queue, subscription.consumer)

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Settlement:
-    """Ends deliveries by the means that loses no message.  Every method returns at once.
+    """Ends deliveries without losing a message.  Every method returns at once.
 
     Args:
         acknowledger: Settles leases.
@@ -62,12 +62,12 @@ class Settlement:
                 delivery.consumer.max_retries,
                 dead_letter_queue,
             )
-            self._forwarder.dead_letter(delivery)
+            self._forwarder.dead_letter(delivery, "delivery_limit")
 
     def dead_letter(self, delivery: Delivery) -> None:
         """Move a message to its queue's dead-letter queue, or delete it if there is none."""
         if delivery.consumer.dead_letter_queue:
-            self._forwarder.dead_letter(delivery)
+            self._forwarder.dead_letter(delivery, "rejected")
         else:
             _warn_of_deletion(delivery.queue.name)
             self._acknowledger.ack(delivery)

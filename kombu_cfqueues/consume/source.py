@@ -1,7 +1,7 @@
 """What is pulled: a queue at Cloudflare and its pull consumer, which must be found first.
 
 The receiver looks for them in its threads, because the server may be slow or down, and the
-application wants to wait for no longer than it says.
+application must not wait for longer than its own timeout.
 """
 
 from __future__ import annotations

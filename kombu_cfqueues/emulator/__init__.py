@@ -8,13 +8,18 @@ with the client, so that it finds the client's misunderstandings instead of repe
 
 from __future__ import annotations
 
-from .access import TOKEN
-from .clock import Clock
-from .faults import Fault, Faults
-from .knobs import Knobs
-from .log import LoggedRequest, RequestLog
-from .server import ACCOUNT_ID, Emulator
-from .store import StoredMessage
+from ..runtime.extras import missing
+
+try:
+    from .access import TOKEN
+    from .clock import Clock
+    from .faults import Fault, Faults
+    from .knobs import Knobs
+    from .log import LoggedRequest, RequestLog
+    from .server import ACCOUNT_ID, Emulator
+    from .stored_messages import StoredMessage
+except ModuleNotFoundError as error:
+    raise missing("the emulator", "emulator", error) from error
 
 __all__ = [
     "ACCOUNT_ID",

@@ -64,6 +64,25 @@ class Access:
             raise Refusal(status, code, "Authentication error")
         return known[0]
 
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens, in their order."""
+        return list(self._tokens)
+
+    def label(self, token: str) -> str:
+        """Return a name for *token*, which must be known, that does not show it."""
+        if token == TOKEN:
+            return "the default token"
+        number = self.tokens.index(token) + 1
+        return f"token {number} of {len(self._tokens)} ({self._tokens[token]})"
+
+    def label_of(self, headers: Mapping[str, str]) -> str:
+        """Return the name of the token of a request; "" if the request has no valid one."""
+        try:
+            return self.label(self.identify(headers, "401/10000"))
+        except Refusal:
+            return ""
+
     def may_edit(self, token: str) -> bool:
         """Tell whether *token*, which must be known, has the permission *Queues Edit*."""
         return self._tokens[token] == "edit"

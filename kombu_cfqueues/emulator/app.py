@@ -16,7 +16,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import admin, limits, page, traffic
 from .access import Access
-from .allowance import Allowance
+from .allowance import Allowance, Caller
 from .answers import Answer, Refusal
 from .call import Call
 from .console import Console
@@ -39,6 +39,9 @@ from .routes import Found, Route, find
 from .service import Service
 
 PREFIX: Final = "/client/v4"
+
+_AGENT_CHARACTERS: Final = 100
+"""Length at which the name of a client is cut off where its requests are counted."""
 
 _UNSUCCESSFUL: Final = re.compile(rb'{"success": ?false')
 """How the envelope of a refusal begins."""
@@ -93,7 +96,8 @@ class Api:
             return  # the client disconnected while it was sending
         request, found = _request(scope, body)
         if self._access.is_public and (why := why_foreign(request.headers)):
-            await _send(send, _refusal_of_foreign(why))
+            refusal = _refusal_of_foreign(why)
+            await _send(send, refusal, _headers(refusal))
             return
         began = time.perf_counter()
         self.requests.append(request)
@@ -104,7 +108,9 @@ class Api:
             return
         request.status = answer.status
         request.code = _code(answer)
-        await _send(send, answer)
+        headers = _headers(answer)
+        self.requests.keep_answer(request, headers, answer.body)
+        await _send(send, answer, headers)
 
     async def _under_faults(self, request: LoggedRequest, found: Found, receive: Receive) -> Answer:
         applied = self._service.faults.apply(request.route)
@@ -132,7 +138,8 @@ class Api:
         if len(request.body) > limits.REQUEST_BYTES:
             raise Refusal(knobs.too_large_status, 10205, "The request is too large")
         token = self._access.identify(request.headers, knobs.bad_token)
-        allowance = self.allowance.spend(token, found.route, knobs)
+        caller = Caller(request.client, request.headers.get("user-agent", "")[:_AGENT_CHARACTERS])
+        allowance = self.allowance.spend(token, found.route, knobs, caller)
         try:
             route = _existing(request, found, service.account_id)
             self._access.check(token, route)
@@ -214,6 +221,7 @@ def _request(scope: Scope, body: bytes) -> tuple[LoggedRequest, Found]:
         time=time.time(),
         route=found.route.name if found.route else "",
         queue_id=found.queue_id,
+        client=scope["client"][0] if scope.get("client") else "",
     )
     return request, found
 
@@ -275,14 +283,18 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send(send: Send, answer: Answer) -> None:
-    headers: list[tuple[bytes, bytes]] = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
-        (b"server", b"cloudflare"),
-        (b"cf-ray", f"{secrets.token_hex(8)}-EMU".encode()),
-    ]
-    headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+def _headers(answer: Answer) -> dict[str, str]:
+    return {
+        "content-type": answer.content_type,
+        "content-length": str(len(answer.body)),
+        "server": "cloudflare",
+        "cf-ray": f"{secrets.token_hex(8)}-EMU",
+        **answer.headers,
+    }
+
+
+async def _send(send: Send, answer: Answer, headers: Mapping[str, str]) -> None:
     start: dict[str, Any] = {"type": "http.response.start", "status": answer.status}
-    await send({**start, "headers": headers})
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({**start, "headers": encoded})
     await send({"type": "http.response.body", "body": answer.body})

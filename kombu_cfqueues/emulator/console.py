@@ -6,9 +6,8 @@ Faults do not apply to these routes, and the request limit does not count them.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -16,31 +15,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from . import admin, contents, fault_orders, limits
-from .access import TOKEN, Access
+from . import admin, fault_orders, snippets
+from .access import Access
 from .activity import KINDS
 from .allowance import Allowance
 from .answers import Refusal
+from .console_input import place_of, read_object
+from .console_messages import MessageConsole
+from .console_requests import RequestConsole
 from .faults import Fault
 from .foreign_pages import why_foreign
 from .hub_sockets import Hub
 from .knobs import Knobs
-from .log import LoggedRequest, RequestLog
+from .log import RequestLog
 from .queues import Queue
 from .service import Service
-from .store import Draft, StoredMessage
-
-_MAX_MESSAGES: Final = 100
-"""Maximum number of messages in one response."""
-
-_MAX_REQUESTS: Final = 500
-"""Maximum number of requests in one response."""
-
-_MAX_NUMBERS: Final = 1_000
-"""Maximum number of messages that one request retries or deletes."""
-
-_PREVIEW_CHARACTERS: Final = 2_000
-"""Arguments of a task that are longer than this appear only when the message is shown alone."""
 
 _MAX_ADVANCE_SECONDS: Final = 10 * 365 * 86_400
 """Maximum step of the clock: ten years."""
@@ -89,25 +78,32 @@ class Console:
         self._hub = hub
         self._token = token
         self._requires_token = requires_token
+        self._messages = MessageConsole(service, token, self._refreshed)
+        self._logged = RequestConsole(service, access, requests, token)
         self._started = time.monotonic()
         # The queues' summaries, and the ``perf_counter`` time until which they may be reused.
         self._summaries_cache: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def routes(self) -> list[Route]:
         """Return the routes of these endpoints."""
+        messages, requests = self._messages, self._logged
         table: list[tuple[str, str, Handler]] = [
+            ("GET", "/health", self._health),
             ("GET", "/state", self._state),
             ("POST", "/queues", self._create_queue),
             ("DELETE", "/queues/{queue_id}", self._delete_queue),
-            ("GET", "/queues/{queue_id}/messages", self._messages),
-            ("GET", "/queues/{queue_id}/messages/{number:int}", self._message),
-            ("POST", "/queues/{queue_id}/messages", self._publish),
-            ("POST", "/queues/{queue_id}/retry", self._retry),
-            ("POST", "/queues/{queue_id}/delete", self._delete_messages),
-            ("POST", "/queues/{queue_id}/purge", self._purge),
+            ("GET", "/queues/{queue_id}/messages", messages.page),
+            ("GET", "/queues/{queue_id}/messages/{number:int}", messages.one),
+            ("POST", "/queues/{queue_id}/messages", messages.publish),
+            ("GET", "/queues/{queue_id}/export", messages.export),
+            ("POST", "/queues/{queue_id}/import", messages.import_lines),
+            ("POST", "/queues/{queue_id}/retry", messages.retry),
+            ("POST", "/queues/{queue_id}/delete", messages.delete),
+            ("POST", "/queues/{queue_id}/purge", messages.purge),
             ("POST", "/queues/{queue_id}/pause", self._pause),
-            ("GET", "/requests", self._list_requests),
-            ("DELETE", "/requests", self._forget_requests),
+            ("GET", "/requests", requests.latest),
+            ("GET", "/requests/{number:int}", requests.one),
+            ("DELETE", "/requests", requests.forget),
             ("GET", "/faults", self._list_faults),
             ("POST", "/faults", self._set_fault),
             ("DELETE", "/faults", self._clear_faults),
@@ -128,9 +124,13 @@ class Console:
         """Wrap *handler*: check the caller, and turn its result or its failure into a response."""
 
         async def endpoint(request: Request) -> Response:
+            answer: Response
             try:
-                self._check_caller(request)
-                answer = JSONResponse(await handler(request))
+                # A probe has no token, and learns nothing but that the emulator serves.
+                if handler != self._health:
+                    self._check_caller(request)
+                result = await handler(request)
+                answer = result if isinstance(result, Response) else JSONResponse(result)
             except Refusal as refusal:
                 answer = JSONResponse({"error": str(refusal)}, refusal.status)
             except ValueError as error:
@@ -158,20 +158,36 @@ class Console:
 
     # --- reading
 
-    async def _state(self, _request: Request) -> dict[str, Any]:
+    async def _health(self, _request: Request) -> dict[str, Any]:
+        """Tell that the emulator serves; Docker Compose and others ask before they go on."""
+        with self._service.database.lock:
+            self._service.database.connection.execute("SELECT count(*) FROM queues").fetchone()
+        return {"status": "ok"}
+
+    async def _state(self, request: Request) -> dict[str, Any]:
         service = self._service
         return {
             "account_id": service.account_id,
-            # For the examples on the page: only the default token, which is not a secret.
-            "token_hint": self._token if self._token == TOKEN else None,
+            "first_steps": snippets.first_steps(place_of(request, service.account_id, self._token)),
             "now": service.clock.now(),
             "ahead": service.clock.ahead,
             "uptime": time.monotonic() - self._started,
             "queues": self._summaries(),
             "allowance": self._allowance.describe(self._token, service.knobs),
+            "allowances": self._allowances(),
             "faults": [fault_orders.as_json(fault) for fault in service.faults.active],
             "requests_total": self._requests.total,
+            "hub": self._hub.describe(),
         }
+
+    def _allowances(self) -> list[dict[str, Any]]:
+        """Describe the allowance of each token that made a request lately."""
+        knobs = self._service.knobs
+        described = [
+            {"token": self._access.label(token), **self._allowance.describe(token, knobs)}
+            for token in self._access.tokens
+        ]
+        return [one for one in described if one["recent"] or one["blocked_for"] is not None]
 
     def _summaries(self) -> list[dict[str, Any]]:
         began = time.perf_counter()
@@ -212,41 +228,10 @@ class Console:
             "history": {kind: activity.history(kind) for kind in ("published", "delivered")},
         }
 
-    async def _messages(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        state = request.query_params.get("state") or None
-        if state not in (None, "ready", "delayed", "leased"):
-            raise ValueError("state must be ready, delayed or leased")
-        before = _whole(request.query_params.get("before"), "before")
-        limit = min(_whole(request.query_params.get("limit"), "limit") or 50, _MAX_MESSAGES)
-        stored = self._service.store.stored(queue, state=state, before=before, limit=limit)
-        messages = [_message_as_json(message) for message in stored]
-        return {"messages": messages, "more": len(stored) == limit}
-
-    async def _message(self, request: Request) -> dict[str, Any]:
-        number: int = request.path_params["number"]
-        stored = self._service.store.stored(self._queue(request), before=number + 1, limit=1)
-        if not stored or stored[0].number != number:
-            raise Refusal(404, 0, "the message no longer exists")
-        return _message_as_json(stored[0], whole=True)
-
-    async def _list_requests(self, request: Request) -> dict[str, Any]:
-        limit = min(_whole(request.query_params.get("limit"), "limit") or 100, _MAX_REQUESTS)
-        names = {queue.id: queue.name for queue in self._service.queues}
-        latest = self._requests[-limit:]
-        total = self._requests.total
-        return {
-            "total": total,
-            "requests": [
-                _request_as_json(logged, total - len(latest) + n + 1, names)
-                for n, logged in enumerate(latest)
-            ],
-        }
-
     # --- changing
 
     async def _create_queue(self, request: Request) -> dict[str, Any]:
-        sent = await _object(request)
+        sent = await read_object(request)
         name = sent.get("name")
         if not isinstance(name, str):
             raise ValueError("name must be a string")
@@ -266,59 +251,24 @@ class Console:
         return self._refreshed({"id": queue.id, "name": queue.name})
 
     async def _delete_queue(self, request: Request) -> dict[str, Any]:
-        self._service.queues.delete(self._queue(request))
+        self._service.queues.delete(self._messages.queue(request))
         return self._refreshed({})
 
-    async def _publish(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        sent = await _object(request)
-        draft = _draft(sent)
-        size = len(draft.body) + self._service.knobs.metadata_bytes
-        if size > limits.MESSAGE_BYTES:
-            raise Refusal(
-                413, 10204, f"the message has {size} bytes; the limit is {limits.MESSAGE_BYTES}"
-            )
-        if sent.get("delay_seconds") is None:
-            draft = replace(draft, delay_seconds=queue.delivery_delay)
-        self._service.store.add(queue, [draft])
-        return self._refreshed({"published": 1})
-
-    async def _retry(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        numbers = _numbers(await _object(request), optional=True)
-        return self._refreshed({"retried": self._service.store.retry_now(queue, numbers)})
-
-    async def _delete_messages(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        numbers = _numbers(await _object(request), optional=False)
-        return self._refreshed({"deleted": self._service.store.delete(queue, numbers or [])})
-
-    async def _purge(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        await _object(request)
-        count = queue.backlog_count
-        self._service.store.purge(queue)
-        return self._refreshed({"deleted": count - queue.backlog_count})
-
     async def _pause(self, request: Request) -> dict[str, Any]:
-        queue = self._queue(request)
-        paused = (await _object(request)).get("paused")
+        queue = self._messages.queue(request)
+        paused = (await read_object(request)).get("paused")
         if not isinstance(paused, bool):
             raise ValueError("paused must be true or false")
         queue.delivery_paused = paused
         self._service.queues.save(queue)
         return self._refreshed({"paused": paused})
 
-    async def _forget_requests(self, _request: Request) -> dict[str, Any]:
-        self._requests.clear()
-        return {}
-
     async def _list_faults(self, _request: Request) -> dict[str, Any]:
         active = self._service.faults.active
         return {"faults": [fault_orders.as_json(fault) for fault in active]}
 
     async def _set_fault(self, request: Request) -> dict[str, Any]:
-        fault = fault_orders.order(self._service.faults, await _object(request))
+        fault = fault_orders.order(self._service.faults, await read_object(request))
         return fault_orders.as_json(fault)
 
     async def _clear_faults(self, _request: Request) -> dict[str, Any]:
@@ -333,7 +283,7 @@ class Console:
         return {"now": self._service.clock.now(), "ahead": self._service.clock.ahead}
 
     async def _advance_clock(self, request: Request) -> dict[str, Any]:
-        seconds = (await _object(request)).get("advance")
+        seconds = (await read_object(request)).get("advance")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise ValueError("advance must be a number of seconds")
         if not 0 <= seconds <= _MAX_ADVANCE_SECONDS:
@@ -346,7 +296,7 @@ class Console:
         return asdict(self._service.knobs)
 
     async def _change_knobs(self, request: Request) -> dict[str, Any]:
-        sent = await _object(request)
+        sent = await read_object(request)
         try:
             self._service.knobs = replace(self._service.knobs, **sent)
         except TypeError as error:
@@ -355,13 +305,13 @@ class Console:
         return asdict(self._service.knobs)
 
     async def _reset_allowance(self, request: Request) -> dict[str, Any]:
-        await _object(request)
+        await read_object(request)
         self._allowance.reset()
         return self._allowance.describe(self._token, self._service.knobs)
 
     async def _reset(self, request: Request) -> dict[str, Any]:
         """Delete everything except the knobs and the clock, for the next test."""
-        await _object(request)
+        await read_object(request)
         for queue in self._service.queues:
             self._service.queues.delete(queue)
         self._service.faults.clear()
@@ -376,132 +326,8 @@ class Console:
         self._summaries_cache = (0.0, [])
         return answer
 
-    def _queue(self, request: Request) -> Queue:
-        queue = self._service.queues.get(request.path_params["queue_id"])
-        if queue is None:
-            raise Refusal(404, 11000, "the queue does not exist")
-        return queue
-
     def _fault(self, number: int) -> Fault:
         for fault in self._service.faults.active:
             if fault.number == number:
                 return fault
         raise Refusal(404, 0, "no active fault has this number")
-
-
-def _message_as_json(message: StoredMessage, *, whole: bool = False) -> dict[str, Any]:
-    """Describe a message; with *whole*, include its body and everything in it."""
-    described = contents.describe(message.content_type, message.body)
-    if not whole:
-        del described["content"]
-        described.pop("headers", None)
-        for name in ("args", "kwargs"):
-            if len(json.dumps(described.get(name))) > _PREVIEW_CHARACTERS:
-                described[name] = "…"
-    shown = {
-        "number": message.number,
-        "id": message.id,
-        "content_type": message.content_type,
-        "size": len(message.body.encode()),
-        "published": message.timestamp,
-        "visible_at": message.visible_at,
-        "delay_seconds": message.delay_seconds,
-        "attempts": message.attempts,
-        "state": message.state,
-        "died_in": message.died_in,
-        "what": described,
-    }
-    return {**shown, "body": message.body} if whole else shown
-
-
-def _request_as_json(
-    request: LoggedRequest, number: int, names: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "number": number,
-        "time": request.time,
-        "method": request.method,
-        "path": request.path[:300],
-        "route": request.route,
-        "queue": names.get(request.queue_id, ""),
-        "bytes": len(request.body),
-        "attempt": request.attempt,
-        "agent": request.headers.get("user-agent", "")[:100],
-        "status": request.status,
-        "code": request.code,
-        "seconds": request.seconds,
-        "fault": request.fault,
-    }
-
-
-async def _object(request: Request) -> dict[str, Any]:
-    # A page of another site can send a form or plain text to this endpoint.  For JSON, the browser
-    # sends a CORS preflight first, which the emulator does not answer.
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refusal(415, 0, "send the body as application/json")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.REQUEST_BYTES:
-            raise Refusal(413, 0, f"the body is larger than {limits.REQUEST_BYTES} bytes")
-    try:
-        sent = json.loads(body.decode() or "{}")
-        json.dumps(sent, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError("the body is not valid JSON") from error
-    if not isinstance(sent, dict):
-        raise ValueError("the body must be a JSON object")
-    return sent
-
-
-def _draft(sent: Mapping[str, Any]) -> Draft:
-    """Return the message that a request describes: a task, JSON or text."""
-    delay = sent.get("delay_seconds") or 0
-    if isinstance(delay, bool) or not isinstance(delay, int):
-        raise ValueError("delay_seconds must be an integer")
-    if not 0 <= delay <= limits.DELAY_SECONDS:
-        raise ValueError(f"delay_seconds must be from 0 to {limits.DELAY_SECONDS}")
-    kind = sent.get("kind")
-    if kind == "celery":
-        task, args, kwargs = sent.get("task"), sent.get("args", []), sent.get("kwargs", {})
-        if not isinstance(task, str) or not task:
-            raise ValueError("task must be the name of a task")
-        if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise ValueError("args must be a list and kwargs an object")
-        return Draft(contents.celery_task(task, args, kwargs).encode(), "text", delay)
-    if kind == "json":
-        if "body" not in sent:
-            raise ValueError("body is missing")
-        text = json.dumps(sent["body"], ensure_ascii=False, separators=(",", ":"))
-        return Draft(text.encode(), "json", delay)
-    if kind == "text":
-        body = sent.get("body")
-        if not isinstance(body, str):
-            raise ValueError("body must be a string")
-        return Draft(body.encode(), "text", delay)
-    raise ValueError("kind must be celery, json or text")
-
-
-def _numbers(sent: Mapping[str, Any], *, optional: bool) -> list[int] | None:
-    numbers = sent.get("numbers")
-    if numbers is None and optional:
-        return None
-    if (
-        not isinstance(numbers, list)
-        or len(numbers) > _MAX_NUMBERS
-        or not all(_is_number(number) for number in numbers)
-    ):
-        raise ValueError(f"numbers must be a list of at most {_MAX_NUMBERS} message numbers")
-    return numbers
-
-
-def _is_number(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**63
-
-
-def _whole(text: str | None, name: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise ValueError(f"{name} must be an integer of at least 0")
-    return int(text)

@@ -14,8 +14,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from .readable_json import elements, members, pretty, readable
+
 _MAX_INFLATED_BYTES: Final = 1_000_000
 """A compressed message that would inflate to more than this stays compressed."""
+
+_MAX_LINE_CHARACTERS: Final = 60
+"""Arguments that are longer than this are shown in several lines."""
 
 _MAX_SUMMARY_CHARACTERS: Final = 400
 """Length at which a summary is cut off."""
@@ -42,8 +47,59 @@ def describe(content_type: str, body: str) -> dict[str, Any]:
         if isinstance(value.get("task"), str) and isinstance(value.get("id"), str):
             return _old_task(value)  # Celery's protocol 1, without Kombu's envelope
     if content_type == "json" or isinstance(value, dict | list):
-        return {"kind": "json", "summary": _short(body), "content": value}
+        return {"kind": "json", "summary": _short_json(body), "content": value}
     return {"kind": "text", "summary": _short(body), "content": body}
+
+
+def texts(content_type: str, body: str) -> dict[str, str]:
+    """Return the parts of a message as text for people, made from the text of the message.
+
+    Args:
+        content_type: As for ``describe()``.
+        body: As for ``describe()``.
+
+    Returns:
+        ``raw``, the whole body, and ``content``, what is in it.  A Kombu message also has its
+        ``headers``, and a task its ``args`` and ``kwargs`` if they are JSON.
+    """
+    value = _json(body)
+    if content_type != "json" and not isinstance(value, dict | list):
+        return {"raw": body, "content": body}
+    shown = {"raw": _pretty(body)}
+    content = body
+    if isinstance(value, dict) and _envelope(value) is not None:
+        parts = members(body)
+        shown["headers"] = pretty(parts["headers"])
+        text = _text(value, value["headers"], value["properties"])
+        if text is not None and "json" not in str(value.get("content-type")):
+            return {**shown, "content": text}
+        content = parts["body"] if text is None else text
+    return {**shown, "content": _pretty(content), **_arguments(content)}
+
+
+def _arguments(content: str) -> dict[str, str]:
+    """Return the arguments of a task as text, if *content* is that of a task."""
+    value = _json(content)
+    if isinstance(value, list) and len(value) == 3:
+        args, kwargs, _embed = elements(content)
+        return {"args": _brief(args), "kwargs": _brief(kwargs)}
+    if isinstance(value, dict) and isinstance(value.get("task"), str):
+        parts = members(content)
+        return {name: _brief(parts[name]) for name in ("args", "kwargs") if name in parts}
+    return {}
+
+
+def searchable(content_type: str, body: str, message_id: str) -> str:
+    """Return what a search for a text looks at: the id, the body and its content, case-folded."""
+    shown = texts(content_type, body)
+    described = describe(content_type, body)
+    parts = (message_id, described["summary"], readable(body), *shown.values())
+    return "\n".join(parts).casefold()
+
+
+def pretty_if_json(text: str) -> str | None:
+    """Return JSON in lines, made from its text; None if *text* is not JSON."""
+    return None if _json(text) is None and text.strip() != "null" else pretty(text)
 
 
 def celery_task(
@@ -102,7 +158,7 @@ def _envelope(value: dict[str, Any]) -> dict[str, Any] | None:
         return {**_old_task(content), "headers": headers}
     return {
         "kind": "kombu",
-        "summary": _short(content if isinstance(content, str) else json.dumps(content)),
+        "summary": _short(content) if isinstance(content, str) else _short_json(_dump(content)),
         "content": content,
         "headers": headers,
     }
@@ -110,9 +166,21 @@ def _envelope(value: dict[str, Any]) -> dict[str, Any] | None:
 
 def _content(value: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> Any:
     """Return the content of an envelope: decoded JSON, text, or a note about binary content."""
+    text = _text(value, headers, properties)
+    if text is None:
+        return value["body"]
+    decoded = _json(text) if "json" in str(value.get("content-type")) else None
+    return text if decoded is None else decoded
+
+
+def _text(value: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> str | None:
+    """Return the text of an envelope's content, or a note about binary content.
+
+    None if the content is a part of the envelope itself.
+    """
     body = value["body"]
     if not isinstance(body, str):
-        return body
+        return None
     raw = body.encode()
     if properties.get("body_encoding") == "base64":
         try:
@@ -122,11 +190,9 @@ def _content(value: dict[str, Any], headers: dict[str, Any], properties: dict[st
     if headers.get("compression") in ("application/x-gzip", "gzip", "zlib"):
         raw = _inflate(raw)
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError:
         return f"{len(raw)} bytes of {value.get('content-type')}"
-    decoded = _json(text) if "json" in str(value.get("content-type")) else None
-    return text if decoded is None else decoded
 
 
 def _task(headers: dict[str, Any], content: Any) -> dict[str, Any]:
@@ -165,11 +231,9 @@ def _call(args: Any, kwargs: Any) -> str:
     if isinstance(args, str):  # Celery's own repr of the tuple
         parts = [args.strip("()").rstrip(",")]
     else:
-        parts = [json.dumps(value, ensure_ascii=False) for value in args or []]
+        parts = [readable(_dump(value)) for value in args or []]
     if isinstance(kwargs, dict):
-        parts += [
-            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in kwargs.items()
-        ]
+        parts += [f"{name}={readable(_dump(value))}" for name, value in kwargs.items()]
     elif isinstance(kwargs, str) and kwargs != "{}":
         parts.append(f"**{kwargs}")
     return ", ".join(part for part in parts if part)
@@ -193,6 +257,27 @@ def _json(text: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return value
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _brief(text: str) -> str:
+    """Return JSON in one line if it fits, else in several."""
+    line = readable(text)
+    return line if len(line) <= _MAX_LINE_CHARACTERS and "\n" not in line else pretty(text)
+
+
+def _pretty(text: str) -> str:
+    """Return JSON in lines; any other text as it is."""
+    shown = pretty_if_json(text)
+    return text if shown is None else shown
+
+
+def _short_json(text: str) -> str:
+    # Cut before escapes become characters, because a body may have 128 KB: an escape has 6.
+    return _short(readable(text[: 6 * _MAX_SUMMARY_CHARACTERS + 6]))
 
 
 def _short(text: str) -> str:

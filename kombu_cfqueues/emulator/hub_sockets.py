@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Any, Final, Literal
 
 from starlette.types import Receive, Scope, Send
 
@@ -42,6 +43,8 @@ class Hub:
         name = scope["path"].removeprefix(PREFIX)
         refusal = self._refusal(scope, name)
         if scope["type"] == "http":
+            if refusal is None and (b"upgrade", b"websocket") in scope["headers"]:
+                refusal = 501, "the emulator's hub needs the package websockets: install it there"
             await self._answer(refusal, name, send)
         elif refusal is not None:
             await _refuse(send, *refusal)
@@ -168,3 +171,21 @@ async def _refuse(send: Send, status: int, text: str) -> None:
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     body = json.dumps({"error": text}).encode()
     await send({"type": "websocket.http.response.body", "body": body})
+
+
+def websocket_class() -> type[asyncio.Protocol] | Literal["none"]:
+    """Return the class that serves the hub's WebSockets, if ``websockets`` is installed."""
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import (  # noqa: PLC0415
+            WebSocketsSansIOProtocol,
+        )
+    except ImportError:
+        return "none"
+
+    class _WebSocket(WebSocketsSansIOProtocol):
+        def handle_connect(self, event: Any) -> None:
+            super().handle_connect(event)
+            if self.response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
+
+    return _WebSocket

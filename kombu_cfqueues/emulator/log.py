@@ -14,6 +14,27 @@ _MAX_REQUESTS: Final = 10_000
 _MAX_BYTES: Final = 32_000_000
 """Total size of the request bodies that the log keeps."""
 
+_MAX_ANSWER_BYTES: Final = 65_536
+"""The log keeps the beginning of a response that is larger than this."""
+
+_MAX_ANSWERS_BYTES: Final = 16_000_000
+"""Total size of the responses that the log keeps; the oldest are dropped first."""
+
+
+@dataclass(slots=True)
+class LoggedAnswer:
+    """A response.
+
+    Attributes:
+        headers: Its headers.
+        body: The beginning of its body, at most 64 KB; None once the log has dropped it.
+        size: The size of the whole body.
+    """
+
+    headers: dict[str, str]
+    body: bytes | None
+    size: int
+
 
 @dataclass(slots=True)
 class LoggedRequest:
@@ -33,6 +54,8 @@ class LoggedRequest:
         code: The first error code of the response; None if it has none.
         seconds: Duration, including latency from faults; None while the request runs.
         fault: The kind of the fault that replaced the response; "" if none did.
+        client: The client's address; "" if unknown.
+        answer: The response; None until it is sent, and for good if a fault suppresses it.
     """
 
     method: str
@@ -47,6 +70,8 @@ class LoggedRequest:
     code: int | None = None
     seconds: float | None = None
     fault: str = ""
+    client: str = ""
+    answer: LoggedAnswer | None = field(default=None, repr=False)
 
     @property
     def attempt(self) -> int:
@@ -66,6 +91,8 @@ class RequestLog:
         self._requests: deque[LoggedRequest] = deque()  # guarded by _lock
         self._bytes = 0  # guarded by _lock
         self._total = 0  # guarded by _lock
+        self._answers: deque[LoggedAnswer] = deque()  # those with a body; guarded by _lock
+        self._answers_bytes = 0  # guarded by _lock
 
     @property
     def total(self) -> int:
@@ -81,11 +108,36 @@ class RequestLog:
             while len(self._requests) > _MAX_REQUESTS or self._bytes > _MAX_BYTES:
                 self._bytes -= len(self._requests.popleft().body)
 
+    def keep_answer(self, request: LoggedRequest, headers: dict[str, str], body: bytes) -> None:
+        """Keep the response to *request*, and drop the oldest responses beyond the limit."""
+        request.answer = answer = LoggedAnswer(headers, body[:_MAX_ANSWER_BYTES], len(body))
+        with self._lock:
+            self._answers.append(answer)
+            self._answers_bytes += min(len(body), _MAX_ANSWER_BYTES)
+            while self._answers_bytes > _MAX_ANSWERS_BYTES or len(self._answers) > _MAX_REQUESTS:
+                oldest = self._answers.popleft()
+                self._answers_bytes -= len(oldest.body or b"")
+                oldest.body = None
+
+    def latest(self, number: int) -> list[tuple[int, LoggedRequest]]:
+        """Return the latest *number* requests, each with its number from 1, the oldest first."""
+        with self._lock:
+            latest = list(self._requests)[-number:]
+            return list(enumerate(latest, self._total - len(latest) + 1))
+
+    def numbered(self, number: int) -> LoggedRequest | None:
+        """Return the request with this number; None if the log does not hold it."""
+        with self._lock:
+            index = number - 1 - (self._total - len(self._requests))
+            return self._requests[index] if 0 <= index < len(self._requests) else None
+
     def clear(self) -> None:
         """Drop all requests."""
         with self._lock:
             self._requests.clear()
             self._bytes = 0
+            self._answers.clear()
+            self._answers_bytes = 0
 
     def of(self, *routes: str) -> list[LoggedRequest]:
         """Return the requests of these *routes*, as ``requests.of("push", "batch")``."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+import os
 import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import quote
 
 import uvicorn
@@ -26,15 +26,18 @@ from .clock import Clock
 from .console import Console
 from .faults import Fault, Faults, Seconds
 from .hub import MAX_FRAME_BYTES
-from .hub_sockets import TRANSPORT, Hub
+from .hub_sockets import TRANSPORT, Hub, websocket_class
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
 from .service import Service
-from .store import StoredMessage
+from .stored_messages import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
 """The default account id."""
+
+_EVERY_ADDRESS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  not bound
+"""The hosts that listen on every address, and where this machine reaches them."""
 
 
 class Emulator:
@@ -97,7 +100,7 @@ class Emulator:
             self._api.allowance,
             token,
             hub=self._hub,
-            requires_token=not _is_loopback(host),
+            requires_token=not self.is_private,
         )
         self._thread: _ServerThread | None = None
 
@@ -166,8 +169,15 @@ class Emulator:
         return f"cfhub://:{quote(self.token, safe='')}@{self._address}/emulator"
 
     @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach the emulator."""
+        return _is_loopback(self.host)
+
+    @property
     def _address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        # Nothing can be sent to the addresses that mean every address of this machine.
+        host = _EVERY_ADDRESS.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     # --- state that tests read and change
 
@@ -229,13 +239,7 @@ class Emulator:
             ValueError: The API would refuse the request.
             TypeError: A queue does not have the setting.
         """
-        unknown = set(settings) - {
-            "delivery_delay",
-            "delivery_paused",
-            "message_retention_period",
-        }
-        if unknown:
-            raise TypeError(f"a queue has no setting {min(unknown)!r}")
+        _check_settings(settings)
         with admin.refusals_as_value_errors():
             admin.check_name(name)
             queues = self._service.queues
@@ -246,6 +250,37 @@ class Emulator:
                 new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
             queue = queues.create(name, None, admin.queue_settings({"settings": settings}))
             if new_consumer is not None:
+                queues.put_consumer(queue, new_consumer)
+        return queue.id
+
+    def configure_queue(
+        self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
+    ) -> str:
+        """Create a queue, or change one that exists; return its id.  Messages stay.
+
+        Args:
+            name: Its name.
+            consumer: Its consumer, which replaces another one; None changes none.
+            settings: As for ``create_queue()``.
+
+        Raises:
+            ValueError: As for ``create_queue()``, except that the queue may exist.
+            TypeError: As for ``create_queue()``.
+        """
+        queues = self._service.queues
+        queue = queues.named(name, fold=self.knobs.fold_names)
+        if queue is None:
+            return self.create_queue(name, consumer=consumer, **settings)
+        _check_settings(settings)
+        with admin.refusals_as_value_errors():
+            checked = admin.queue_settings({"settings": settings})
+            for setting, value in checked.items():
+                setattr(queue, setting, value)
+            queues.save(queue)
+            if consumer is not None:
+                new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
+                for old in list(queue.consumers.values()):
+                    queues.delete_consumer(queue, old)
                 queues.put_consumer(queue, new_consumer)
         return queue.id
 
@@ -310,24 +345,6 @@ class _Protocol(HttpToolsProtocol):
         self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
 
 
-def _websocket_class() -> type[asyncio.Protocol] | Literal["none"]:
-    """Return the class that serves the hub's WebSockets, if ``websockets`` is installed."""
-    try:
-        from uvicorn.protocols.websockets.websockets_sansio_impl import (  # noqa: PLC0415
-            WebSocketsSansIOProtocol,
-        )
-    except ImportError:
-        return "none"
-
-    class _WebSocket(WebSocketsSansIOProtocol):
-        def handle_connect(self, event: Any) -> None:
-            super().handle_connect(event)
-            if self.response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
-
-    return _WebSocket
-
-
 class _Server(uvicorn.Server):
     """A uvicorn server that signals when it is ready, and stops without waiting for clients."""
 
@@ -385,7 +402,8 @@ class _ServerThread:
         # TCP_NODELAY, each response waits 40 ms for the client's acknowledgement of its headers.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # on Windows, two servers could listen on one port with it
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, port))
         except OSError:
             self._socket.close()
@@ -394,7 +412,7 @@ class _ServerThread:
         config = uvicorn.Config(
             app,
             http=_Protocol,
-            ws=_websocket_class(),
+            ws=websocket_class(),
             ws_max_size=MAX_FRAME_BYTES,
             ws_per_message_deflate=False,
             ws_ping_interval=None,  # clients do that
@@ -421,12 +439,25 @@ class _ServerThread:
         self._server.halt()
         self._thread.join()
         self._socket.close()
+        if self._failure is not None:
+            raise RuntimeError("the emulator did not stop as it should") from self._failure
 
     def _run(self) -> None:
+        # Not the loop of `asyncio.run`: on Windows, that one has no `remove_reader`.
+        loop = asyncio.SelectorEventLoop()
         try:
-            asyncio.run(self._server.serve(sockets=[self._socket]))
+            loop.run_until_complete(self._server.serve(sockets=[self._socket]))
+            loop.run_until_complete(loop.shutdown_asyncgens())
         except BaseException as failure:  # noqa: BLE001 - start() raises it in the caller's thread
             self._failure = failure
+        finally:
+            loop.close()
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    unknown = set(settings) - {"delivery_delay", "delivery_paused", "message_retention_period"}
+    if unknown:
+        raise TypeError(f"a queue has no setting {min(unknown)!r}")
 
 
 def _check_latency(seconds: Seconds) -> None:

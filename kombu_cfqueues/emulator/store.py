@@ -6,30 +6,23 @@ carries out what has become due, so a test that advances the clock sees all chan
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from .clock import Clock
-from .contents import describe
 from .database import Database
 from .knobs import Knobs
 from .leases import Lease, Leases
 from .queues import Consumer, Queue, Queues
+from .stored_messages import ALL, Query, StoredMessage, select
 
 _UNKNOWN_LEASE: Final = "the lease is unknown, or its message is already settled"
 _LATE_LEASE: Final = "the lease has expired"
 _LEASED_AGAIN: Final = "the lease has expired and the message is leased again"
-
-_STATES: Final = {
-    "ready": "visible_at <= ?",
-    "delayed": "visible_at > ? AND leased = 0",
-    "leased": "visible_at > ? AND leased = 1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,57 +45,6 @@ class Delivery:
     timestamp_ms: int
     attempts: int
     handle: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A stored message, for tests and for the page.
-
-    Attributes:
-        id: Its id, 32 hex digits.
-        body: The text, or the JSON text.
-        content_type: ``text`` or ``json``.
-        delay_seconds: The delay it was published with; by default that of the queue.
-        timestamp: Time of publishing, in seconds since the epoch by the emulator's clock.
-        visible_at: Time from which it can be pulled, by the same clock.
-        attempts: Deliveries so far.
-        state: ``ready``, ``delayed`` or ``leased``.
-        number: Its position in the order of publishing, across all queues.
-        died_in: The name of the queue in which it became a dead letter; None if it is not one.
-    """
-
-    id: str
-    body: str
-    content_type: str
-    delay_seconds: int
-    timestamp: float
-    visible_at: float
-    attempts: int
-    state: str
-    number: int
-    died_in: str | None
-
-    @property
-    def value(self) -> Any:
-        """The published value: the body, decoded if it is JSON."""
-        return json.loads(self.body) if self.content_type == "json" else self.body
-
-    @property
-    def content(self) -> Any:
-        """The decoded content of a Celery or Kombu message; of a task ``[args, kwargs, embed]``."""
-        return describe(self.content_type, self.body)["content"]
-
-    @property
-    def task(self) -> str | None:
-        """The name of the Celery task; None if the message is not a task."""
-        task: str | None = describe(self.content_type, self.body).get("task")
-        return task
-
-    @property
-    def headers(self) -> dict[str, Any]:
-        """Kombu's headers, which include a task's id, eta and retries; {} if there are none."""
-        headers: dict[str, Any] = describe(self.content_type, self.body).get("headers", {})
-        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,45 +302,13 @@ class Store:
             delayed, leased = invisible.get(0, 0), invisible.get(1, 0)
             return Counts(queue.backlog_count - delayed - leased, delayed, leased, dead)
 
-    def stored(
-        self,
-        queue: Queue,
-        *,
-        state: str | None = None,
-        before: int | None = None,
-        limit: int | None = None,
-    ) -> list[StoredMessage]:
-        """Return messages of *queue*: all, oldest first, or the newest *limit*, newest first.
-
-        Args:
-            queue: The queue.
-            state: Return only messages that are ``ready``, ``delayed`` or ``leased``.
-            before: Return only messages with a lower number.
-            limit: Maximum number of messages; None for no limit.
-        """
+    def stored(self, queue: Queue, query: Query = ALL) -> list[StoredMessage]:
+        """Return the messages of *queue* that *query* chooses, by default all, oldest first."""
         now = self._clock.now_ms()
-        conditions = ["queue = ?"]
-        values: list[int] = [queue.number]
-        if state is not None:
-            conditions.append(_STATES[state])
-            values.append(now)
-        if before is not None:
-            conditions.append("seq < ?")
-            values.append(before)
-        order = "ORDER BY seq" if limit is None else f"ORDER BY seq DESC LIMIT {limit:d}"
-        # Name the index: SQLite cannot know that most messages are ready and few are invisible.
-        index = "visibility" if state in ("delayed", "leased") else "queue"
         with self._database.lock:
             self._catch_up(queue, now)
-            rows = self._database.connection.execute(
-                "SELECT id, body, content_type, delay_seconds, timestamp_ms, visible_at, attempts,"  # noqa: S608
-                " leased, seq, died_in"
-                f" FROM messages INDEXED BY messages_by_{index} JOIN bodies USING (seq)"
-                f" WHERE {' AND '.join(conditions)} {order}",
-                values,
-            ).fetchall()
             names = {queue.number: queue.name for queue in self._queues}
-        return [_stored(row, now, names) for row in rows]
+            return select(self._database.connection, queue.number, query, now, names)
 
     def retry_now(self, queue: Queue, numbers: Sequence[int] | None = None) -> int:
         """Make leased and delayed messages ready at once; return how many changed.
@@ -719,20 +629,3 @@ class Store:
     def _add_to_totals(self, queue: Queue, count: int, size: int) -> None:
         queue.backlog_count += count
         queue.backlog_bytes += size
-
-
-def _stored(row: tuple[Any, ...], now: int, names: Mapping[int, str]) -> StoredMessage:
-    message_id, body, content_type, delay, timestamp_ms, visible_ms, attempts, leased = row[:8]
-    seq, died_in = row[8:]
-    return StoredMessage(
-        id=message_id.hex(),
-        body=body.decode(),
-        content_type=content_type,
-        delay_seconds=delay,
-        timestamp=timestamp_ms / 1000,
-        visible_at=visible_ms / 1000,
-        attempts=attempts,
-        state="ready" if visible_ms <= now else "leased" if leased else "delayed",
-        number=seq,
-        died_in=names.get(died_in),
-    )

@@ -6,6 +6,7 @@ queue can contain, including messages that other software has sent.
 """
 
 from ..runtime.rng import new_id
+from .deaths import deaths_of
 from .pack import pack
 from .packed import Address, Packed
 from .repack import repack
@@ -21,6 +22,7 @@ from .unpack import receive
 __all__ = [
     "Address",
     "Packed",
+    "deaths_of",
     "expired",
     "expires_at",
     "is_revoked_by_worker",

@@ -1,7 +1,7 @@
-"""Compresses the body of a message that is too large for Cloudflare, as Kombu would have done.
+"""Compresses the body of a message that is too large for Cloudflare, as Kombu does.
 
-Kombu's own header ``compression`` says so.  So every Kombu consumer, every Celery worker and
-``celery.js`` decompress the body without knowing that the library compressed it.
+Kombu's own header ``compression`` marks the body, so every Kombu consumer, every Celery worker and
+``celery.js`` decompress it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON as text: how Kombu writes it, how others do, and what is not JSON."""
+"""JSON as text: in Kombu's notation and in plain JSON."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
 
     Raises:
         InvalidMessage: JSON cannot carry the message, or its delay is negative or over 24 hours.
-        MessageTooLarge: The message is larger than Cloudflare's limit for one message, also with
-            a compressed body.
+        MessageTooLarge: The message is larger than Cloudflare's limit for one message, even with a
+            compressed body.
     """
     due = delayed_until(message, queue)
     eta = eta_of(message)
@@ -43,7 +43,7 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
 
 
 class _Encoded(NamedTuple):
-    """A fragment, and what counts towards Cloudflare's limit: see `Packed` for the others."""
+    """A fragment, and its *size* as Cloudflare's limit counts it; see `Packed` for *alone*."""
 
     fragment: bytes
     size: int
@@ -118,7 +118,7 @@ def _plain_text(message: Mapping[str, Any]) -> str:
 
 
 def _plain_json(message: Mapping[str, Any]) -> str:
-    """Return the body as JSON text: a body that is JSON already as it is, other text quoted."""
+    """Return the body as JSON text: a JSON body unchanged, any other text quoted."""
     text = _plain_text(message)
     if message.get("content-type") != "application/json":
         return quote(text)

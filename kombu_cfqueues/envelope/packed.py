@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of_id(cls, cloudflare_id: str) -> Address:
-        """Return the address of a queue of which only the id is known."""
+        """Return the address of a queue whose name is unknown."""
         return cls(f"#{cloudflare_id}", cloudflare_id=cloudflare_id)
 
     @property
@@ -47,8 +47,8 @@ class Packed(NamedTuple):
             delivery delay of the queue.
         alone: Whether the route for a single message accepts it.  That route refuses a JSON body
             that is neither an object nor an array (code 10207); the batch route accepts any.
-        eta: The eta of a Celery task, in seconds since the epoch; None if it has none.  With a
-            delay of another length, or without one, a worker waits for it.
+        eta: The eta of a Celery task, in seconds since the epoch; None if it has none.  If *due* is
+            earlier, a worker holds the message until its eta.
     """
 
     fragment: bytes

@@ -9,20 +9,29 @@ from typing import Any
 from .. import limits
 from ..errors import MessageTooLarge
 from ..runtime.rng import new_id
+from .deaths import HEADER, Death, with_death, without_deaths
 from .json_text import NOT_JSON, encode_kombu, quote, strict_loads
 from .packed import Packed
-from .unpack import cloudflare_type, content_of, foreign_message
+from .unpack import cloudflare_type, content_of, foreign_message, is_envelope
 
 
-def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
+def repack(
+    raw: Mapping[str, Any],
+    *,
+    delay_seconds: int = 0,
+    death: Death | None = None,
+    forget_deaths: bool = False,
+) -> Packed:
     """Return a pulled message, ready to be published again as what it was.
 
     Text and JSON stay what they are.  Data is put into a Kombu envelope, because Cloudflare accepts
-    only text and JSON over HTTP.
+    only text and JSON over HTTP.  Only a Kombu envelope has headers, and so can say why it died.
 
     Args:
         raw: An entry of a pull's ``messages``.
         delay_seconds: Seconds until the copy may be delivered.
+        death: Why the message is dead-lettered; None if it is not.
+        forget_deaths: Whether to take off what it says of earlier deaths.
 
     Raises:
         MessageTooLarge: The message is data that does not fit into an envelope.
@@ -30,8 +39,10 @@ def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
     cf_type = cloudflare_type(raw)
     body, value = content_of(raw.get("body"), cf_type)
     if isinstance(body, bytes):
-        text, value = str(encode_kombu(_envelope_of_data(body))), NOT_JSON
+        text, value = _text_of_data(body, death), NOT_JSON
     else:
+        if isinstance(value, dict) and is_envelope(value):
+            body = _marked(body, value, death, forget_deaths=forget_deaths)
         is_json = cf_type == "json" and value is not NOT_JSON
         text, value = body, _strict_value(body) if is_json else NOT_JSON
     size = len(text.encode())
@@ -40,6 +51,11 @@ def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
             f"a copy of the message would have {size:,} bytes, and Cloudflare Queues accepts at "
             f"most {limits.BODY_BYTES:,} bytes"
         )
+    return _packed(text, value, delay_seconds)
+
+
+def _packed(text: str, value: Any, delay_seconds: int) -> Packed:
+    """Return a body, which is JSON if it has a *value*, ready to be posted."""
     as_json = value is not NOT_JSON
     content, content_type = (text, "json") if as_json else (quote(text), "text")
     fragment = f'{{"body":{content},"content_type":"{content_type}"'.encode()
@@ -47,10 +63,29 @@ def repack(raw: Mapping[str, Any], *, delay_seconds: int = 0) -> Packed:
     return Packed(fragment, len(fragment), due, not as_json or isinstance(value, (dict, list)))
 
 
-def _envelope_of_data(data: bytes) -> dict[str, Any]:
+def _marked(text: str, message: dict[str, Any], death: Death | None, *, forget_deaths: bool) -> str:
+    """Return the text of an envelope with *death*, or without any.
+
+    The same text, if there is nothing to change, or if it cannot be written again.
+    """
+    if forget_deaths and HEADER in message["headers"]:
+        message = without_deaths(message)
+    elif death is None:
+        return text
+    try:
+        marked = str(encode_kombu(message if death is None else with_death(message, death)))
+        marked.encode()
+    # Python's JSON reads what it does not write, such as NaN and lone surrogates.
+    except (TypeError, ValueError, RecursionError):
+        return text
+    return marked
+
+
+def _text_of_data(data: bytes, death: Death | None) -> str:
+    """Return *data* in an envelope, with *death*."""
     message = foreign_message(data, "application/data", "binary")
     message["properties"]["message_id"] = new_id()
-    return message
+    return str(encode_kombu(message if death is None else with_death(message, death)))
 
 
 def _strict_value(text: str) -> Any:

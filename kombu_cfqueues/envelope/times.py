@@ -70,7 +70,7 @@ def seconds_until_due(message: Mapping[str, Any], now: float) -> float:
 def retention_error(
     packed: Packed, queue: str, retention_seconds: int | None
 ) -> InvalidMessage | None:
-    """Return the error of a message that its queue would delete before its time, else None.
+    """Return the error of a message that its queue would delete before it is due, else None.
 
     Args:
         packed: The message.
@@ -95,8 +95,9 @@ def retention_error(
 def is_revoked_by_worker(message: Mapping[str, Any]) -> bool:
     """Whether *message* is a Celery task that its worker revokes once it has expired.
 
-    The worker knows the time from the header ``expires``.  It stores the state REVOKED, sends the
-    signal `task_revoked`, and fails the chord of the task.  So nobody else may drop the message.
+    The worker reads the time from the header ``expires``.  It stores the state REVOKED, sends the
+    signal `task_revoked`, and fails the chord of the task, so the library must not drop the
+    message.
     """
     headers = message.get("headers") or {}
     return is_task(headers) and _timestamp(headers.get("expires")) is not None

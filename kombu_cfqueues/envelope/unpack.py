@@ -16,9 +16,9 @@ ENVELOPE_KEYS: Final = frozenset({"body", "headers", "properties"})
 def receive(raw: Mapping[str, Any], queue: str) -> dict[str, Any]:
     """Return Kombu's dictionary of a pulled message, with all fields that Kombu and Celery expect.
 
-    ``properties["delivery_info"]["cloudflare"]`` has what Cloudflare says of the message.  Fields
-    of a wrong type are dropped: an envelope may come from other software, such as a Worker, and a
-    wrong type would end a consumer.  Never raises.
+    ``properties["delivery_info"]["cloudflare"]`` has what Cloudflare says about the message.
+    Fields with a wrong type are dropped: an envelope may come from other software, such as a
+    Worker, and a wrong type would end a consumer.  Never raises.
 
     Args:
         raw: An entry of a pull's ``messages``.
@@ -73,7 +73,7 @@ def cloudflare_type(raw: Mapping[str, Any]) -> Any:
 def content_of(body: Any, cf_type: Any) -> tuple[Any, Any]:
     """Return a pulled body as text or bytes, and its JSON value, `NOT_JSON` if it has none."""
     if not isinstance(body, str):
-        # The API returns a string; a server that stands in for it may return the value itself.
+        # The API returns a string; a server in its place may return the JSON value itself.
         if body is None:
             return "", NOT_JSON
         return _without_surrogates(json.dumps(body, ensure_ascii=False)), body
@@ -126,8 +126,8 @@ def foreign_message(body: str | bytes, content_type: str, encoding: str) -> dict
 def _delivery_info(raw: Mapping[str, Any], *, envelope: bool) -> dict[str, Any]:
     attempts = raw.get("attempts")
     return {
-        # Cloudflare documents the first attempt as 1, and was seen to send 0.  So only a number
-        # above 1 proves a redelivery.
+        # Cloudflare documents the first attempt as 1, but has sent 0.  So only a number above 1
+        # proves a redelivery.
         "redelivered": isinstance(attempts, int) and attempts > 1,
         "cloudflare": {
             "id": raw.get("id"),
@@ -165,8 +165,8 @@ def _string_or_none(value: Any) -> str | None:
 def _encoding_or_none(value: Any) -> str | None:
     """Return the encoding of a text, or Kombu's ``binary``; None for anything else.
 
-    Python has encodings that are not of texts, such as bz2.  Kombu would use them as well, and bz2
-    can make gigabytes of a small body.
+    Python also has encodings that are not for text, such as bz2.  Kombu would use them, and bz2 can
+    make gigabytes from a small body.
     """
     if not isinstance(value, str) or value in ("utf-8", "binary"):
         return _string_or_none(value)

@@ -36,18 +36,33 @@ def base_url(host: str | None, port: int | None, option: Any, *, insecure: bool)
             return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or limits.API_PATH}"
     if not host:
         return limits.API_BASE_URL
-    scheme = "http" if is_loopback(host) else "https"
+    scheme = "https"
+    if is_loopback(host) or (insecure and _is_private(host)):
+        scheme = "http"
+        _check_scheme(scheme, host, insecure=insecure)
     return f"{scheme}://{netloc(host, port)}{limits.API_PATH}"
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether *host* is this machine, so that plain http does not expose the token."""
+    """Return whether *host* is this machine, so that plain http does not expose the token.
+
+    A client that connects to the unspecified address (``0.0.0.0``, ``::``) reaches this machine.
+    """
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _is_private(host: str) -> bool:
+    """Whether *host* is a name without a dot, as a container has, or an address of no one's net."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host
 
 
 def shown_place(

@@ -30,6 +30,12 @@ more.  A host name that is this long and has no dot is refused."""
 _ACCOUNT_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 _HOST: Final = re.compile(r"\w([\w.-]*\w)?\.?")
 
+_AROUND: Final = "\"' \t\r\n"
+
+_WRAPPED: Final = (
+    "the broker URL has quotes, a blank or a line break around it, which are not part of it: "
+    "remove them (env files keep quotes)"
+)
 _ENCODE: Final = (
     "the broker URL cannot be read, perhaps because the API token contains one of the characters "
     "/ ? # [ ] @ : which separate the parts of a URL: percent-encode the token "
@@ -98,8 +104,9 @@ class BrokerUrl:
         scheme, separator, rest = url.partition("://")
         if not separator:
             return cls(fault=f"the broker URL has no scheme: write it as {FORM}", text=url)
-        if scheme.lower() != SCHEME:
-            return cls(fault=_not_ours(scheme), text=url)
+        if url.strip(_AROUND) != url or scheme.lower() != SCHEME:
+            is_wrapped = is_ours(url.strip(_AROUND))
+            return cls(fault=_WRAPPED if is_wrapped else _not_ours(scheme), text=url)
         try:
             parts = urlsplit(f"http://{rest}")
             port = parts.port

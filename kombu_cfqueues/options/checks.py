@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -12,10 +13,18 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from ..runtime.once import Once
+from ..runtime.paths import is_of_other_system
+from .address import Address
 from .secret import ControlUrl, Secret
+
+logger = logging.getLogger(__name__)
 
 MAX_SECONDS: Final = 1e9
 """Maximum of every timeout, about 30 years.  Sockets and locks refuse longer ones."""
+
+
+_made_absolute: Final = Once()
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -83,9 +92,21 @@ def _queue_name(name: str, value: Any) -> str:
 
 def _path(name: str, value: Any) -> str:
     try:
-        return str(os.fspath(value))
+        path = os.fsdecode(os.fspath(value))
     except TypeError:
         raise ConfigurationError(f"{name} must be a path, not {value!r}") from None
+    if is_of_other_system(path):
+        raise ConfigurationError(
+            f"{name} {path!r} is a path of Windows, and this is another system: write it with /"
+        )
+    full = os.path.expanduser(path)  # noqa: PTH111  the option is a text
+    if os.path.isabs(full):  # noqa: PTH117
+        return full
+    # Processes that share it may run in different folders.
+    full = os.path.abspath(full)  # noqa: PTH100
+    if _made_absolute.is_new(full):
+        logger.warning("%s %r is relative: it is %s", name, path, full)
+    return full
 
 
 def _budget_url(name: str, value: Any) -> Secret:
@@ -174,6 +195,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "control_url": _control_url,
     "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
+    "health_address": Address.read,
+    "health_file": _path,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,
     "connect_timeout": seconds,

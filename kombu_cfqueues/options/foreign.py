@@ -1,7 +1,7 @@
 """Settings of Kombu's other transports that have no effect here, and what to use instead.
 
-People bring these settings along from Redis, SQS and RabbitMQ.  An option that is ignored silently
-is taken for one that works.
+Applications that move from Redis, SQS or RabbitMQ often keep these settings.  A warning says that
+they have no effect.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from .address import Address
 from .secret import ControlUrl, Secret, Token
 from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
@@ -77,6 +78,8 @@ class Options:
             means that there is none.
         failover_after: With a list of URLs: seconds after which a consumer leaves a broker that it
             cannot pull from, for the next URL.
+        health_address: Where a process that consumes answers health checks; None means nowhere.
+        health_file: A file that such a process touches while it is healthy; None means none.
         consumer_max_retries: ``max_retries`` of the pull consumers that the library creates.
         dead_letter_queue: Kombu name of their dead-letter queue; None means no dead-letter queue.
         connect_timeout: Maximum seconds to wait for a TCP and TLS connection.
@@ -112,6 +115,8 @@ class Options:
     doorbell: Literal["host", "everywhere", "off"] = "host"
     control_url: ControlUrl | None = field(default=None, repr=False)
     failover_after: float = 60.0
+    health_address: Address | None = None
+    health_file: str | None = None
     consumer_max_retries: int = limits.MAX_RETRIES
     dead_letter_queue: str | None = None
     connect_timeout: float = 5.0

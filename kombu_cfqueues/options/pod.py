@@ -1,4 +1,4 @@
-"""Pods of Kubernetes: a pod's disk ends with it, and so does what it has learned of its token."""
+"""Pods of Kubernetes: a pod loses its disk when it ends, and with it the share it has learned."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ POD_VARIABLE: Final = "KUBERNETES_SERVICE_HOST"
 """Kubernetes sets it in each pod."""
 
 POD_ADVICE: Final = (
-    "this process runs in a pod, and pods that use one API token do not know of each other: more "
-    "than one of them get the token blocked, and each new one again, because what a pod has "
-    "learned of its share ends with its disk. Name one Redis for all of them (budget_url), give "
+    "this process runs in a pod, and pods that use one API token do not know of each other: "
+    "several pods get the token blocked, and each new pod does so again, because a pod loses the "
+    "share that it has learned with its disk. Name one Redis for all of them (budget_url), give "
     "each its part of the rate (request_rate), give it a disk that stays (spool_dir), or publish "
     "through the gateway"
 )
 
 
 def lacks_shared_rate(options: Options, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is a pod of which nothing keeps or divides the request rate."""
+    """Whether this process runs in a pod, and no option divides the request rate among pods."""
     return (
         POD_VARIABLE in environ
         and options.request_rate == DEFAULT_REQUEST_RATE

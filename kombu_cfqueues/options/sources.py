@@ -1,6 +1,8 @@
 """Where options come from: the broker URL, ``transport_options`` and the environment.
 
-A setting that the URL lacks is taken from ``transport_options``, then from the environment.
+A setting that the URL lacks is taken from ``transport_options``, then from the URL in the variable
+``CFQUEUES_BROKER_URL``, then from the variables ``CLOUDFLARE_ACCOUNT_ID`` and
+``CLOUDFLARE_API_TOKEN``.
 """
 
 from __future__ import annotations
@@ -9,10 +11,9 @@ import contextlib
 import difflib
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from .. import limits
@@ -21,16 +22,19 @@ from ..runtime.once import once
 from .base_url import base_url
 from .checks import CHECKED, checked, seconds
 from .foreign import OPTIONS, log_options, refuse_prefix
-from .secret import Secret, Token
+from .login import read_login
+from .variables import BUDGET_VARIABLE, CONTROL_VARIABLE, HEALTH_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
-TOKEN_VARIABLE: Final = "CLOUDFLARE_API_TOKEN"  # noqa: S105  the variable's name, not a token
+API_HOST: Final = urlsplit(limits.API_BASE_URL).hostname
 
-BUDGET_VARIABLE: Final = "CFQUEUES_BUDGET_URL"
-
-CONTROL_VARIABLE: Final = "CFQUEUES_CONTROL_URL"
+_VARIABLES: Final = (
+    ("budget_url", BUDGET_VARIABLE),
+    ("control_url", CONTROL_VARIABLE),
+    ("health_address", HEALTH_VARIABLE),
+)
+"""Options that are read from the environment where they are not given."""
 
 REQUEST_RESERVE: Final = 30
 """Requests per window that we leave to the dashboard and other tools that use the same token."""
@@ -64,6 +68,9 @@ _KOMBU_OPTIONS: Final = frozenset(
     }
 )
 """Transport options of Kombu: of its virtual transports, and of its retry policy."""
+
+_OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_burst"})
+"""Options that have an effect only with a ``request_rate``."""
 
 
 def has_control_url(
@@ -110,74 +117,38 @@ def merge(sources: Sources) -> dict[str, Any]:
         )
     values = checked(given)
     _warn_of_shown_passwords(_with_password(given))
-    for name, variable in (("budget_url", BUDGET_VARIABLE), ("control_url", CONTROL_VARIABLE)):
-        if name not in values and (url := sources.environ.get(variable)):
-            values |= checked({name: url})
+    for name, variable in _VARIABLES:
+        if name not in values and (value := sources.environ.get(variable)):
+            values |= checked({name: value})
     if sources.connect_timeout and "connect_timeout" not in values:
         values["connect_timeout"] = seconds("connect_timeout", sources.connect_timeout)
+    login = read_login(sources.user, sources.password, given, sources.environ)
+    host, port = sources.host, sources.port
+    if not host and given.get("base_url") is None:
+        host, port = login.host, login.port
     values["base_url"] = base_url(
-        sources.host,
-        sources.port,
+        host,
+        port,
         given.get("base_url"),
         insecure=values.get("allow_insecure_http", False),
     )
-    values["account_id"] = _account_id(sources)
-    values["api_token"] = _api_token(sources)
-    return _completed(values)
+    is_cloudflare = urlsplit(values["base_url"]).hostname == API_HOST
+    login.check(is_cloudflare=is_cloudflare)
+    values |= {"account_id": login.account_id, "api_token": login.api_token}
+    return _completed(values, is_cloudflare=is_cloudflare)
 
 
-def _account_id(sources: Sources) -> str:
-    account_id = (
-        sources.user
-        or sources.transport_options.get("account_id")
-        or sources.environ.get(ACCOUNT_VARIABLE)
-        or _missing("account_id", "user name", ACCOUNT_VARIABLE)
-    )
-    if not isinstance(account_id, str):
-        raise ConfigurationError("account_id must be a string")
-    return account_id
-
-
-def _api_token(sources: Sources) -> Token:
-    token = (
-        sources.password
-        or sources.transport_options.get("api_token")
-        or sources.environ.get(TOKEN_VARIABLE)
-        or _missing("api_token", "password", TOKEN_VARIABLE)
-    )
-    # Hashable, because connections with the same token find their account by it.
-    if not (isinstance(token, str) or (callable(token) and isinstance(token, Hashable))):
-        raise ConfigurationError(
-            "api_token must be a string, or a function or other hashable callable that returns one"
-        )
-    return token if callable(token) else Secret(token)
-
-
-def _missing(name: str, place: str, variable: str) -> NoReturn:
-    raise ConfigurationError(
-        f"no {name}: give it as the {place} of the broker URL "
-        f"(cfqueues://ACCOUNT_ID:API_TOKEN@/), as transport_options[{name!r}], or in the "
-        f"environment variable {variable}"
-    )
-
-
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Check the account id, and add the defaults that depend on other options."""
-    api_host = urlsplit(limits.API_BASE_URL).hostname
-    if urlsplit(values["base_url"]).hostname == api_host:
-        account = values["account_id"]
-        if not re.fullmatch(r"[0-9a-fA-F]{32}", account):
-            raise ConfigurationError(
-                # Do not show the account id: after a mistake in the URL, it is the token.
-                f"account_id (the user name of the broker URL) has {len(account)} characters and "
-                "is not a Cloudflare account id, which is 32 hex digits (dashboard: account home, "
-                "'Copy account ID')"
-            )
+def _completed(values: dict[str, Any], *, is_cloudflare: bool) -> dict[str, Any]:
+    """Add the defaults that depend on other options."""
+    if is_cloudflare:
         values.setdefault("request_rate", DEFAULT_REQUEST_RATE)
     shortest = values.get("polling_interval", 0.0)
     values.setdefault("max_polling_interval", max(shortest, DEFAULT_LONGEST_PAUSE_SECONDS))
     if values.get("request_rate") is not None:
         values.setdefault("max_in_flight", 1)
+    else:
+        for name in sorted(_OPTIONS_OF_A_RATE & values.keys()):
+            _warn_without_rate(name, urlsplit(values["base_url"]).hostname)
     return values
 
 
@@ -220,3 +191,13 @@ def _warn_of_misspellings(given: frozenset[str]) -> None:
                 name,
                 similar[0],
             )
+
+
+@once
+def _warn_without_rate(name: str, host: str | None) -> None:
+    logger.warning(
+        "option %r has no effect, because requests to %s are not limited: set request_rate, or "
+        "remove the option",
+        name,
+        host,
+    )

@@ -1,8 +1,8 @@
-"""A publish while the interpreter is torn down, in a finalizer (``__del__``) for instance.
+"""Refuses a publish while the interpreter is torn down, for instance in a finalizer.
 
-Nothing can be imported any more and no thread can be started, which the libraries below need at
-unforeseen moments: the request may have left when that fails.  Exit handlers (`atexit`) and threads
-that outlive the main thread run before that, and may publish.
+No module can be imported then and no thread started.  The HTTP libraries may need either at any
+moment, perhaps after the request has left.  Exit handlers (`atexit`) and threads that outlive the
+main thread run earlier, and may publish.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def refuse_at_end() -> None:
     """Raise an error if the interpreter is being torn down.
 
     Raises:
-        PermanentError: It is.  Nothing has been sent.
+        PermanentError: The interpreter is being torn down.  Nothing was sent.
     """
     if sys.is_finalizing():
         raise PermanentError(
             "the message was not sent, because the Python interpreter is ending: publish earlier, "
-            "for instance in a function that is registered with atexit, and not in a finalizer"
+            "for instance in a function that is registered with atexit instead of in a finalizer"
         )

@@ -18,7 +18,7 @@ class Caller:
     All times are monotonic seconds.
 
     Attributes:
-        acts_by: When it will act next, if it is the leader.
+        acts_by: When the caller will act next at the latest, if it is the leader.
         address: The queue of its messages.
         claims: The numbers of the claims that it may hold.
         deadline: Until when it waits.

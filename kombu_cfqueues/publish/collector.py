@@ -24,7 +24,7 @@ from .request_threads import RequestThreads
 
 REFUSED_REQUESTS: Final = 2
 """A batch sends nothing more to a queue that has refused every message of this many requests in a
-row.  To find the bad messages of a request takes a dozen further ones, and requests are scarce."""
+row.  Finding the bad messages of a request takes about a dozen more requests."""
 
 
 class Outlet(Protocol):
@@ -47,7 +47,7 @@ class Collector:
     """Collects messages for any number of queues; one thread uses it.
 
     Args:
-        max_size: With this many messages collected, the full requests among them are sent.
+        max_size: Full requests are sent once this many messages are collected.
     """
 
     def __init__(self, max_size: int) -> None:
@@ -57,7 +57,7 @@ class Collector:
         self._full: list[_Request] = []
         self._partial: dict[tuple[Outlet, str], _Request] = {}
         self._to_spool: dict[Outlet, _Part[Spooled]] = {}
-        self._sent: list[tuple[_Request, Future[_Errors]]] = []  # and perhaps not answered yet
+        self._sent: list[tuple[_Request, Future[_Errors]]] = []  # some may still be in flight
         self._threads: RequestThreads[_Request, _Errors] | None = None
         # The threads write the next two, each by a single assignment.
         self._progressed_at = 0.0  # monotonic seconds: when a message was last accepted
@@ -66,7 +66,7 @@ class Collector:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Forget what was collected: the parent sends it, and has the threads for that."""
+        """Forget what was collected: the parent sends it in its own threads."""
         self._ended_by = "it belongs to the parent of this forked process"
         self._threads = None
         self._stop()
@@ -164,8 +164,8 @@ class Collector:
 
     def _post(self, request: _Request) -> _Errors:
         """Send one request; return the error of each message, or None if it is accepted."""
-        # Counted from the last accepted message.  So a long batch may take its time, and a server
-        # that does not answer is waited for once, and not once for each request.
+        # The deadline counts from the last accepted message.  So a long batch does not time out,
+        # and a server that does not answer delays the batch once, and not once per request.
         outlet, queue = key = request.key
         deadline = self._progressed_at + outlet.publish_timeout
         if self._refused_in_a_row.get(key, 0) >= REFUSED_REQUESTS:
@@ -212,7 +212,7 @@ class Collector:
             )
 
     def _raise_failures(self, settled: list[tuple[str, Packed, CFQueuesError | None]]) -> None:
-        """End the batch, and raise the error that accounts for *settled* and what is unsent."""
+        """End the batch, and raise the error that lists *settled* and the unsent messages."""
         first = next(error for _, _, error in settled if error)
         self._ended_by = "a flush failed"
         # `publish` returned without an error for these, so this error must list them.
@@ -253,7 +253,7 @@ class _Part(Generic[M]):
         self._numbers.append(number)
 
     def cut(self, mark: int) -> int:
-        """Drop the messages from number *mark* on; return how many these were."""
+        """Drop the messages from number *mark* on; return how many were dropped."""
         kept = bisect_left(self._numbers, mark)
         dropped = len(self.messages) - kept
         del self.messages[kept:], self._numbers[kept:]
@@ -270,8 +270,7 @@ class _Request(_Part[Packed]):
         self._size = 0
 
     def add(self, number: int, message: Packed) -> None:
-        self.messages.append(message)
-        self._numbers.append(number)
+        super().add(number, message)
         self._size += message.size
 
     def cut(self, mark: int) -> int:

@@ -42,7 +42,8 @@ from .try_times import TryTimes
 from .withdrawal import timeout, withdraw
 
 BULK_IN_FLIGHT: Final = 2
-"""Requests in flight for `GroupCommit.submit_many`: two reach what one queue takes (5,000/s)."""
+"""Requests in flight for `GroupCommit.submit_many`.  Two are enough for the 5,000 messages per
+second that one queue accepts."""
 
 ROOM_TIMEOUT_SECONDS: Final = LEADER_LEASE_SECONDS / 2
 """How long a leader waits for a busy room.  Half of its lease, so that the other callers do not
@@ -215,7 +216,8 @@ class GroupCommit:
         if caller.deadline <= now:
             self._withdraw([caller], None, claimed=True)
         elif not caller.is_late and self._times.last_moment(caller) <= now:
-            # The deadline would come before the answer, and leave open whether the message arrived.
+            # The deadline would pass before the answer, so it would stay unknown whether the
+            # message arrived.
             self._make_late(caller)
         elif self._times.pause_is_too_long(caller):
             pause = self.sender.pause
@@ -284,7 +286,8 @@ class GroupCommit:
 
     def _terms(self, caller: Caller, now: float) -> ClaimTerms:
         left = caller.deadline - now
-        # The caller's deadline ends the request.  So it takes no message with much more time.
+        # The caller's deadline ends the request, so the request carries no message whose deadline
+        # is much later.
         latest = caller.deadline + DEADLINE_TOLERANCE_SECONDS
         return ClaimTerms(
             caller.new_claim(),

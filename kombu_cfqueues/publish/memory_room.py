@@ -27,10 +27,10 @@ from ..waiting_room import (
 
 HOLD_SECONDS: Final = 0.002
 """How long a permit waits for the callers that shared the last request.  They need about this long
-to wake up and publish again; it is short beside a request, which takes tens of milliseconds."""
+to wake up and publish again.  A request takes ten times as long or more."""
 
 SHARED: Final = 1.25
-"""Expected callers of a request below which it is not held: a lone caller never waits for long."""
+"""A request is not held if at most this many callers are expected: a lone caller must not wait."""
 
 HOLD_STEP_SECONDS: Final = HOLD_SECONDS / 4
 """Pause between two looks at how many callers have arrived during the hold."""
@@ -98,9 +98,9 @@ class MemoryRoom:
     def enter(
         self, items: Sequence[Item], *, number: int, may_skip: bool, until: float
     ) -> Claim | None:
-        """See `WaitingRoom.enter`.  Returns None: in memory, nothing is gained by a claim now."""
+        """See `WaitingRoom.enter`.  Always returns None: an early claim would gain nothing here."""
         with self._lock:
-            waiting = self._waiting(items[0])  # one caller's, so all of them are of one kind
+            waiting = self._waiting(items[0])  # all items are one caller's, so of one kind
             for item in items:
                 item.place = next(self._numbers)
                 item.max_batch = self.max_batch
@@ -234,8 +234,8 @@ class MemoryRoom:
     def _expected(self, taken: int) -> float:
         """Return how many callers to hold the next request for, after one with *taken* of them.
 
-        With several requests in flight, one that left with few callers says little: the others are
-        in the requests beside it.  So the number falls slowly, or the groups never meet again.
+        If several requests may be in flight, a request with few callers proves little: the other
+        callers are in other requests.  So the number falls slowly, which lets the groups merge.
         """
         return taken if self._extends else max(taken, 0.75 * self._sharers + 0.25 * taken)
 

@@ -31,7 +31,7 @@ from ..errors import (
     SpoolUnavailable,
     TransientError,
 )
-from ..options import POD_ADVICE, Options, lacks_shared_rate
+from ..options import POD_ADVICE, Options, frozen_spool_advice, lacks_shared_rate
 from ..rate_limit import Budget
 from ..retry import Verdict
 from ..runtime.fork import renew_in_child
@@ -85,7 +85,8 @@ class Publisher:
         # A publish that takes longer than half the time between two permits has waited for one.
         self._long_wait = 0.5 / options.request_rate if options.request_rate else inf
         self._waits = threading.local()
-        self._is_unaware_pod = lacks_shared_rate(options)
+        self._lacks_shared_rate = lacks_shared_rate(options)
+        self._frozen_spool_advice = frozen_spool_advice()
         self._spool_of_machine = spool
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
@@ -120,7 +121,7 @@ class Publisher:
             PublishTimeout: The deadline passed; its cause is the last failure.
             CFQueuesError: The message was refused.
         """
-        self._begin()
+        self._warn_in_pod()
         started = time.monotonic()
         judge = _judge_and_switch if switches else None
         shared = self._shared_commit()
@@ -144,7 +145,7 @@ class Publisher:
         Returns:
             The outcome of each: None if it was accepted, else what `submit` would raise.
         """
-        self._begin()
+        self._warn_in_pod()
         shared = self._shared_commit()
         if shared is not None:
             try:
@@ -171,17 +172,18 @@ class Publisher:
             SpoolFull: The spool has no room for them.
             SpoolUnavailable: No directory of this machine can hold the spool.
         """
-        self._begin()
+        self._warn_in_pod()
+        if self._frozen_spool_advice:
+            _warn(self._frozen_spool_advice)
         places = self._keep(messages, max_bytes, deadline)
         self.relay.notify()
         # Nothing here waits for the network, so let other greenlets run.
         time.sleep(0)
         return places
 
-    def _begin(self) -> None:
-        if self._is_unaware_pod:
-            self._is_unaware_pod = False
-            _warn_of_pod()
+    def _warn_in_pod(self) -> None:
+        if self._lacks_shared_rate:
+            _warn(POD_ADVICE)
 
     def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
         repeats = self._options.retry_uncertain
@@ -195,10 +197,7 @@ class Publisher:
             ) from error
 
     def promise(self, places: Sequence[Place]) -> promise:
-        """Return a promise: fulfilled when the messages are delivered, rejected if one is refused.
-
-        See `Relay.promise`.
-        """
+        """Return a promise for the delivery of the messages; see `Relay.promise`."""
         return self.relay.promise(places)
 
     @property
@@ -290,7 +289,9 @@ class Publisher:
             self._spool().stop(error, queue_id)
 
     def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
-        """Refuse what the queue would delete: whoever spooled it may have known nothing of it.
+        """Refuse messages that the queue would delete before they are due.
+
+        The process that spooled them may not have known how long the queue keeps messages.
 
         Raises:
             InvalidMessage: A message of the batch is due later than the queue keeps it.
@@ -314,7 +315,7 @@ class Publisher:
         try:
             queue_id = self._directory.resolve(address, deadline=deadline)
         except (InvalidMessage, MessageTooLarge) as error:
-            # The server refuses the look-up, and not the messages: they must not be split.
+            # The server refused the look-up and not the messages, so the batch must not be split.
             raise ConfigurationError(str(error)) from error
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # only saves look-ups
             self._spool().learn(address._replace(cloudflare_id=queue_id))
@@ -346,8 +347,8 @@ def _judge_and_switch(error: CFQueuesError) -> Verdict:
 
 
 @once
-def _warn_of_pod() -> None:
-    logger.warning("%s", POD_ADVICE)
+def _warn(advice: str) -> None:
+    logger.warning("%s", advice)
 
 
 @once

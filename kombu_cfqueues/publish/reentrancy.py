@@ -1,8 +1,8 @@
 """Refuses a publish inside a publish of the same thread, because the two would deadlock.
 
 A signal handler runs in the main thread between any two of its instructions, and a finalizer runs
-in any thread.  If it interrupts a publish that holds a lock, or that is about to post for others,
-and publishes itself, it waits for ever for the publish that it has interrupted.
+in any thread.  Either may interrupt a publish that holds a lock or is about to post for others.  If
+it then publishes too, it waits forever for the publish that it has interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _NoReentry:
         self._frames: dict[int, FrameType] = {}
 
     def __enter__(self) -> None:
-        # Looked up at each call, because gevent and eventlet may replace it later.
+        # Look `get_ident` up at each call, because gevent and eventlet may replace it later.
         thread = threading.get_ident()
         # Check the stack too: an exception from a signal handler may have skipped `__exit__`, and
         # the system reuses the numbers of threads that have ended.

@@ -1,8 +1,8 @@
 """Empties the spool, in a daemon thread of each process that spools, or in ``cfqueues relay``.
 
-The processes elect one of them in the file, and only that one posts, which keeps the file less
-busy.  Correctness does not depend on the election, because permits and claims keep two posters
-apart.  The other processes check regularly whether they are needed: the elected process, or a
+The processes elect one of them in the file, and only the elected process posts, which keeps the
+file less busy.  Correctness does not depend on the election, because permits and claims separate
+two posters.  The other processes check regularly whether they are needed: the elected process, or a
 publisher whose messages wait, may have been killed.
 """
 
@@ -31,6 +31,7 @@ from ..runtime.threads import threads_can_run
 from ..spool import Place, Spool
 from ..waiting_room import RoomBusy
 from .group_commit import GroupCommit
+from .outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ STANDBY_SECONDS: Final = 0.5
 """Maximum poll interval of a process that is not elected, while messages wait.  It bounds the time
 until another process takes over, and costs two reads of the file per second."""
 
-FIRST_POST_DELAY_SECONDS: Final = 0.1
-"""How long a process that has not posted yet leaves a backlog to one that has.  Most processes of a
-web server then never load the HTTP client nor open a connection.  Long enough for another process
-to spool something and to see the backlog; short beside the 0.27 s between two requests."""
+BACKLOG_DELAY_SECONDS: Final = 0.1
+"""How long a process that has not posted yet leaves a new backlog to a process that has.  Then most
+processes of a web server never load the HTTP client or open a connection.  Long enough for another
+process to spool a message and see the backlog, and less than half of the 0.27 s between
+requests."""
 
 SWEEP_SECONDS: Final = STANDBY_SECONDS
 """Interval between two checks whether the processes that post are alive.  As often as the processes
@@ -105,7 +107,7 @@ class Relay:
         self._exits_by: float | None = None
         self._finishes_at_exit = False
         self._elected = False
-        self._stands_by_until: float | None = None  # while a process that has posted may take over
+        self._stands_by_until: float | None = None  # for a process that has posted
         # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
         self._to_ask: deque[Place] = deque()  # the same, in the order in which to ask about them
@@ -113,6 +115,7 @@ class Relay:
         self._swept_at = 0.0
         self._took_over = False
         self._is_hindered = False  # the last step failed because of the file
+        self._outage = OutageLog(self._clock)
 
     @property
     def path(self) -> Path:
@@ -145,7 +148,7 @@ class Relay:
         if not self._finishes_at_exit:
             self._finishes_at_exit = True
             call_at_exit(partial(_finish, weakref.ref(self)))
-        if self._exits_by is not None:  # an exit handler that ran after ours has spooled it
+        if self._exits_by is not None:  # an exit handler that runs after ours has spooled something
             self.finish(0.0)
             self._log_what_stays()
             return
@@ -184,8 +187,8 @@ class Relay:
     def finish(self, seconds: float) -> None:
         """Keep emptying the spool for *seconds* while that succeeds; then end the thread.
 
-        The thread keeps posting, and this waits for it.  Where no thread can run, this posts.  It
-        leaves what waits to another process only if that process is elected and alive.
+        The relay's thread posts, and this call waits for it.  If no thread can run, this call
+        posts.  Messages are left to another process only if that process is elected and alive.
 
         Args:
             seconds: Maximum time, counted from the first call.
@@ -242,7 +245,7 @@ class Relay:
                 self._exit.wait(pause)
 
     def _step_safely(self) -> float | None:
-        """Do one step.  A failure never ends the thread; its begin and its end are logged."""
+        """Do one step.  A failure never ends the thread; its start and its end are logged."""
         try:
             pause = self._step()
             if self._is_hindered:
@@ -252,9 +255,9 @@ class Relay:
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
             if not self._is_hindered:
                 self._is_hindered = True
-                logger.error("the spool cannot be emptied now, and is tried again: %s", error)
+                logger.error("the spool cannot be emptied now; retrying until it can: %s", error)
         except Exception:  # a bug of this library, or of a callback of the application
-            logger.exception("emptying the spool failed, and is tried again")
+            logger.exception("emptying the spool failed; retrying")
         self._resign()
         return RETRY_SECONDS * (1 + rng.random())
 
@@ -273,11 +276,13 @@ class Relay:
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
+            self._outage.note(None)
             self._stands_by_until = None
-            self._spool.notice_stop()  # that its end is logged
+            self._spool.notice_stop()  # so that the end of a stop is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
+        self._outage.note(pause)
         if pause is not None and now < pause.until:
             self._resign()  # only this process may be affected: let another one try
             return min(pause.until - now, STANDBY_SECONDS)
@@ -285,7 +290,7 @@ class Relay:
             self._swept_at = now
             self._spool.room.sweep()
         if self._leaves_it_to_others(now):
-            return FIRST_POST_DELAY_SECONDS
+            return BACKLOG_DELAY_SECONDS
         self._elected = self._spool.elect()
         if self._elected:
             return self._post()
@@ -298,7 +303,7 @@ class Relay:
         if self._elected or self._exits_by is not None or self._commit.sender.request_seconds > 0:
             return False
         if self._stands_by_until is None:
-            self._stands_by_until = now + FIRST_POST_DELAY_SECONDS
+            self._stands_by_until = now + BACKLOG_DELAY_SECONDS
         return now < self._stands_by_until
 
     def _post(self) -> float:

@@ -61,7 +61,7 @@ class RequestThreads(Generic[R, A]):
         return Job(partial(self._send, request, future), more=bool(self._waiting))
 
     def _work_without_threads(self) -> Callable[[], None] | None:
-        """Return what is to be done here, because the interpreter exits and starts no threads."""
+        """Return a job for this thread if the interpreter is exiting and starts no threads."""
         with self._lock:
             return self._next_job().work if self._threads.absent else None
 

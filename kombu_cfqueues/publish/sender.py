@@ -33,13 +33,13 @@ from ..waiting_room import Claim, ClaimOutcome, Item, Kind, RoomBusy, Settled, W
 logger = logging.getLogger(__name__)
 
 REFUSED_ALIKE: Final = 8
-"""After a queue has refused this many single messages of a split batch with the same error, and
-accepted none, the rest is not sent.  Requests are scarce, and the queue may accept nothing."""
+"""If a queue refuses this many single messages of a split batch with the same error and accepts
+none, the rest of the batch is not sent, because the queue may accept nothing."""
 
 SAMPLED: Final = 6
-"""How many of `REFUSED_ALIKE` are picked at random from all messages that were split, because bad
-messages are often neighbours.  If every second message is bad, six of six are bad in one case of
-64."""
+"""How many of the `REFUSED_ALIKE` messages are picked at random from the split batch, because bad
+messages are often neighbours.  If half of the messages are bad, six random ones are all bad in one
+case of 64."""
 
 OUTAGE_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=5.0)
 """Pauses while the server cannot be reached, or fails.  Short, because callers wait."""
@@ -160,7 +160,7 @@ class Sender:
             claim: From the room.
             report: Called with the outcomes of callers of this process.
             deadline: When to give up at the latest, in monotonic seconds.
-            judge: Returns what says the meaning of a failure to the caller of an item, or None.
+            judge: Returns the `Judge` of the caller of an item, or None.
         """
         if claim.expired:
             expired = "%d spooled messages to queue %r expired before delivery and were dropped"
@@ -171,7 +171,7 @@ class Sender:
         try:
             outcome = self._try(claim, deadline, judge)
         finally:
-            # Even if this thread is interrupted: others wait for these messages.
+            # Even if this thread is interrupted: other callers wait for these messages.
             outcome = outcome or self._interrupted(claim)
             report(_owned_here(outcome.settled))
             report(_owned_here(self._settle(claim, outcome, deadline)))
@@ -262,14 +262,14 @@ class Sender:
             )
 
     def _interrupted(self, claim: Claim) -> ClaimOutcome:
-        """Let another thread post the messages of an interrupted thread, once."""
+        """Return the messages of an interrupted thread, so that another thread posts them once."""
         error = ConnectionFailed(
             "the thread that was posting the message was interrupted", delivered="unknown"
         )
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain = True
-            # Once: a message that ends each thread that posts it must not end every caller.
+            # Only once: a message that ends each thread that posts it must not end every caller.
             if not item.repeats or (item.orphaned and item.owned_here):
                 settled[item] = error
             item.orphaned = True
@@ -285,7 +285,7 @@ class Sender:
         while True:
             try:
                 return self._room.settle(claim, outcome, until=until)
-            except (SpoolFull, SpoolUnavailable, RoomBusy):  # noqa: PERF203  it is seldom
+            except (SpoolFull, SpoolUnavailable, RoomBusy):  # noqa: PERF203  errors are rare
                 left = until - self._clock.monotonic()
                 if left <= 0:
                     self._unsettled.append((claim, outcome, now + self.post_seconds))
@@ -325,7 +325,7 @@ class Sender:
     def _pause_after(self, error: CFQueuesError) -> None:
         """Back off, at least for as long as the server asks.
 
-        In a shared room, the request allowance (shared too) already keeps to a 429.
+        In a shared room, the request allowance is shared too and already waits after a 429.
         """
         self.trusted = False
         now = self._clock.monotonic()
@@ -341,7 +341,7 @@ class Sender:
 
 
 def _unsent(name: str, error: CFQueuesError) -> PermanentError:
-    """Return the error for a message that was not sent, because the queue refuses all like it."""
+    """Return the error for a message that was not sent because the queue seems to refuse all."""
     unsent = PermanentError(
         f"the message was not sent: queue {name!r} refused {REFUSED_ALIKE} other messages of the "
         f"batch and accepted none ({error})"
@@ -351,7 +351,7 @@ def _unsent(name: str, error: CFQueuesError) -> PermanentError:
 
 
 def _owned_here(settled: Settled) -> Settled:
-    """Return the outcomes for callers of this process, whose earlier tries may have delivered."""
+    """Return the outcomes for callers of this process; an earlier try may have delivered some."""
     outcomes: dict[Item, CFQueuesError | None] = {}
     for item, error in settled.items():
         if item.owned_here:

@@ -27,7 +27,7 @@ def withdraw(
             even if the room cannot be used, because no caller waits beyond its deadline.
         now: Monotonic seconds.
         reason: Why no request can leave; None means the last failure of each message.
-        pause: Why nothing leaves now, for messages that have not been tried.
+        pause: The current pause, which explains messages that have not been tried.
 
     Returns:
         The outcome of each message that was taken back.

@@ -4,8 +4,8 @@ Cloudflare counts requests per token.  Exceeding the limit blocks *every* call o
 minutes (``limits.REQUESTS_PER_WINDOW``), so it is always cheaper to wait here.
 
 `Allowance` is arithmetic: an immutable value of a few numbers, whose methods return a changed copy.
-A part of it is the `Share` of the machine.  `Budget` keeps one for the threads of a process.  The
-spool keeps one in its file, for the processes of a machine.
+It contains the `Share` of the machine.  `Budget` keeps an allowance for the threads of a process;
+the spool keeps one in its file, for the processes of a machine.
 """
 
 from __future__ import annotations

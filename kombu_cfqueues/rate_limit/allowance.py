@@ -1,4 +1,4 @@
-"""The allowance of a token, as arithmetic: what is there, what is earned, what a stop leaves."""
+"""The allowance of a token, as arithmetic: its tokens, how it earns them, and its stops."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..runtime.rng import rng
 from .share import Share
 
 INITIAL_TOKENS: Final = 5
-"""Tokens of a new bucket: requests that left before this process started are unknown."""
+"""Tokens of a new bucket.  Few, because requests that left before it was made are unknown."""
 
 SAME_BLOCK_SECONDS: Final = 10.0
-"""A block that comes so soon after the end of another one is the same block.
+"""A block that begins this soon after the end of another one is the same block.
 
-The clocks of a fleet differ a little.  Whoever returns too early must not learn from it that it
-had made no request."""
+The clocks of a fleet differ slightly.  A machine that returned too early must not conclude that it
+made no request before the block."""
 
 _LATE_TOKENS: Final = 0.01
-"""A request that found less than a whole token by this much had to wait for one."""
+"""A request waited for a token if at least this much of a token was missing."""
 
 _ROUNDING: Final = 1e-9
-"""The fraction of a token that a sum of floats may miss."""
+"""The fraction of a token that rounding may lose."""
 
 
 class Limit(NamedTuple):
@@ -55,7 +55,7 @@ class Allowance(NamedTuple):
     publishing_stopped_until: float = 0.0
     """No publishing request may leave before this time."""
     share: Share = Share()
-    """Which part of the limit is this machine's, as far as blocks have taught."""
+    """The machine's part of the limit, which it learns from blocks."""
 
     @classmethod
     def new(cls, limit: Limit, now: float) -> Allowance:
@@ -65,18 +65,18 @@ class Allowance(NamedTuple):
 
     @classmethod
     def of_row(cls, row: Sequence[float]) -> Allowance:
-        """Return the allowance that `row` made numbers of."""
+        """Return the allowance of which *row* is the `row`."""
         numbers: list[Any] = list(row)
         own = len(cls._fields) - 1
         return cls._make([*numbers[:own], Share._make(numbers[own:])])
 
     @property
     def row(self) -> tuple[float, ...]:
-        """All of it as numbers, for a row of a file; `ROW` has their names."""
+        """The whole allowance as numbers, for a row of the file; `ROW` has their names."""
         return (*self[:-1], *self.share)
 
     def mine(self, limit: Limit) -> Limit:
-        """Return what of *limit* is this machine's."""
+        """Return this machine's part of *limit*."""
         if self.share.is_whole:
             return limit
         return Limit(limit.rate * self.share.part, max(1, int(limit.burst * self.share.part)))
@@ -107,16 +107,22 @@ class Allowance(NamedTuple):
 
     @property
     def _earns_from(self) -> float:
-        """Since when tokens have been earned that are not counted yet: none during a block."""
+        """When the tokens that are not counted yet began to be earned; a block earns none."""
         return max(self.counted_at, self.stopped_until)
+
+    def stop_of(self, *, publishing: bool) -> tuple[float, str]:
+        """Return until when no admin request, or no *publishing* one, may leave, and why."""
+        if publishing and self.publishing_stopped_until > self.stopped_until:
+            return self.publishing_stopped_until, "the API has stopped publishing"
+        return self.stopped_until, "the API has stopped every call of the token"
 
     def spent(self, limit: Limit | None = None, waited_seconds: float = 0.0) -> Allowance:
         """Return a copy with one token less.
 
         Args:
             limit: The whole limit.
-            waited_seconds: How long the request has waited.  If it waited for a token, and not for
-                something else, the share may grow.
+            waited_seconds: How long the request has waited.  The share may grow if the request
+                waited for a token and not for something else.
         """
         waited = False
         if limit is not None and not self.share.is_whole:
@@ -144,8 +150,8 @@ class Allowance(NamedTuple):
     def stopped(self, scope: Scope, until: float) -> Allowance:
         """Return a copy after the API has stopped *scope*, which is not `Scope.QUEUE`.
 
-        After a block of the token, the bucket is as good as new: what was saved before is gone,
-        or all machines that were blocked would come back with a full burst in the same second.
+        After a block of the token, the bucket has at most the tokens of a new one.  Otherwise all
+        machines that were blocked would return with a full burst in the same second.
         """
         if scope is Scope.PUBLISHING:
             until = max(self.publishing_stopped_until, until)
@@ -156,10 +162,10 @@ class Allowance(NamedTuple):
         )
 
     def blocked(self, limit: Limit, until: float) -> Allowance:
-        """Return a copy after the API's own answer that the token is blocked *until* then.
+        """Return a copy after the API has said that the token is blocked *until* then.
 
-        The machine learns its share from it.  It comes back at an instant of its own, within the
-        time in which it earns one token, since all the machines of a fleet are blocked at once.
+        The machine learns its share from the block.  It returns at a random time within the time
+        in which it earns one token, because all machines of a fleet are blocked at once.
         """
         stopped = self.stopped(Scope.EVERYTHING, until)
         if self.stopped_until and self.counted_at < self.stopped_until + SAME_BLOCK_SECONDS:
@@ -168,7 +174,7 @@ class Allowance(NamedTuple):
         return stopped._replace(tokens=min(stopped.tokens, rng.random()), share=share)
 
     def lesson(self, limit: Limit, who: str) -> str:
-        """Return what the block that lasts has taught *who*, as a sentence; "" if none lasts."""
+        """Return what the current block has taught *who*, as a sentence; "" if there is none."""
         if self.share.counted_from <= self.counted_at:
             return ""
         return (
@@ -179,7 +185,7 @@ class Allowance(NamedTuple):
 
 
 ROW: Final = (*Allowance._fields[:-1], *Share._fields)
-"""The names of the numbers of `Allowance.row`."""
+"""The names of the numbers in `Allowance.row`."""
 
 _LEFT_PATTERN: Final = re.compile(r";\s*r=(\d{1,9})(?!\d)")
 _RESET_PATTERN: Final = re.compile(r";\s*t=(\d{1,9})(?!\d)")
@@ -191,7 +197,7 @@ def parse_ratelimit(header: str) -> tuple[int, int] | None:
     >>> parse_ratelimit('"default";r=50;t=30')
     (50, 30)
 
-    The reset is at most one of Cloudflare's windows away, whatever the header says: a wrong value
+    A reset is at most one of Cloudflare's windows away, so a longer time is cut: a wrong header
     must not slow down all processes of the machine for a day.
 
     Returns None if *header* has no such policy: the header is a hint, and must not fail a request.

@@ -86,7 +86,7 @@ class Budget:
             queue: The id of the queue to which the request publishes; None for any other request.
             for_message: Whether a message waits for the answer.  Not used: the threads of one
                 process get their permits in the order in which they asked.
-            is_known: Whether another process has already asked.  Not used: there is only this one.
+            is_known: Whether another process knows the answer.  Not used: processes share nothing.
 
         Raises:
             RateLimited: The wait would pass *deadline*.  Raised as soon as that is known; no token
@@ -136,10 +136,9 @@ class Budget:
     def refused(self, error: CFQueuesError, *, queue: str | None = None) -> None:
         """Stop the requests that *error* concerns (`CFQueuesError.stops`).
 
-        They stop for its ``retry_after`` seconds.
-
-        Without ``retry_after``, a single queue is not stopped, because the caller that retries
-        backs off.  Anything else is stopped for the length of Cloudflare's window.
+        They stop for the ``retry_after`` seconds of *error*.  Without ``retry_after``, a single
+        queue is not stopped, because the caller that retries backs off; publishing and all calls
+        are stopped for the length of Cloudflare's window.
         """
         scope = error.stops
         if scope is None:
@@ -201,32 +200,30 @@ class Budget:
             return None
 
     def _ready_at(self, waiter: Waiter, queue: str | None, now: float) -> tuple[float, str]:
-        """Return when *waiter* may go as of now, and what the API has stopped, or "".
+        """Return when *waiter* may take a permit, and what the API has stopped or "".
 
         The caller holds _lock.
         """
         allowance = self._allowance
-        stop, why = allowance.stopped_until, "the API has stopped every call of the token"
+        stop, why = allowance.stop_of(publishing=queue is not None)
         if queue is not None:
-            stop, why = max(
-                (stop, why),
-                (allowance.publishing_stopped_until, "the API has stopped publishing"),
-                (self._queue_stopped_until.get(queue, 0.0), "the queue takes no messages now"),
-            )
+            of_queue = self._queue_stopped_until.get(queue, 0.0)
+            stop, why = max((stop, why), (of_queue, "the queue takes no messages now"))
         if stop > now:
             self._leave(waiter)  # waiters for other queues may go
             return stop, why
         if self._limit is None:
             return now, ""
         self._allowance = allowance.counted(self._limit, now)
-        # A thread that was interrupted while it waited does not ask again, and must delay nobody.
+        # A thread that was interrupted while it waited does not ask again, and must not delay
+        # others.
         self._waiters = [
             other for other in self._waiters if now < other.ready_at + UNCLAIMED_SECONDS
         ]
         if waiter not in self._waiters:
             self._waiters.append(waiter)
-        # A caller may go when there are tokens for all callers before it as well.  So no caller has
-        # to wake another, and a caller that is late or gives up delays nobody.
+        # A caller may take a token when there are tokens for all callers before it as well.  So no
+        # caller has to wake another, and a caller that is late or gives up does not delay others.
         tokens = 1 + self._waiters.index(waiter)
         return self._allowance.ready_at(self._limit, tokens), ""
 

@@ -1,9 +1,9 @@
-"""What a machine knows of its share of the token, which other machines may use too.
+"""The share of the rate that a machine uses if other machines use the same token.
 
-A machine cannot see the requests of others.  A block of the token is the one thing that all see:
-at that moment 1,200 requests were made (``limits.REQUESTS_PER_WINDOW``), and each machine knows how
-many were its own.  So it goes on with that share of its rate.  After a while it tries more, in
-small steps at first, and it waits longer each time that a block was the answer.
+A machine cannot see the requests of other machines, but all machines see a block of the token.  At
+that moment 1,200 requests were made (``limits.REQUESTS_PER_WINDOW``), and each machine knows how
+many of them it made.  It continues with that share of its rate.  After a while it tries a larger
+share, in small steps at first.  After each try that ends in a block, it waits longer.
 
 ``benchmarks/fleet.py`` simulates a fleet of such machines; the numbers below were chosen with it.
 """
@@ -16,16 +16,16 @@ from .. import limits
 from ..options import DEFAULT_REQUEST_RATE
 
 LEAST_SHARE: Final = 1 / 40
-"""A machine that has made hardly any request before a block keeps this share.
+"""The smallest share, for a machine that made hardly any request before a block.
 
-It may publish as soon as a block is over, and 40 machines that do not publish take no more than
-one that does.  Blocked again at this share, it keeps half of it, for fleets of up to 80."""
+The machine may publish as soon as the block is over, and 40 such machines use at most the rate of
+one.  If it is blocked again at this share, it keeps half of it, which suits fleets of up to 80."""
 
 HOLD_SECONDS: Final = 3600.0
-"""How long a machine keeps to a share before it tries more.
+"""How long a machine keeps a share before it tries a larger one.
 
-Each block that such a try met doubles it, so that a fleet that does not change is blocked ever more
-rarely."""
+The time doubles with each block that ends such a try, so a fleet that does not change is blocked
+less and less often."""
 
 MAX_HOLD_SECONDS: Final = 86_400.0
 """The longest hold: a fleet that has become smaller is noticed within a day."""
@@ -34,11 +34,11 @@ STEP_SECONDS: Final = 60.0
 """Interval between two steps of growth."""
 
 PACE: Final = 0.0013
-"""The first step makes the share this much larger, the second twice as much, and so on.
+"""Growth of the share in the first step; the second step is twice as large, and so on.
 
-The first steps are small: in a fleet that uses all of the limit, a few of them are a block, and
-their size is by how much the fleet then misjudges its shares.  If no block comes, nobody else uses
-the limit, and the share may grow fast: from 1/40 to the whole in 75 minutes."""
+The first steps are small.  In a fleet that uses the whole limit, a few steps cause a block, and the
+shares that the machines learn from it are wrong by the size of the steps.  If no block comes, no
+other machine uses the limit, and the share may grow fast: from 1/40 to the whole in 75 minutes."""
 
 
 class Share(NamedTuple):
@@ -47,21 +47,21 @@ class Share(NamedTuple):
     part: float = 1.0
     """The part of the rate and the burst that the machine uses."""
     grows_at: float = 0.0
-    """When more may be tried."""
+    """When a larger share may be tried."""
     hold_seconds: float = HOLD_SECONDS
     """How long the share was last held."""
     steps: int = 0
     """Steps of growth in a row since the last block."""
     learned_at: float = 0.0
-    """When the last block taught; 0 if none has."""
+    """When the share was last learned from a block; 0 if it never was."""
     own: float = 0.0
-    """About how many requests of its window were this machine's."""
+    """About how many requests of that block's window this machine made."""
     counted_from: float = 0.0
-    """Since when `sent` counts."""
+    """Start of the window in which `sent` counts."""
     sent: int = 0
-    """Requests of this machine since then."""
+    """Requests of this machine in that window."""
     sent_before: int = 0
-    """The same of the window before."""
+    """Requests of this machine in the window before."""
 
     @property
     def is_whole(self) -> bool:
@@ -69,7 +69,7 @@ class Share(NamedTuple):
         return self.part >= 1.0
 
     def turned(self, now: float) -> Share:
-        """Return a copy that counts in the window of *now*."""
+        """Return a copy whose current window contains *now*."""
         windows = int((now - self.counted_from) / limits.WINDOW_SECONDS)
         if windows < 1:
             return self
@@ -86,9 +86,9 @@ class Share(NamedTuple):
         return turned.sent + turned.sent_before * (1 - past)
 
     def counted(self, now: float, *, waited: bool) -> Share:
-        """Return a copy after one more request; it grows if that one has *waited* for a permit.
+        """Return a copy after one more request; the share grows if it has *waited* for a permit.
 
-        A machine that never waits needs no more than it has.
+        A machine that never waits needs no larger share.
         """
         turned = self.turned(now)
         share = turned._replace(sent=turned.sent + 1)
@@ -109,8 +109,8 @@ class Share(NamedTuple):
             now: When the machine heard of the block.
             until: When the block ends.
         """
-        own = max(0.0, self.recent(now) - 1)  # without the one that was refused
-        # A rate that somebody has divided by hand is a share already.
+        own = max(0.0, self.recent(now) - 1)  # without the refused request
+        # A request_rate below the default is a share already, which the user has chosen.
         whole = max(1.0, DEFAULT_REQUEST_RATE / rate)
         least = whole * LEAST_SHARE
         least = max(least / 2, min(least, self.part / 2))
@@ -125,9 +125,9 @@ class Share(NamedTuple):
 
     def _next_hold(self, now: float) -> float:
         if not self.steps:
-            return self.hold_seconds  # others have caused the block
+            return self.hold_seconds  # this machine did not try more, so others caused the block
         if now - self.grows_at > HOLD_SECONDS:
-            return HOLD_SECONDS  # it grew long ago, and nothing happened
+            return HOLD_SECONDS  # the share grew long ago, without a block
         return min(MAX_HOLD_SECONDS, 2 * self.hold_seconds)
 
     def moved(self, seconds: float) -> Share:

@@ -1,4 +1,4 @@
-"""The log of the stops of a token: one line when it begins, and one when it is over."""
+"""The log of the stops of a token: one line when a stop begins, and one when it ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..runtime.fork import renew_in_child
 logger = logging.getLogger(__name__)
 
 SAME_STOP_SECONDS: Final = 1.0
-"""Two stops of the API that end this close together are one, which two threads have seen."""
+"""Two stops that end this close together are the same stop, which two threads have met."""
 
 WAYS_OUT: Final = (
     "create a token for each of them, let them share one allowance (option budget_url), or publish "
@@ -41,14 +41,14 @@ class StopLog:
         """Log stops in the child too."""
         self._lock = self._clock.lock()
         self._until = 0.0  # until when nothing leaves; guarded by _lock
-        self._is_logged = False  # and its end is not; guarded by _lock, but also read without it
+        # Whether a stop is logged and its end is not; guarded by _lock, but also read without it.
+        self._is_logged = False
 
     def stopped(self, error: CFQueuesError, until: float, lesson: str = "") -> None:
-        """Log why nothing leaves *until* then, in monotonic seconds, unless a stop is logged.
+        """Log a stop that lasts *until* then (monotonic seconds), unless it is already logged.
 
-        With it goes the *lesson* of a block of the token (`Allowance.lesson`), and what to do.
-        A thread that tells late of a stop that has ended, or of the one that is logged, tells
-        nothing new.
+        The line includes the *lesson* of a block of the token (`Allowance.lesson`), and what to do.
+        A stop that has already ended is not logged.
         """
         now = self._clock.monotonic()
         with self._lock:

@@ -1,4 +1,4 @@
-"""Why a request has to wait, as errors: for the log, and for whoever cannot wait that long."""
+"""Why a request has to wait, as errors: for the log, and for callers that cannot wait."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from .allowance import Allowance, Limit
 
 
 class NoPermit(RateLimited):
-    """The request allowance is used up.  The library says so, not the server."""
+    """The library's own request allowance is used up; the server has refused nothing."""
 
 
 class Stopped(RateLimited):
-    """The API has stopped requests before; it was not asked again.
+    """The API has stopped requests earlier, so this request was not made.
 
     Attributes:
         lesson: What a block of the token has taught this machine, as a sentence.

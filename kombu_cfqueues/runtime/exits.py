@@ -1,4 +1,4 @@
-"""What is to be done when this process ends, in whichever way it ends."""
+"""Calls functions when this process ends, in whichever way it ends."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Final
 
 LAST: Final = -1_000_000
-"""Priority of what is done after all finalizers of the application."""
+"""Priority that runs after all finalizers of the application."""
 
 
 def call_at_exit(act: Callable[[], None]) -> None:
     """Call *act* when this process ends; perhaps more than once.
 
-    Children of ``multiprocessing``, of its executors and of billiard run no exit handlers, but the
-    finalizers of their own module.  Children of Celery's prefork pool run neither, but send a
-    signal.  All of them forget at their start what their parent has registered, so call this in the
-    process that has something to do.
+    Children of ``multiprocessing`` (also in executors) and of billiard do not run exit handlers,
+    only the finalizers of that module.  Children of Celery's prefork pool run neither, but send a
+    signal.  All these children start without what their parent registered, so call this in the
+    process whose end *act* must handle.
     """
     atexit.register(act)
     for name in ("multiprocessing.util", "billiard.util"):

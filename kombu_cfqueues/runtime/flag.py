@@ -11,9 +11,9 @@ from .clock import Clock, Lock
 class Flag:
     """A flag for which one thread waits.  The wait clears it.
 
-    Setting it is a single step.  `threading.Event` holds a lock of its own while it is set, which
-    an exception out of a signal handler can leave locked for ever.  Here such an exception delays
-    the waiter at most until its timeout.
+    Setting the flag is a single step.  ``threading.Event.set`` takes a lock, which an exception
+    from a signal handler can leave locked forever.  Here such an exception delays the waiter at
+    most until its timeout.
 
     Args:
         clock: Makes the lock that the waiter sleeps on.
@@ -34,7 +34,7 @@ class Flag:
 
     def wait(self, seconds: float) -> None:
         """Block until the flag is set, for at most *seconds*; clear it."""
-        # Made now, because gevent and eventlet may have replaced locks since this object was made.
+        # A new lock, because gevent and eventlet may have replaced locks since `__init__`.
         sleeper = self._clock.lock()
         sleeper.acquire()
         self._sleeper = sleeper

@@ -1,8 +1,8 @@
-"""What a forked child must create anew: locks, and everything that threads of the parent own.
+"""Renews in a forked child what belongs to the parent: locks, and what the parent's threads own.
 
-Python's fork hooks do it in children of `os.fork`.  uWSGI forks in C, where the hooks may not run,
-so each entrance of the library calls `notice_fork` before it touches anything that may belong to
-the parent.
+Python's fork hooks do this in children of `os.fork`.  uWSGI forks in C, where the hooks may not
+run, so each entry point of the library calls `notice_fork` before it touches anything that may
+belong to the parent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pausable(Protocol):
 
 
 _renewables: WeakSet[Renewable] = WeakSet()
-_pausables: WeakKeyDictionary[Pausable, int] = WeakKeyDictionary()  # in what order registered
+_pausables: WeakKeyDictionary[Pausable, int] = WeakKeyDictionary()  # by order of registration
 _numbers = itertools.count()
 _paused: list[Pausable] = []
 _owner = os.getpid()  # the process to which all renewable objects belong
@@ -53,11 +53,11 @@ def renew_in_child(thing: Renewable) -> None:
 def pause_at_fork(thing: Pausable) -> None:
     """Keep the parent's threads out of *thing* during every fork from now on.
 
-    The registration does not keep *thing* alive.  Register *thing* with `renew_in_child` as well:
-    nothing resumes it in the child, which makes its own locks.
+    The registration does not keep *thing* alive.  Register *thing* with `renew_in_child` as well,
+    because the child does not resume it but makes new locks.
 
-    A fork pauses what was registered last first.  A thread that is inside two things at a time must
-    enter them in the same order, or the thread and the fork would wait for each other.
+    A fork pauses the latest registration first.  A thread that enters two things must enter them in
+    the same order, or the thread and the fork would wait for each other.
     """
     _pausables[thing] = next(_numbers)
 
@@ -74,7 +74,7 @@ def notice_fork() -> None:
 
 def _renew_unless_done() -> None:
     pid = os.getpid()
-    # A lock of this process: the parent's may be locked for ever.  Reentrant, because a signal
+    # A lock of this process: the parent's may be locked forever.  Reentrant, because a signal
     # handler may interrupt the renewal and enter the library.
     with _renewing.setdefault(pid, threading.RLock()):
         if pid != _owner:
@@ -112,4 +112,5 @@ def living(things: Iterable[T]) -> list[T]:
 
 # Python cannot unregister these functions.  So they are registered once, and find their objects by
 # weak references.
-os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_renew_all)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_renew_all)

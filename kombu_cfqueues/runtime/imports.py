@@ -19,8 +19,8 @@ Long enough for a slow disk.  After it, the child finds the module half loaded."
 class Importing:
     """Lets no other thread fork while a module is imported in a ``with`` statement.
 
-    A child that is forked meanwhile would wait for ever for the thread that imports the module,
-    which it does not have.
+    A child that is forked during the import would wait forever for the importing thread, which does
+    not exist in the child.
     """
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Importing:
     def pause_for_fork(self) -> None:
         """Load what children would load; wait until no thread imports, and let none begin."""
         for load in self._loaders:
-            # Its first user says what is wrong.  If a signal handler that interrupts an import
-            # forks, the module is half loaded, and nothing is.
+            # If this fails, the first use of the module reports it.  It always fails if a signal
+            # handler that interrupts an import forks, because the module is half loaded.
             with contextlib.suppress(Exception):
                 load()
         self._is_paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
@@ -67,4 +67,4 @@ class Importing:
 
 
 importing: Final = Importing()
-"""For all modules of this package that are imported late."""
+"""Used for all modules that this package imports at their first use."""

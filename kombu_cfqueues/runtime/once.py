@@ -1,4 +1,4 @@
-"""Saying something once."""
+"""Says something once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Once:
 
 
 def once(say: Callable[..., None]) -> Callable[..., None]:
-    """Let a function do nothing if it was called before with equal arguments in this process."""
+    """Make a function do nothing if this process has called it before with equal arguments."""
     said = Once()
 
     @functools.wraps(say)

@@ -17,18 +17,18 @@ UNUSED_SECONDS: Final = 3_600.0
 """How long an entry is kept without use, if its table has more than `KEPT` entries."""
 
 KEPT: Final = 1_000
-"""A table of this size or smaller forgets nothing: a process that has fewer queues needs to learn
-each of them only once."""
+"""A table with at most this many entries forgets nothing, so a process with fewer queues looks each
+one up only once."""
 
 
 class Recent(Generic[K, V]):
     """A table that forgets the entries that were not used for a while.  Threads may share it.
 
-    Without it, a process that publishes to a reply queue for each request would remember all of
-    them.
+    Otherwise a process that publishes to a new reply queue for each request would remember all of
+    those queues.
 
     Args:
-        clock: Time.
+        clock: Tells the time.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:

@@ -27,7 +27,7 @@ renew_in_child(rng)
 def new_id() -> str:
     """Return a unique id of 32 hex digits.
 
-    The system's randomness, and not `rng`: a process that was forked without Python's knowledge
-    would repeat the ids of its parent, and consumers drop messages whose id they have seen.
+    It uses the system's randomness instead of `rng`.  A process that was forked without Python's
+    fork hooks would repeat the ids of its parent, and consumers drop messages with known ids.
     """
     return os.urandom(16).hex()

@@ -29,9 +29,9 @@ Without the pause, a job that always fails would fill the log and use a whole CP
 class StartingLock:
     """A lock whose holder may ask for threads; they start when the lock is released.
 
-    Starting a thread under gevent or eventlet switches to another greenlet.  A process may have
-    made this lock before they patched it (``gunicorn --preload``).  If another greenlet then waited
-    for the lock while its holder starts a thread, it would block all greenlets, for ever.
+    Starting a thread under gevent or eventlet switches to another greenlet.  This lock may have
+    been made before gevent patched locks (``gunicorn --preload``).  If another greenlet then waited
+    for the lock while the holder starts a thread, it would block all greenlets forever.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class StartingLock:
         return self._lock.acquire(blocking, timeout)
 
     def release(self) -> None:
-        """Release the lock, and do what its holder has asked for."""
+        """Release the lock, and call what was passed to `on_release`."""
         self._lock.release()
         # One at a time: if a signal handler raises here, the next release does the rest.
         while self._on_release:
@@ -83,8 +83,8 @@ class Job(NamedTuple):
     Attributes:
         work: The work; None if there is none now.
         more: Whether another thread would find work, at once or while this one is busy.
-        wait: If there is no work: seconds until there may be some.  None if there is none until
-            somebody calls `ThreadPool.call`.
+        wait: If there is no work, seconds until there may be some.  None means that there is none
+            until the next `ThreadPool.call`.
     """
 
     work: Callable[[], None] | None = None
@@ -141,13 +141,13 @@ class ThreadPool:
             with self._lock:
                 self._threads -= 1
                 none_left = not self._threads
-            # An interpreter that is shutting down starts no threads.  Then `flush` sends what
-            # remains, in the thread that shuts the interpreter down.  While exit handlers run,
-            # only the error's text tells that (Python 3.12 and newer).
+            # An interpreter that is shutting down starts no threads.  This is not worth a warning:
+            # the exit handlers send what remains in their own thread.  While they run, only the
+            # error's text shows the shutdown (Python 3.12 and newer).
             ends = sys.is_finalizing() or "interpreter shutdown" in str(error)
             if none_left and not ends:
                 logger.warning("no thread %s could be started: %s", self._name, error)
-        except BaseException:  # a signal handler's, for instance
+        except BaseException:  # for instance from a signal handler
             if thread.ident is None:
                 with self._lock:
                     self._threads -= 1
@@ -159,7 +159,7 @@ class ThreadPool:
         return not self._threads
 
     def call_idle(self) -> None:
-        """Have all idle threads ask for a job again, for there may be less to do than before.
+        """Have all idle threads ask for a job again, because there may be less work than before.
 
         A thread that finds nothing to wait for ends after `LINGER_SECONDS`.  The caller holds the
         lock.
@@ -176,12 +176,12 @@ class ThreadPool:
                         has_left = True
                     else:
                         work()
-                # The last resort: a thread that ended here would silently stop consuming.
+                # Otherwise the thread would end and silently stop consuming.
                 except Exception:  # noqa: PERF203
                     logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
                     time.sleep(BUG_PAUSE_SECONDS)
         finally:
-            if not has_left:  # something ends this thread by force: another one takes its place
+            if not has_left:  # an exception ends this thread, so another thread replaces it
                 with self._lock:
                     self._threads -= 1
                     self.call()

@@ -6,7 +6,7 @@ import sys
 
 
 def threads_can_run() -> bool:
-    """Whether a thread that is started now would run and do no harm.
+    """Whether a thread that is started now would run, without causing deadlocks.
 
     uWSGI imports an application in its master, and then forks the workers in C.  Python cannot
     prepare such a fork: what a thread of the master is doing at that moment, for instance in

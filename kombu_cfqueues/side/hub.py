@@ -15,7 +15,6 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any, Final
 
-import websockets
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -23,9 +22,16 @@ from kombu.transport import virtual
 from ..envelope import json_text
 from ..errors import ConfigurationError, PermanentError, TransientError
 from ..options import is_loopback
+from ..runtime.extras import missing
 from ..runtime.rng import new_id
-from .hub_session import Entry, Session
-from .hub_socket import Address
+
+try:
+    import websockets
+
+    from .hub_session import Entry, Session
+    from .hub_socket import Address
+except ModuleNotFoundError as error:
+    raise missing("the hub (cfhub://)", "hub", error) from error
 
 CONNECT_SECONDS: Final = 5.0
 """Maximum time for connecting, if the application has no ``connect_timeout``."""

@@ -131,9 +131,9 @@ class HubSocket:
                 "TOKEN_... in the URL's password",
                 status=status,
             )
+        why = "its emulator lacks the package websockets" if status == 501 else "is it a hub?"
         raise ConnectionFailed(
-            f"{self._where} does not accept a WebSocket (status {status or 'unknown'}): is it the "
-            "host of a hub?",
+            f"{self._where} does not accept a WebSocket (status {status or 'unknown'}): {why}",
             status=status or None,
         )
 

@@ -17,7 +17,7 @@ The rest of the package imports only from here, and mostly uses `Spool`.  The mo
     message_table     messages that are spooled
     election          which process empties the spool
     facts             what processes tell each other
-    listing           what is in the file, for people
+    listing           what is in the file, for display
     listeners         which processes listen for messages of a queue
     file              the file as one process has it open
     database          SQLite for many processes and threads

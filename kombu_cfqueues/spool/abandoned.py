@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 
 _handles_of_parents: list[sqlite3.Connection] = []
-"""Kept, because closing one would release the parent's locks."""
+"""Keeps the connections open, because closing one would release the parent's locks."""
 
 
 def abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
@@ -19,7 +19,7 @@ def abandon(connection: sqlite3.Connection, *, in_use: bool) -> None:
     Args:
         connection: The parent's connection.
         in_use: Whether a thread of the parent was inside SQLite.  Then SQLite's mutexes are locked
-            for ever, and the connection cannot be touched.
+            forever, and the connection cannot be touched.
     """
     _handles_of_parents.append(connection)
     if in_use:

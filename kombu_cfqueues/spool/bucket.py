@@ -21,14 +21,14 @@ _VALUES: Final = ", ".join("?" * (1 + len(ROW)))
 
 
 class LearnedShare(NamedTuple):
-    """The share of the token that a machine has learned, for people.
+    """The share of the rate that a machine has learned, for display.
 
     Attributes:
         part: The part of the rate that the machine uses.
-        rate: The same, in requests per second.
-        own: About how many of the requests before the last block were its own.
+        rate: Requests per second that the machine uses.
+        own: About how many of the requests before the last block this machine made.
         age_seconds: Seconds since that block began.
-        held_seconds: Seconds until it tries more.
+        held_seconds: Seconds until the machine tries a larger share.
     """
 
     part: float
@@ -44,7 +44,7 @@ class Bucket:
     Args:
         connection: In a transaction.
         token: The token's hash.
-        limit: The rate at which it fills, and its size.
+        limit: The rate at which the bucket fills, and its size.
         now: The monotonic clock.
     """
 
@@ -76,10 +76,7 @@ class Bucket:
 
     def stopped(self, *, publishing: bool) -> RateLimited | None:
         """Return the 429 that stops admin requests, or *publishing*; None if there is none."""
-        until, why = self._allowance.stopped_until, "the API has stopped every call of the token"
-        if publishing and self._allowance.publishing_stopped_until > until:
-            until = self._allowance.publishing_stopped_until
-            why = "the API has stopped publishing"
+        until, why = self._allowance.stop_of(publishing=publishing)
         if until <= self._now:
             return None
         return stopped(why, until - self._now, self.lesson)
@@ -113,16 +110,17 @@ class Bucket:
         return no_permit(self._limit, seconds, self._allowance)
 
     def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
-        """Take a permit for a request of *kind* that has waited for this long.
-
-        Without a limit, the bucket stays as it is, because other processes may have a limit.
-        """
-        if self._limit is not NO_LIMIT:
-            self._save(self._allowance.spent(self._limit, waited_seconds))
+        """Take a permit for a request of *kind* that has waited for this long."""
+        self._take_token(waited_seconds)
         self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
+    def _take_token(self, waited_seconds: float) -> None:
+        # Without a limit, the bucket stays as it is, because other processes may have a limit.
+        if self._limit is not NO_LIMIT:
+            self._save(self._allowance.spent(self._limit, waited_seconds))
+
     def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
-        """Stop the requests of *scope* for this many seconds; return the end in monotonic ones.
+        """Stop the requests of *scope* for this many seconds; return when that ends (monotonic).
 
         The machine learns its share from a block of the token; see `CFQueuesError.is_block`.
         """
@@ -155,8 +153,8 @@ class Bucket:
         ).fetchone()
         if row is None:
             return new
-        # The token was replaced.  What the old one spent counts, and so do its stops, because
-        # Cloudflare's limit applies to the user.  So does what was learned of the machine's share.
+        # The token was replaced.  The new token inherits what the old one spent and its stops,
+        # because Cloudflare's limit applies to the user.  It also inherits the machine's share.
         before = Allowance.of_row(row).counted(self._limit, self._now)
         return before._replace(tokens=min(before.tokens, new.tokens))
 

@@ -89,7 +89,7 @@ def find_next(
     claimer: Claimer,
     reservation: Reservation,
 ) -> Contender | Wait:
-    """Return what the next permit is for, if one is free and it is for something in *terms*."""
+    """Return what the next permit is for if it is free and *terms* allow it, else when to look."""
     now = claimer.now
     blocked = _blocked(bucket, now)
     if blocked is not None:
@@ -106,7 +106,8 @@ def find_next(
     if first is None or first.queue == own.queue or reservation.has_expired(first, now):
         return own
     requests = scheduler.requests_before(connection, own.message, now)
-    # Any process may post the messages before it, but an admin request takes its own permit.
+    # Each admin request that is ahead takes a permit of its own; any process may post the messages
+    # that are ahead.
     if first.queue is None and bucket.tokens >= 1 + requests:
         return own
     return Wait(now + RESERVED_POLL_SECONDS)

@@ -1,8 +1,8 @@
 """The two files that SQLite keeps beside a database: its write-ahead log, and its shared memory.
 
-Somebody may remove one of them while processes have the database open: a cleaner of temporary
-files, for example.  These processes go on with files that no path leads to.  SQLite knows none of
-this.  It would start a second log beside the removed one, and mix what the two hold.
+A person or a cleaner of temporary files may remove one while processes have the database open.
+These processes keep using the removed file, while SQLite in a new process creates a second log, and
+the contents of the two logs would mix.  SQLite does not detect this.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ SUFFIXES: Final = ("-wal", "-shm")
 """What SQLite appends to the name of the database, for the log and for the shared memory."""
 
 TRIES: Final = 10
-"""A log that is missing this often, while others have the database open, was removed."""
+"""If the log is missing at this many looks while other processes have the database open, it was
+removed."""
 
 TRY_PAUSE_SECONDS: Final = 0.004
 """Longest pause between two looks for the log: several times what creating it takes."""
 
 _SHARED_FIRST: Final = 0x40000002
 _SHARED_SIZE: Final = 510
-"""The bytes of a database that each process which has it open in WAL mode holds a lock on
+"""The byte range that each process locks while it has the database open in WAL mode
 (https://www.sqlite.org/src/file/src/os.h)."""
 
 _Inode: TypeAlias = "tuple[int, int] | None"
@@ -61,9 +62,9 @@ def _inode(path: str | Path) -> _Inode:
 
 
 def is_log_removed(path: Path, clock: Clock) -> bool:
-    """Whether other processes that have the database *path* open use a log that is not there.
+    """Whether other processes have the database at *path* open and use a log that was removed.
 
-    This process must not have it open, because asking ends the locks that it holds on it.
+    This process must not have the database open, because this check would release its locks.
     """
     for _ in range(TRIES):
         if not _is_open_elsewhere(path):
@@ -87,15 +88,15 @@ def _is_open_elsewhere(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove what a database that was at *path* has left: SQLite would apply it to the next one."""
+    """Remove the log of an earlier database at *path*: SQLite would apply it to the next one."""
     for suffix in SUFFIXES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def begin_log_anew(path: Path, mode: int) -> None:
-    """Put an empty log in the place of one that was removed, and that nothing is left in.
+    """Replace a removed log, whose contents are in the database, with an empty one.
 
-    The shared memory tells of the frames of the old log, so it goes.
+    The shared memory describes the frames of the old log, so it is removed too.
     """
     remove(path)
     os.close(os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
@@ -103,15 +104,16 @@ def begin_log_anew(path: Path, mode: int) -> None:
 
 @contextlib.contextmanager
 def kept(path: Path) -> Iterator[None]:
-    """Keep the files beside *path* while those that were there earlier are closed.
+    """Keep the files beside *path* while a connection to an earlier database is closed.
 
-    The last process that closes a database removes them by their names, whosesoever they are.
+    The last process that closes a database removes these files by name, even if they belong to
+    another database now.
     """
     links: list[tuple[Path, Path]] = []
     for suffix in SUFFIXES:
         file = Path(f"{path}{suffix}")
         link = file.with_name(f"{file.name}.kept-{secrets.token_hex(8)}")
-        with contextlib.suppress(OSError):  # there is none, or the folder was removed
+        with contextlib.suppress(OSError):  # the file does not exist, or the folder was removed
             os.link(file, link)
             links.append((link, file))
     try:
@@ -120,4 +122,4 @@ def kept(path: Path) -> Iterator[None]:
         for link, file in links:
             with contextlib.suppress(OSError):
                 link.rename(file)
-                link.unlink(missing_ok=True)  # renaming does nothing where both are one file
+                link.unlink(missing_ok=True)  # renaming does nothing if both are the same file

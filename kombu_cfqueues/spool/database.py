@@ -63,7 +63,8 @@ time in every process."""
 UNREADABLE_PAUSE_SECONDS: Final = 0.1
 """Pause before a file that cannot be read is opened again.
 
-Others that have it open look at it a few times a minute, so that shorter pauses gain nothing."""
+Processes that have the file open look at it a few times per minute, so shorter pauses gain
+nothing."""
 
 
 class Database:
@@ -71,11 +72,11 @@ class Database:
 
     Args:
         path: The file.  It is created if it is missing, and again if it is removed.
-        file_mode: Its permissions.
+        file_mode: The file's permissions.
         version: The schema's version, written into new files and required of existing ones.
         prepare: Called in a transaction each time the file is opened, with True if it is new and
             empty.
-        clock: Time and sleep.
+        clock: Tells the time and sleeps.
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class Database:
     def pause_for_fork(self) -> None:
         """Close the file once no thread is inside SQLite; its next use opens it again.
 
-        A child inherits what SQLite has noted of its locks on the file, but not the locks.  It
-        would use the file without them, and once the parent has died, another process would take
-        the file for unused and reset it.
+        A child inherits SQLite's record of its locks on the file, but not the locks.  The child
+        would use the file without locks, and once the parent has died, another process would
+        consider the file unused and reset it.
         """
         if self._lock.locked() and self._holder == threading.get_ident():
             self._in_use = False
@@ -202,7 +203,7 @@ class Database:
                     self._clock.sleep(rng.uniform(pause / 2, pause))
                     pause = min(2 * pause, MAX_PAUSE_SECONDS)
                 elif failure is Failure.UNREADABLE and now < min(stuck_at, until):
-                    # Meanwhile a process that has the log open may write down what it holds.
+                    # A process that has the removed log open may write its contents to the file.
                     self.close()
                     self._clock.sleep(min(UNREADABLE_PAUSE_SECONDS, until - now))
                 elif not repaired and (
@@ -261,7 +262,7 @@ class Database:
         return connection
 
     def _leave(self, found: Identity) -> None:
-        """Close the file, because *found* is there now and not what was opened."""
+        """Close the file, because the files that were opened were replaced by *found*."""
         before = self._identity
         if before is not None and found.database == before.database and found.log is None:
             with self._repair_lock():
@@ -269,7 +270,7 @@ class Database:
         self._close()
 
     def _write_down_log(self) -> None:
-        """Write what is in a log that was removed into the file, and let others open it again."""
+        """Write the contents of a removed log to the file, so that others can open it again."""
         if companions.identify(self.path).log is not None or self._connection is None:
             return  # another process was first
         busy, frames, written = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
@@ -279,7 +280,7 @@ class Database:
 
     @contextlib.contextmanager
     def _repair_lock(self, *, shared: bool = False, waits: bool = False) -> Iterator[None]:
-        """Exclude all who open or repair the file; with *shared*, only those who repair it."""
+        """Let no other process open or repair the file; with *shared*, let none repair it."""
         lock = KernelLock(self.path.with_suffix(".repair"), self._file_mode)
         while not lock.acquire(shared=shared):
             if not waits:
@@ -299,9 +300,9 @@ class Database:
         os.close(file)
 
     def _connect(self, found: Identity) -> sqlite3.Connection | None:
-        """Connect to the file; return None if the log that was *found* has gone meanwhile.
+        """Connect to the file; return None if the log that was *found* no longer exists.
 
-        The last process that had it open may have closed the file, or somebody has removed it.
+        The last process that had the file open may have closed it, or the log was removed.
         """
         # _lock lets one thread at a time use the connection, so SQLite need not check the thread.
         connection = sqlite3.connect(

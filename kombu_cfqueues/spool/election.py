@@ -18,7 +18,7 @@ HEARTBEAT_SECONDS: Final = SILENCE_SECONDS / 5
 class Election:
     """The choice of the process that empties the spool.
 
-    Correctness does not depend on it: permits and claims keep processes apart.
+    Correctness does not depend on it, because permits and claims separate the processes.
 
     Args:
         file: The spool's file, which records the choice.
@@ -28,21 +28,21 @@ class Election:
         self._file = file
 
     def win(self) -> bool:
-        """Become or stay the process that empties the spool; return False if another one is."""
+        """Become or stay the process that empties the spool; return False if another process is."""
         now, me = self._file.clock.monotonic(), self._file.me
-        drainer, drained_at = self._file.read(
-            lambda c: c.execute("SELECT drainer, drained_at FROM machine").fetchone()
+        relay, relay_seen_at = self._file.read(
+            lambda c: c.execute("SELECT relay, relay_seen_at FROM machine").fetchone()
         )
-        another = drainer not in (me, None) and now - drained_at < SILENCE_SECONDS
-        if another and self._file.locks.is_alive(drainer):  # it may have been killed
+        another = relay not in (me, None) and now - relay_seen_at < SILENCE_SECONDS
+        if another and self._file.locks.is_alive(relay):  # it may have been killed
             return False
-        if drainer == me and now - drained_at < HEARTBEAT_SECONDS:
+        if relay == me and now - relay_seen_at < HEARTBEAT_SECONDS:
             return True
-        change = "UPDATE machine SET drainer = ?, drained_at = ? WHERE drainer IS ?"
-        done = self._file.write(lambda c: c.execute(change, (me, now, drainer)).rowcount)
+        change = "UPDATE machine SET relay = ?, relay_seen_at = ? WHERE relay IS ?"
+        done = self._file.write(lambda c: c.execute(change, (me, now, relay)).rowcount)
         return done == 1
 
     def resign(self) -> None:
         """Let another process empty the spool."""
-        change = "UPDATE machine SET drainer = NULL WHERE drainer = ?"
+        change = "UPDATE machine SET relay = NULL WHERE relay = ?"
         self._file.write(lambda c: c.execute(change, (self._file.me,)))

@@ -31,14 +31,15 @@ allows about four per second.  When many processes start together, the file is b
 long."""
 
 BUSY_SECONDS: Final = 5.0
-"""After `FACT_TIMEOUT_SECONDS` passed in vain, facts are tried only once each for this long.
+"""After a fact has taken `FACT_TIMEOUT_SECONDS` without success, each fact is tried only once for
+this long.
 
-Somebody may hold the file for minutes, and a caller with a deadline asks for several facts."""
+A process may hold the file for minutes, and a caller with a deadline asks for several facts."""
 
 ASKING_SECONDS: Final = 10.0
 """Longest time that other processes wait for the answer to a question that one process asks.
 
-It may have stopped or hang; a process that dies is noticed at once.  As long as the default of
+That process may be stopped or hang; one that dies is noticed at once.  As long as the default of
 ``read_timeout``: a request that takes longer has failed."""
 
 _NOTE_QUEUE: Final = """
@@ -143,7 +144,7 @@ class FileFacts:
         self._write(lambda c: c.execute(_NOTE_UNFINISHED, values))
 
     def _next_page(self, connection: sqlite3.Connection) -> int:
-        """Return the first page that nobody has read, as long as what was read is valid; else 1."""
+        """Return the first page that no process has read; 1 if the pages read are out of date."""
         page, since = connection.execute("SELECT next_page, listed_at FROM machine").fetchone()
         return page if since is not None and self._is_valid(since) else 1
 
@@ -161,9 +162,9 @@ class FileFacts:
                 lambda until: self._file.write(lambda c: self._begin(c, question), until=until)
             )
         except RoomBusy:
-            return False  # many processes start, and one of them asks
+            return False  # many processes are starting, and one of them asks
         except (SpoolFull, SpoolUnavailable):
-            return True  # there is no file to learn from
+            return True  # without a file, each process asks
 
     def end(self, question: str) -> None:
         """See `SharedFacts.end`."""
@@ -204,7 +205,7 @@ class FileFacts:
             return  # the other processes ask the API themselves
 
     def _in_time(self, use: Callable[[float], T]) -> T:
-        """Use the file, for a moment at most; *use* gets the time at which to give up."""
+        """Use the file for `FACT_TIMEOUT_SECONDS` at most; *use* gets the time when to give up."""
         now = self._file.clock.monotonic()
         until = now if now < self._busy_until else now + FACT_TIMEOUT_SECONDS
         try:

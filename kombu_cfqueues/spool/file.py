@@ -20,7 +20,7 @@ from ..runtime.imports import importing
 from ..waiting_room import RoomBusy
 from . import place
 from .bucket import NO_LIMIT, Bucket
-from .fleet_bucket import TABLE, FleetBucket
+from .fleet_bucket import FleetBucket
 from .liveness import KernelLock, LivenessLocks
 from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
@@ -46,7 +46,7 @@ class File:
         limit: The request allowance; None means no limit.
         token: Returns the API token, whose hash selects the bucket.
         spool_dir: The option of this name.
-        clock: Time and sleep.
+        clock: Tells the time, sleeps and makes locks.
         boot: Returns the id of this boot; see `boot_id`.
         stop_log: Logs the stops that this process finds in the file.
         fleet: Shares *limit* among all machines; None if the machine has it for itself.
@@ -173,7 +173,7 @@ class File:
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
     def fleet_bucket(self, connection: sqlite3.Connection, *, asks: bool = False) -> FleetBucket:
-        """Return the same where `fleet` shares the allowance; see `FleetBucket`."""
+        """Return what `bucket` does if `fleet` shares the allowance."""
         assert self.fleet is not None  # noqa: S101  the caller has looked
         now = self._now(connection)
         bucket = FleetBucket(connection, self._bucket_name, self._limit, now, asks=asks)
@@ -182,7 +182,7 @@ class File:
 
     @property
     def locks(self) -> LivenessLocks:
-        """The locks of all processes that use the file, and of some that did."""
+        """The locks of all processes that use the file, and of some that used it earlier."""
         self._open()
         return self._locks or self._locks_of(self.path)
 
@@ -215,7 +215,7 @@ class File:
         if self._is_open():
             assert self._database is not None  # noqa: S101  it is open
             return self._database
-        # Before the lock and any transaction: it may start a process, and so fork this one.
+        # Before the lock and any transaction: finding the boot id may start a process, which forks.
         self._boot = self._find_boot()
         with self._opening:
             if not self._is_open():
@@ -246,7 +246,7 @@ class File:
         self._me, self._alive = locks.register(previous)
         self._lock_path = locks.path_of(self._me)
         if self._database is not None and self._database.path == path:
-            self._database.close()  # opening it again records the name
+            self._database.close()  # the next opening records the name
         else:
             self._database = self._database_at(path, VERSION, self._prepare)
         self._locks = locks
@@ -272,15 +272,13 @@ class File:
             me=self._me,
             is_alive=self.is_alive,
         )
-        if self.fleet is not None:
-            connection.execute(TABLE)
 
     def is_alive(self, name: str) -> bool:
         """Whether the process of this name is alive.  May be called in a transaction."""
         return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
-        """Return the time.  Read in the transaction, it never runs backwards between two."""
+        """Return the time.  Because transactions read it, it never runs backwards between two."""
         now = self.clock.monotonic()
         (seen,) = connection.execute("SELECT max(counted_at) FROM bucket").fetchone()
         if seen is None or seen <= now:
@@ -294,7 +292,7 @@ class File:
 
 
 def _close(reference: weakref.ref[File]) -> None:
-    """Leave the file when the process ends, so that others need not find out that it died."""
+    """Leave the file when the process ends, so that other processes need not detect its death."""
     notice_fork()
     file = reference()
     if file is not None:

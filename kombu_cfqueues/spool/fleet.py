@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 RETRY_SECONDS: Final = 3.0
-"""Pause before a machine asks Redis again that did not answer.
+"""Pause before a machine asks Redis again after Redis did not answer.
 
 A random time of up to a fifth of it is added, so that the machines do not ask together.  Each try
 may delay one publish by a timeout."""
@@ -35,7 +35,7 @@ class FleetPermits:
         self._file = file
 
     def log(self) -> None:
-        """Log if the last look at the file showed that Redis has begun or ceased to answer."""
+        """Log if the last look at the file showed that Redis has started or stopped answering."""
         if self._file.fleet is not None:
             self._file.fleet.log(self._file.fleet_trouble)
 
@@ -63,7 +63,7 @@ class FleetPermits:
                 self._file.fleet_bucket(connection).asking()
             return may
 
-        # Read first: most processes find that another one asks, and only one at a time can write.
+        # Read first: usually another process is already asking, and only one at a time can write.
         if not self._file.read(may_ask, until=until):
             return
         token = self._file.token_hash
@@ -107,8 +107,8 @@ class FleetPermits:
         self.log()
 
     def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Do *work*, which the other processes wait for, also if the caller's time has passed."""
-        with contextlib.suppress(RoomBusy):  # the note that this process asks ends by itself
+        """Do *work* even if the caller's time has passed, because other processes wait for it."""
+        with contextlib.suppress(RoomBusy):  # the note that this process asks expires
             self._file.write(work, until=self._file.clock.monotonic() + REDIS_TIMEOUT_SECONDS)
 
 

@@ -1,7 +1,7 @@
 """The machine's part of an allowance that Redis shares.  The caller is in a transaction.
 
 One process of the machine at a time asks Redis for a permit, between two transactions, and puts the
-permit into the file.  There it goes to whatever is next on this machine, like any other permit.
+permit into the file.  Then the permit goes to what is next on this machine, like any other permit.
 """
 
 from __future__ import annotations
@@ -11,45 +11,40 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ..errors import RateLimited, Scope
 from ..rate_limit import Limit, NoPermit, no_permit
 from ..redis_allowance import LONGEST_WAIT_SECONDS, REDIS_TIMEOUT_SECONDS
-from ..waiting_room import Kind
 from .bucket import Bucket
 
 if TYPE_CHECKING:
     import sqlite3
 
 MACHINES: Final = 16
-"""Without Redis, a machine that has learned no share uses the allowance divided by this number, and
-no burst.
+"""Without Redis, a machine that has not learned a share uses the allowance divided by this number,
+without a burst.
 
-If each machine used all of it, together they would cause the block that the allowance exists to
-avoid."""
+If each machine used the whole allowance, together they would cause the block that the allowance
+exists to avoid."""
 
 PERMIT_KEPT_SECONDS: Final = 2.0
 """A permit that nothing uses for this long expires.
 
-The messages that it was for may have been withdrawn.  Permits that are used later than they were
-given out would add to the requests of a later window."""
+Its messages may have been withdrawn.  Permits that are used late would add to the requests of a
+later window."""
 
 ASK_SECONDS: Final = 4 * REDIS_TIMEOUT_SECONDS
-"""How long the other processes of the machine wait for the one that asks Redis, at most.  Longer
-than a call may take, so that it matters only if that process dies."""
+"""Longest time that the other processes of the machine wait for the one that asks Redis.  Longer
+than a call may take, so it matters only if that process dies."""
 
 ASK_POLL_SECONDS: Final = 0.01
 """Poll interval while another process asks Redis, which answers in a few milliseconds."""
 
-TABLE: Final = """
-CREATE TABLE IF NOT EXISTS fleet (
-    token TEXT PRIMARY KEY,                  -- a hash
-    boot TEXT NOT NULL,                      -- of the times here, which are monotonic
-    permit_at REAL,                          -- when the permit may be used; NULL: there is none
-    ask_at REAL NOT NULL,                    -- when a process may ask Redis
-    trouble TEXT                             -- why Redis is not used now
-)
-"""
-
 
 class Row(NamedTuple):
-    """What the file knows of Redis; see `TABLE`."""
+    """What the file knows of Redis.
+
+    Attributes:
+        permit_at: When the reserved permit may be used, in monotonic seconds; None without one.
+        ask_at: When a process may ask Redis, in monotonic seconds.
+        trouble: Why Redis is not used now; None if it is.
+    """
 
     permit_at: float | None = None
     ask_at: float = 0.0
@@ -64,7 +59,7 @@ class FleetBucket(Bucket):
         token: The token's hash.
         fleet: The allowance of the whole fleet.
         now: The monotonic clock.
-        asks: Whether the caller asks Redis next, so that a permit that it may ask for counts.
+        asks: Whether the caller asks Redis next.  Then a permit that it may ask for counts as free.
     """
 
     def __init__(
@@ -85,11 +80,11 @@ class FleetBucket(Bucket):
 
     @property
     def lesson(self) -> str:
-        """What a block has taught this machine, which counts only without Redis."""
+        """What a block has taught this machine; ``""`` while Redis gives out the permits."""
         return super().lesson if self.trouble else ""
 
     def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
-        """Stop the requests of *scope*; see `Bucket.stop`.  A share is learned of the whole."""
+        """Stop the requests of *scope*; see `Bucket.stop`.  A share is a part of the whole rate."""
         self._limit = self._fleet
         return super().stop(scope, seconds, is_block=is_block)
 
@@ -119,20 +114,21 @@ class FleetBucket(Bucket):
         if seconds <= 0:
             return None
         if self.trouble and self._row.permit_at is None:
-            text = "the part of the request allowance is used up that this machine has while Redis"
-            return NoPermit(f"{text} cannot be used: {self.trouble}", retry_after=seconds)
+            text = (
+                "the request allowance is used up; this machine has only a part of it, because "
+                f"Redis cannot be used: {self.trouble}"
+            )
+            return NoPermit(text, retry_after=seconds)
         return no_permit(self._fleet, seconds)
 
-    def spend(self, kind: Kind, waited_seconds: float = 0.0) -> None:
-        """Take a permit for a request of *kind* that has waited for this long."""
+    def _take_token(self, waited_seconds: float) -> None:
         if self._row.permit_at is None:
-            super().spend(kind, waited_seconds)
+            super()._take_token(waited_seconds)
             return
         self._save_row(self._row._replace(permit_at=None))
-        # For the share that a block would teach.
+        # A later block teaches the machine its share, for which its requests are counted.
         share = self._allowance.share.counted(self._now, waited=False)
         self._save(self._allowance._replace(share=share))
-        self._connection.execute("UPDATE machine SET last_kind = ?", (kind,))
 
     def asking(self) -> None:
         """Record that this process asks Redis, so that the others wait for it."""
@@ -143,18 +139,16 @@ class FleetBucket(Bucket):
         self._save_row(Row(self._now + wait))
 
     def not_granted(self, pause: float) -> None:
-        """Record that Redis works, and is asked again after *pause* seconds."""
+        """Record that Redis answers, and ask it again after *pause* seconds."""
         self._save_row(Row(None, self._now + pause))
 
     def failed(self, trouble: str, pause: float) -> None:
-        """Record that Redis does not work, and is asked again after *pause* seconds."""
+        """Record that Redis does not answer, and ask it again after *pause* seconds."""
         self._save_row(Row(None, self._now + pause, trouble))
 
     def _load_row(self) -> Row:
         found = self._connection.execute(
-            "SELECT permit_at, ask_at, trouble FROM fleet "
-            "WHERE token = ? AND boot = (SELECT boot FROM machine)",
-            (self._token,),
+            "SELECT permit_at, ask_at, trouble FROM fleet WHERE token = ?", (self._token,)
         ).fetchone()
         row = Row(*found) if found else Row()
         if row.permit_at is not None and not (
@@ -166,7 +160,6 @@ class FleetBucket(Bucket):
     def _save_row(self, row: Row) -> None:
         self._row = row
         self._connection.execute(
-            "INSERT OR REPLACE INTO fleet (token, boot, permit_at, ask_at, trouble) "
-            "VALUES (?, (SELECT boot FROM machine), ?, ?, ?)",
+            "INSERT OR REPLACE INTO fleet (token, permit_at, ask_at, trouble) VALUES (?, ?, ?, ?)",
             (self._token, *row),
         )

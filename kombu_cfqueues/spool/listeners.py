@@ -6,8 +6,8 @@
     doorbells/sockets/NAME      its socket
     doorbells/queues/KEY/NAME   empty: this process listens for the queue KEY
 
-A publisher looks at one folder for each request, which does not exist if no process listens.  Files
-of a dead process are removed by the process that finds them.
+For each request, a publisher looks at one folder, which does not exist if no process listens.  The
+process that finds files of a dead process removes them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .liveness import KernelLock, LivenessLocks
 
 FOLDER: Final = "doorbells"
 
-_NAME: Final = re.compile(r"\d+-[0-9a-f]{16}")  # nothing else is removed, whatever is there
+_NAME: Final = re.compile(r"\d+-[0-9a-f]{16}")  # only files with such names are removed
 
 
 class Listener(NamedTuple):
-    """This process, as one that listens.
+    """This process as a listener.
 
     Attributes:
-        name: Its name, which is unique.
-        socket: Where its socket is to be.
+        name: The unique name of the process.
+        socket: Path of its socket.
         mode: Permissions of the socket.
-        lock: Shows other processes that it is alive.
+        lock: Shows other processes that this one is alive.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Listeners:
 
         Raises:
             SpoolUnavailable: No folder can be used.
-            OSError: No file or lock can be made in it.
+            OSError: No file or lock can be made in the folder.
         """
         self._place = here = place.find(self._spool_dir)
         root = here.folder / FOLDER
@@ -82,13 +82,13 @@ class Listeners:
         folder = _queues(here) / key
         while True:
             _make(folder, here.folder_mode)
-            with contextlib.suppress(FileNotFoundError):  # it was empty, and has been removed
+            with contextlib.suppress(FileNotFoundError):  # a process removed the empty folder
                 file = os.open(folder / listener.name, os.O_CREAT | os.O_CLOEXEC, here.file_mode)
                 os.close(file)
                 return
 
     def is_found(self, listener: Listener, key: str) -> bool:
-        """Whether publishers find *listener* for the queue *key*: no file of it was removed."""
+        """Whether publishers find *listener* for the queue *key*, because its files still exist."""
         if self._place is None:
             return False
         root = f"{self._place.folder}/{FOLDER}"  # runs before each pull: the cheap form
@@ -132,7 +132,7 @@ class Listeners:
         return [name for name in names if _NAME.fullmatch(name)]
 
     def socket_of(self, name: str) -> Path:
-        """Return where the socket of the process *name* is, which `of` has returned."""
+        """Return the path of the socket of the process *name*, a name that `of` has returned."""
         assert self._place is not None  # noqa: S101  `of` has found it
         return self._place.folder / FOLDER / "sockets" / name
 

@@ -1,4 +1,4 @@
-"""What is in the spool, for display; and retrying or dropping refused messages."""
+"""Shows what is in the spool, and retries or drops refused messages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Allowed(NamedTuple):
 
     Attributes:
         requests: Number of requests that may leave now.
-        stopped_seconds: Seconds until the API accepts requests again after a 429; 0 if it does now.
+        stopped_seconds: Seconds until a stop of the API ends; 0 if requests are accepted now.
     """
 
     requests: int
@@ -155,7 +155,7 @@ class Listing:
         return self._file.read(look)
 
     def share(self) -> LearnedShare | None:
-        """Return the share of the token that the machine has learned, if it has."""
+        """Return the share of the rate that the machine has learned; None if there is none."""
         return self._file.read(lambda c: self._file.bucket(c).share)
 
     def sharers(self) -> list[int]:

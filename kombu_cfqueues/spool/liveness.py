@@ -1,8 +1,7 @@
 """Which processes are alive: each holds a kernel lock until it ends.
 
-The age of a claim does not show whether its process is alive: a request may be slow, and others
-should not have to wait for a timeout after a process died.  The kernel releases the lock at the
-moment the process ends.
+The age of a claim does not show whether its process is alive, because a request may be slow.  The
+kernel releases the lock at the moment the process ends, so no process waits for a timeout.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ class LivenessLocks:
         except OSError:
             return True  # unknown: the claim's timeout decides
         try:
-            # Shared, or two processes that ask at once would mistake each other for the holder.
+            # A shared lock: otherwise two processes that check at once would each seem to hold it.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True

@@ -101,7 +101,7 @@ class MessageTable:
         if held + size > max_bytes:
             raise SpoolFull(
                 f"{held:,} bytes wait in {self._file.path}, which may hold {max_bytes:,}; raise "
-                "spool_max_bytes, or look with `cfqueues spool` at why they wait"
+                "spool_max_bytes, or run `cfqueues spool` to see why they wait"
             )
 
     def take_over(self) -> None:
@@ -131,7 +131,7 @@ class MessageTable:
         older.execute("DELETE FROM message WHERE owner IS NULL")
 
     def learn(self, address: Address) -> None:
-        """Record a queue's id, which is now known, for all processes."""
+        """Record the id of the queue *address* for all processes."""
         self._file.write(lambda c: queue_row(c, address))
 
     def left(self, places: Sequence[Place]) -> Mapping[Place, CFQueuesError | None]:

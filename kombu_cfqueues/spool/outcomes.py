@@ -62,7 +62,7 @@ def pause_spooled(
 ) -> None:
     """Back off from a queue's spooled messages, longer each time.
 
-    Unless the outcome gives up a failed batch, the queue's id is forgotten and looked up again.
+    The queue's id is forgotten and looked up again, unless the outcome gives up a failed batch.
     """
     if outcome.pause is None:
         return

@@ -1,9 +1,9 @@
 """The order in which permits are given out.  The caller of each function is in a transaction.
 
-The next permit goes to the queue that holds the oldest waiting message, whichever process posts it.
-A look-up that a message waits for ranks as that message.  The spool, a batch and other
-admin requests never take two permits in a row while something else waits: backlogs are always the
-oldest, and a hundred processes that connect at once must not delay messages.
+The next permit goes to the queue with the oldest waiting message, whichever process posts it.  A
+look-up that a message waits for ranks as that message.  The spool, a batch and other admin requests
+never take two permits in a row while something else waits: backlogs are always the oldest, and a
+hundred processes that connect at once must not delay messages.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 PERMIT_RESERVED_SECONDS: Final = 0.2
 """A free permit is reserved for the next contender for this long; then any process may take it.
 
-The processes that could use it may have stopped.  Less would let a process that is only slow lose
-its place; more would waste requests, since Cloudflare allows about four per second."""
+The processes that could use it may be stopped.  With a shorter time, a process that is only slow
+would lose its place; a longer time would waste requests, of which Cloudflare allows about four per
+second."""
 
 RESERVED_POLL_SECONDS: Final = PERMIT_RESERVED_SECONDS / 10
 """Poll interval while a free permit is reserved for another contender."""
@@ -117,7 +118,7 @@ WHERE state = 0 AND kind = :kind AND queue IS NULL AND deadline > :now ORDER BY 
 class Reservation:
     """Reserves a free permit for the next contender, for a limited time.
 
-    The contender's process may have stopped, or no process that can post it may be left.
+    The contender's process may be stopped, or no process may be left that can post it.
     """
 
     def __init__(self) -> None:
@@ -168,7 +169,7 @@ def is_idle(connection: sqlite3.Connection) -> bool:
 
 
 class _Requests(NamedTuple):
-    """How many requests without a message wait: all of them, and those that are older."""
+    """Number of waiting requests without a message: all, and those before a given row."""
 
     admin: int
     admin_older: int
@@ -192,7 +193,7 @@ def permits_before(
     requests = _count_requests(connection, message, now)
     older += requests.lookups_older
     if _is_admin(connection, message):
-        # Before each admin request goes one message or look-up, while there are any.
+        # A message or look-up precedes each admin request, while any wait.
         others = requests.lookups + len(messages)
         between = min(others, requests.admin_older + (last is Kind.ADMIN))
         return requests.admin_older + max(between, older)

@@ -32,8 +32,8 @@ class Place(NamedTuple):
     """A folder that can hold the spool.
 
     Attributes:
-        folder: It exists, and files can be created in it.
-        shared: Whether its group may write to it; then the files belong to the group too.
+        folder: An existing folder in which files can be created.
+        shared: Whether the folder's group may write to it; then the files belong to the group too.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ def find(spool_dir: str | None, environ: Mapping[str, str] = os.environ) -> Plac
     If *spool_dir*, the option, is set, no other folder is tried.
 
     Raises:
-        SpoolUnavailable: No folder can be used; its text has the reason for each.
+        SpoolUnavailable: No folder can be used; the text gives the reason for each.
     """
     if spool_dir is not None:
         folder = Path(spool_dir).expanduser()

@@ -60,7 +60,7 @@ FAST_POLLS: Final = round(USUAL_REQUEST_SECONDS / OUTCOME_POLL_SECONDS)
 """Number of polls without an outcome before the slow interval applies."""
 
 NOWHERE: Final = ("", 0)
-"""The place of a message that must not enter the file any more."""
+"""The place of a message that was withdrawn before it entered the file, and must not enter it."""
 
 
 class _Found(NamedTuple):
@@ -89,7 +89,7 @@ class SpoolRoom:
     """Messages that wait in the file, as one process sees them.
 
     Args:
-        file: Where they are.
+        file: Where the messages are.
         claim_seconds: A claim expires after this time, even if its process is alive.
     """
 
@@ -148,7 +148,7 @@ class SpoolRoom:
             item.place = None
 
     def _try_take_permit(self, connection: sqlite3.Connection, queue: int) -> bool:
-        """Take a permit if one is free and nothing else waits for it; return whether it did."""
+        """Take a permit if one is free and nothing else waits; return whether one was taken."""
         if not is_idle(connection):
             return False
         bucket = self._file.bucket(connection)
@@ -379,7 +379,7 @@ class SpoolRoom:
             self._file.write(lambda c: free(c, "claim = ?", number), until=until)
 
     def sweep(self, *, until: float = inf) -> None:
-        """Release claims of dead processes and expired claims; delete what is no longer used."""
+        """Release expired claims and claims of dead processes; delete what is no longer used."""
         now = self._file.clock.monotonic()
         forgets = now - self._forgot_at >= FORGET_SECONDS
         if forgets:
@@ -388,7 +388,7 @@ class SpoolRoom:
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:
-    """Whether *outcome* changes the file: messages claimed at once and settled are not in it."""
+    """Whether *outcome* changes the file; messages that were claimed at once are not in it."""
     return bool(outcome.returned) or any(item.place is not None for item in claim.items)
 
 

@@ -88,10 +88,10 @@ CREATE TABLE queue (
     pauses INTEGER NOT NULL DEFAULT 0,       -- in a row
     trouble TEXT,                            -- why its messages are delayed
     used_at REAL NOT NULL,                   -- wall clock: its last use, to the hour
-    known_id TEXT,                           -- id that a process looked up, for the others
+    known_id TEXT,                           -- id that a process looked up, for all processes
     retention INTEGER,                       -- seconds that it keeps messages
     known_at REAL,                           -- monotonic
-    unfinished INTEGER,                      -- page with which its look-up goes on; 0: none is left
+    unfinished INTEGER,                      -- page at which its look-up continues; 0: none is left
     unfinished_at REAL                       -- monotonic
 );
 
@@ -105,15 +105,22 @@ CREATE TABLE bucket (
     slow_until REAL NOT NULL,
     stopped_until REAL NOT NULL,
     publishing_stopped_until REAL NOT NULL,
-    part REAL NOT NULL,                      -- of the limit, which is this machine's
+    part REAL NOT NULL,                      -- this machine's part of the limit
     grows_at REAL NOT NULL,
     hold_seconds REAL NOT NULL,
     steps INTEGER NOT NULL,
     learned_at REAL NOT NULL,
     own REAL NOT NULL,                       -- requests of the machine before the last block
     counted_from REAL NOT NULL,
-    sent INTEGER NOT NULL,                   -- requests of the machine since then
+    sent INTEGER NOT NULL,                   -- requests of the machine since counted_from
     sent_before INTEGER NOT NULL
+);
+
+CREATE TABLE fleet (
+    token TEXT PRIMARY KEY,                  -- a hash
+    permit_at REAL,                          -- monotonic: when the permit of Redis may be used
+    ask_at REAL NOT NULL,                    -- monotonic: when a process may ask Redis
+    trouble TEXT                             -- why Redis is not used now
 );
 
 CREATE TABLE token (
@@ -122,9 +129,9 @@ CREATE TABLE token (
 );
 
 CREATE TABLE asking (
-    question TEXT PRIMARY KEY,               -- what a process asks the API for all of them
+    question TEXT PRIMARY KEY,               -- what a process asks the API for all processes
     process TEXT NOT NULL,
-    until REAL NOT NULL                      -- monotonic: how long the others wait at most
+    until REAL NOT NULL                      -- monotonic: how long other processes wait
 );
 
 CREATE TABLE process (
@@ -132,19 +139,19 @@ CREATE TABLE process (
 );
 
 CREATE TABLE machine (
-    file TEXT NOT NULL,                      -- identifies the file, also after a replacement
+    file TEXT NOT NULL,                      -- identifies the file; its replacement has another
     boot TEXT NOT NULL,                      -- the boot whose monotonic clock is used
     bytes INTEGER NOT NULL DEFAULT 0,        -- total size of all messages
     last_kind INTEGER,                       -- kind that got the last permit
-    drainer TEXT,                            -- process that empties the spool
-    drained_at REAL NOT NULL DEFAULT 0,      -- monotonic: its last sign of life
+    relay TEXT,                              -- process that empties the spool
+    relay_seen_at REAL NOT NULL DEFAULT 0,   -- monotonic: its last sign of life
     next_page INTEGER NOT NULL DEFAULT 1,    -- of the list of queues; 0: all pages were read
     listed_at REAL                           -- monotonic: when its first page was read
 );
 
-CREATE TRIGGER counts_what_comes AFTER INSERT ON message WHEN NEW.size > 0
+CREATE TRIGGER add_bytes AFTER INSERT ON message WHEN NEW.size > 0
     BEGIN UPDATE machine SET bytes = bytes + NEW.size; END;
-CREATE TRIGGER counts_what_goes AFTER DELETE ON message WHEN OLD.size > 0
+CREATE TRIGGER subtract_bytes AFTER DELETE ON message WHEN OLD.size > 0
     BEGIN UPDATE machine SET bytes = bytes - OLD.size; END
 """
 
@@ -205,7 +212,7 @@ def _create(connection: sqlite3.Connection, boot: str) -> None:
 def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str], bool]) -> bool:
     """Return whether another process that used the file is alive, so there was no reboot.
 
-    Boot ids cannot tell: containers that share a folder may have different ones.
+    A boot id is not enough: containers that share a folder may have different ones.
     """
     names = connection.execute("SELECT name FROM process WHERE name != ?", (me,)).fetchall()
     return any(is_alive(name) for (name,) in names)
@@ -214,8 +221,8 @@ def same_boot(connection: sqlite3.Connection, me: str, is_alive: Callable[[str],
 def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     """Reset the file after a reboot: no process is alive, and the monotonic clock restarted.
 
-    How much time passed is unknown, so the allowance assumes none: a 429 keeps the time that it had
-    left, and no requests were earned.
+    It is unknown how much time passed, so the allowance assumes none: a stop keeps its remaining
+    time, and no requests were earned.
     """
     connection.execute("DELETE FROM message WHERE deadline IS NOT NULL")
     connection.execute(
@@ -224,8 +231,8 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     )
     connection.execute("UPDATE queue SET stopped_until = 0, paused_until = 0")
     connection.execute(_RESTART_BUCKETS, {"now": now})
-    connection.execute("UPDATE machine SET boot = ?, drainer = NULL, listed_at = NULL", (boot,))
-    for table in ("process", "token", "asking"):
+    connection.execute("UPDATE machine SET boot = ?, relay = NULL, listed_at = NULL", (boot,))
+    for table in ("process", "token", "asking", "fleet"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608  constant names
     connection.execute("UPDATE queue SET known_id = NULL, unfinished = NULL")
 
@@ -240,7 +247,7 @@ def forget(connection: sqlite3.Connection, poster: str) -> None:
     )
     connection.execute("DELETE FROM process WHERE name = ?", (poster,))
     connection.execute("DELETE FROM asking WHERE process = ?", (poster,))
-    connection.execute("UPDATE machine SET drainer = NULL WHERE drainer = ?", (poster,))
+    connection.execute("UPDATE machine SET relay = NULL WHERE relay = ?", (poster,))
 
 
 def free(connection: sqlite3.Connection, condition: str, value: object) -> None:
@@ -273,7 +280,7 @@ def _statements(script: str) -> list[str]:
 def boot_id() -> str:
     """Return an id of this boot of the machine; ``""`` if the system has none.
 
-    Then only a monotonic clock that ran backwards shows a reboot.
+    Without an id, a reboot is noticed only if the monotonic clock ran backwards.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -39,8 +39,8 @@ the allowance exists to avoid."""
 FILE_RETRY_PAUSE_SECONDS: Final = 30.0
 """Pause before a process tries the file again after it could not be used.
 
-The cause is usually a disk or a permission that a person has to change.  Meanwhile each request
-would wait for the file in vain."""
+The cause is usually a disk or a permission that a person has to change.  Trying earlier would only
+delay each request."""
 
 GIVE_BACK_TIMEOUT_SECONDS: Final = 0.1
 """How long a request that gives up tries to remove its row from the file.
@@ -101,7 +101,7 @@ class SharedBudget:
         if isinstance(error, AuthenticationFailed):
             self._facts.forget_token()
         if error.stops is not None:
-            # The file first: it knows the share of the machine, which the log names.
+            # The file first, because it has the machine's share, which the log line contains.
             self._in_file(lambda: self._permits.stop(error, queue))
             self.alone.refused(error, queue=queue)
 
@@ -269,7 +269,7 @@ class Permits:
         return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
     def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
-        """Whether *request* may take a free permit although others may be entitled to it."""
+        """Whether *request* may take a free permit: it is next, or the next one has not come."""
         return (
             first is None or first.message == request or self._reservation.has_expired(first, now)
         )
@@ -302,7 +302,7 @@ class Permits:
             self._file.write(lambda c: self._file.bucket(c).heed(*grant))
 
     def notice_stop(self) -> None:
-        """Log that publishing is stopped, or goes on, if another process has learned it."""
+        """Log a stop of publishing, or its end, that another process has recorded in the file."""
         stop = self._file.read(lambda c: self._file.bucket(c).stopped(publishing=True))
         if stop is None:
             self._file.stop_log.resumed()

@@ -159,7 +159,7 @@ class Spool:
         self._permits.stop(error, cloudflare_id)
 
     def notice_stop(self) -> None:
-        """Log that publishing is stopped, or goes on, if another process has learned it."""
+        """Log a stop of publishing, or its end, that another process has recorded in the file."""
         self._permits.notice_stop()
 
     # -- the process that empties the spool
@@ -172,7 +172,7 @@ class Spool:
         """Let another process empty the spool."""
         self._election.resign()
 
-    # -- for people
+    # -- for display
 
     def queues(self) -> list[QueueState]:
         """Return every queue that has messages here."""
@@ -187,7 +187,7 @@ class Spool:
         return self._listing.allowed()
 
     def share(self) -> LearnedShare | None:
-        """Return the share of the token that this machine has learned, if it has."""
+        """Return the share of the rate that the machine has learned; None if there is none."""
         return self._listing.share()
 
     def sharers(self) -> list[int]:

@@ -22,7 +22,8 @@ UNUSED_SECONDS: Final = 86_400.0
 
 _STALE: Final = "deadline < ? AND state != 1"
 
-# Reply queues come and go.  A queue is in use while a message waits for it, or is claimed or kept.
+# Without this, the names of reply queues would accumulate.  A queue is in use while a message for
+# it waits, is claimed or is kept.
 _FORGET_QUEUES: Final = """
 DELETE FROM queue WHERE id IN (
     SELECT id FROM queue AS q
@@ -36,7 +37,8 @@ DELETE FROM queue WHERE id IN (
 )
 """
 
-# Tokens expire.  The bucket that was used last stays, whatever its age.
+# Without this, the buckets of replaced tokens would accumulate.  The bucket that was used last
+# stays: a new token inherits from it.
 _FORGET_BUCKETS: Final = """
 DELETE FROM bucket
 WHERE counted_at < :before AND max(stopped_until, publishing_stopped_until) <= :now

@@ -65,7 +65,7 @@ class _Remains:
             self._register()
 
     def keep(self, session: Session, queue: str) -> bool:
-        """Delete *queue* no more at exit; return whether it was to be deleted."""
+        """Do not delete *queue* at exit; return whether it would have been deleted."""
         return self._queues.pop(_key(session, queue), None) is not None
 
     def _register(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches: what a block publishes shares full requests, and leaves an account of every message.
+"""Batches: the messages of a block share full requests, and each message gets an outcome.
 
 ``with producer.batch():`` of Kombu 5.7 collects into a `PublishBatch`; ``kombu_cfqueues.batch``
 collects into a `Batch`, see `block`.
@@ -24,7 +24,7 @@ class Batch:
     """What one block publishes, over any number of connections.
 
     Args:
-        max_size: With this many messages collected, the full requests among them are sent.
+        max_size: Full requests are sent once this many messages are collected.
     """
 
     def __init__(self, max_size: int) -> None:
@@ -111,7 +111,7 @@ class PublishBatch(Batch):
 
     Args:
         channel: Routes the messages.
-        max_size: With this many messages collected, the full requests among them are sent.
+        max_size: Full requests are sent once this many messages are collected.
 
     Attributes:
         channel: The same; Kombu reads it.

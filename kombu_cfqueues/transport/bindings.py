@@ -110,8 +110,3 @@ def bindings_of(options: Options) -> Bindings:
     scope = _Scope(options.base_url, options.account_id, options.queue_name_prefix)
     # `setdefault` is atomic, so this needs no lock.
     return _bindings.get(scope) or _bindings.setdefault(scope, Bindings())
-
-
-def forget_bindings() -> None:
-    """Forget all bindings, so that a test starts as a new process does."""
-    _bindings.clear()

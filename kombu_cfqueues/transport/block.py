@@ -38,7 +38,7 @@ def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> AbstractContextManage
 
     Args:
         target: A Celery application, or a Kombu connection.
-        max_size: With this many messages collected, the full requests among them are sent.
+        max_size: Full requests are sent once this many messages are collected.
 
     Returns:
         A context manager; entered, it gives the batch, whose ``flush()`` sends what was collected.
@@ -104,7 +104,7 @@ class _Scope(NamedTuple):
 
 
 class _Strand(NamedTuple):
-    """What runs one thing after the other: a thread or greenlet of a process."""
+    """A thread or greenlet of a process."""
 
     process: int
     thread: int
@@ -112,7 +112,7 @@ class _Strand(NamedTuple):
 
     @classmethod
     def current(cls) -> _Strand:
-        # Looked up at each call, because gevent and eventlet may replace it later.
+        # Look `get_ident` up at each call, because gevent and eventlet may replace it later.
         thread = threading.get_ident()
         library = sys.modules.get("greenlet")
         current = library.getcurrent() if library is not None else None
@@ -157,7 +157,7 @@ class _Block:
 _innermost: Final[ContextVar[_Block | None]] = ContextVar("kombu_cfqueues_block", default=None)
 """The block in which the current code runs.  A context variable, because a web framework may enter
 a generator in a thread that handles other requests before it ends the generator.  Threads, tasks
-and greenlets may inherit it, so `_find` looks at who has entered the block."""
+and greenlets may inherit it, so `_find` checks which of them entered the block."""
 
 _of_tasks: Final[set[_Block]] = set()
 """The open blocks that asyncio tasks have entered."""

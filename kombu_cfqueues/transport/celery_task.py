@@ -1,20 +1,22 @@
-"""What is peculiar about Celery's messages and queues.
+"""What the transport must know about Celery's messages and queues.
 
 Remote control and events:
-    Celery declares queues such as ``celery@host.celery.pidbox`` and ``celeryev.<id>``, also where
+    Celery declares queues such as ``celery@host.celery.pidbox`` and ``celeryev.<id>``, even if
     nothing can be broadcast.  They must not cost a request: see `is_control_queue`.
 Results over ``rpc://``:
     Each process that waits for a result consumes a queue of its own: see `is_result_queue`.
 Dropped tasks:
     A worker that reconnects or stops drops the tasks that it has not started.  Before Celery 5.7 it
-    keeps references to them for ever: see `forget_dropped_tasks`.  A prefork pool also drops some
+    keeps references to them forever: see `forget_dropped_tasks`.  A prefork pool also drops some
     that it has started: see `keep_started_tasks`.
 Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
 Messages that cannot be decoded:
     Celery's worker acknowledges them, as it does a task, and so would delete them: see
-    `can_decode`.
+    `decoding_error`.
+Failures of tasks:
+    Celery's worker rejects a message without a word of the exception: see `note_failures`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ CONTROL_HINT: Final = (
     "monitors such as Flower see nothing; control_url names a broker that carries them"
 )
 
+_NOTES: Final = "_notes_failures_for_kombu_cfqueues"
+
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -65,7 +69,7 @@ def is_control_exchange(exchange: str) -> bool:
 def asks_for_control(exchange: str, routing_key: str) -> bool:
     """Whether the user, and not Celery by itself, publishes remote control or events.
 
-    A worker sends events about itself in any case, and events about tasks only if it is told to.
+    A worker always sends events about itself, and events about tasks only if it is told to.
     """
     return exchange.endswith(".pidbox") or routing_key.startswith("task.")
 
@@ -82,7 +86,7 @@ def is_result_queue(queue: str) -> bool:
 
 
 def is_task_predicate(error: BaseException) -> bool:
-    """Whether a Celery task left in order by raising *error*: Retry, Ignore or Reject."""
+    """Whether a Celery task raises *error* to end on purpose: Retry, Ignore or Reject."""
     exceptions = sys.modules.get("celery.exceptions")  # not imported: Celery may not be installed
     return exceptions is not None and isinstance(error, exceptions.TaskPredicate)
 
@@ -102,24 +106,58 @@ def is_worker(callback: Callable[..., Any]) -> bool:
     return getattr(handler, "__module__", None) == "celery.worker.consumer.consumer"
 
 
-def can_decode(message: Message, callback: Callable[..., Any]) -> bool:
-    """Whether the worker of *callback* can decompress and decode the body, and accepts its type.
+def decoding_error(message: Message, callback: Callable[..., Any]) -> BaseException | None:
+    """Return why the worker of *callback* cannot decompress or decode the body; None if it can.
 
-    The worker decodes every message in the same way, and then uses this result.
+    A type that it does not accept is an error too.  The worker decodes every message in the same
+    way, and then uses this result.
     """
     if message.errors:
-        return False
+        error = message.errors[0][1]
+        return error if isinstance(error, BaseException) else ValueError(str(error))
     message.accept = getattr(callback, "__self__").accept  # noqa: B009  see `is_worker`
     try:
         message.payload  # noqa: B018
     # Each serializer has its own errors.
-    except Exception:  # noqa: BLE001
-        return False
-    return True
+    except Exception as failure:  # noqa: BLE001
+        return failure
+    return None
+
+
+def worker_name(callback: Callable[..., Any]) -> str:
+    """Return the name of the worker of *callback*, such as ``celery@host``."""
+    worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
+    return str(getattr(getattr(worker, "__self__", None), "hostname", None) or "")
+
+
+def note_failures() -> None:
+    """Have Celery's worker tell a message why its task failed, before the worker rejects it.
+
+    A rejection says nothing of the exception, and in a prefork pool no signal of the failure
+    reaches the process that rejects.
+    """
+    request = sys.modules.get("celery.worker.request")
+    kind = getattr(request, "Request", None)
+    if kind is None or hasattr(kind.on_failure, _NOTES):
+        return
+    on_failure = kind.on_failure
+
+    @functools.wraps(on_failure)
+    def noting(self: Any, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        note = getattr(getattr(self, "_message", None), "note_failure", None)
+        if note is not None:  # a message of ours
+            error: Any = exc_info.exception
+            if type(error).__name__ == "ExceptionWithTraceback":  # billiard's, from a child
+                error = error.exc
+            note(error)
+        return on_failure(self, exc_info, *args, **kwargs)
+
+    setattr(noting, _NOTES, True)
+    kind.on_failure = noting
 
 
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:
-    """Return *headers* as a worker needs them to know a task, or to know that it is none.
+    """Return *headers* as a worker needs them to tell a task from another message.
 
     A worker stops over a task without an id, and over one whose name is not a string.  Only a
     worker gets these headers: to an application, ``task`` and ``id`` may mean something else.
@@ -238,11 +276,11 @@ def forget_dropped_tasks() -> None:
 
 
 def keep_started_tasks(callback: Callable[..., Any]) -> None:
-    """Have a worker's prefork pool remember what its children run, also when it drops tasks.
+    """Have a worker's prefork pool remember what its children run, even when it drops tasks.
 
     At a reconnect and at a stop, the pool also forgets a job that it has written to a child and
-    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  They run all
-    the same, and nobody would acknowledge their messages.
+    that the child has not confirmed yet; Celery 5.5 forgets all jobs at a reconnect.  These jobs
+    still run, but their messages would not be acknowledged.
 
     Args:
         callback: The worker's, for which `is_worker` holds.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from queue import Empty
@@ -18,8 +19,10 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from .. import envelope
+from ..consume.cause import UNDECODABLE
 from ..consume.delivery import Delivery
 from ..consume.inbox import Arrival, Subscription
+from ..health import serve_if_wanted
 from ..options import log_queue_arguments
 from ..runtime.fork import notice_fork
 from . import celery_task
@@ -87,7 +90,7 @@ class ConsumingChannel(RoutingChannel):
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
-            callback: Called with each message, until this connection consumes the queue anew.
+            callback: Called with each message, until this connection consumes the queue again.
             consumer_tag: Names the consumer; one that has this tag already is cancelled.
             **kwargs: Ignored.
 
@@ -109,12 +112,14 @@ class ConsumingChannel(RoutingChannel):
             remains.delete(self.session, queue)
         self._warn_of_pitfalls(queue)
         if celery_task.is_worker(callback):
+            self.qos.hostname = celery_task.worker_name(callback)
+            celery_task.note_failures()
             end_wait_at_stop(self.session.inbox)
             celery_task.keep_started_tasks(callback)
         return consumer_tag
 
     def _add_consumer(self, queue: str, consumer: Consumer) -> Subscription | None:
-        """Add a consumer; return a subscription that is to be started, if it needs a new one."""
+        """Add a consumer; return its subscription if that is new and must be started."""
         group = self._queue_consumers.get(queue)
         subscription = None
         if group is None:
@@ -215,7 +220,10 @@ class ConsumingChannel(RoutingChannel):
             self._serves_worker = True
             # Other applications may settle by the delivery tag, without the message.
             message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
-            message.ack_rejects = not celery_task.can_decode(message, consumer.callback)
+            error = celery_task.decoding_error(message, consumer.callback)
+            if error is not None:
+                message.ack_rejects = True
+                self.qos.note_cause(message.delivery_tag, error, UNDECODABLE)
         self._hand_over(consumer, message, arrival.subscription.name, delivery.raw.get("id"))
         return True
 
@@ -227,9 +235,9 @@ class ConsumingChannel(RoutingChannel):
             consumer.callback(message)
         # Raised to a Celery worker, the error would stop it, and the redelivered message would stop
         # it again.
-        except Exception:
+        except Exception as error:
             if not celery_task.stops_worker(consumer.callback, message):
-                self.qos.note_failure(message.delivery_tag)
+                self.qos.note_failure(message.delivery_tag, error)
                 raise
             logger.exception(
                 "Celery cannot process message %s of queue %r, so the message is rejected",
@@ -243,7 +251,7 @@ class ConsumingChannel(RoutingChannel):
         """Deliver one message to any channel of the connection.
 
         Args:
-            timeout: Maximum number of seconds to wait; None waits for ever.
+            timeout: Maximum number of seconds to wait; None waits forever.
             callback: Ignored.
 
         Raises:
@@ -270,10 +278,11 @@ class ConsumingChannel(RoutingChannel):
 
         Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
         dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
+        A dead letter names the exception that the caller is handling, if it handles one.
         """
         notice_fork()
         if self._qos is not None:
-            self._qos.reject(delivery_tag, requeue)
+            self._qos.reject(delivery_tag, requeue, sys.exc_info()[1])
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Requeue all unsettled messages of this channel.  Returns at once.
@@ -366,13 +375,16 @@ class ConsumingChannel(RoutingChannel):
     def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
         remains.settle(session.account.receiver)
+        is_reply = celery_task.is_result_queue(queue)
+        if not is_reply:  # whoever waits for a result is no worker
+            serve_if_wanted(session.options)
         return Subscription(
             queue,
             options=session.options,
             window=self.qos.window,
             inbox=session.inbox,
             fails_over=session.has_alternates,
-            is_reply=celery_task.is_result_queue(queue),
+            is_reply=is_reply,
         )
 
     def _subscribe(self, subscription: Subscription, consumer_tag: str) -> None:
@@ -385,7 +397,7 @@ class ConsumingChannel(RoutingChannel):
                 self.basic_cancel(consumer_tag)
 
     def _warn_of_pitfalls(self, queue: str) -> None:
-        """Warn of two uses that work, but differently from what one may expect."""
+        """Warn of two uses that do not work as an application may expect."""
         if celery_task.is_control_queue(queue):
             return
         for exchange, _, _ in self.state.queue_bindings(queue):

@@ -60,8 +60,8 @@ class EventLoopReader:
     def close(self) -> None:
         """Leave the loop.
 
-        In a forked child this does nothing.  The child shares the loop's poller with its parent,
-        so removing the pipe from it would make the parent deaf.
+        In a forked child this does nothing.  The child shares the loop's poller with its parent, so
+        removing the pipe from the poller would stop deliveries in the parent.
         """
         if os.getpid() != self._pid or not self._close_pipe.alive:
             return
@@ -72,7 +72,7 @@ class EventLoopReader:
         self._close_pipe()
 
     def _keep_reading(self) -> None:
-        """Read the pipe, also after somebody has closed the loop.
+        """Read the pipe, even after the loop was closed.
 
         Workers that are embedded in one process share a loop, and the first that stops closes it.
         """

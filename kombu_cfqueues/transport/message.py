@@ -67,6 +67,10 @@ class Message(virtual.Message):
         if self.on_drop is not None and not self.acknowledged:
             self.on_drop()
 
+    def note_failure(self, error: BaseException) -> None:
+        """Note why the message will be rejected, if it will be."""
+        self.channel.qos.note_cause(self.delivery_tag, error)
+
     def ack(self, multiple: bool = False) -> None:
         """Acknowledge the message, or reject it with `ack_rejects`."""
         if self.ack_rejects:

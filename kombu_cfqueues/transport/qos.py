@@ -10,6 +10,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
+from ..consume.cause import Cause
 from ..consume.delivery import Delivery
 from ..consume.prefetch_window import PrefetchWindow
 from ..consume.receiver import Receiver
@@ -33,12 +34,14 @@ class Prefetch(virtual.QoS):
     Attributes:
         receiver: The same.
         window: The channel's slots; the receiver's lock guards it.
+        hostname: Name of the Celery worker that consumes; ``""`` if there is none.
     """
 
     def __init__(self, receiver: Receiver, pull_batch_size: int) -> None:
-        # Without the base class, whose finalizer would keep the channel alive for ever.
+        # Without the base class, whose finalizer would keep the channel alive forever.
         self.receiver = receiver
         self.window = PrefetchWindow(pull_batch_size)
+        self.hostname = ""
         self._deliveries: dict[str, Delivery] = {}  # by delivery tag, oldest first
         self.renew_after_fork()
         renew_in_child(self)
@@ -71,10 +74,10 @@ class Prefetch(virtual.QoS):
         return max(0, prefetch - self.window.unsettled) if prefetch else None
 
     def new_tag(self) -> str:
-        """Return a delivery tag that no other message has, also none of the parent's after a fork.
+        """Return a delivery tag that no other message has, not even in the parent after a fork.
 
-        Not a random one: the system's randomness lets other threads run, and each message would
-        wait until these have parsed what they pulled.
+        The tag is not random: reading the system's randomness lets other threads run, and each
+        message would wait until they have parsed what they pulled.
         """
         return next(self._tags)
 
@@ -88,17 +91,31 @@ class Prefetch(virtual.QoS):
         for delivery in self._remove(delivery_tag, multiple=multiple):
             self.receiver.settlement.ack(delivery)
 
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Reject a message: dead-letter it, or with *requeue* have it redelivered."""
+    def reject(
+        self, delivery_tag: str, requeue: bool = False, error: BaseException | None = None
+    ) -> None:
+        """Reject a message: dead-letter it, or with *requeue* have it redelivered.
+
+        Args:
+            delivery_tag: The message's.
+            requeue: Whether it is to be redelivered.
+            error: What the application is handling; why it rejects, unless another cause is known.
+        """
         settlement = self.receiver.settlement
         settle = settlement.requeue if requeue else settlement.dead_letter
         for delivery in self._remove(delivery_tag):
-            settle(delivery)
+            cause = delivery.cause or Cause.of(error, hostname=self.hostname)
+            settle(delivery._replace(cause=cause))
 
     @property
     def has_unsettled(self) -> bool:
         """Whether messages were delivered that are not settled."""
         return bool(self._deliveries)
+
+    def deliveries(self) -> list[Delivery]:
+        """Return what was delivered and is not settled."""
+        with self._lock:
+            return list(self._deliveries.values())
 
     def drop(self, delivery_tag: str) -> None:
         """Give back a message that the application has dropped.  Takes no lock."""
@@ -124,12 +141,19 @@ class Prefetch(virtual.QoS):
         for delivery in self._remove_all():
             self.receiver.settlement.requeue(delivery)
 
-    def note_failure(self, delivery_tag: str) -> None:
-        """Note that the application's callback raised an exception over an unsettled message."""
+    def note_failure(self, delivery_tag: str, error: BaseException) -> None:
+        """Note that the application's callback raised *error* over an unsettled message."""
+        self._note(delivery_tag, failed=True, cause=Cause.of(error, hostname=self.hostname))
+
+    def note_cause(self, delivery_tag: str, error: BaseException | None, reason: str = "") -> None:
+        """Note why an unsettled message will be rejected, if it will be."""
+        self._note(delivery_tag, cause=Cause.of(error, hostname=self.hostname, reason=reason))
+
+    def _note(self, delivery_tag: str, **fields: Any) -> None:
         with self._lock:
             delivery = self._deliveries.get(delivery_tag)
             if delivery is not None:
-                self._deliveries[delivery_tag] = delivery._replace(failed=True)
+                self._deliveries[delivery_tag] = delivery._replace(**fields)
 
     def get(self, delivery_tag: str) -> dict[str, Any]:
         """Return Kombu's dictionary of an unsettled message.

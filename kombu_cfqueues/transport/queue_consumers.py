@@ -45,7 +45,7 @@ class QueueConsumers:
         return consumers[-1] if consumers else None
 
     def update_subscription(self) -> None:
-        """Note who consumes.  Messages take slots unless all consumers acknowledge on receipt."""
+        """Note which consumers there are.  Messages take slots unless all have ``no_ack``."""
         if self.subscription is not None:
             self.subscription.counts = not all(consumer.no_ack for consumer in self.consumers)
             self.subscription.for_worker = any(

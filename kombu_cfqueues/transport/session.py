@@ -1,7 +1,7 @@
 """What the channels of one connection share: its options, its account and its inbox.
 
-A transport creates one session and gives it to its channels, which need not know the transport
-then.  Whatever outlives a connection belongs to the account.
+A transport creates one session and gives it to its channels, so they need not know the transport.
+Whatever outlives a connection belongs to the account.
 """
 
 from __future__ import annotations
@@ -203,6 +203,8 @@ class Session:
     def close(self) -> None:
         """Leave the account; its last session closes the HTTP connections.  Never raises."""
         account, self._account = self._account, None
+        if self._inbox is not None:
+            self._inbox.is_open = False
         if account is not None:
             account.close()
 

@@ -20,7 +20,7 @@ from ..errors import (
     TransientError,
     copy_of,
 )
-from ..options import BrokerUrl, Options, has_control_url, is_ours, shown_place
+from ..options import BrokerUrl, Options, has_control_url, is_ours, place_of, shown_place
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import celery_task, uncertain
@@ -116,8 +116,10 @@ class Transport(virtual.Transport):
             include_password: Show the token if it came with the URL.
             mask: Shown instead of the token otherwise.
         """
-        default_host = shown_place(None, None, self.client.transport_options)
-        return self._url.shown(default_host=default_host, with_password=include_password, mask=mask)
+        url, options = self._url, self.client.transport_options or {}
+        has_place = url.password or options.get("api_token") or options.get("base_url")
+        default_host = shown_place(*((None, None) if has_place else place_of()), options)
+        return url.shown(default_host=default_host, with_password=include_password, mask=mask)
 
     @property
     def _url(self) -> BrokerUrl:
@@ -173,7 +175,7 @@ class Transport(virtual.Transport):
 
         Args:
             connection: This transport.
-            timeout: Maximum number of seconds to wait for a message; None waits for ever.
+            timeout: Maximum number of seconds to wait for a message; None waits forever.
             **_: Ignored.
 
         Raises:
@@ -219,9 +221,9 @@ class Transport(virtual.Transport):
         """Connect: check with one request per process that the server accepts the token.
 
         With ``publish_mode="spool"`` there is no request: an application that spools must be able
-        to start while the server is unreachable.  Nor is there one while the API stops the token:
-        the server is there, and each call then says for how long it cannot be made.  Only where
-        Kombu has another URL, connecting fails.
+        to start while the server is unreachable.  There is no request either while the API has
+        stopped the token: the server is reachable, and each call says how long it is stopped.
+        Connecting fails then only if Kombu has another URL.
 
         Raises:
             CFQueuesError: The request failed.

@@ -50,6 +50,6 @@ def end(client: object) -> None:
 
 
 def say_so(client: object, error: CFQueuesError) -> None:
-    """Let the error of connecting say that a message may have arrived, if one may have."""
+    """Set ``delivered`` of an *error* of connecting if an earlier attempt may have arrived."""
     if client in _left:
         error.delivered = "unknown"

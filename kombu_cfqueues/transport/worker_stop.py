@@ -1,6 +1,6 @@
 """Ends a Celery worker's wait for messages at the moment when the worker is told to stop.
 
-Celery's signal handler sets a flag, at which the worker looks after its wait: seconds later.
+Celery's signal handler sets a flag, which the worker checks only after its wait, seconds later.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 from ..consume.inbox import Inbox
+from ..health.judge import judge
 from ..runtime.fork import living
 
 _inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
@@ -31,5 +32,6 @@ def end_wait_at_stop(inbox: Inbox) -> None:
 
 def _on_stop(**_: Any) -> None:
     """Run in a signal handler, so take no lock."""
+    judge.is_stopping = True
     for inbox in living(_inboxes):
         inbox.interrupt()

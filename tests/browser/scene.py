@@ -19,13 +19,13 @@ PULL = {"type": "http_pull"}
 class Shop:
     """Queues of a shop, with messages of each kind and state, and traffic while it is open."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulator, agent: str = "kombu-cfqueues/0.1") -> None:
         self.emulator = emulator
         self._chance = random.Random(1)
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.headers["Authorization"] = f"Bearer {emulator.token}"
-        self._session.headers["User-Agent"] = "kombu-cfqueues/0.1"
+        self._session.headers["User-Agent"] = agent
 
     def fill(self) -> None:
         """Make the queues and what waits in them."""

@@ -49,6 +49,27 @@ def main(folder: Path) -> None:
         page.get_by_text("No queues yet").wait_for()
         page.screenshot(path=folder / "emulator-empty.png")
         browser.close()
+    with Emulator(port=8787, rate_limit=1200) as emulator, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        blocked(browser, emulator, folder / "emulator-blocked.png")
+        browser.close()
+
+
+def blocked(browser: Browser, emulator: Emulator, path: Path) -> None:
+    """Take the page while the token is blocked, with the request open that was refused first."""
+    emulator.create_queue("emails")
+    for agent, number in (("terraform/1.9", 263), ("kombu-cfqueues", 951)):
+        shop = Shop(emulator, agent=agent)
+        for n in range(number):
+            shop.push("emails", {"order": 1000 + n})
+        shop.close()
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(emulator.page_url)
+    page.locator(".blocked").wait_for()
+    page.locator("#request-rows .request").first.click()
+    page.get_by_text("Answer 429").wait_for()
+    page.screenshot(path=path)
+    page.close()
 
 
 def take(

@@ -9,6 +9,7 @@ import pytest
 import requests
 from browser.scene import Shop
 from celery import Celery
+from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
@@ -91,10 +92,36 @@ def test_a_celery_task_is_shown_as_one(open_page, emulator, jobs):
         for fact in row.locator(".facts-list > div").all()
     }
     assert facts["Task"] == "shop.tasks.send_receipt"
-    assert facts["Arguments"] == '[1042,"ü"]'
-    assert facts["Keyword arguments"] == '{"locale":"de"}'
+    assert facts["Arguments"] == '[1042, "ü"]'
+    assert facts["Keyword arguments"] == '{"locale": "de"}'
     assert facts["Retries"] == "2"
     assert re.match(r"\d{4}-\d\d-\d\dT", facts["Eta"])
+
+
+def test_a_dead_letter_says_why_it_died(open_page, emulator, jobs):
+    """As a worker has written it; what others write there breaks nothing."""
+    death = {
+        "queue": "mails",
+        "reason": "rejected",
+        "exception": "ValueError",
+        "text": "no <b>customer</b>",
+        "hostname": "celery@host",
+        "attempts": 3,
+        "time": "2026-05-04T09:30:00+00:00",
+    }
+    with Connection(emulator.broker_url) as connection:
+        for deaths in [[death], "forged", [], [None]]:
+            headers = {"x-death": deaths}
+            connection.Producer().publish({"n": 1}, routing_key="jobs", headers=headers)
+    page = open_page(f"#/queues/{jobs}")
+    expect(messages(page)).to_have_count(4)
+    for row in messages(page).all():
+        row.locator(".open").click()
+    expect(page.locator(".facts-list dt", has_text="Died")).to_have_count(1)
+    expect(page.locator(".facts-list").filter(has_text="Died")).to_contain_text(
+        "rejected in mails on celery@host after delivery 3, 2026-05-04T09:30:00+00:00: "
+        "ValueError: no <b>customer</b>"
+    )
 
 
 def test_json_and_text_are_shown_as_what_they_are(open_page, jobs, shop):
@@ -253,11 +280,11 @@ def test_leased_messages_are_retried_and_dead_ones_returned(open_page, emulator,
     page = open_page(f"#/queues/{emulator.queue_id('jobs')}")
     expect(row_of(page, "jobs").locator("td.dead")).to_have_text("1")
 
-    page.get_by_role("button", name="Retry message").click()
+    page.get_by_role("button", name="Retry now (message").click()
     expect(messages(page).first.locator(".state")).to_have_text("ready")
     row_of(page, "dead").click()
     expect(messages(page).first).to_contain_text("died in jobs")
-    page.get_by_role("button", name="Retry message").click()
+    page.get_by_role("button", name="Return to jobs (message").click()
 
     expect(page.get_by_text("No messages")).to_be_visible()
     assert [message.state for message in emulator.messages("jobs")] == ["ready", "ready"]
@@ -293,11 +320,11 @@ def test_many_messages_come_in_pages_and_by_state(open_page, jobs, shop):
     expect(messages(page)).to_have_count(50)
     expect(messages(page).first).to_contain_text("message 119")
 
-    page.get_by_role("button", name="Older").click()
+    page.get_by_role("button", name="Next page").click()
     expect(messages(page).first).to_contain_text("message 69")
-    page.get_by_role("button", name="Older").click()
+    page.get_by_role("button", name="Next page").click()
     expect(messages(page)).to_have_count(20)
-    page.get_by_role("button", name="Newer").click()
+    page.get_by_role("button", name="Previous page").click()
     expect(messages(page).first).to_contain_text("message 69")
     page.get_by_role("button", name="Delayed 3").click()
     expect(messages(page)).to_have_count(3)
@@ -353,7 +380,7 @@ def test_faults_and_the_clock_are_at_hand(open_page, emulator, jobs, shop):
 
     shop.push("jobs", "x", delay_seconds=3600)
     before = emulator.clock.now()
-    page.get_by_role("button", name="Advance the clock by 1 h").click()
+    page.get_by_role("button", name="+1 h (advance the clock)").click()
     expect(row_of(page, "jobs").locator("td.ready")).to_have_text("1")
     assert emulator.clock.now() - before >= 3600
 
@@ -401,6 +428,8 @@ def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
     expect(messages(page)).to_have_count(14)
     messages(page).first.locator(".open").click()
     expect(messages(page).first.locator("dl")).to_be_visible()
+    page.locator("#request-rows .request").first.click()
+    expect(page.locator("#request-rows h3").first).to_be_visible()
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     outside = page.evaluate(
@@ -414,6 +443,7 @@ def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
         ".map((e) => e.innerText)"
     )
     assert overlapping == []
+    assert page.evaluate(OVERLAPS) == []
     assert page.evaluate(CONTRASTS) == []
 
 
@@ -433,12 +463,44 @@ CONTRASTS = """() => {
   const poor = [];
   for (const element of document.querySelectorAll("body *")) {
     const words = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!words || !element.checkVisibility() || element.disabled) continue;
-    if (element.matches("option, noscript, .skip, td.zero")) continue;
+    if (!words || !element.checkVisibility({visibilityProperty: true})) continue;
+    if (element.matches("option, noscript, .skip, .unseen")) continue;
     const [a, b] = [numbers(getComputedStyle(element).color), ground(element)].map(luminance);
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (contrast < 4.5) poor.push(`${contrast.toFixed(1)} ${element.outerHTML.slice(0, 120)}`);
   }
+  return poor;
+}"""
+
+
+OVERLAPS = """() => {
+  const words = [];
+  for (const element of document.querySelectorAll("header *, main *")) {
+    if (element.closest(".unseen, option, .toasts") || !element.checkVisibility()) continue;
+    for (const node of element.childNodes) {
+      if (node.nodeType !== 3 || !node.data.trim()) continue;
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      for (const r of range.getClientRects()) {
+        // What its box cuts off, or scrolls, is not there.
+        let [left, top, right, bottom] = [r.left, r.top, r.right, r.bottom];
+        for (let e = element; e; e = e.parentElement) {
+          if (getComputedStyle(e).overflow === "visible") continue;
+          const box = e.getBoundingClientRect();
+          [left, top] = [Math.max(left, box.left), Math.max(top, box.top)];
+          [right, bottom] = [Math.min(right, box.right), Math.min(bottom, box.bottom)];
+        }
+        if (right - left > 2 && bottom - top > 2) words.push({ node, left, top, right, bottom });
+      }
+    }
+  }
+  const poor = [];
+  words.forEach((a, n) => words.slice(n + 1).forEach((b) => {
+    if (a.node === b.node) return;
+    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (across > 2 && down > 4) poor.push(`${a.node.data} | ${b.node.data}`);
+  }));
   return poor;
 }"""
 

@@ -37,7 +37,12 @@ class Done:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """No account but what a test gives, and no colours."""
-    for name in ("CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_API_TOKEN", "CFQUEUES_BROKER_URL"):
+    for name in (
+        "CELERY_BROKER_URL",
+        "CFQUEUES_BROKER_URL",
+        "CLOUDFLARE_ACCOUNT_ID",
+        "CLOUDFLARE_API_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

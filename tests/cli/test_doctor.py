@@ -120,7 +120,7 @@ def test_a_malformed_token(run, token):
     with ScriptedServer() as server:
         done = run(server.broker_url.replace(server.token, token), "doctor")
 
-    assert "check api_token" in problem(done)
+    assert "api_token" in problem(done)
     assert not server.requests
 
 
@@ -368,6 +368,21 @@ def test_pods_are_told_what_to_set(run, tmp_path, monkeypatch):
     assert verdicts(lone)["pod"] == "warning"
     assert "budget_url" in lone.out
     assert "pod" not in verdicts(divided)
+
+
+@pytest.mark.parametrize("variable", ["AWS_LAMBDA_FUNCTION_NAME", "K_SERVICE"])
+def test_a_spool_in_a_sandbox_that_is_frozen_is_a_warning(run, tmp_path, monkeypatch, variable):
+    """Whoever deploys there learns that spooled messages wait, and can be lost."""
+    monkeypatch.setenv(variable, "shop")
+    with ScriptedServer(otherwise=Api(["jobs"])) as server:
+        folder = ["--spool-dir", tmp_path / "spool", "--json"]
+        spools = run(server.broker_url, "doctor", "-o", "publish_mode=spool", *folder)
+        confirms = run(server.broker_url, "doctor", *folder)
+
+    assert verdicts(spools)["serverless"] == "warning"
+    assert variable in spools.out
+    assert "publish_mode='confirm'" in spools.out
+    assert "serverless" not in verdicts(confirms)
 
 
 def test_a_spool_that_cannot_be(cfqueues, tmp_path):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from kombu_cfqueues.runtime.extras import install_command
+
 TOKEN = "s3cretOfTheBackend"
 
 #: Settings of which nothing has to be said.
@@ -344,7 +346,7 @@ def test_without_celery_it_says_what_to_install(run, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "celery", None)
     done = run("cfqueues://", "doctor", "-A", "shop", code=1)
-    assert "pip install 'kombu-cfqueues[celery]'" in done.err
+    assert install_command("celery", "celery") in done.err
 
 
 @pytest.mark.parametrize(

@@ -350,3 +350,26 @@ def test_memory_stays_flat(start, emulator, tmp_path):
         return used.ru_maxrss  # kB
 
     assert peak(10_000) - peak(1_000) < 6_000  # of a file of 10 MB
+
+
+@pytest.mark.parametrize("pipe", [True, False])
+def test_a_byte_order_mark_is_not_part_of_the_first_line(cfqueues, emulator, tmp_path, pipe):
+    """Windows editors and PowerShell write one."""
+    data = b'\xef\xbb\xbf{"n": 1}\r\n{"n": 2}\r\n'
+    (tmp_path / "lines.jsonl").write_bytes(data)
+    source = {"stdin": data} if pipe else {}
+    cfqueues("publish", "jobs", *([] if pipe else ["--file", tmp_path / "lines.jsonl"]), **source)
+    assert sorted(message.content["n"] for message in emulator.messages("jobs")) == [1, 2]
+
+
+@pytest.mark.parametrize("value", [{"to": ["ada"]}, [{"to": "ada"}], [[1], 2]])
+def test_an_indented_file_gets_the_hint_of_one_value_per_line(cfqueues, emulator, tmp_path, value):
+    (tmp_path / "pretty.json").write_text(json.dumps(value, indent=2))
+    done = cfqueues("publish", "jobs", "--file", tmp_path / "pretty.json", code=1)
+    assert "line 1 cannot be published" in done.err
+    assert "write one value per line, such as with 'jq -c .'" in done.err
+
+
+def test_any_other_text_gets_the_hint_of_plain_text(cfqueues, emulator):
+    for text in ("oops", "{oops}", "{'a': 1}"):
+        assert "use --text" in cfqueues("publish", "jobs", text, code=1).err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from support.processes import ROOT
 from kombu_cfqueues.cli._commands import commands
 from kombu_cfqueues.cli.top import _pause
 from kombu_cfqueues.options import Options
+from kombu_cfqueues.runtime.extras import install_command
 
 
 def test_a_queue_from_its_making_to_its_end(cfqueues, emulator):
@@ -172,7 +174,7 @@ def test_without_rich_the_command_says_what_to_install():
     done = cfqueues_process("import sys; sys.modules['rich'] = None")
 
     assert done.returncode == 1
-    assert done.stderr == "Error: cfqueues queues needs rich: pip install 'kombu-cfqueues[cli]'\n"
+    assert done.stderr == f"Error: cfqueues queues needs rich: {install_command('cli', 'rich')}\n"
 
 
 def test_an_emulator_tells_a_program_where_it_is(start, run):
@@ -190,4 +192,4 @@ def test_help_lists_the_other_commands_where_an_extra_is_not_installed(package, 
 
     assert done.returncode == 0, done.stderr
     assert "relay" in done.stdout
-    assert f"Not installed: pip install 'kombu-cfqueues[{extra}]'" in done.stdout
+    assert f"Not installed: {install_command(extra, package)}" in re.sub(r"\n +", " ", done.stdout)

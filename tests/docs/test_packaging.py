@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import email
 import os
 import re
 import shutil
@@ -41,6 +42,73 @@ def test_the_oldest_versions_that_are_promised_are_tested():
     oldest = (ROOT / ".ci/oldest.txt").read_text()
     tested = dict(re.findall(r"^(\w+)==([\d.]+)\.\*$", oldest, re.MULTILINE))
     assert tested.items() >= promised.items()
+
+
+def metadata(tmp_path, **environment):
+    """The metadata of the package as it is built from a copy of the repository."""
+    pytest.importorskip("setuptools", minversion="77.0.3")
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "kombu_cfqueues", tmp_path / "kombu_cfqueues")
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info"],
+        cwd=tmp_path,
+        env=mine | environment,
+        check=True,
+        capture_output=True,
+    )
+    return email.message_from_string((tmp_path / "kombu_cfqueues.egg-info/PKG-INFO").read_text())
+
+
+GITHUB = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "shop/kombu_cfqueues"}
+VERSION = re.search(
+    r'^__version__ = "(.*)"$', (ROOT / "kombu_cfqueues/__init__.py").read_text(), re.MULTILINE
+)[1]
+
+
+def test_on_an_index_every_link_of_the_readme_leads_somewhere(tmp_path):
+    """An index shows the README alone, so a relative link would lead nowhere."""
+    built = metadata(tmp_path, **GITHUB)
+    targets = re.findall(r"\]\(([^)]+)\)", built.get_payload())
+    assert len(targets) > 20
+    base = "https://github.com/shop/kombu_cfqueues"
+    for target in targets:
+        path = re.fullmatch(rf"{base}/(raw|blob)/v{VERSION}/([^#]+)(#.*)?", target)
+        assert target.startswith("https://") if path is None else (ROOT / path[2]).exists(), target
+        if path is not None:
+            assert (path[1] == "raw") == path[2].endswith((".svg", ".png"))
+    links = dict(link.split(", ") for link in built.get_all("Project-URL"))
+    assert links["Source"] == base
+    assert {"Documentation", "Changelog", "Issues"} <= links.keys()
+
+
+def test_built_elsewhere_the_readme_has_no_link_that_leads_nowhere(tmp_path):
+    built = metadata(tmp_path)
+    assert not re.findall(r"\]\((?!https?://|#)[^)]+\)", built.get_payload())
+    assert built.get_all("Project-URL") is None
+
+
+def test_the_package_says_its_license_and_publishes_no_tools_of_its_own(tmp_path):
+    built = metadata(tmp_path)
+    assert built["License-Expression"] == "BSD-3-Clause"
+    extras = {"celery", "cli", "emulator", "otel", "redis"}
+    assert extras <= set(built.get_all("Provides-Extra"))
+    assert not {"dev", "bench"} & set(built.get_all("Provides-Extra"))
+
+
+def test_actions_are_pinned_by_commit():
+    """A tag can be moved to other code, and the release may publish."""
+    for file in ROOT.glob(".github/workflows/*.yml"):
+        for used in re.findall(r"uses: (\S+)", file.read_text()):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", used), used
+
+
+def test_an_index_is_named_only_where_the_package_is_on_it():
+    """No page tells to install a name that nobody, or anybody, may have put on an index."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
+    for page in pages:
+        assert not re.findall(r"pip install [^\n`]*kombu-cfqueues", page.read_text()), page
 
 
 CHANGES = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n"

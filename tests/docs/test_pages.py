@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -27,6 +28,9 @@ PAGES = sorted(
         *ROOT.glob("worker/*/README.md"),
     ]
 )
+
+#: The levels of the log that ask somebody to act.
+LOUD = ("warning", "error", "exception")
 
 #: Their default depends on other things, which the page says in words.
 DEFAULT_IN_WORDS = {"account_id", "api_token", "base_url", "max_in_flight", "request_rate"}
@@ -97,6 +101,13 @@ def test_every_option_is_documented_with_its_default():
             assert ast.literal_eval(documented[field.name].strip("`")) == default, field.name
 
 
+def test_every_option_has_an_anchor_in_the_built_page():
+    """An answer to a question can link to the one option that it is about."""
+    source = [(ROOT / "docs/options.md").read_text()]
+    runpy.run_path(str(ROOT / "docs/conf.py"))["anchor_options"](None, "options", source)
+    assert {field.name for field in fields(Options)} <= set(re.findall(r'<a id="(\w+)"', source[0]))
+
+
 def test_every_error_is_documented():
     """Whoever meets an error finds on the page what to do."""
     page = (ROOT / "docs/errors.md").read_text()
@@ -111,11 +122,39 @@ def test_every_error_is_documented():
     assert names - families <= documented
 
 
+def lines_of_the_log() -> list:
+    """The text of each warning and error that the library logs, where it is written as it is."""
+    return sorted(
+        {
+            pytest.param(call.args[0].value, id=f"{file.stem}:{call.lineno}")
+            for file in PACKAGE.rglob("*.py")
+            for call in ast.walk(ast.parse(file.read_text()))
+            if isinstance(call, ast.Call)
+            and ast.unparse(call.func) in {f"logger.{name}" for name in LOUD}
+            and isinstance(call.args[0], ast.Constant)
+            and call.args[0].value != "%s"
+        },
+        key=lambda param: param.id,
+    )
+
+
+@pytest.mark.parametrize("line", lines_of_the_log())
+def test_every_warning_of_the_log_can_be_looked_up(line):
+    """The page quotes enough of it to be found, beside its cause and what to do."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    pieces = re.split(r"%[\d.]*[a-z]", line)
+    starts = [piece.strip(" :")[:24] for piece in pieces if len(piece) > 12]
+    assert any(start in page for start in starts), line
+
+
 def anchors(page: Path) -> set[str]:
     """What the headings of a page are linked by, at GitHub and in the built documentation."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    named = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    if page.name == "options.md":  # where conf.py gives each row of a table one
+        named |= set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
+    return named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from kombu_cfqueues.emulator import Knobs
 from kombu_cfqueues.emulator.service import Service
 from kombu_cfqueues.emulator.store import Draft
+from kombu_cfqueues.emulator.stored_messages import Query
 
 
 def test_the_command_is_small():
@@ -51,5 +52,5 @@ def test_a_pull_costs_the_same_however_much_a_queue_holds():
     assert steps[large] < 1.5 * steps[small]
     counts = service.store.counts(large)
     assert (counts.ready, counts.leased) == (97_000, 3_000)
-    assert len(service.store.stored(large, limit=50)) == 50
+    assert len(service.store.stored(large, Query(order="newest", limit=50))) == 50
     service.close()

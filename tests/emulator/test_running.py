@@ -19,6 +19,7 @@ import requests
 from emulator.client import Api
 
 from kombu_cfqueues.emulator import Emulator
+from kombu_cfqueues.runtime.extras import install_command
 
 
 def test_the_urls_say_where_it_is(make):
@@ -321,7 +322,7 @@ def test_the_command_without_click_says_what_to_install(monkeypatch, capsys):
         main()
 
     assert stopped.value.code == 1
-    assert "pip install 'kombu-cfqueues[cli]'" in capsys.readouterr().err
+    assert install_command("cli", "click") in capsys.readouterr().err
 
 
 def test_the_clock_only_goes_forward(api):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from kombu_cfqueues.errors import ConfigurationError, Scope
 from kombu_cfqueues.options import Secret
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.redis_allowance import BudgetUnavailable, RedisAllowance
+from kombu_cfqueues.runtime.extras import install_command
 from kombu_cfqueues.spool.file import File
 
 RATE, BURST = 20.0, 10
@@ -346,6 +348,31 @@ def test_without_redis_a_machine_has_the_share_that_a_block_has_taught(redis_ser
     assert file.read(lambda c: pace(file.bucket(c))) == pytest.approx(1 / 16)
 
 
+def test_after_a_reboot_a_machine_asks_redis_at_once(redis_server, tmp_path):
+    """The pauses and permits in the file are times of a clock that has started again."""
+    limit = Limit(16.0, 60)
+    fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", limit)
+
+    def opened(boot, fleet=fleet):
+        folder, token = str(tmp_path), lambda: "t"
+        return File(
+            "https://api", "account", limit, token, spool_dir=folder, boot=lambda: boot, fleet=fleet
+        )
+
+    alone = opened("first", fleet=None)  # made before anybody has set budget_url
+    alone.write(lambda c: None)
+    before = opened("first")
+    before.write(lambda c: before.fleet_bucket(c).failed("gone", 100.0))
+    assert not before.read(lambda c: before.fleet_bucket(c).may_ask)
+    alone.close()
+    before.close()
+
+    after = opened("second")
+    bucket = after.read(after.fleet_bucket)
+    assert bucket.may_ask
+    assert bucket.trouble is None
+
+
 def test_what_the_api_reports_slows_the_fleet(redis_server):
     """Another tool uses the token too: what is left is spread over the time until the reset."""
     fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", Limit(10.0, 5))
@@ -408,7 +435,7 @@ def test_without_the_package_connecting_says_which_extra_to_install(machine, ser
     monkeypatch.setitem(sys.modules, "redis", None)
     with (
         Connection(server.broker_url, transport_options=machine()) as connection,
-        pytest.raises(ConfigurationError, match=r"pip install 'kombu-cfqueues\[redis\]'"),
+        pytest.raises(ConfigurationError, match=re.escape(install_command("redis", "redis"))),
     ):
         connection.connect()
 

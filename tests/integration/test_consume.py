@@ -459,7 +459,9 @@ def test_a_rejected_message_goes_to_the_dead_letter_queue(emulator):
             got.messages[0].reject()
             settled(emulator)
         (dead,) = emulator.messages("graves")
-        assert dead.body == published.body
+        envelope, before = json.loads(dead.body), json.loads(published.body)
+        assert envelope["headers"].pop("x-death")[0]["reason"] == "rejected"
+        assert envelope == before
 
 
 def test_a_dead_letter_that_cannot_be_published_yet_is_lost_in_no_queue(emulator):

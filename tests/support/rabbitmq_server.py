@@ -76,7 +76,14 @@ class RabbitServer:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        subprocess.run(["epmd", "-kill"], env=self._environ, capture_output=True, check=False)
+        end = time.monotonic() + 10
+        while time.monotonic() < end:  # the name server does not end before it misses the node
+            told = subprocess.run(
+                ["epmd", "-kill"], env=self._environ, capture_output=True, text=True, check=False
+            )
+            if "Killed" in told.stdout + told.stderr:
+                break
+            time.sleep(0.1)
 
     def hang(self) -> None:
         """Let it accept connections and answer nothing."""

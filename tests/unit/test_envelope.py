@@ -451,7 +451,7 @@ def test_an_eta_past_the_queues_retention_is_refused():
     eta = datetime.now(timezone.utc) + timedelta(days=5)
     ready = pack(message(headers={**TASK, "eta": eta}), "jobs", options())
 
-    assert retention_error(ready, "jobs", limits.RETENTION_SECONDS) is not None
+    assert retention_error(ready, "jobs", 4 * DAY) is not None
 
 
 @pytest.mark.parametrize("retention", [None, 3600, DAY])

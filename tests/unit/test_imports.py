@@ -81,5 +81,9 @@ except SystemExit as ended:
     assert loaded(code, ours=True) == {
         "kombu_cfqueues.cli",
         "kombu_cfqueues.cli._commands",
+        "kombu_cfqueues.cli._help",
+        "kombu_cfqueues.cli._options",
         "kombu_cfqueues.errors",
+        "kombu_cfqueues.runtime",
+        "kombu_cfqueues.runtime.extras",
     }

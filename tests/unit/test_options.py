@@ -78,7 +78,7 @@ def test_a_missing_account_or_token_is_named_with_all_places_to_give_it(
     assert "cfqueues://ACCOUNT_ID:API_TOKEN@/" in text
 
 
-@pytest.mark.parametrize("account", ["acme", ACCOUNT[:-1], ACCOUNT + "0", "z" * 32, f"{ACCOUNT}\n"])
+@pytest.mark.parametrize("account", ["acme", ACCOUNT[:-1], ACCOUNT + "0", "z" * 32, f"{ACCOUNT}+"])
 def test_an_account_id_that_cloudflare_cannot_have_given_is_refused(account):
     text = refusal(user=account)
 
@@ -133,6 +133,8 @@ def test_a_path_in_the_url_is_refused_because_nothing_would_come_of_it():
         ("127.9.9.9", None, "http://127.9.9.9/client/v4"),
         ("localhost", 8787, "http://localhost:8787/client/v4"),
         ("::1", 8787, "http://[::1]:8787/client/v4"),
+        ("0.0.0.0", 8787, "http://0.0.0.0:8787/client/v4"),
+        ("::", 8787, "http://[::]:8787/client/v4"),
         ("gateway.example.com", None, "https://gateway.example.com/client/v4"),
         ("gateway.example.com", 8443, "https://gateway.example.com:8443/client/v4"),
         ("10.0.0.1", None, "https://10.0.0.1/client/v4"),
@@ -143,13 +145,36 @@ def test_only_this_machine_is_spoken_to_in_the_clear(host, port, base_url):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost.example.com", "127.0.0.1.example.com", "0.0.0.0", "128.0.0.1", "::2", ""]
+    "host", ["localhost.example.com", "127.0.0.1.example.com", "128.0.0.1", "::2", ""]
 )
 def test_hosts_that_only_look_like_this_machine_are_not(host):
     assert not is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "emulator", "localhost.example.com", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [
+        ("emulator", "http"),
+        ("10.0.0.1", "http"),
+        ("192.168.1.7", "http"),
+        ("172.17.0.1", "http"),
+        ("fd00::1", "http"),
+        ("gateway.example.com", "https"),
+        ("emulator.example", "https"),
+        ("8.8.8.8", "https"),
+    ],
+)
+def test_allowed_plain_http_is_for_names_and_addresses_of_a_private_network(host, scheme):
+    """Another container, by the name that Docker Compose gives it."""
+    option = {"allow_insecure_http": True}
+    read_url = read(host=host, port=8787, transport_options=option).base_url
+    assert read_url.startswith(f"{scheme}://")
+    assert read(host=host, port=8787).base_url.startswith("https://")
+    https = option | {"base_url": f"https://{f'[{host}]' if ':' in host else host}:8787"}
+    assert read(host=host, port=8787, transport_options=https).base_url.startswith("https://")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "emulator", "localhost.example.com"])
 def test_plain_http_to_another_host_needs_to_be_allowed(host):
     """Whoever listens on the way would have the token."""
     text = refusal(transport_options={"base_url": f"http://{host}:8787"})
@@ -386,6 +411,31 @@ def test_an_option_of_kombus_own_is_not_taken_for_a_slip(caplog):
     read(transport_options={"max_retries": 3, "interval_start": 0, "errback": None})
 
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("budget_scope", "process"), ("budget_url", "redis://h/0"), ("request_burst", 5)],
+)
+def test_an_option_that_needs_a_rate_says_once_that_it_has_no_effect_without(caplog, name, value):
+    """Machines that are believed to share one allowance through Redis would not."""
+    host = "unlimited.example.com"
+    read(host=host, transport_options={name: value, "request_rate": 3.0})
+    read(transport_options={name: value})  # Cloudflare's host has a rate by default
+    assert not caplog.records
+
+    for _ in range(2):
+        read(host=host, transport_options={name: value})
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{name!r} has no effect, because requests to {host} are not limited" in caplog.text
+
+
+def test_a_budget_url_of_the_environment_says_so_too(caplog):
+    environ = {"CFQUEUES_BUDGET_URL": "redis://:hidden@h/0"}
+    read(host="environment.example.com", environ=environ)
+
+    assert "'budget_url' has no effect" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 def test_a_likely_slip_is_logged_once(caplog):

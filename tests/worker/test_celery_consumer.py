@@ -394,3 +394,21 @@ def test_a_countdown_becomes_the_delay_of_the_queue(edge, options, delay):
     sent = edge.encode("shop.pay", options=options)
     assert sent["options"].get("delaySeconds") == delay
     assert (json.loads(sent["body"])["headers"]["eta"] is None) == (delay is None)
+
+
+def test_a_dead_letter_says_in_javascript_why_it_died(edge, publish):
+    """What this library writes when it dead-letters a message; a forged header is left out."""
+    death = {
+        "queue": "jobs",
+        "reason": "rejected",
+        "count": 1,
+        "exception": "ValueError",
+        "text": "no such customer",
+        "hostname": "celery@host",
+        "attempts": 3,
+        "time": "2026-05-04T09:30:00+00:00",
+    }
+    publish({"customer": 7}, headers={"x-death": [death, "forged"]})
+    publish({"customer": 8})
+    found = {record["body"]["customer"]: record["deaths"] for record in edge.wait_for("jobs", 2)}
+    assert found == {7: [death], 8: []}

@@ -10,24 +10,59 @@ export class Refused extends Error {
   }
 }
 
+/** The emulator did not answer. */
+export class Unreachable extends Error {
+  constructor() {
+    super("The emulator does not answer.");
+  }
+}
+
+/** JSON as somebody wrote it, which is sent as it is: JavaScript would round a large number. */
+export class Written {
+  constructor(text) {
+    this.text = text;
+  }
+}
+
 /** Store the token for this tab. */
 export const setToken = (token) => sessionStorage.setItem(KEY, token);
 
 export const get = (path) => call("GET", path);
-export const post = (path, body = {}) => call("POST", path, body);
+export const post = (path, body = {}) => call("POST", path, encode(body), "application/json");
 export const remove = (path) => call("DELETE", path);
 
-async function call(method, path, body) {
+/** Send JSON lines. */
+export const postLines = (path, lines) => call("POST", path, lines, "application/x-ndjson");
+
+/** Fetch a file. */
+export const download = async (path) => (await answerOf("GET", path)).blob();
+
+async function call(method, path, body, type) {
+  const answer = await answerOf(method, path, body, type);
+  return lost(() => answer.json());
+}
+
+async function answerOf(method, path, body, type) {
   const headers = {};
   const token = sessionStorage.getItem(KEY);
   if (token) headers.Authorization = `Bearer ${token}`;
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await fetch(`/_emulator${path}`, {
-    method,
-    headers,
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
-  const result = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
-  if (!answer.ok) throw new Refused(answer.status, result.error ?? `status ${answer.status}`);
-  return result;
+  if (body !== undefined) headers["Content-Type"] = type;
+  const answer = await lost(() => fetch(`/_emulator${path}`, { method, headers, body }));
+  if (answer.ok) return answer;
+  const result = await answer.json().catch(() => ({}));
+  throw new Refused(answer.status, result.error ?? `The emulator answered with status ${answer.status}.`);
+}
+
+/** Run what fails only if the connection does; the browser's own words for that help nobody. */
+async function lost(action) {
+  try {
+    return await action();
+  } catch {
+    throw new Unreachable();
+  }
+}
+
+function encode(body) {
+  const members = Object.entries(body).map(([name, value]) => `${JSON.stringify(name)}:${value instanceof Written ? value.text : JSON.stringify(value)}`);
+  return `{${members.join(",")}}`;
 }

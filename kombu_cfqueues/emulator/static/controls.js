@@ -1,9 +1,9 @@
 // Test controls: set faults, advance the clock and reset the request limit by hand.
 
+import { limitOf, usageOf } from "./allowance.js";
 import { post, remove } from "./api.js";
 import { attempt, field } from "./dialogs.js";
-import { el, list, text } from "./dom.js";
-import { number } from "./format.js";
+import { el, foreign, list, text } from "./dom.js";
 
 const FAULTS = {
   error: { label: "Error from the API", fields: ["status", "code"] },
@@ -57,13 +57,13 @@ export function prepareControls(panel, refresh) {
   });
   const steps = Object.entries(STEPS).map(([label, seconds]) =>
     el("button", {
-      "aria-label": `Advance the clock by ${label}`,
       onclick: async () => {
         await attempt(() => post("/clock", { advance: seconds }), `Clock advanced by ${label}`);
         await refresh();
       },
-    }, `+${label}`),
+    }, `+${label}`, el("span", { class: "unseen" }, " (advance the clock)")),
   );
+  const usage = el("ul", { class: "details usage" });
   const faults = el("ul", { class: "faults", id: "fault-rows" });
   panel.replaceChildren(
     el("h3", {}, "Faults"),
@@ -74,30 +74,31 @@ export function prepareControls(panel, refresh) {
     el("div", { class: "steps" }, ...steps),
     el("h3", {}, "Request limit"),
     el("p", { class: "details", id: "limit-details" }),
+    usage,
     el("button", { class: "quiet", onclick: async () => { await attempt(() => post("/allowance/reset"), "Request count reset"); await refresh(); } }, "Reset the count"),
   );
   fit();
   panel.update = (state) => {
-    list(faults, state.faults, (fault) => fault.number, (fault) => makeFault(fault, refresh));
+    list(faults, state.faults, (fault) => fault.number, (fault) => makeFault(fault, refresh), form.querySelector("button"));
+    list(usage, state.allowances.length > 1 ? state.allowances : [], (one) => one.token, makeUsage);
     text(document.getElementById("limit-details"), limitOf(state.allowance));
   };
+}
+
+function makeUsage() {
+  const row = el("li", {});
+  row.update = (one) => text(row, usageOf(one));
+  return row;
 }
 
 function makeFault(fault, refresh) {
   const hits = el("span", { class: "hits" });
   const detail = Object.entries(fault.detail).map(([name, value]) => ` ${name} ${Array.isArray(value) ? value.join("–") : value}`).join(",");
   const name = `${fault.kind.replaceAll("_", " ")}${detail} on ${fault.routes.join(", ") || "any route"}`;
-  const row = el("li", {}, el("span", {}, name), hits, el("button", {
+  const row = el("li", {}, foreign(el("span", {}), name), hits, el("button", {
     class: "quiet",
-    "aria-label": `Remove the fault ${name}`,
-    onclick: async () => { await attempt(() => remove(`/faults/${fault.number}`)); await refresh(); },
-  }, "Remove"));
+    onclick: async () => { await attempt(() => remove(`/faults/${fault.number}`), "Fault removed"); await refresh(); },
+  }, "Remove", el("span", { class: "unseen" }, ` the fault ${name}`)));
   row.update = (updated) => text(hits, `applied to ${updated.hits}, ${updated.left === null ? "no limit" : `${updated.left} left`}`);
   return row;
-}
-
-function limitOf(allowance) {
-  const counted = `${number(allowance.recent)} requests counted in the last ${allowance.cloudflare_window / 60} minutes; Cloudflare allows ${number(allowance.cloudflare_limit)}.`;
-  if (allowance.limit === null) return `${counted} This emulator has no limit (rate_limit).`;
-  return `${counted} This emulator allows ${number(allowance.limit)} in ${allowance.window} s.`;
 }

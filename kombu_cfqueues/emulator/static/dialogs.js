@@ -1,6 +1,6 @@
 // Dialogs: a modal form that Escape closes and that keeps the keyboard focus.
 
-import { el, text } from "./dom.js";
+import { el, foreign } from "./dom.js";
 
 /**
  * Show a form in a dialog.
@@ -9,11 +9,12 @@ import { el, text } from "./dom.js";
  * @param submit called with the form; if it throws, the dialog stays open and shows the error
  */
 export function ask({ title, fields, action, danger = false, submit, cancel = "Cancel" }) {
-  const problem = el("p", { class: "problem", role: "alert", hidden: true });
+  const problem = el("p", { class: "problem", role: "alert" });
+  const heading = el("h2", { id: "dialog-title" }, title);
   const form = el(
     "form",
     { novalidate: true },
-    el("h2", {}, title),
+    heading,
     ...fields,
     problem,
     el(
@@ -23,20 +24,30 @@ export function ask({ title, fields, action, danger = false, submit, cancel = "C
       el("button", { type: "submit", class: danger ? "danger" : "primary" }, action),
     ),
   );
-  const dialog = el("dialog", { "aria-label": title, onclose: () => dialog.remove() }, form);
+  const dialog = el("dialog", { "aria-labelledby": "dialog-title", onclose: () => gone(dialog) }, form);
+  let sending = false;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (sending) return;
+    sending = true;
     try {
       await submit(form);
       dialog.close();
     } catch (error) {
-      text(problem, error.message);
-      problem.hidden = false;
+      foreign(problem, error.message);
+    } finally {
+      sending = false;
     }
   });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+function gone(dialog) {
+  dialog.remove();
+  // The browser has returned the focus to the button that opened the dialog, unless that is gone too.
+  if (document.activeElement === document.body) document.getElementById("queues").focus();
 }
 
 let fields = 0;
@@ -54,7 +65,7 @@ export function field(label, input, hint = null, kind = "field") {
 
 /** Show a short message for some seconds; screen readers announce it. */
 export function toast(message, problem = false) {
-  const shown = el("p", { class: problem ? "toast problem" : "toast" }, message);
+  const shown = foreign(el("p", { class: problem ? "toast problem" : "toast" }), message);
   document.getElementById("toasts").append(shown);
   setTimeout(() => shown.remove(), problem ? 8000 : 3500);
 }

@@ -20,6 +20,34 @@ export function text(element, value) {
   return element;
 }
 
+// Characters that one cannot see, among them those that reorder the text around them.
+const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]/;
+
+/** Set text that anybody may have written: characters that cannot be seen are shown by their codes. */
+export function foreign(element, value) {
+  const wanted = String(value);
+  if (element.foreignText === wanted) return element;
+  element.foreignText = wanted;
+  element.classList.add("foreign");
+  element.replaceChildren(...marked(wanted));
+  return element;
+}
+
+function marked(value) {
+  const parts = [];
+  let plain = "";
+  for (const character of value) {
+    if (!HIDDEN.test(character)) {
+      plain += character;
+      continue;
+    }
+    const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+    parts.push(plain, el("span", { class: "hidden-character", title: "A character that cannot be seen" }, code));
+    plain = "";
+  }
+  return [...parts, plain];
+}
+
 /** Set an attribute only if it changes; null removes it. */
 export function attribute(element, name, value) {
   if (value === null || value === false) element.removeAttribute(name);
@@ -30,12 +58,14 @@ export function attribute(element, name, value) {
  * Show `items` as the children of `parent`, one element each.
  *
  * An element stays until its item is gone and moves only if necessary, so that the focus, a selection
- * and an open message survive an update every second.
+ * and an open message survive an update every second.  If the element that has the focus goes, the one
+ * that takes its place gets it, or `whenEmpty` if none is left.
  *
  * @param keyOf returns the key of an item
  * @param make makes the element of an item; the element has a method `update(item)`
  */
-export function list(parent, items, keyOf, make) {
+export function list(parent, items, keyOf, make, whenEmpty = null) {
+  const focused = [...parent.children].findIndex((child) => child.contains(document.activeElement));
   const keys = new Set(items.map((item) => String(keyOf(item))));
   const old = new Map();
   for (const child of [...parent.children]) {
@@ -53,6 +83,10 @@ export function list(parent, items, keyOf, make) {
     child.update(item);
     if (child === next) next = next.nextElementSibling;
     else parent.insertBefore(child, next);
+  }
+  if (focused >= 0 && !parent.contains(document.activeElement)) {
+    const heir = parent.children[Math.min(focused, parent.children.length - 1)];
+    (heir?.querySelector("a, button") ?? whenEmpty)?.focus();
   }
 }
 

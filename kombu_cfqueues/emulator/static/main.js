@@ -1,13 +1,16 @@
 // The page: polls the emulator once per second and shows its state.
 
+import { read } from "./address.js";
+import { showAllowance, showBlocks } from "./allowance.js";
 import { get, Refused, setToken } from "./api.js";
 import { prepareControls } from "./controls.js";
 import { ask, field } from "./dialogs.js";
 import { attribute, el, text } from "./dom.js";
-import { duration, moment, number } from "./format.js";
+import { duration, moment } from "./format.js";
 import { QueuePanel } from "./messages.js";
-import { newQueue, showQueues } from "./queues.js";
-import { prepareRequests, showRequests } from "./requests.js";
+import { showHub } from "./hub.js";
+import { newQueue, prepareQueues, showQueues } from "./queues.js";
+import { prepareRequests, showRequests, wantedRequests } from "./requests.js";
 
 const POLL_INTERVAL_MS = 1000;
 const at = (id) => document.getElementById(id);
@@ -15,8 +18,6 @@ const at = (id) => document.getElementById(id);
 let panel = null; // the panel of the selected queue
 let askingForToken = false;
 let running = null; // the promise of the current refresh
-
-const selectedId = () => location.hash.match(/^#\/queues\/([0-9a-f]{32})$/)?.[1] ?? null;
 
 /** Show the current state.  A call during a refresh waits and then refreshes once more. */
 async function refresh() {
@@ -31,10 +32,12 @@ async function refresh() {
 
 async function poll() {
   try {
-    const [state, { requests }] = await Promise.all([get("/state"), get("/requests?limit=150")]);
+    const [state, { requests }] = await Promise.all([get("/state"), get(`/requests?limit=${wantedRequests()}`)]);
     showHeader(state);
-    showQueues(state, selectedId());
-    showRequests(requests);
+    showBlocks(state, refresh);
+    showQueues(state, read().queue);
+    await showRequests(requests);
+    showHub(state.hub);
     at("controls").update(state);
     await showSelected(state);
     connected(true);
@@ -46,46 +49,32 @@ async function poll() {
 }
 
 async function showSelected(state) {
-  const id = selectedId();
+  const id = read().queue;
   const queue = state.queues.find((candidate) => candidate.id === id);
   if (queue === undefined) {
+    const hadFocus = at("queue").contains(document.activeElement);
     panel = null;
     at("queue").hidden = true;
+    at("skip-messages").hidden = true;
+    if (hadFocus) at("queues").focus();
     return;
   }
   if (panel === null || panel.queue.id !== id) panel = new QueuePanel(at("queue"), queue, refresh);
+  at("skip-messages").hidden = false;
   await panel.update(queue, state.now);
 }
 
 function showHeader(state) {
   const ahead = state.ahead >= 1 ? ` (+${duration(state.ahead)})` : "";
   text(at("clock"), moment(state.now) + ahead);
-  const { limit, left, recent, blocked_for: blocked, resets_in: resets, cloudflare_limit: official } = state.allowance;
-  const meter = at("allowance");
-  if (limit === null) {
-    text(at("allowance-label"), "Requests in 5 min");
-    text(at("allowance-text"), `${number(recent)} of Cloudflare’s ${number(official)}`);
-    show(meter, recent / official, 1 - recent / official);
-  } else {
-    text(at("allowance-label"), "Allowance left");
-    const when = blocked !== null ? `, blocked for ${duration(blocked)}` : resets !== null ? `, resets in ${duration(resets)}` : "";
-    text(at("allowance-text"), `${number(left)} of ${number(limit)}${when}`);
-    const share = limit > 0 ? left / limit : 0;
-    show(meter, share, share);
-  }
-}
-
-/** Fill the meter; its colour shows when little is left. */
-function show(meter, filled, left) {
-  attribute(meter, "value", Math.min(1, filled).toFixed(3));
-  attribute(meter, "class", left < 0.1 ? "low" : left < 0.3 ? "medium" : "");
+  showAllowance(state.allowance);
 }
 
 function connected(yes, error = null) {
   attribute(at("live"), "class", yes ? "live on" : "live off");
   text(at("live"), yes ? "Live" : "Not connected");
   at("banner").hidden = yes;
-  if (!yes) text(at("banner"), error instanceof Refused ? error.message : "The emulator does not answer. Retrying every second.");
+  if (!yes) text(at("banner"), `${error.message} Retrying every second.`);
 }
 
 function askForToken() {
@@ -113,12 +102,23 @@ function tick() {
 }
 
 at("new-queue").addEventListener("click", () => newQueue(refresh));
-at("queue-filter").addEventListener("input", refresh);
+for (const link of document.querySelectorAll(".skip")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault(); // the address says what is shown
+    const target = document.querySelector(link.getAttribute("href"));
+    target.focus();
+    target.scrollIntoView({ block: "start" });
+  });
+}
+prepareQueues(refresh);
 prepareRequests(refresh);
 prepareControls(at("controls"), refresh);
+let selected = read().queue;
 window.addEventListener("hashchange", async () => {
+  const before = selected;
+  selected = read().queue;
   await refresh();
-  if (selectedId() !== null) at("queue").scrollIntoView({ block: "nearest" });
+  if (selected !== null && selected !== before) at("queue").scrollIntoView({ block: "nearest" });
 });
 document.addEventListener("visibilitychange", tick);
 setInterval(tick, POLL_INTERVAL_MS);

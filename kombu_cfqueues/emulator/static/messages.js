@@ -1,13 +1,19 @@
 // One queue: its actions and its messages.
 
-import { get, post, remove } from "./api.js";
-import { ask, attempt, field, toast } from "./dialogs.js";
+import { change, numbers, param, select } from "./address.js";
+import { get, post, Refused, remove } from "./api.js";
+import { ask, attempt, toast } from "./dialogs.js";
 import { attribute, el, list, text } from "./dom.js";
-import { bytes, count, duration, moment, number } from "./format.js";
+import { bytes, count, duration, number } from "./format.js";
+import { makeMessage } from "./message.js";
+import { publish } from "./publish.js";
+import { exportMessages, importMessages } from "./transfer.js";
 
 const PAGE_SIZE = 50;
+const MOST_OPEN = 20;
 const SLOW_QUERY_MS = 100;
-const KINDS = { celery: "Celery", kombu: "Kombu", json: "JSON", text: "Text" };
+const TYPING_MS = 250;
+const ORDERS = { newest: "Newest first", oldest: "Oldest first", due: "Next to be delivered", attempts: "Most attempts", largest: "Largest" };
 
 /** The panel of one queue, until another queue is selected. */
 export class QueuePanel {
@@ -16,10 +22,9 @@ export class QueuePanel {
     this.queue = queue;
     this.refresh = refresh;
     this.now = 0;
-    this.state = "";
-    this.shown = null; // the query whose messages are shown
+    this.page = null; // the last answer, and the query that it answers
     this.nextPoll = 0; // when to repeat the query, in milliseconds of performance.now()
-    this.before = []; // where each page after the first begins
+    this.wholes = new Map(); // open messages in full, by number
     this.filter = el("div", { class: "segments", role: "group", "aria-label": "Messages shown" });
     this.build();
     this.show(queue, 0);
@@ -27,26 +32,62 @@ export class QueuePanel {
 
   /** Fetch and show the messages of the current page. */
   async update(queue, now) {
-    const query = new URLSearchParams({ limit: PAGE_SIZE, state: this.state });
-    if (this.before.length) query.set("before", this.before.at(-1));
-    const wanted = query.toString();
-    const began = performance.now();
-    if (wanted === this.shown && began < this.nextPoll) return this.show(queue, now);
-    const page = await get(`/queues/${queue.id}/messages?${query}`);
-    // With a million messages the query is slow and blocks the API: spend at most a tenth of the time.
-    const took = performance.now() - began;
-    this.nextPoll = performance.now() + (took > SLOW_QUERY_MS ? 10 * took : 0);
-    this.shown = wanted;
-    const current = new URLSearchParams({ limit: PAGE_SIZE, state: this.state });
-    if (this.before.length) current.set("before", this.before.at(-1));
-    if (wanted !== current.toString()) return; // the page was turned meanwhile
+    const query = this.query();
+    if (this.page?.query !== query || performance.now() >= this.nextPoll) {
+      const began = performance.now();
+      const answer = await get(`/queues/${queue.id}/messages?${query}`);
+      // With a million messages the query is slow and blocks the API: spend at most a tenth of the time.
+      const took = performance.now() - began;
+      this.nextPoll = performance.now() + (took > SLOW_QUERY_MS ? 10 * took : 0);
+      if (query !== this.query()) return; // the page was turned meanwhile
+      this.page = { query, ...answer };
+    }
+    const shown = await this.withOpen(queue, this.page.messages);
     this.show(queue, now);
-    list(this.rows, page.messages, (message) => message.number, (message) => this.makeMessage(message));
-    this.none.hidden = page.messages.length > 0;
-    text(this.none, this.state ? `No ${this.state} messages` : "No messages");
-    this.newer.hidden = this.before.length === 0;
-    this.older.hidden = !page.more;
-    this.oldest = page.messages.at(-1)?.number;
+    this.none.hidden = shown.length > 0;
+    text(this.none, this.nothing());
+    list(this.rows, shown, (message) => message.number, (message) => makeMessage(message, this), this.none);
+    this.newer.hidden = pages().length === 0;
+    this.older.hidden = this.page.next === null;
+    const searched = this.page.searched;
+    text(this.searched, searched === null ? "" : this.page.next === null ? `Searched ${count(searched, "message")}.` : `Searched ${count(searched, "message")} so far.`);
+    text(this.older, searched === null ? "Next page →" : "Search on →");
+  }
+
+  query() {
+    const query = new URLSearchParams({ limit: PAGE_SIZE });
+    for (const name of ["state", "sort", "text"]) if (param(name)) query.set(name, param(name));
+    if (pages().length) query.set("after", pages().at(-1));
+    return query.toString();
+  }
+
+  nothing() {
+    const kind = param("state") ? `${param("state")} messages` : "messages";
+    return param("text") ? `No ${kind} with “${param("text")}”${this.page.next === null ? "" : " yet"}` : `No ${kind}`;
+  }
+
+  /** Return the messages with what is in the open ones; those that are not on this page come first. */
+  async withOpen(queue, messages) {
+    const open = numbers("open").slice(-MOST_OPEN);
+    for (const number of this.wholes.keys()) if (!open.includes(number)) this.wholes.delete(number);
+    const elsewhere = [];
+    for (const wanted of open) {
+      const here = messages.some((message) => message.number === wanted);
+      if (here && this.wholes.has(wanted)) continue;
+      try {
+        const whole = await get(`/queues/${queue.id}/messages/${wanted}`);
+        this.wholes.set(wanted, whole);
+        if (!here) elsewhere.push(whole);
+      } catch (error) {
+        if (!(error instanceof Refused) || error.status !== 404) throw error;
+        this.keepOpen(numbers("open").filter((number) => number !== wanted)); // it is gone
+      }
+    }
+    return [...elsewhere, ...messages].map((message) => ({ ...message, isOpen: this.wholes.has(message.number), whole: this.wholes.get(message.number) }));
+  }
+
+  keepOpen(open) {
+    change({ open: open.join(".") });
   }
 
   show(queue, now) {
@@ -58,8 +99,10 @@ export class QueuePanel {
     const all = queue.ready + queue.delayed + queue.leased;
     for (const [name, n] of Object.entries({ "": all, ready: queue.ready, delayed: queue.delayed, leased: queue.leased })) {
       text(this.segments[name].counter, number(n));
-      attribute(this.segments[name], "aria-pressed", String(this.state === name));
+      attribute(this.segments[name], "aria-pressed", String(param("state") === name));
     }
+    if (document.activeElement !== this.find) this.find.value = param("text"); // the back button
+    this.order.value = param("sort") in ORDERS ? param("sort") : "newest";
     this.showFacts(queue);
   }
 
@@ -71,12 +114,20 @@ export class QueuePanel {
     this.totals = el("p", { class: "details" });
     this.rows = el("ol", { class: "messages", id: "message-rows" });
     this.none = el("p", { class: "empty small" });
-    this.newer = el("button", { class: "quiet", onclick: () => this.turn(() => this.before.pop()) }, "← Newer");
-    this.older = el("button", { class: "quiet", onclick: () => this.turn(() => this.before.push(this.oldest)) }, "Older →");
+    this.none.tabIndex = -1;
+    this.searched = el("p", { class: "details", role: "status" });
+    this.newer = el("button", { class: "quiet", onclick: () => this.turn(pages().slice(0, -1)) }, "← Previous page");
+    this.older = el("button", { class: "quiet", onclick: () => this.turn([...pages(), this.page.next]) }, "Next page →");
+    this.find = el("input", { type: "search", placeholder: "Find a text", "aria-label": "Find a text in the messages" });
+    this.find.value = param("text");
+    this.find.addEventListener("input", () => this.search());
+    this.order = el("select", { "aria-label": "Sort the messages" }, ...Object.entries(ORDERS).map(([value, label]) => el("option", { value }, label)));
+    this.order.value = param("sort") in ORDERS ? param("sort") : "newest";
+    this.order.addEventListener("change", () => this.choose({ sort: this.order.value === "newest" ? "" : this.order.value }));
     this.segments = {};
     for (const [state, label] of Object.entries({ "": "All", ready: "Ready", delayed: "Delayed", leased: "Leased" })) {
       const counter = el("span", { class: "count" });
-      const button = el("button", { onclick: () => this.choose(state) }, label, " ", counter);
+      const button = el("button", { onclick: () => this.choose({ state }) }, label, " ", counter);
       button.counter = counter;
       this.segments[state] = button;
       this.filter.append(button);
@@ -87,18 +138,21 @@ export class QueuePanel {
         { class: "panel-head" },
         this.title,
         this.paused,
-        el("button", { class: "primary", onclick: () => this.publish() }, "Publish"),
+        el("button", { class: "primary", onclick: () => publish(this.queue, () => this.renew()) }, "Publish"),
         this.pause,
         el("button", { onclick: () => this.retryAll() }, "Retry all now"),
+        el("button", { onclick: () => exportMessages(this.queue) }, "Export"),
+        el("button", { onclick: () => importMessages(this.queue, () => this.renew()) }, "Import"),
         el("button", { onclick: () => this.purge() }, "Purge"),
         el("button", { class: "quiet danger-text", onclick: () => this.deleteQueue() }, "Delete queue"),
       ),
       this.facts,
       this.totals,
-      this.filter,
+      el("h3", { class: "unseen", id: "messages", tabindex: "-1" }, "Messages"),
+      el("div", { class: "choices" }, this.filter, this.find, this.order),
       this.none,
       this.rows,
-      el("div", { class: "pages" }, this.newer, this.older),
+      el("div", { class: "pages" }, this.newer, this.searched, this.older),
     );
     this.section.hidden = false;
   }
@@ -130,65 +184,41 @@ export class QueuePanel {
     await this.refresh();
   }
 
-  async choose(state) {
-    this.state = state;
-    this.before = [];
+  /** Show other messages, from the first page on. */
+  async choose(changes) {
+    change({ ...changes, page: "", open: "" }, { fresh: true });
     await this.renew();
   }
 
-  async turn(change) {
-    change();
+  search() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(async () => {
+      change({ text: this.find.value.trim(), page: "", open: "" });
+      await this.renew();
+    }, TYPING_MS);
+  }
+
+  async turn(cursors) {
+    change({ page: cursors.join("~"), open: "" }, { fresh: true });
     await this.renew();
     this.section.scrollIntoView({ block: "start" });
   }
 
   // --- a message
 
-  makeMessage(message) {
-    const badge = el("span", { class: `badge ${message.what.kind}` }, KINDS[message.what.kind]);
-    const summary = el("code", { class: "summary" }, message.what.summary);
-    const state = el("span", { class: "state" });
-    const age = el("span", { class: "age" });
-    const attempts = el("span", { class: "attempts" });
-    const died = el("span", { class: "badge dead" });
-    const id = `message-${message.number}`;
-    const open = el("button", { class: "open", "aria-expanded": "false", "aria-controls": id }, badge, summary, died);
-    const label = `message ${message.id.slice(0, 8)}`;
-    const retry = el("button", { class: "quiet", "aria-label": `Retry ${label} now`, onclick: () => this.retry([message.number]) }, "Retry now");
-    const deleteButton = el("button", { class: "quiet", "aria-label": `Delete ${label}`, onclick: () => this.delete([message.number]) }, "Delete");
-    const body = el("div", { id, class: "body", hidden: true });
-    open.addEventListener("click", () => this.toggle(open, body, message));
-    const row = el("li", { class: "message" }, el("div", { class: "line" }, open, state, attempts, age, el("span", { class: "actions" }, retry, deleteButton)), body);
-    row.update = (updated) => {
-      attribute(state, "class", `state ${updated.state}`);
-      text(state, stateOf(updated, this.now));
-      text(age, `${duration(this.now - updated.published)} old`);
-      text(attempts, updated.attempts === 0 ? "never delivered" : count(updated.attempts, "attempt"));
-      died.hidden = updated.died_in === null;
-      text(died, `died in ${updated.died_in}`);
-      const isDead = updated.died_in !== null;
-      retry.disabled = updated.state === "ready" && !isDead;
-      text(retry, isDead ? `Return to ${updated.died_in}` : "Retry now");
-    };
-    return row;
+  async toggle(message) {
+    const open = numbers("open");
+    this.keepOpen(open.includes(message.number) ? open.filter((number) => number !== message.number) : [...open, message.number]);
+    await this.refresh();
   }
 
-  async toggle(open, body, message) {
-    const shown = open.getAttribute("aria-expanded") === "true";
-    attribute(open, "aria-expanded", String(!shown));
-    body.hidden = shown;
-    if (shown || body.childElementCount > 0) return;
-    const whole = await attempt(() => get(`/queues/${this.queue.id}/messages/${message.number}`));
-    if (whole !== null) body.append(...describe(whole));
-  }
-
-  async retry(numbers) {
-    await attempt(() => post(`/queues/${this.queue.id}/retry`, { numbers }), ({ retried }) => (retried ? "The message is ready" : "The message was already ready or deleted"));
+  async retry(message) {
+    await attempt(() => post(`/queues/${this.queue.id}/retry`, { numbers: [message.number] }), ({ retried }) => (retried ? "The message is ready" : "The message was already ready or deleted"));
     await this.renew();
   }
 
-  async delete(numbers) {
-    await attempt(() => post(`/queues/${this.queue.id}/delete`, { numbers }), "Deleted");
+  async remove(message) {
+    await attempt(() => post(`/queues/${this.queue.id}/delete`, { numbers: [message.number] }), "Deleted");
     await this.renew();
   }
 
@@ -216,7 +246,7 @@ export class QueuePanel {
   deleteQueue() {
     this.confirm(`Delete ${this.queue.name}?`, "The queue, its consumer and its messages will be deleted.", "Delete queue", async () => {
       await remove(`/queues/${this.queue.id}`);
-      location.hash = "#/";
+      select(null);
       toast(`${this.queue.name} deleted`);
     });
   }
@@ -224,88 +254,7 @@ export class QueuePanel {
   confirm(title, sentence, action, submit) {
     ask({ title, action, danger: true, fields: [el("p", {}, sentence)], submit: async () => { await submit(); await this.renew(); } });
   }
-
-  publish() {
-    const kind = el(
-      "select",
-      {},
-      el("option", { value: "celery" }, "Celery task"),
-      el("option", { value: "json" }, "JSON"),
-      el("option", { value: "text" }, "Text"),
-    );
-    const task = el("input", { autocomplete: "off", spellcheck: "false", placeholder: "shop.tasks.send_receipt" });
-    const args = el("textarea", { rows: "2", spellcheck: "false" }, "[]");
-    const kwargs = el("textarea", { rows: "2", spellcheck: "false" }, "{}");
-    const body = el("textarea", { rows: "6", spellcheck: "false" });
-    const delay = el("input", { type: "number", min: "0", max: "86400", placeholder: "the queue’s own" });
-    const forTask = [field("Task", task), field("Arguments, as JSON", args), field("Keyword arguments, as JSON", kwargs)];
-    const forBody = [field("Body", body)];
-    const fit = () => {
-      for (const input of forTask) input.hidden = kind.value !== "celery";
-      for (const input of forBody) input.hidden = kind.value === "celery";
-      if (kind.value === "json" && body.value === "") body.value = "{\n  \"greeting\": \"hello\"\n}";
-    };
-    kind.addEventListener("change", fit);
-    ask({
-      title: `Publish to ${this.queue.name}`,
-      action: "Publish",
-      fields: [field("What", kind), ...forTask, ...forBody, field("Delay in seconds", delay)],
-      submit: async () => {
-        const sent = { kind: kind.value };
-        if (delay.value !== "") sent.delay_seconds = Number(delay.value);
-        if (kind.value === "celery") {
-          Object.assign(sent, { task: task.value.trim(), args: parsed(args, "The arguments"), kwargs: parsed(kwargs, "The keyword arguments") });
-        } else sent.body = kind.value === "json" ? parsed(body, "The body") : body.value;
-        await post(`/queues/${this.queue.id}/messages`, sent);
-        toast("Published");
-        await this.renew();
-      },
-    });
-    fit();
-  }
 }
 
-function stateOf(message, now) {
-  const left = duration(message.visible_at - now);
-  return { ready: "ready", delayed: `delayed, ${left} left`, leased: `leased, ${left} left` }[message.state];
-}
-
-function parsed(input, name) {
-  try {
-    return JSON.parse(input.value);
-  } catch (error) {
-    throw new Error(`${name}: ${error.message}`);
-  }
-}
-
-/** Build the details of an open message: its facts, its content, its headers. */
-function describe(message) {
-  const { what } = message;
-  const facts = {};
-  if (what.kind === "celery") {
-    Object.assign(facts, {
-      Task: what.task,
-      "Task id": what.id,
-      Arguments: json(what.args),
-      "Keyword arguments": json(what.kwargs),
-      Eta: what.eta ?? "none",
-      Retries: String(what.retries),
-    });
-    if (what.expires) facts.Expires = String(what.expires);
-  }
-  Object.assign(facts, { "Message id": message.id, Published: moment(message.published), Size: bytes(message.size) });
-  if (message.delay_seconds) facts.Delay = duration(message.delay_seconds);
-  facts["Content type"] = message.content_type;
-  const parts = [
-    el("dl", { class: "facts-list" }, ...Object.entries(facts).map(([name, value]) => el("div", { class: value.length > 20 ? "long" : null }, el("dt", {}, name), el("dd", {}, value)))),
-  ];
-  if (what.kind !== "celery") parts.push(block("Body", what.content));
-  if (what.headers && Object.keys(what.headers).length) parts.push(folded("Headers", what.headers));
-  if (what.kind !== "json" && what.kind !== "text") parts.push(folded("Raw body", message.body));
-  return parts;
-}
-
-const json = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
-const block = (title, value) => el("div", { class: "block" }, el("h4", {}, title), el("pre", { tabindex: "0" }, pretty(value)));
-const folded = (title, value) => el("details", {}, el("summary", {}, title), el("pre", { tabindex: "0" }, pretty(value)));
+/** Where the pages after the first one begin, up to the current one. */
+const pages = () => param("page").split("~").filter((cursor) => /^\d{1,18}-\d{1,18}$/.test(cursor));

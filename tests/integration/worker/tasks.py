@@ -147,3 +147,8 @@ def overdue(value):
     tell("overdue", value)
     time.sleep(30)
     tell("overdue ended", value)
+
+
+@task(acks_late=True, acks_on_failure_or_timeout=False)
+def fail_for_good(value):
+    raise ZeroDivisionError(f"no {value}")

@@ -69,7 +69,7 @@ def delivery(lease="L", body="x", lasts=60.0):
 
 
 def test_a_dead_letter_is_acknowledged_once_it_is_in_its_grave(copies):
-    copies.forwarder.dead_letter(delivery())
+    copies.forwarder.dead_letter(delivery(), "rejected")
     copies.wait()
 
     assert copies.done == [("publish", GRAVE.id, "x", None), ("ack", "L")]
@@ -88,7 +88,7 @@ def test_a_renewed_message_takes_its_own_place(copies, caplog):
 
 def test_copies_are_made_in_the_order_in_which_they_were_asked_for(copies):
     for n in range(5):
-        copies.forwarder.dead_letter(delivery(f"L{n}", body=str(n)))
+        copies.forwarder.dead_letter(delivery(f"L{n}", body=str(n)), "rejected")
     copies.wait()
 
     assert [done[2] for done in copies.done if done[0] == "publish"] == list("01234")
@@ -98,7 +98,7 @@ def test_copies_are_made_in_the_order_in_which_they_were_asked_for(copies):
 @pytest.mark.parametrize("error", [ConnectionFailed("gone"), PublishTimeout("no permit")])
 def test_a_copy_that_fails_for_a_while_is_made_later(copies, caplog, error):
     copies.failures = [error] * 3
-    copies.forwarder.dead_letter(delivery())
+    copies.forwarder.dead_letter(delivery(), "rejected")
     copies.wait()
 
     assert copies.done == [("publish", GRAVE.id, "x", None), ("ack", "L")]
@@ -114,8 +114,8 @@ def test_a_copy_that_fails_for_a_while_is_made_later(copies, caplog, error):
 def test_what_cannot_be_copied_stays_where_it_is(copies, caplog, error, lasts):
     """Not acknowledged: it comes again when its lease is over."""
     copies.failures = [error]
-    copies.forwarder.dead_letter(delivery("hopeless", lasts=lasts))
-    copies.forwarder.dead_letter(delivery("fine"))
+    copies.forwarder.dead_letter(delivery("hopeless", lasts=lasts), "rejected")
+    copies.forwarder.dead_letter(delivery("fine"), "rejected")
     copies.wait()
 
     assert [done[1] for done in copies.done if done[0] == "ack"] == ["fine"]
@@ -127,8 +127,8 @@ def test_what_cannot_be_copied_stays_where_it_is(copies, caplog, error, lasts):
 
 def test_whoever_waits_for_the_copies_waits_until_the_last_is_acknowledged(copies):
     copies.held.clear()
-    copies.forwarder.dead_letter(delivery("1"))
-    copies.forwarder.dead_letter(delivery("2"))
+    copies.forwarder.dead_letter(delivery("1"), "rejected")
+    copies.forwarder.dead_letter(delivery("2"), "rejected")
     threading.Timer(0.1, copies.held.set).start()
 
     copies.wait()
@@ -138,7 +138,7 @@ def test_whoever_waits_for_the_copies_waits_until_the_last_is_acknowledged(copie
 
 def test_a_copy_that_hangs_is_not_waited_for_beyond_the_deadline(copies):
     copies.held.clear()
-    copies.forwarder.dead_letter(delivery())
+    copies.forwarder.dead_letter(delivery(), "rejected")
     started = time.monotonic()
 
     copies.wait(0.2)

@@ -122,7 +122,7 @@ def test_a_process_that_has_not_posted_leaves_the_backlog_to_one_that_has(proces
 
     assert steps(old, "first")[0] > 0, "nobody had posted"
     new.peer.spool("second")
-    assert 0 < new.relay._step() <= module.FIRST_POST_DELAY_SECONDS
+    assert 0 < new.relay._step() <= module.BACKLOG_DELAY_SECONDS
     assert old.relay._step() == 0.0
     assert (len(old.posted), new.posted) == (2, [])
 
@@ -161,7 +161,7 @@ def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, c
         promise = one.spool()
 
         assert eventually(lambda promise=promise: promise.ready)
-        begins = caplog.text.count("the spool cannot be emptied now, and is tried again: the disk")
+        begins = caplog.text.count("the spool cannot be emptied now; retrying until it can: the")
         assert begins == caplog.text.count("the spool can be emptied again") == times
 
 

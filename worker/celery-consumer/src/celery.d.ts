@@ -38,6 +38,26 @@ export interface Task {
   chord: unknown;
 }
 
+/** Why a message was put with the dead letters by kombu_cfqueues; another writer may leave parts out. */
+export interface Death {
+  /** The queue that it died in, by its name at Cloudflare. */
+  queue: string;
+  /** `rejected`, `undecodable`, or `delivery_limit`: it was given back too often. */
+  reason: string;
+  /** How often it died there for that reason. */
+  count: number;
+  /** Class of the exception, with its module; empty if there was none. */
+  exception: string;
+  /** The exception's text, at most 500 characters. */
+  text: string;
+  /** The worker, such as `celery@host`, or its machine. */
+  hostname: string;
+  /** The delivery that was its last; null if the queue did not say. */
+  attempts: number | null;
+  /** When, in ISO 8601. */
+  time: string;
+}
+
 export interface Decoded {
   /**
    * The message's body.  JSON is parsed, with bytes as `Uint8Array`, integers past 2^53 as
@@ -53,6 +73,8 @@ export interface Decoded {
   contentType: string | null;
   /** Null if the message is no Celery task. */
   task: Task | null;
+  /** Why a dead letter died, the latest death first; empty for any other message. */
+  deaths: Death[];
 }
 
 export interface DecodeOptions {

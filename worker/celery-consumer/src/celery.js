@@ -1,7 +1,7 @@
 // Celery and Kombu messages in a Worker: what Python published, decoded, and tasks for Python.
 // One file without dependencies: copy it into your own Worker, with celery.d.ts beside it.
 //
-//   decode(message)                    a queue message -> { task, body, headers, properties, … }
+//   decode(message)                    a queue message -> { task, body, headers, deaths, … }
 //   isExpired(decoded, message)        whether the sender's time limit has passed
 //   encodeTask(name, args, kwargs, …)  a call of a Celery task -> { id, body, options } for send()
 //   sendTask(queue, name, args, …)     the same, sent through a queue binding
@@ -23,14 +23,17 @@ export async function decode(message, { maxBytes = MOST_BYTES } = {}) {
   const envelope = envelopeOf(message.body);
   if (!envelope) {
     // From another program, or published with body_format="plain".
-    return { body: message.body, headers: {}, properties: {}, contentType: null, task: null };
+    const { body } = message;
+    return { body, headers: {}, properties: {}, contentType: null, task: null, deaths: [] };
   }
   const { headers, properties } = envelope;
   const contentType = envelope["content-type"] ?? "application/data";
   const bytes = await decompress(bytesOf(envelope), headers.compression, maxBytes);
   const body = deserialize(bytes, contentType, envelope["content-encoding"]);
   const task = typeof headers.task === "string" ? taskOf(headers, body) : null;
-  return { body, headers, properties, contentType, task };
+  // Why a dead letter died, the latest death first; kombu_cfqueues and RabbitMQ write it.
+  const deaths = Array.isArray(headers["x-death"]) ? headers["x-death"].filter(isObject) : [];
+  return { body, headers, properties, contentType, task, deaths };
 }
 
 /** Whether the sender's time limit has passed (`expires=` of Celery and of Kombu). */

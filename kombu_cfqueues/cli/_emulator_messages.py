@@ -1,0 +1,154 @@
+"""``cfqueues emulator export`` and ``import``: a queue's messages as JSON lines, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+from urllib.parse import quote
+
+import click
+import requests
+
+from ..emulator import TOKEN
+from ..emulator.message_lines import CONTENT_TYPE
+
+TIMEOUT_SECONDS: Final = 30.0
+"""How long a command waits for each part of an answer."""
+
+_PART_BYTES: Final = 8_000_000
+"""An import sends at least this much in one request, and then the rest of the line."""
+
+_CHUNK_BYTES: Final = 1 << 16
+
+_takes_place: Final = (
+    click.option(
+        "--url",
+        default="http://127.0.0.1:8787",
+        show_default=True,
+        help="Where the emulator's page is.",
+    ),
+    click.option(
+        "--token",
+        envvar="CFQUEUES_EMULATOR_TOKEN",
+        default=TOKEN,
+        help="The emulator's token, if it has one of its own.  [env: CFQUEUES_EMULATOR_TOKEN]",
+    ),
+)
+
+
+class _Emulator:
+    """A running emulator, and a queue of it."""
+
+    def __init__(self, url: str, token: str, queue: str) -> None:
+        self._url = f"{url.rstrip('/')}/_emulator"
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy does not lead to this machine
+        self._session.headers["Authorization"] = f"Bearer {token}"
+        self._queue = self._find(queue)
+
+    def call(self, method: str, path: str, **more: Any) -> requests.Response:
+        """Call an endpoint.
+
+        Raises:
+            ClickException: The emulator does not answer, or refuses.
+        """
+        try:
+            answer = self._session.request(
+                method, f"{self._url}{path}", timeout=TIMEOUT_SECONDS, **more
+            )
+        except requests.RequestException as error:
+            raise click.ClickException(
+                f"no emulator answers at {self._url.removesuffix('/_emulator')}: start one with "
+                "'cfqueues emulator', or say with --url where it is"
+            ) from error
+        if answer.ok:
+            return answer
+        try:
+            text = answer.json()["error"]
+        except (ValueError, LookupError, TypeError):
+            text = f"the answer has status {answer.status_code}; is it an emulator?"
+        raise click.ClickException(str(text))
+
+    def export(self) -> Iterator[bytes]:
+        """Yield the messages of the queue as JSON lines, in parts of any size."""
+        answer = self.call("GET", f"/queues/{self._queue}/export", stream=True)
+        try:
+            yield from answer.iter_content(_CHUNK_BYTES)
+        except requests.RequestException as error:
+            raise click.ClickException(
+                f"the emulator broke the export off ({error}): what was written is not complete"
+            ) from error
+
+    def publish(self, lines: bytes, first: int) -> int:
+        """Publish JSON lines, of which the first has this number; return how many they are."""
+        answer = self.call(
+            "POST",
+            f"/queues/{self._queue}/import?first_line={first}",
+            data=lines,
+            headers={"Content-Type": CONTENT_TYPE},
+        )
+        return int(answer.json()["published"])
+
+    def _find(self, name: str) -> str:
+        queues = self.call("GET", "/state").json()["queues"]
+        for queue in queues:
+            if queue["name"] == name:
+                return quote(queue["id"])
+        names = ", ".join(queue["name"] for queue in queues) or "none"
+        raise click.ClickException(f"the emulator has no queue {name!r}; its queues: {names}")
+
+
+@click.command("export")
+@click.argument("queue")
+@click.option(
+    "--to",
+    "target",
+    type=click.File("wb", atomic=True),
+    default="-",
+    help="Write to this file.  [default: standard output]",
+)
+@_takes_place[0]
+@_takes_place[1]
+def export_command(queue: str, target: BinaryIO, url: str, token: str) -> None:
+    r"""Write all messages of QUEUE of a running emulator as JSON lines.
+
+    Delayed and leased messages are included. Nothing is leased, acknowledged or deleted.
+
+    \b
+    Example: cfqueues emulator export jobs --to jobs.jsonl
+    """
+    number = 0
+    for part in _Emulator(url, token, queue).export():
+        target.write(part)
+        number += part.count(b"\n")
+    click.echo(f"Exported {number:,} messages of {queue}.", err=True)
+
+
+@click.command("import")
+@click.argument("queue")
+@click.argument("source", type=click.File("rb"), default="-")
+@_takes_place[0]
+@_takes_place[1]
+def import_command(queue: str, source: BinaryIO, url: str, token: str) -> None:
+    r"""Publish the messages in SOURCE, a file of JSON lines, to QUEUE of a running emulator.
+
+    Each line is an object with a body, and may have content_type ("json" or "text") and
+    delay_seconds. The default of SOURCE is standard input.
+
+    \b
+    Example: cfqueues emulator import jobs jobs.jsonl
+    """
+    emulator = _Emulator(url, token, queue)
+    published, line = 0, 1
+    while part := source.read(_PART_BYTES):
+        part += source.readline()
+        try:
+            published += emulator.publish(part, line)
+        except click.ClickException:
+            if published:
+                click.echo(
+                    f"Imported {published:,} messages, from the lines before {line}.", err=True
+                )
+            raise
+        line += part.count(b"\n")
+    click.echo(f"Imported {published:,} messages into {queue}.", err=True)
