@@ -57,12 +57,6 @@ class Hub:
         found = self._namespaces.items()
         return {name: one.describe() for name, one in sorted(found) if one.clients}
 
-    def restart(self) -> None:
-        """Disconnect all clients and forget everything, as a restart of the hub does."""
-        self._namespaces.clear()
-        for connection in list(self._sockets.values()):
-            connection.end(1012, "the hub restarts")
-
     def _refusal(self, scope: Scope, name: str) -> tuple[int, str] | None:
         headers = {key.decode("latin-1"): text.decode("latin-1") for key, text in scope["headers"]}
         if self._access.is_public and (why := why_foreign(headers)):

@@ -11,7 +11,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty
 from typing import Any, Final
 
@@ -269,7 +271,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self.auto_delete: set[str] = set()
         self._session: Session | None = None
-        self._loop: Any = None
+        self._leave_loop: list[Callable[[], Any]] = []
 
     @property
     def session(self) -> Session:
@@ -315,10 +317,9 @@ class Transport(virtual.Transport):
         try:
             super().close_connection(connection)
         finally:
-            if self._loop is not None and session is not None:
-                self._loop.remove_reader(session.socket.fileno())
-                self._loop.on_tick.discard(self._deliver_waiting)
-            self._loop = self._session = None
+            while self._leave_loop:
+                self._leave_loop.pop()()
+            self._session = None
             if session is not None:
                 session.close()
 
@@ -375,10 +376,15 @@ class Transport(virtual.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have Kombu's event loop deliver the messages of *connection*."""
-        self._loop = loop
-        loop.add_reader(self.session.socket.fileno(), self._on_readable)
+        file = self.session.socket.fileno()
+        loop.add_reader(file, self._on_readable)
         loop.on_tick.add(self._deliver_waiting)
-        loop.call_repeatedly(WAIT_SECONDS, self._keep_alive)
+        timer = loop.call_repeatedly(WAIT_SECONDS, self._keep_alive)
+        self._leave_loop = [
+            partial(loop.remove_reader, file),
+            partial(loop.on_tick.discard, self._deliver_waiting),
+            timer.cancel,
+        ]
 
     def _keep_alive(self) -> None:
         if self._session is not None:

@@ -10,7 +10,7 @@ import requests
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 from support.hub_servers import OTHER, TOKEN, drain
-from support.processes import Script, eventually
+from support.processes import Script, eventually, needs
 
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -226,6 +226,72 @@ def test_a_queue_that_nobody_reads_keeps_the_newest(connect_to, caplog):
     connection.transport.session.find("news")
     assert queue.get(no_ack=True).body == b"5"
     assert caplog.text.count("'full'") == 1
+
+
+FORK = """
+from kombu import Exchange
+news = Exchange("news", "fanout", durable=False)
+producer = connect().Producer()
+producer.publish("before", exchange=news)
+pid = os.fork()
+policy = {"max_retries": 3, "interval_start": 0}
+producer.publish("after" if pid else "child", exchange=news, retry=True, retry_policy=policy)
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+producer.publish("last", exchange=news)
+"""
+
+
+def test_a_forked_child_leaves_the_connection_to_its_parent(hub, connect_to):
+    connection, got = connect_to(), []
+    listen(connection, Queue("q", NEWS), got)
+    with Script(FORK, hub.url(), {}) as script:
+        script.wait()
+    drain(connection, lambda: "last" in got)
+    assert sorted(got) == ["after", "before", "child", "last"]
+
+
+GREEN = """
+from kombu import Exchange, Queue
+import threading
+news = Exchange("news", "fanout", durable=False)
+got = []
+
+def consume(number):
+    def tell(body, message):
+        message.ack()
+        got.append(body)
+    with connect() as connection:
+        with connection.Consumer(Queue(f"q{number}", news), callbacks=[tell]):
+            ready.append(number)
+            while len(got) < 50:
+                try:
+                    connection.drain_events(timeout=0.5)
+                except TimeoutError:
+                    pass
+
+ready = []
+threads = [threading.Thread(target=consume, args=(number,)) for number in range(5)]
+for thread in threads:
+    thread.start()
+while len(ready) < 5:
+    time.sleep(0.01)
+with connect() as connection:
+    for number in range(10):
+        connection.Producer().publish(number, exchange=news)
+for thread in threads:
+    thread.join()
+print(json.dumps(sorted(got)))
+"""
+
+
+@pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
+def test_threads_and_greenlets_have_connections_of_their_own(hub, green):
+    if green:
+        needs(green)
+    with Script(GREEN, hub.url(), {}, green=green) as script:
+        assert script.wait() == [sorted(list(range(10)) * 5)]
 
 
 # Silence

@@ -9,7 +9,7 @@ import time
 import pytest
 from celery import Celery
 from integration.test_control_workers import POOLS, check
-from integration.workers import MATRIX, Worker
+from integration.workers import Worker
 from kombu import Connection
 from support.processes import Script, eventually, needs
 
@@ -37,7 +37,7 @@ def control_app(emulator):
     forget_control_brokers()
 
 
-@pytest.mark.parametrize("pool", POOLS if MATRIX else ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_of_each_pool_is_controlled(pool, emulator, hub, control_app, tmp_path):
     """``inspect``, ``revoke``, ``rate_limit``, consumers and ``shutdown`` work."""
     if pool in ("gevent", "eventlet"):

@@ -7,8 +7,8 @@ import { prepareControls } from "./controls.js";
 import { ask, field } from "./dialogs.js";
 import { attribute, el, text } from "./dom.js";
 import { duration, moment } from "./format.js";
-import { QueuePanel } from "./messages.js";
 import { showHub } from "./hub.js";
+import { QueuePanel } from "./messages.js";
 import { newQueue, prepareQueues, showQueues } from "./queues.js";
 import { prepareRequests, showRequests, wantedRequests } from "./requests.js";
 

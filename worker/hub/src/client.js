@@ -73,8 +73,8 @@ export class Client {
 
   end(code, reason) {
     this.hasEnded = true;
-    this.note();
     try {
+      this.note();
       this.socket.close(code, reason.slice(0, 120));
     } catch {
       // it has disconnected
