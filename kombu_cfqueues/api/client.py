@@ -114,13 +114,21 @@ class Client:
             self.remember_name(queue.id, queue.name)
         return found
 
-    def create_queue(self, name: str, *, deadline: float) -> Queue:
-        """Create a queue with this *name* at Cloudflare, and Cloudflare's default settings."""
+    def create_queue(
+        self, name: str, *, settings: Mapping[str, Any] | None = None, deadline: float
+    ) -> Queue:
+        """Create a queue.
+
+        Args:
+            name: Its name at Cloudflare.
+            settings: ``delivery_delay`` and ``message_retention_period``, in seconds; Cloudflare
+                chooses those that are missing or None.
+            deadline: When to give up.
+        """
         action = f"creating queue {name!r}"
+        body = {"queue_name": name, **({"settings": dict(settings)} if settings else {})}
         self._permits.acquire(deadline, for_message=True)
-        payload = self._permitted(
-            "POST", "", {"queue_name": name}, action=action, deadline=deadline
-        )
+        payload = self._permitted("POST", "", body, action=action, deadline=deadline)
         queue = Queue.from_json(payload.get("result"))
         if queue is None:
             raise ServerError(f"{action} failed: the response has no queue id. {STATUS_PAGE}")

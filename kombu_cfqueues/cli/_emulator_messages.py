@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import requests
 
 from ..emulator import TOKEN
 from ..emulator.message_lines import CONTENT_TYPE
+from ._help import examples
 
 TIMEOUT_SECONDS: Final = 30.0
 """How long a command waits for each part of an answer."""
@@ -98,7 +100,7 @@ class _Emulator:
         raise click.ClickException(f"the emulator has no queue {name!r}; its queues: {names}")
 
 
-@click.command("export")
+@click.command("export", epilog=examples("emulator export jobs --to jobs.jsonl"))
 @click.argument("queue")
 @click.option(
     "--to",
@@ -110,12 +112,9 @@ class _Emulator:
 @_takes_place[0]
 @_takes_place[1]
 def export_command(queue: str, target: BinaryIO, url: str, token: str) -> None:
-    r"""Write all messages of QUEUE of a running emulator as JSON lines.
+    """Write all messages of QUEUE of a running emulator as JSON lines.
 
     Delayed and leased messages are included. Nothing is leased, acknowledged or deleted.
-
-    \b
-    Example: cfqueues emulator export jobs --to jobs.jsonl
     """
     number = 0
     for part in _Emulator(url, token, queue).export():
@@ -124,19 +123,17 @@ def export_command(queue: str, target: BinaryIO, url: str, token: str) -> None:
     click.echo(f"Exported {number:,} messages of {queue}.", err=True)
 
 
-@click.command("import")
+@click.command("import", epilog=examples("emulator import jobs lines.jsonl"))
 @click.argument("queue")
 @click.argument("source", type=click.File("rb"), default="-")
 @_takes_place[0]
 @_takes_place[1]
-def import_command(queue: str, source: BinaryIO, url: str, token: str) -> None:
-    r"""Publish the messages in SOURCE, a file of JSON lines, to QUEUE of a running emulator.
+@click.option("--json", "as_json", is_flag=True, help="Print the number of messages as JSON.")
+def import_command(queue: str, source: BinaryIO, url: str, token: str, as_json: bool) -> None:
+    """Publish the messages in SOURCE, a file of JSON lines, to QUEUE of a running emulator.
 
     Each line is an object with a body, and may have content_type ("json" or "text") and
     delay_seconds. The default of SOURCE is standard input.
-
-    \b
-    Example: cfqueues emulator import jobs jobs.jsonl
     """
     emulator = _Emulator(url, token, queue)
     published, line = 0, 1
@@ -151,4 +148,7 @@ def import_command(queue: str, source: BinaryIO, url: str, token: str) -> None:
                 )
             raise
         line += part.count(b"\n")
-    click.echo(f"Imported {published:,} messages into {queue}.", err=True)
+    if as_json:
+        click.echo(json.dumps({"imported": published}))
+    else:
+        click.echo(f"Imported {published:,} messages into {queue}.", err=True)

@@ -13,16 +13,21 @@ from ._backlogs import ALLOWANCE_PER_DAY, Backlogs
 from ._broker import takes_broker
 from ._commands import in_one_line
 from ._exporter_server import ExporterServer
+from ._help import examples
 from ._session import open_session
 from ._stop import Stop, stop_on_signals
 
 
-@click.command()
+@click.command(epilog=examples("exporter", "exporter mails reports --interval 60"))
 @takes_broker(allowance=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
-    "--port", default=9811, show_default=True, help="Listen on this port; 0 picks a free port."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=9811,
+    show_default=True,
+    help="Listen on this port; 0 picks a free port.",
 )
 @click.option(
     "--interval",

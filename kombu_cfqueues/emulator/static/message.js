@@ -72,7 +72,7 @@ function describe(message) {
   if (message.delay_seconds) facts.Delay = duration(message.delay_seconds);
   facts["Content type"] = message.content_type;
   const death = [what.headers?.["x-death"]].flat().find((one) => one?.reason);
-  if (death) place("Died", deathOf(death));
+  if (death) facts.Died = deathOf(death);
   const parts = [
     el(
       "div",
@@ -83,7 +83,7 @@ function describe(message) {
       copyButton("Copy as Python (SDK)", code.sdk, "the message as Python"),
       copyButton("Copy as Python (Kombu)", code.kombu, "the message as Python"),
     ),
-    el("dl", { class: "facts-list" }, ...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", {}, name), foreign(el("dd", {}), value)))),
+    el("dl", { class: "facts-list" }, ...Object.entries(facts).map(([name, value]) => el("div", { class: value.length > 60 ? "long" : null }, el("dt", {}, name), foreign(el("dd", {}), value)))),
     ...Object.entries(long).map(([name, value]) => block(name, value)),
   ];
   if (what.kind !== "celery") parts.push(block("Body", texts.content));
