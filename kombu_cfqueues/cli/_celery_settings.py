@@ -197,7 +197,7 @@ def _remote_control(application: Application) -> str | None:
         return None
     return (
         "is True, and inspect, control, revoke and Flower reach no worker, because Cloudflare "
-        "Queues cannot broadcast: set it to False, and use another health check than inspect ping, "
+        "Queues cannot broadcast: set it to False, and check workers with kombu_cfqueues.health, "
         "or set the transport option control_url, which names a broker that can"
     )
 

@@ -12,6 +12,7 @@ import requests
 
 from ..emulator import TOKEN
 from ..emulator.message_lines import CONTENT_TYPE
+from ..emulator.snippets import TOKEN_VARIABLE
 from ._help import examples
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -31,9 +32,9 @@ _takes_place: Final = (
     ),
     click.option(
         "--token",
-        envvar="CFQUEUES_EMULATOR_TOKEN",
+        envvar=TOKEN_VARIABLE,
         default=TOKEN,
-        help="The emulator's token, if it has one of its own.  [env: CFQUEUES_EMULATOR_TOKEN]",
+        help=f"The emulator's token, if it has one of its own.  [env: {TOKEN_VARIABLE}]",
     ),
 )
 

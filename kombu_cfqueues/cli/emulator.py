@@ -6,7 +6,7 @@ import errno
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -15,13 +15,12 @@ from ..emulator import ACCOUNT_ID, TOKEN, Emulator, Knobs
 from ..emulator.config import Config
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
+from ..emulator.snippets import TOKEN_VARIABLE
 from ._emulator_config import takes_config
 from ._emulator_messages import export_command, import_command
 from ._help import examples
 from ._paths import FilePath, absolute
 from ._stop import stop_on_signals
-
-TOKEN_VARIABLE: Final = "CFQUEUES_EMULATOR_TOKEN"  # noqa: S105  the variable's name
 
 
 @click.group(

@@ -60,6 +60,12 @@ MAX_PAUSE_SECONDS: Final = 0.004
 The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
 time in every process."""
 
+MAX_OPEN_PAUSE_SECONDS: Final = 0.12
+"""Longest pause before a busy file is opened again.
+
+A try to open takes many times the CPU time of a try to write.  With shorter pauses, a hundred
+processes that start together leave each other no CPU time; longer ones gain nothing."""
+
 UNREADABLE_PAUSE_SECONDS: Final = 0.1
 """Pause before a file that cannot be read is opened again.
 
@@ -201,7 +207,8 @@ class Database:
                 if failure is Failure.BUSY and now < min(stuck_at, until):
                     pause = min(pause, until - now)
                     self._clock.sleep(rng.uniform(pause / 2, pause))
-                    pause = min(2 * pause, MAX_PAUSE_SECONDS)
+                    is_open = self._connection is not None
+                    pause = min(2 * pause, MAX_PAUSE_SECONDS if is_open else MAX_OPEN_PAUSE_SECONDS)
                 elif failure is Failure.UNREADABLE and now < min(stuck_at, until):
                     # A process that has the removed log open may write its contents to the file.
                     self.close()

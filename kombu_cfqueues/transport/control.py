@@ -82,7 +82,11 @@ class ControlledChannel(Channel):
         declared = self.state.exchanges.get(exchange)
         if declared is not None:
             # The setting `event_exchange` can rename the exchange `celeryev`.
-            if declared["type"] != "topic" or declared["table"] or not _is_event(message):
+            if (
+                declared["type"] != "topic"
+                or declared["table"]
+                or not celery_task.is_event(message)
+            ):
                 return False
             self._move_exchange(exchange)
             return True
@@ -347,14 +351,10 @@ def _deliver(reference: weakref.ref[ControlledChannel], arrived: Arrived) -> Non
         channel.take_arrived(arrived)
 
 
-def _is_event(message: dict[str, Any]) -> bool:
-    return celery_task.is_event(message)
-
-
 def _waits_for_nobody(message: dict[str, Any], exchange: str) -> bool:
     """Whether a message is an event or a reply, for which nobody waits."""
     is_reply = exchange.startswith("reply.") and exchange.endswith(".pidbox")
-    return is_reply or exchange == "celeryev" or _is_event(message)
+    return is_reply or exchange == "celeryev" or celery_task.is_event(message)
 
 
 def _seconds(message: dict[str, Any], *timeouts: float | None) -> float | None:

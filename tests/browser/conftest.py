@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from browser.scene import PULL, Shop
 
 from kombu_cfqueues.emulator import Emulator
 
@@ -54,6 +55,20 @@ def browser() -> Iterator[Browser]:
 def emulator() -> Iterator[Emulator]:
     with Emulator(order="fifo") as running:
         yield running
+
+
+@pytest.fixture
+def shop(emulator: Emulator) -> Iterator[Shop]:
+    """Publishes to the queues of the page, and pulls from them."""
+    running = Shop(emulator)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def jobs(emulator: Emulator) -> str:
+    """The id of a queue that is pulled."""
+    return emulator.create_queue("jobs", consumer=PULL)
 
 
 @pytest.fixture

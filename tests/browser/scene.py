@@ -16,6 +16,11 @@ from kombu_cfqueues.emulator.contents import celery_task
 PULL = {"type": "http_pull"}
 
 
+def messages(page: Any) -> Any:
+    """The rows of the page that show messages."""
+    return page.locator("#message-rows > li")
+
+
 class Shop:
     """Queues of a shop, with messages of each kind and state, and traffic while it is open."""
 

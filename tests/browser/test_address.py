@@ -5,26 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser.scene import Shop
+from browser.scene import messages
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
-PULL = {"type": "http_pull"}
-
-
-@pytest.fixture
-def shop(emulator):
-    running = Shop(emulator)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def jobs(emulator):
-    return emulator.create_queue("jobs", consumer=PULL)
-
-
-def messages(page):
-    return page.locator("#message-rows > li")
 
 
 def test_a_reload_shows_the_same(open_page, jobs, shop):

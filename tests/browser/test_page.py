@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import requests
-from browser.scene import Shop
+from browser.scene import PULL, Shop, messages
 from celery import Celery
 from kombu import Connection
 
@@ -15,27 +15,10 @@ from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
-PULL = {"type": "http_pull"}
-
-
-@pytest.fixture
-def shop(emulator):
-    running = Shop(emulator)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def jobs(emulator):
-    return emulator.create_queue("jobs", consumer=PULL)
 
 
 def row_of(page, name):
     return page.locator("#queue-rows > tr", has=page.get_by_role("link", name=name, exact=True))
-
-
-def messages(page):
-    return page.locator("#message-rows > li")
 
 
 def test_an_empty_emulator_says_how_to_reach_it(open_page, emulator):
@@ -503,15 +486,3 @@ OVERLAPS = """() => {
   }));
   return poor;
 }"""
-
-
-def test_every_control_has_a_name(open_page, emulator, shop):
-    """For people who hear the page."""
-    shop.fill()
-    page = open_page(f"#/queues/{emulator.queue_id('emails')}")
-    expect(messages(page)).to_have_count(14)
-
-    for control in page.locator("button:visible, input:visible, select:visible").all():
-        assert control.evaluate(
-            "(e) => e.innerText || e.ariaLabel || e.labels?.[0]?.innerText || ''"
-        ).strip()

@@ -155,7 +155,7 @@ def test_only_the_queues_that_are_named(queues):
 
 def test_nobody_scales_by_a_number_that_is_old(queues):
     """Cloudflare answers no more: KEDA gets an error, and Prometheus a gap and `up` 0."""
-    with Exporter(queues, "-o", "publish_timeout=0.5") as exporter:
+    with Exporter(queues, "-o", "publish_timeout=2") as exporter:
         until(lambda: exporter.queue("celery")[0] == 200)  # a busy machine may miss the timeout
         queues.faults.error("metrics", status=503, times=None)
         until(lambda: exporter.queue("celery")[0] == 503)

@@ -20,7 +20,7 @@ import pytest
 from kombu import Connection
 from support.processes import GREEN, ROOT, Script, eventually, needs
 from support.publishers import Publisher, arrivals
-from support.redis_server import PASSWORD, QUOTED, RedisServer, free_port, needs_redis
+from support.redis_server import PASSWORD, QUOTED
 from support.scripted import Api, Failure, ScriptedServer
 
 import kombu_cfqueues
@@ -33,15 +33,6 @@ from kombu_cfqueues.runtime.extras import install_command
 from kombu_cfqueues.spool.file import File
 
 RATE, BURST = 20.0, 10
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    needs_redis()
-    server = RedisServer(free_port(), tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

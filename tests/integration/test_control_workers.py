@@ -10,9 +10,7 @@ from support.processes import eventually, needs
 
 from kombu_cfqueues.emulator import TOKEN
 
-from .workers import MATRIX, Worker, until
-
-POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
+from .workers import SOME_POOLS, Worker, until
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def check(worker, app):
     )
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", SOME_POOLS)
 def test_a_worker_of_each_pool_is_controlled_through_redis(
     pool, emulator, redis_server, control_app, tmp_path
 ):
@@ -74,7 +72,7 @@ def test_a_worker_of_each_pool_is_controlled_through_redis(
         check(worker, control_app(redis_server.url))
 
 
-@pytest.mark.parametrize("pool", POOLS if MATRIX else ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", SOME_POOLS)
 def test_a_worker_is_controlled_through_rabbitmq(pool, emulator, rabbit, control_app, tmp_path):
     if pool in ("gevent", "eventlet"):
         needs(pool)

@@ -17,7 +17,7 @@ from kombu_cfqueues.envelope import repack
 from kombu_cfqueues.envelope.deaths import MAX_DEATHS, with_death
 
 from .consuming import FAST, Collector, consume, drain, drain_until_it_fails, publish
-from .workers import Worker, until
+from .workers import SOME_POOLS, Worker, until
 
 OPTIONS = FAST | {"dead_letter_queue": "dead"}
 
@@ -122,7 +122,7 @@ def test_a_reason_that_does_not_fit_is_left_out(connection, emulator):
         assert dead_letter(emulator) == json.loads(before.body)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
+@pytest.mark.parametrize("pool", SOME_POOLS)
 def test_a_worker_says_which_exception(emulator, tasks, tmp_path, pool):
     """The task failed in a child or in a thread, and another one rejects its message."""
     with Worker(emulator, tmp_path, pool=pool, options=OPTIONS) as worker:

@@ -12,7 +12,6 @@ import urllib.request
 
 import pytest
 from support.http import free_port as any_port
-from support.redis_server import RedisServer, free_port, needs_redis
 
 from .workers import ROOT, Worker, until
 
@@ -64,15 +63,6 @@ def asked(emulator, folder, code, *, ask=ASK, **environ):
     return found
 
 
-@pytest.fixture
-def redis_server(tmp_path):
-    needs_redis()
-    server = RedisServer(free_port(), tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
 def test_results_in_redis(emulator, tmp_path, redis_server):
     code = recipe("redis").replace("redis://localhost:6379/0", redis_server.url)
     assert asked(emulator, tmp_path, code) == [5, [0, 2, 4], 6]
@@ -89,6 +79,8 @@ def test_results_in_a_django_database(emulator, tmp_path):
             DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
             DATABASES = {{"default": {{
                 "ENGINE": "django.db.backends.sqlite3", "NAME": {str(tmp_path / "db.sqlite3")!r},
+                # Else SQLite refuses at once what two transactions want to write.
+                "OPTIONS": {{"timeout": 30, "transaction_mode": "IMMEDIATE"}},
             }}}}
             CELERY_BROKER_URL = {emulator.broker_url!r}
             """)

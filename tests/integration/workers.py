@@ -19,6 +19,9 @@ from kombu_cfqueues.emulator import Emulator
 #: Everything in every combination: some minutes.
 MATRIX = bool(os.environ.get("CFQUEUES_WORKER_MATRIX"))
 
+SOME_POOLS = ["prefork", "gevent", *(["threads", "solo", "eventlet"] if MATRIX else [])]
+"""The pools that a test of a whole worker tries: processes and greenlets, in the matrix all."""
+
 HERE = Path(__file__).parent / "worker"
 ROOT = Path(__file__).parents[2]
 

@@ -517,3 +517,21 @@ def test_a_lock_is_one_processes_at_a_time(tmp_path):
     first.release()
     assert second.acquire()
     second.release()
+
+
+def test_who_opens_a_busy_file_leaves_the_processor_to_those_who_use_it(tmp_path, monkeypatch):
+    """A hundred processes that start together would take it from each other."""
+    path = tmp_path / "spool.db"
+    database(path).write(lambda c: None)
+    tries, connect = [], Database._connect
+    monkeypatch.setattr(
+        Database, "_connect", lambda self, found: tries.append(1) or connect(self, found)
+    )
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    clock = Hours()
+    file = Database(path, 0o600, 1, lambda c, new: None, clock=clock)
+    with pytest.raises(errors.CFQueuesError, match="in use by other processes"):
+        file.write(lambda c: None, until=clock.now + 2)
+    holder.close()
+    assert 1 < len(tries) < 60
