@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 VERSION: Final = 1
 """The version of the protocol."""
 
-MAX_FRAME_BYTES: Final = 512 * 1024
+MAX_FRAME_BYTES: Final = 576 * 1024
+"""Enough for the largest message, if each of its characters must be escaped."""
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 MAX_UNACKNOWLEDGED_BYTES: Final = 1024 * 1024
 MAX_NAME_BYTES: Final = 255
@@ -30,6 +31,7 @@ OPERATIONS_PER_SECOND: Final = 500
 OPERATIONS_AT_ONCE: Final = 5_000
 KEPT_MESSAGES: Final = 100
 KEPT_SECONDS: Final = 60.0
+MAX_REPLAYED_BYTES: Final = 256 * 1024
 
 LIMITS: Final = {
     "frame": MAX_FRAME_BYTES,
@@ -205,7 +207,7 @@ class Namespace:
     def _declare(self, client: Client, queue: str) -> None:
         if queue in client.queues:
             return
-        held = sum(_size(name) + 16 for name in (*client.queues, _checked(queue)))
+        held = sum(_held_size(name) for name in (*client.queues, _checked(queue)))
         if held > MAX_HELD_BYTES:
             raise _Refusal("too-many", "the client holds too many queues")
         client.queues[queue] = False
@@ -284,11 +286,16 @@ class Namespace:
         if since is None or not _is_kept(binding.exchange):
             return
         last = since[1] if since[0] == self._epoch else 0
-        for number, at, exchange, key, message in self._kept:
+        found: list[Operation] = []
+        left = MAX_REPLAYED_BYTES
+        for number, at, exchange, key, message in reversed(self._kept):
             is_due = number > last and time.monotonic() - at < KEPT_SECONDS
             if is_due and exchange == binding.exchange and binding.matches(key):
-                queues = [binding.queue]
-                client.outgoing.append(["message", queues, exchange, key, message, number])
+                left -= _size(message)
+                if left < 0:
+                    break
+                found.append(["message", [binding.queue], exchange, key, message, number])
+        client.outgoing += reversed(found)
 
     def _let_go(self, client: Client, queue: str) -> None:
         client.queues.pop(queue, None)
@@ -381,6 +388,21 @@ _CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
 
 def _size(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _held_size(name: str) -> int:
+    """What a queue's name takes in the Durable Object, which stores it as ASCII or UTF-16."""
+    return 16 + (len(name) if name.isascii() else len(name.encode("utf-16-le", "surrogatepass")))
+
+
+def encode(operations: list[Operation]) -> str:
+    """Return a frame: JSON, in which only what UTF-8 does not have is escaped."""
+    text = json.dumps(operations, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(operations, separators=(",", ":"))
+    return text
 
 
 def _checked(name: str) -> str:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from .access import Access
 from .answers import Refusal
 from .foreign_pages import why_foreign
-from .hub import MAX_UNACKNOWLEDGED_BYTES, TOO_SLOW, Client, Namespace, Violation
+from .hub import MAX_UNACKNOWLEDGED_BYTES, TOO_SLOW, Client, Namespace, Violation, encode
 
 PREFIX: Final = "/hub/"
 
@@ -112,7 +112,7 @@ class Hub:
         for client in namespace.clients:
             if client.outgoing:
                 operations, client.outgoing = client.outgoing, []
-                self._sockets[id(client)].put(json.dumps(operations, separators=(",", ":")))
+                self._sockets[id(client)].put(encode(operations))
 
 
 class _Socket:
@@ -129,7 +129,7 @@ class _Socket:
         """Send a frame when the socket takes it; disconnect a client that acknowledges nothing."""
         if self.has_ended:
             return
-        self.client.unacknowledged += len(frame)  # it is ASCII
+        self.client.unacknowledged += len(frame.encode())
         if self.client.unacknowledged > MAX_UNACKNOWLEDGED_BYTES:
             self.end(
                 TOO_SLOW, f"the client has not acknowledged {self.client.unacknowledged} bytes"

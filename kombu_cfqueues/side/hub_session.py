@@ -26,7 +26,7 @@ MAX_QUEUED: Final = 1_000
 MAX_QUEUED_CHARACTERS: Final = 8 * 1024 * 1024
 """Maximum size of the messages in a queue."""
 
-FRAME_CHARACTERS: Final = 64 * 1024
+FRAME_BYTES: Final = 64 * 1024
 """What is not waited for is sent when it is this much, or when the session next receives."""
 
 ACKNOWLEDGED_BYTES: Final = 64 * 1024
@@ -98,6 +98,7 @@ class Session:
         self._queues: dict[str, deque[Entry]] = {}
         self._full: set[str] = set()
         self._waiting: list[str] = []
+        self._waiting_bytes = 0
         self._unacknowledged = 0
         self._answers: dict[int, list[Any]] = {}
         self._requests = 0
@@ -150,8 +151,10 @@ class Session:
         position = Position(*self._ask(["bind", queue, exchange, kind, key, since]))
         if since is None and exchange.endswith(".pidbox") and not exchange.startswith("reply."):
             while len(_positions) >= MAX_POSITIONS:
-                del _positions[next(iter(_positions))]
+                _positions.pop(next(iter(_positions)), None)
             _positions[place] = position
+        elif since is not None and since.epoch != position.epoch:
+            _positions[place] = Position(position.epoch, 0)  # all that is kept now has come
 
     def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Remove a binding."""
@@ -212,11 +215,17 @@ class Session:
         self.poll(seconds)
 
     def _post(self, operation: list[Any]) -> None:
-        text = json.dumps(operation, separators=(",", ":"))
-        size = sum(map(len, self._waiting)) + len(text)
-        if self._waiting and size > FRAME_CHARACTERS:
+        text, size = _encode(operation)
+        limit = self._limits.get("frame")
+        if limit is not None and size + len("[]") > limit:
+            raise MessageTooLarge(
+                f"a message is {size:,} bytes with what must be escaped, and the hub takes "
+                f"{limit:,}: send less with it"
+            )
+        if self._waiting and self._waiting_bytes + size > FRAME_BYTES:
             self.flush()
         self._waiting.append(text)
+        self._waiting_bytes += size + len(",")
 
     def flush(self) -> None:
         """Send what waits, in one frame.
@@ -226,6 +235,7 @@ class Session:
         """
         if self._waiting:
             frame, self._waiting = f"[{','.join(self._waiting)}]", []
+            self._waiting_bytes = 0
             self._socket.send(frame)
 
     # Receiving
@@ -343,3 +353,13 @@ class Session:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+
+def _encode(operation: list[Any]) -> tuple[str, int]:
+    """Return the JSON of *operation*, and its size in bytes."""
+    text = json.dumps(operation, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text, len(text.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which must be escaped
+        text = json.dumps(operation, separators=(",", ":"))
+        return text, len(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import requests
 from kombu import Connection, Exchange, Queue
+from support.hub_servers import drain
 from support.processes import needs
 
 from kombu_cfqueues.emulator import Emulator, server
@@ -27,6 +28,30 @@ def test_the_state_says_who_is_connected(emulator):
         Queue("listener", Exchange("news", "fanout"))(connection.default_channel).declare()
         (client,) = state()["emulator"]["clients"]
         assert client["queues"] == ["listener"]
+
+
+def test_a_command_comes_once_from_an_emulator_that_was_started_anew():
+    """It counts from the beginning then, and what it has replayed once it does not replay again."""
+    got = []
+    queue = Queue("one@host.celery.pidbox", Exchange("celery.pidbox", "fanout", durable=False))
+
+    def listen(connection):
+        callback = lambda body, message: (message.ack(), got.append(body))  # noqa: E731
+        connection.Consumer(queue, callbacks=[callback]).consume()
+
+    with Emulator() as first, Connection(first.control_url) as connection:
+        listen(connection)
+        for number in range(2):
+            connection.Producer().publish(number, exchange=queue.exchange)
+        drain(connection, lambda: got == [0, 1])
+    with Emulator(port=first.port) as second, Connection(second.control_url) as other:
+        other.Producer().publish(2, exchange=queue.exchange)
+        for number in (2, 3):
+            with Connection(second.control_url) as connection:
+                listen(connection)
+                drain(connection, lambda: got[-1] == number)  # noqa: B023  called at once
+            other.Producer().publish(number + 1, exchange=queue.exchange)
+    assert got == [0, 1, 2, 3]
 
 
 def test_an_emulator_without_the_package_says_so(monkeypatch):

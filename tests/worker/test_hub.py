@@ -9,8 +9,10 @@ import pytest
 import requests
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
-from support.hub_servers import OTHER, TOKEN, drain
+from support.hub_servers import OTHER, QUOTED, TOKEN, drain
 from support.processes import Script, eventually, needs
+from support.scripted import CA_BUNDLE
+from support.tls_front import TlsFront
 
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -18,6 +20,7 @@ from kombu_cfqueues.errors import (
     ConnectionFailed,
     MessageTooLarge,
 )
+from kombu_cfqueues.side.hub import address_of
 from kombu_cfqueues.side.hub_session import HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
 
@@ -124,6 +127,28 @@ def test_namespaces_do_not_hear_one_another(connect_to):
     two.Producer().publish("y", exchange=NEWS)
     drain(two, lambda: others)
     assert (got, others) == (["x"], ["y"])
+
+
+def test_elsewhere_the_connection_is_encrypted(hub, monkeypatch):
+    """And its certificate is checked; a large message spans many records."""
+    with TlsFront(int(hub.address.rpartition(":")[2])) as front:
+        url, got = f"cfhub://:{QUOTED}@127.0.0.1:{front.port}/tests", []
+        with Connection(url, ssl=True) as stranger, pytest.raises(ConnectionFailed, match="CERT"):
+            stranger.transport.establish_connection()
+        monkeypatch.setenv("SSL_CERT_FILE", str(CA_BUNDLE))
+        with Connection(url, ssl=True) as connection:
+            listen(connection, Queue("q", NEWS), got)
+            for number in range(10):
+                connection.Producer().publish(str(number) + "x" * 100_000, exchange=NEWS)
+                drain(connection, lambda: len(got) == number + 1)  # noqa: B023  called at once
+            connection.transport.session.probe()
+
+
+@pytest.mark.parametrize("host", ["hub.example", "10.0.0.1", "hub.example:8443"])
+def test_a_host_that_is_not_this_machine_is_reached_by_tls(host):
+    with Connection(f"cfhub://:token@{host}/shop") as connection:
+        address = address_of(connection)
+    assert address.url.startswith(f"wss://{host}" if ":" in host else f"wss://{host}:443/")
 
 
 # Routing
@@ -394,6 +419,23 @@ def test_a_new_client_gets_no_old_commands(connect_to):
     assert got == ["new"]
 
 
+def test_a_replay_is_bounded(connect_to):
+    """The newest come; a client that must not read more than it can take is not disconnected."""
+    one, got = connect_to(), []
+    queue = Queue("one@host.celery.pidbox", COMMANDS)
+    away = connect_to()
+    listen(away, queue, [])
+    away.release()
+    for number in range(12):
+        one.Producer().publish(f"{number}" + "x" * 100_000, exchange=COMMANDS)
+    again = connect_to()
+    listen(again, queue, got)
+    drain(again, lambda: len(got) == 2)
+    one.Producer().publish("last", exchange=COMMANDS)
+    drain(again, lambda: len(got) == 3)
+    assert [body.rstrip("x") for body in got] == ["10", "11", "last"]
+
+
 def test_a_hub_that_restarts_is_a_connection_error(hub, connect_to):
     """Kombu connects again, and the consumer declares what it had."""
     connection, got = connect_to(), []
@@ -434,6 +476,22 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(hub, connect_to):
     drain(connection, lambda: got)
 
 
+def test_what_must_be_escaped_does_not_count(connect_to):
+    """A message of the limit fits into a frame whatever its characters are."""
+    connection, got = connect_to(), []
+    listen(connection, Queue("q", NEWS), got)
+    for sent in ("ü" * 130_000, '"' * 65_000):
+        connection.Producer().publish(sent, exchange=NEWS)
+        drain(connection, lambda: got)
+        assert got.pop() == sent
+
+
+def test_the_largest_message_fits_into_a_frame(raw):
+    name = '"' * 255
+    socket = raw(["publish", name, name, '"' * 262_144, 7])
+    assert ["ok", 7, None] in answers(socket, "ok")
+
+
 def test_the_hub_refuses_a_message_over_the_limit(raw):
     socket = raw(["publish", "news", "", "x" * 262_145, 7])
     assert ["error", 7, "too-large"] in [one[:3] for one in answers(socket, "error")]
@@ -441,9 +499,7 @@ def test_the_hub_refuses_a_message_over_the_limit(raw):
 
 def test_a_frame_over_the_limit_ends_the_connection(raw):
     socket = raw()
-    socket.send(
-        json.dumps([["publish", "news", "", "x" * 500_000, 1], ["find", "x" * 50_000, "", 2]])
-    )
+    socket.send(json.dumps([["publish", "news", "", "x" * 600_000, 1]]))
     assert "4413" in end_of(socket) or "1009" in end_of(socket)
 
 
@@ -485,6 +541,9 @@ def test_what_a_client_holds_is_bounded(raw):
     socket = raw(*(["declare", f"{number:0250}", number] for number in range(60)))
     refused = [one for one in answers(socket, "error") if one[0] == "error"]
     assert refused[0][2] == "too-many"
+    other = raw(*(["declare", f"{number:0250}€", number] for number in range(25)))  # UTF-16
+    refused = [one for one in answers(other, "error") if one[0] == "error"]
+    assert (refused[0][1], refused[0][2]) == (23, "too-many")
     socket.send(json.dumps([["declare", "x" * 256, 100]]))
     assert any(one[:3] == ["error", 100, "name"] for one in answers(socket, "error"))
 

@@ -18,6 +18,7 @@ from support.hub_servers import QUOTED
 from support.processes import Script, eventually, needs
 from support.tap import Tap
 
+from kombu_cfqueues.errors import ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
 
 POOLS = (
@@ -150,6 +151,24 @@ def test_a_hub_that_restarts_costs_a_worker_nothing(emulator, hub, control_app, 
 
         assert eventually(answers), worker.log
         assert worker.log.count("does not work") == worker.log.count("works again") == 1
+
+
+@pytest.mark.parametrize("hub", ["workerd"], indirect=True)
+def test_a_wrong_token_costs_a_worker_nothing_but_control(emulator, hub, control_app, tmp_path):
+    """Tasks run, the log has one line, and a request fails and says why."""
+    url = hub.url(token="wrong-token")
+    app = control_app(url)
+    with Worker(
+        emulator, tmp_path, pool="solo", options={"control_url": url}, talks=True
+    ) as worker:
+        app.send_task("tasks.note", ["runs"])
+        assert eventually(lambda: worker.values("note") == ["runs"]), worker.log
+        with pytest.raises(ControlUnavailable, match="refused the token"):
+            app.control.ping(timeout=2)
+        assert eventually(lambda: "refused the token" in worker.log), worker.log
+        assert worker.stop() == 0, worker.log
+        assert worker.log.count("does not work") == 1
+        assert "wrong-token" not in worker.log
 
 
 CONSUME = """

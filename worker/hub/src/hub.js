@@ -12,13 +12,14 @@ import {
   MAX_HELD_BYTES,
   MAX_MESSAGE_BYTES,
   MAX_NAME_BYTES,
+  MAX_REPLAYED_BYTES,
   OPERATIONS_PER_SECOND,
   PROTOCOL_ERROR,
   TOO_MANY_CLIENTS,
   VERSION,
   WRONG_VERSION,
 } from "./limits.js";
-import { byteLength, check, checkedName, read, Refusal, Violation } from "./operations.js";
+import { byteLength, check, checkedName, heldSize, read, Refusal, Violation } from "./operations.js";
 
 export class Hub extends DurableObject {
   // Runs at the first request, after each hibernation and after each deployment.
@@ -127,7 +128,7 @@ export class Hub extends DurableObject {
   declare(client, queue) {
     if (client.queues.has(queue)) return;
     const held = [...client.queues.keys(), checkedName(queue)];
-    if (held.reduce((sum, name) => sum + byteLength(name) + 16, 0) > MAX_HELD_BYTES) {
+    if (held.reduce((sum, name) => sum + heldSize(name), 0) > MAX_HELD_BYTES) {
       throw new Refusal("too-many", "the client holds too many queues");
     }
     client.queues.set(queue, false);
@@ -206,11 +207,16 @@ export class Hub extends DurableObject {
   }
 
   replay(client, binding, since) {
+    const found = [];
+    let left = MAX_REPLAYED_BYTES;
     for (const { number, exchange, key, message } of this.kept.after(since)) {
       if (exchange === binding.exchange && matches(binding, key)) {
-        client.outgoing.push(["message", [binding.queue], exchange, key, message, number]);
+        left -= byteLength(message);
+        if (left < 0) break;
+        found.push(["message", [binding.queue], exchange, key, message, number]);
       }
     }
+    client.outgoing.push(...found.reverse());
   }
 
   letGo(client, queue) {

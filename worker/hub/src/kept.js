@@ -36,11 +36,11 @@ export class Kept {
     return this.number;
   }
 
-  /** The messages of the last minute after `since`, an epoch and a number. */
+  /** The messages of the last minute after `since`, an epoch and a number; the newest is first. */
   after([epoch, number]) {
     return this.sql
       .exec(
-        "SELECT number, exchange, key, message FROM kept WHERE number > ? AND at > ? ORDER BY number",
+        "SELECT number, exchange, key, message FROM kept WHERE number > ? AND at > ? ORDER BY number DESC",
         epoch === this.epoch ? number : 0,
         Date.now() - KEPT_MS,
       )

@@ -2,7 +2,8 @@
 
 export const VERSION = 1;
 
-export const MAX_FRAME_BYTES = 512 * 1024;
+/** Enough for the largest message, if each of its characters must be escaped. */
+export const MAX_FRAME_BYTES = 576 * 1024;
 export const MAX_MESSAGE_BYTES = 256 * 1024;
 export const MAX_UNACKNOWLEDGED_BYTES = 1024 * 1024;
 export const MAX_NAME_BYTES = 255;
@@ -14,6 +15,7 @@ export const OPERATIONS_PER_SECOND = 500;
 export const OPERATIONS_AT_ONCE = 5_000;
 export const KEPT_MESSAGES = 100;
 export const KEPT_MS = 60_000;
+export const MAX_REPLAYED_BYTES = 256 * 1024;
 
 /** The limits that clients are told. */
 export const LIMITS = {

@@ -74,6 +74,11 @@ export function checkedName(name) {
   return name;
 }
 
+/** What a queue's name takes in an attachment, which stores it as ASCII or UTF-16. */
+export function heldSize(name) {
+  return 16 + (byteLength(name) === name.length ? name.length : 2 * name.length);
+}
+
 const encoder = new TextEncoder();
 
 export function byteLength(text) {
