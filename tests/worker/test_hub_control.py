@@ -1,7 +1,7 @@
 """Celery through the hub: remote control, events, broadcasts and the bell, on both servers.
 
-The regular run has two pools, each on one server; ``CFQUEUES_WORKER_MATRIX=1`` has all on both, and
-looks at idle workers for a minute.
+The regular run has two pools, and each test of a worker on one server; ``CFQUEUES_WORKER_MATRIX=1``
+has everything on both, and looks at idle workers for a minute.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from support.tap import Tap
 from kombu_cfqueues.errors import ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
 
-POOLS = (
-    [(pool, server) for pool in SOME_POOLS for server in ("emulator", "workerd")]
-    if MATRIX
-    else [("prefork", "workerd"), ("gevent", "emulator")]
-)
+BOTH = ("emulator", "workerd")
+
+POOLS = [(pool, server) for pool in SOME_POOLS for server in BOTH]
+if not MATRIX:
+    POOLS = [("prefork", "workerd"), ("gevent", "emulator")]
+
+
+def on(server):
+    """Have the regular run start its workers with one server of the hub."""
+    return pytest.mark.parametrize("hub", BOTH if MATRIX else [server], indirect=True)
 
 
 @pytest.mark.parametrize(("pool", "hub"), POOLS, indirect=["hub"])
@@ -47,6 +52,7 @@ with connect() as connection:
 """
 
 
+@on("workerd")
 def test_a_broadcast_of_a_fresh_process_reaches_two_workers(emulator, hub, tmp_path):
     options = {"control_url": hub.url()}
     given = {
@@ -65,6 +71,7 @@ def test_a_broadcast_of_a_fresh_process_reaches_two_workers(emulator, hub, tmp_p
         assert len({run["pid"] for run in one.runs("note")}) == 2
 
 
+@on("emulator")
 def test_events_arrive_and_stop_when_nobody_listens(emulator, hub, control_app, tmp_path):
     """A worker with ``-E``: its events reach those who listen; then it is silent again."""
     seen = []
@@ -104,6 +111,7 @@ def silence(hub, seconds):
     return awoken
 
 
+@on("workerd")
 def test_idle_workers_are_silent(emulator, hub, control_app, tmp_path):
     """Two default workers, with their heartbeats: no frame, so the object can hibernate."""
     given = {"environ": {"CFQUEUES_CONTROL_URL": hub.url()}, "talks": True, "concurrency": 1}
@@ -116,6 +124,7 @@ def test_idle_workers_are_silent(emulator, hub, control_app, tmp_path):
         assert len(control_app(hub.url()).control.ping(timeout=30, limit=2)) == 2
 
 
+@on("emulator")
 def test_a_revoke_is_not_lost_to_a_blip(emulator, hub, control_app, tmp_path):
     """A worker whose connection is cut when it is sent gets it once it is back."""
     app = control_app(hub.url())
@@ -132,6 +141,7 @@ def test_a_revoke_is_not_lost_to_a_blip(emulator, hub, control_app, tmp_path):
             assert worker.log.count(flagged) == 1
 
 
+@on("workerd")
 def test_a_hub_that_restarts_costs_a_worker_nothing(emulator, hub, control_app, tmp_path):
     """Tasks run while it is gone, and control works afterwards."""
     app = control_app(hub.url())
@@ -153,7 +163,7 @@ def test_a_hub_that_restarts_costs_a_worker_nothing(emulator, hub, control_app, 
         assert worker.log.count("does not work") == worker.log.count("works again") == 1
 
 
-@pytest.mark.parametrize("hub", ["workerd"], indirect=True)
+@on("workerd")
 def test_a_wrong_token_costs_a_worker_nothing_but_control(emulator, hub, control_app, tmp_path):
     """Tasks run, the log has one line, and a request fails and says why."""
     url = hub.url(token="wrong-token")
