@@ -16,6 +16,7 @@ from support.processes import needs
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
+from tests.support.forms import long
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
 
@@ -399,8 +400,15 @@ def test_on_a_network_the_page_asks_for_the_token(open_page):
         page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 800, 1100, 1440])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (320, "dark"),
+        (1440, "light"),
+        *(long(width, "light") for width in (320, 390, 800, 1100)),
+        *(long(width, "dark") for width in (390, 800, 1100, 1440)),
+    ],
+)
 def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
     open_page, emulator, shop, width, scheme
 ):

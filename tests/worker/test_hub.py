@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
 import pytest
@@ -24,6 +23,7 @@ from kombu_cfqueues.errors import (
 from kombu_cfqueues.side.hub import address_of
 from kombu_cfqueues.side.hub_session import HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
+from tests.support.forms import LONG
 
 NEWS = Exchange("news", type="fanout", durable=False)
 COMMANDS = Exchange("celery.pidbox", type="fanout", durable=False)
@@ -584,9 +584,10 @@ def test_a_client_that_reads_is_never_too_slow(connect_to):
         drain(connection, lambda: len(got) > number)  # noqa: B023  called at once
 
 
+@pytest.mark.longer
 def test_nothing_grows_by_clients_that_come_and_go(hub, raw):
-    """Each has a queue and two bindings.  CFQUEUES_LONG=1 has a thousand."""
-    for number in range(1_000 if os.environ.get("CFQUEUES_LONG") else 150):
+    """Each has a queue and two bindings.  `make long` has a thousand."""
+    for number in range(1_000 if LONG else 100):
         queue = f"queue-{number}"
         socket = raw(
             ["declare", queue, None],

@@ -1,7 +1,7 @@
 """Celery through the hub: remote control, events, broadcasts and the bell, on both servers.
 
-The regular run has two pools, and each test of a worker on one server; ``CFQUEUES_WORKER_MATRIX=1``
-has everything on both, and looks at idle workers for a minute.
+Each test that starts workers has one of them in the regular run, and both in the long one.
+``CFQUEUES_WORKER_MATRIX=1`` has all pools.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 import pytest
 from integration.test_control_workers import check
-from integration.workers import MATRIX, SOME_POOLS, Worker, within
+from integration.workers import SOME_POOLS, Worker, within
 from kombu import Connection
 from support.hub_servers import QUOTED
 from support.processes import Script, eventually, needs
@@ -20,17 +20,17 @@ from support.tap import Tap
 
 from kombu_cfqueues.errors import ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
+from tests.support.forms import LONG, long
 
-BOTH = ("emulator", "workerd")
-
-POOLS = [(pool, server) for pool in SOME_POOLS for server in BOTH]
-if not MATRIX:
-    POOLS = [("prefork", "workerd"), ("gevent", "emulator")]
+REGULAR = [("prefork", "workerd"), ("gevent", "emulator")]
+ALL = [(pool, server) for pool in SOME_POOLS for server in ("emulator", "workerd")]
+POOLS = [*REGULAR, *(long(*pair) for pair in ALL if pair not in REGULAR)]
 
 
 def on(server):
-    """Have the regular run start its workers with one server of the hub."""
-    return pytest.mark.parametrize("hub", BOTH if MATRIX else [server], indirect=True)
+    """Test with one server of the hub, and in the long form with the other, too."""
+    (other,) = {"emulator", "workerd"} - {server}
+    return pytest.mark.parametrize("hub", [server, long(other)], indirect=True)
 
 
 @pytest.mark.parametrize(("pool", "hub"), POOLS, indirect=["hub"])
@@ -111,16 +111,20 @@ def silence(hub, seconds):
     return awoken
 
 
+@pytest.mark.longer
 @on("workerd")
 def test_idle_workers_are_silent(emulator, hub, control_app, tmp_path):
-    """Two default workers, with their heartbeats: no frame, so the object can hibernate."""
+    """Two default workers, with their heartbeats: no frame.
+
+    `make long` looks for a minute, in which the object hibernates.
+    """
     given = {"environ": {"CFQUEUES_CONTROL_URL": hub.url()}, "talks": True, "concurrency": 1}
     with (
         Worker(emulator, tmp_path, arguments=("-n", "one@h"), **given),
         Worker(emulator, tmp_path, arguments=("-n", "two@h"), **given),
     ):
-        awoken = silence(hub, 60 if MATRIX else 4.5)
-        assert awoken is (MATRIX and "life" in hub.status())
+        awoken = silence(hub, 60 if LONG else 4.5)
+        assert awoken is (LONG and "life" in hub.status())
         assert len(control_app(hub.url()).control.ping(timeout=30, limit=2)) == 2
 
 

@@ -16,6 +16,8 @@ import kombu
 import pytest
 from support.locks import one_at_a_time
 
+from tests.support.forms import long
+
 SUITE = Path(__file__).parents[1] / "support/kombu_suite.py"
 CLASSES = ("BasicFunctionality", "ExchangeTypes", "Message", "EventLoop", "Failover")
 
@@ -39,6 +41,7 @@ def kombu_source(pytestconfig):
     return unpacked
 
 
+@pytest.mark.parametrize("hub", ["workerd", long("emulator")], indirect=True)
 def test_kombus_own_integration_tests_pass(hub, kombu_source):
     """Of connections, each type of exchange, messages, the event loop and fail-over."""
     environ = {"KOMBU_SOURCE": str(kombu_source), "HUB_URL": hub.url()}
