@@ -123,7 +123,7 @@ def test_idle_workers_are_silent(emulator, hub, control_app, tmp_path):
         Worker(emulator, tmp_path, arguments=("-n", "one@h"), **given),
         Worker(emulator, tmp_path, arguments=("-n", "two@h"), **given),
     ):
-        awoken = silence(hub, 60 if LONG else 4.5)
+        awoken = silence(hub, 60 if LONG else 2.5)
         assert awoken is (LONG and "life" in hub.status())
         assert len(control_app(hub.url()).control.ping(timeout=30, limit=2)) == 2
 
