@@ -30,7 +30,8 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 """Maximum size of what the hub sends at once; see ``docs/hub.md``."""
 
 RECEIVE_BYTES: Final = 65_536
-"""How much is read from the socket at once."""
+"""How much is read from the socket at once.  A record of TLS is smaller, so none is read in part, and
+what is left can be waited for."""
 
 
 class Address(NamedTuple):
@@ -199,12 +200,9 @@ class HubSocket:
             raise self._lost(None, "it is closed")
         if not readable([self.fileno()], max(0.0, seconds)):
             return texts
-        has_more = True
-        while has_more:
-            for event in self._read():
-                if isinstance(event, Frame):
-                    self._take(event, texts)
-            has_more = self.address.is_secure and self._socket.pending() > 0  # type: ignore[attr-defined]
+        for event in self._read():
+            if isinstance(event, Frame):
+                self._take(event, texts)
         if not texts and (why := self._end()):
             raise self._lost(None, why)
         return texts

@@ -367,7 +367,7 @@ def test_a_hub_hibernates_while_its_clients_are_silent(hub, connect_to):
     """Pings keep the connections, do not wake it, and it knows its clients afterwards."""
     one, two, got = connect_to(), connect_to(), []
     listen(one, Queue("q", NEWS), got)
-    two.connect()
+    Queue("declared", NEWS)(two.channel()).declare()
     life = hub.status()["life"]
     end = time.monotonic() + 13  # it hibernates after 10 silent seconds
     while time.monotonic() < end:
@@ -377,7 +377,7 @@ def test_a_hub_hibernates_while_its_clients_are_silent(hub, connect_to):
     status = hub.status()
     assert status["life"] != life
     assert status["frames"] == 0
-    assert sorted(client["queues"] for client in status["clients"]) == [[], ["q"]]
+    assert sorted(client["queues"] for client in status["clients"]) == [["declared"], ["q"]]
     two.Producer().publish("x", exchange=NEWS)
     drain(one, lambda: got)
 
@@ -460,6 +460,14 @@ def test_a_hub_that_restarts_is_a_connection_error(hub, connect_to):
     consumer.consume()
     connection.Producer().publish("x", exchange=NEWS)
     drain(connection, lambda: got)
+
+
+def test_a_hub_that_restarts_has_forgotten_who_does_not_come_back(hub, connect_to):
+    connection = connect_to()
+    Queue("q", NEWS)(connection.channel()).declare()
+    hub.stop()
+    hub.start()
+    assert hub.status()["bindings"] == 0
 
 
 def test_a_hub_that_hangs_is_noticed(hub, connect_to):
