@@ -30,8 +30,8 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 """Maximum size of what the hub sends at once; see ``docs/hub.md``."""
 
 RECEIVE_BYTES: Final = 65_536
-"""How much is read from the socket at once.  A record of TLS is smaller, so none is read in part, and
-what is left can be waited for."""
+"""How much is read from the socket at once.  A record of TLS is smaller, so nothing of one is left
+where the socket does not tell of it."""
 
 
 class Address(NamedTuple):
