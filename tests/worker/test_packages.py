@@ -58,7 +58,7 @@ def test_no_tool_is_older_than_what_its_advisories_ask_for(name, fixed, advisori
         assert tuple(map(int, package["version"].split("."))) >= fixed, advisories
 
 
-@pytest.mark.parametrize("worker", ["gateway", "celery-consumer"])
+@pytest.mark.parametrize("worker", ["gateway", "celery-consumer", "hub"])
 def test_a_configuration_is_json_once_its_comments_are_gone(worker):
     text = (WORKER / worker / "wrangler.jsonc").read_text()
     bare = re.sub(r",(\s*[}\]])", r"\1", re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE))
