@@ -73,10 +73,11 @@ class Hub:
     async def _answer(self, refusal: tuple[int, str] | None, name: str, send: Send) -> None:
         status, text = refusal or (200, "")
         found = self._namespaces.get(name) or Namespace()
-        body = {"error": text} if refusal else found.describe()
-        headers = [(b"content-type", b"application/json")]
+        body = json.dumps({"error": text} if refusal else found.describe()).encode()
+        length = str(len(body)).encode()  # some clients of WebSockets do not know chunks
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        await send({"type": "http.response.body", "body": body})
 
     async def _serve(self, namespace: Namespace, connection: _Socket, receive: Receive) -> None:
         await receive()  # the request to connect

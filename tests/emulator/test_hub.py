@@ -61,7 +61,7 @@ def test_an_emulator_without_the_package_says_so(monkeypatch):
         Connection(emulator.control_url) as connection,
         pytest.raises(ConnectionFailed, match="websockets"),
     ):
-        connection.connect()
+        connection.transport.establish_connection()
 
 
 def test_a_web_page_of_another_site_cannot_connect(emulator):
