@@ -193,7 +193,7 @@ class ControlBroker:
             seconds: Maximum time; None means `REQUEST_SECONDS`.
 
         Raises:
-            ControlUnavailable: It was not done in time, or it failed.
+            ControlUnavailable, MessageTooLarge, HubRefused: It was not done in time, or it failed.
         """
         notice_fork()
         seconds = REQUEST_SECONDS if seconds is None else seconds

@@ -13,12 +13,12 @@ import time
 import pytest
 from integration.test_control_workers import check
 from integration.workers import SOME_POOLS, Worker, within
-from kombu import Connection
-from support.hub_servers import QUOTED
+from kombu import Connection, Exchange, Queue
+from support.hub_servers import QUOTED, drain
 from support.processes import Script, eventually, needs
 from support.tap import Tap
 
-from kombu_cfqueues.errors import ControlUnavailable
+from kombu_cfqueues.errors import ControlUnavailable, MessageTooLarge
 from kombu_cfqueues.side import forget_control_brokers
 from tests.support.forms import LONG, long
 
@@ -165,6 +165,23 @@ def test_a_hub_that_restarts_costs_a_worker_nothing(emulator, hub, control_app, 
 
         assert eventually(answers), worker.log
         assert worker.log.count("does not work") == worker.log.count("works again") == 1
+
+
+def test_a_message_over_the_limit_harms_no_other(hub, control_app, connect_to, caplog):
+    """An event of that size is dropped, and the log says so; a broadcast of it is an error."""
+    app, got = control_app(hub.url()), []
+    listener, everybody = connect_to(), Exchange("everybody", "fanout")
+    queue = Queue("events", Exchange("celeryev", "topic"), routing_key="#")
+    consumer = listener.Consumer(queue, callbacks=[lambda body, _: got.append(body["uuid"])])
+    consumer.consume(no_ack=True)
+    with app.connection_for_write() as connection:
+        events = app.events.Dispatcher(connection, hostname="test")
+        for uuid, size in (("1", 10), ("2", 300_000), ("3", 10)):
+            events.send("task-custom", uuid=uuid, text="x" * size)
+        drain(listener, lambda: got == ["1", "3"])
+        assert caplog.text.count("larger than the hub's limit") == 1
+        with pytest.raises(MessageTooLarge):
+            connection.Producer().publish("x" * 300_000, exchange=everybody, declare=[everybody])
 
 
 @on("workerd")
