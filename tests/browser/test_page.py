@@ -48,12 +48,12 @@ def test_queues_show_their_counts_and_follow_live(open_page, emulator, shop):
 
 
 def test_rates_show_what_flows(open_page, emulator, jobs, shop):
+    page = open_page()
+    expect(row_of(page, "jobs")).to_be_visible()
     for n in range(20):
         shop.push("jobs", {"n": n})
     shop.pull("jobs", 10)
-    page = open_page()
 
-    expect(row_of(page, "jobs")).to_be_visible()
     into, out = row_of(page, "jobs").locator("td.rate").all()
     expect(into).to_have_text("4.0")
     expect(out).to_have_text("2.0")

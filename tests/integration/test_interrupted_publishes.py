@@ -235,7 +235,9 @@ FORKS = """
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", first_of(["host, waiting", *(mode for mode in MODES if mode != "host, waiting")])
+)
 def test_a_signal_handler_may_fork_wherever_it_interrupts_a_publish(server, tmp_path, mode):
     """The fork returns, the publish goes on, and the child can publish from another thread."""
     options = options_of(server, tmp_path, mode)

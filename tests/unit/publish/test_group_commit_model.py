@@ -325,7 +325,7 @@ class SpoolMachine(CommitMachine):
 
 TestMemoryKeepsItsPromises = pytest.mark.longer(CommitMachine.TestCase)
 TestMemoryKeepsItsPromises.settings = settings(
-    max_examples=300 if LONG else 100,
+    max_examples=300 if LONG else 60,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -333,7 +333,7 @@ TestMemoryKeepsItsPromises.settings = settings(
 
 TestSpoolKeepsItsPromises = pytest.mark.longer(SpoolMachine.TestCase)
 TestSpoolKeepsItsPromises.settings = settings(
-    max_examples=100 if LONG else 40,
+    max_examples=100 if LONG else 25,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
