@@ -31,7 +31,7 @@ try:
     import websockets
 
     from .hub_session import Entry, Session
-    from .hub_socket import Address
+    from .hub_socket import Address, checked_token
 except ModuleNotFoundError as error:
     raise missing("the hub (cfhub://)", "hub", error) from error
 
@@ -292,6 +292,16 @@ class Transport(virtual.Transport):
     def default_connection_params(self) -> dict[str, Any]:
         """Nothing: a URL must name the hub."""
         return {}
+
+    def check_url(self) -> None:
+        """Check the URL, without connecting.
+
+        Raises:
+            ConfigurationError: It is not complete.
+        """
+        client: Any = self.client
+        address_of(client)
+        checked_token(client.password or "")
 
     def establish_connection(self) -> Transport:
         """Connect.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import time
@@ -48,6 +49,20 @@ class Address(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         scheme = "wss" if self.is_secure else "ws"
         return f"{scheme}://{host}:{self.port}/hub/{quote(self.namespace, safe='')}"
+
+
+def checked_token(token: str) -> str:
+    """Return *token*, if it can be sent.
+
+    Raises:
+        ConfigurationError: Otherwise.
+    """
+    if not re.fullmatch("[!-~]+", token):
+        raise ConfigurationError(
+            "the URL of the hub needs a token in the password's place, of visible ASCII "
+            "characters: cfhub://:TOKEN@HOST/NAMESPACE"
+        )
+    return token
 
 
 class HubSocket:
@@ -101,12 +116,7 @@ class HubSocket:
 
     def _shake_hands(self, token: str, deadline: float) -> None:
         request = self._protocol.connect()
-        if not (token.isascii() and token.isprintable() and token.strip() == token != ""):
-            raise ConfigurationError(
-                "the URL of the hub needs a token in the password's place, of printable ASCII "
-                "characters: cfhub://:TOKEN@HOST/NAMESPACE"
-            )
-        request.headers["Authorization"] = f"Bearer {token}"
+        request.headers["Authorization"] = f"Bearer {checked_token(token)}"
         self._protocol.send_request(request)
         self._transmit()
         while time.monotonic() < deadline:

@@ -274,7 +274,12 @@ def check_url(url: str) -> None:
     """
     scheme = url.partition("://")[0]
     try:
-        implements = _new_connection(url).transport.implements
+        transport = _new_connection(url).transport
+        implements = transport.implements
+        if transport.driver_type == "cfhub":
+            transport.check_url()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"control_url ({scheme}://...) cannot be used: {error}") from None
     # A client library that is missing, a port that is no number, a scheme that nobody knows.
     except Exception as error:  # noqa: BLE001
         why = str(error) if isinstance(error, ImportError) else type(error).__name__

@@ -9,7 +9,7 @@ from support.hub_servers import drain
 from support.processes import needs
 
 from kombu_cfqueues.emulator import Emulator, server
-from kombu_cfqueues.errors import ConnectionFailed
+from kombu_cfqueues.errors import ConfigurationError, ConnectionFailed
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,20 @@ def test_an_emulator_without_the_package_says_so(monkeypatch):
         pytest.raises(ConnectionFailed, match="websockets"),
     ):
         connection.transport.establish_connection()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["cfhub://:token@host/", "cfhub://host/shop", "cfhub://:a%20b@host/shop", "cfhub:///shop"],
+)
+def test_a_url_that_names_no_hub_is_refused_before_anything_is_sent(emulator, url):
+    """As the other options are."""
+    with (
+        Connection(emulator.broker_url, transport_options={"control_url": url}) as connection,
+        pytest.raises(ConfigurationError, match=r"control_url.*cfhub://:TOKEN@HOST/NAMESPACE"),
+    ):
+        connection.connect()
+    assert list(emulator.requests) == []
 
 
 def test_a_web_page_of_another_site_cannot_connect(emulator):
