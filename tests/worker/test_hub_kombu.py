@@ -23,14 +23,15 @@ CLASSES = ("BasicFunctionality", "ExchangeTypes", "Message", "EventLoop", "Failo
 
 
 @pytest.fixture(scope="session")
-def kombu_source(pytestconfig):
+def kombu_source(pytestconfig, tmp_path_factory):
     """The source package of the Kombu that is installed, unpacked."""
-    folder = Path(pytestconfig.cache.mkdir("kombu-source"))
+    cache = getattr(pytestconfig, "cache", None)  # a run may be told to have none
+    folder = cache.mkdir("kombu-source") if cache else tmp_path_factory.mktemp("kombu-source")
     unpacked = folder / f"kombu-{kombu.__version__}"
     with one_at_a_time(folder):
         if not unpacked.exists():
             fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            fetch += ["--no-binary", "kombu", "--dest", str(folder)]
+            fetch += ["--no-binary", "kombu", "--retries", "1", "--dest", str(folder)]
             fetch += [f"kombu=={kombu.__version__}"]
             done = subprocess.run(fetch, capture_output=True, text=True, timeout=240, check=False)
             if done.returncode:
@@ -38,7 +39,8 @@ def kombu_source(pytestconfig):
                     f"Kombu's source package cannot be fetched: {done.stderr.strip()[-500:]}"
                 )
             with tarfile.open(f"{unpacked}.tar.gz") as package:
-                package.extractall(folder, filter="data")
+                package.extractall(folder / "part", filter="data")
+            (folder / "part" / unpacked.name).rename(unpacked)
     return unpacked
 
 
