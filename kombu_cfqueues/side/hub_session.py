@@ -13,7 +13,7 @@ from queue import Empty
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConnectionFailed, MessageTooLarge, PermanentError
-from .hub_socket import OPERATION_SECONDS, Address, HubSocket
+from .hub_socket import HUB_OPERATION_SECONDS, Address, HubSocket
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Session:
         self._requests += 1
         request = self._requests
         self._post([*operation, request])
-        deadline = time.monotonic() + OPERATION_SECONDS
+        deadline = time.monotonic() + HUB_OPERATION_SECONDS
         while request not in self._answers:
             self._await(deadline)
         verdict, _, *values = self._answers.pop(request)

@@ -24,7 +24,7 @@ from websockets.uri import parse_uri
 from ..errors import AuthenticationFailed, ConfigurationError, ConnectionFailed
 from .readable import readable
 
-OPERATION_SECONDS: Final = 5.0
+HUB_OPERATION_SECONDS: Final = 5.0
 """Maximum time for the hub to take what is sent, and to answer one operation."""
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
@@ -95,7 +95,7 @@ class HubSocket:
         try:
             self._socket.settimeout(seconds)
             self._shake_hands(token, time.monotonic() + seconds)
-            self._socket.settimeout(OPERATION_SECONDS)
+            self._socket.settimeout(HUB_OPERATION_SECONDS)
             connected = True
         except OSError as error:
             raise self._lost(error) from error
