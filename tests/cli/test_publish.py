@@ -112,7 +112,8 @@ def test_the_applications_options_hold(cfqueues, emulator):
         (["--file", "/dev/null", "1"], None, 2, "not both"),
         ([], b"\xff\n", 1, "UTF-8"),
         ([], noise(3_000_000), 1, "127,900"),
-        (["-o", "queue_prefix=x", "1"], None, 2, "queue_name_prefix"),
+        (["-o", "queue_prefix=x", "1"], None, 2, "did you mean 'queue_name_prefix'"),
+        (["-o", "publish_timeout", "1"], None, 2, "--option must be NAME=VALUE"),
         (["-o", "api_token=secret", "1"], None, 2, "CLOUDFLARE_API_TOKEN"),
         (["-o", "budget_url=redis://:secret@host", "1"], None, 2, "CFQUEUES_BUDGET_URL"),
         (["-o", "content_type=xml", "1"], None, 1, "content_type must be one of"),
@@ -368,6 +369,7 @@ def test_an_indented_file_gets_the_hint_of_one_value_per_line(cfqueues, emulator
     done = cfqueues("publish", "jobs", "--file", tmp_path / "pretty.json", code=1)
     assert "line 1 cannot be published" in done.err
     assert "write one value per line, such as with 'jq -c .'" in done.err
+    assert "last accepted line" not in done.out
 
 
 def test_any_other_text_gets_the_hint_of_plain_text(cfqueues, emulator):
