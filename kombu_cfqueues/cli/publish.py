@@ -425,7 +425,7 @@ def _print_result(run: Run, state: Path | None, *, from_lines: bool) -> None:
             f"{console.plural(len(run.uncertain), 'line')} may or may not have been published: "
             f"{run.uncertain[0]:,} to {run.uncertain[-1]:,}."
         )
-    if from_lines and run.journal.last and (run.failure or run.stop.requested):
+    if from_lines and (run.failure or run.stop.requested):
         click.echo(f"The last accepted line is {run.journal.last:,}.")
         how = "run the same command again" if state else f"add --lines {run.journal.left}"
         click.echo(f"To publish the rest, {how}.")
