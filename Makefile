@@ -13,8 +13,10 @@ DEPENDENCIES := $(PIP_INSTALL) --upgrade 'pip>=25.1' && $(PIP_INSTALL) --editabl
 
 # Celery prefers these to what an application says, and whoever has followed the README has set one.
 unexport CELERY_BROKER_URL CELERY_BROKER_READ_URL CELERY_BROKER_WRITE_URL CFQUEUES_BROKER_URL
+# The tests start thousands of processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench fleet release audit clean
+.PHONY: help demo test long matrix positions endurance chaos soak coverage mutation fuzz versions lint types docs bench fleet release audit clean
 
 help: ## List these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
@@ -23,8 +25,12 @@ help: ## List these commands
 demo: $(VENV)/.demo ## Publish from Kombu and from Celery to an emulated Cloudflare, and show it
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev ## Run the whole test suite
+test: $(VENV)/.dev ## Run the test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+long: $(VENV)/.dev ## Run what `make test` leaves out: more parameters, rare events, 100,000 messages
+	CFQUEUES_LONG=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		-m 'long or longer' $(ARGS)
 
 matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late acks, and long outages
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
@@ -32,7 +38,7 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 		tests/integration/test_worker_ends.py tests/integration/test_health.py tests/integration/test_deaths.py \
 		tests/integration/test_control_workers.py tests/integration/test_control_outages.py $(ARGS)
 
-coverage: $(VENV)/.dev ## Run the whole test suite, and say which branches of the library it misses
+coverage: $(VENV)/.dev ## Run the test suite, and say which branches of the library it misses
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet

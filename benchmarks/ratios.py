@@ -162,6 +162,12 @@ def together(confirmed: dict[str, Any], spooled: dict[str, Any]) -> list[Check]:
             True,
         ),
         Check(
+            "16 new processes, confirmed: slowest first publish by the time between two requests",
+            confirmed["first_publish_ms"]["max"] / 1e3 * RATE,
+            1.5 * RATE,
+            True,
+        ),
+        Check(
             "16 processes: p99 of spooled by that of confirmed",
             spooled_p99 / confirmed_p99,
             0.1,

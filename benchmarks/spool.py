@@ -37,6 +37,8 @@ BODY = "x" * 1000
 RATE = 3.7
 """Requests a second that are allowed."""
 INTERVAL = 1 / RATE
+FIRST = "first"
+"""The queue of each process's first message."""
 SECONDS = 30.0
 """How long a run of the comparison lasts."""
 
@@ -52,19 +54,25 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     rate: float,
     seconds: float,
     ready: Any,
-    start: Any,
+    starts: Any,
+    goes_on: Any,
     out: Any,
     done: Any,
 ) -> None:
-    """Publish as a process of a web server does: each thread at random moments."""
+    """Publish as a process of a web server does: a first message, then each thread at random."""
     connection = Connection(url, transport_options=options)
-    connection.connect()
-    if options["publish_mode"] == "confirm":
-        for queue in queues:
-            session = connection.transport.session
-            session.use_queue(queue, time.monotonic() + 300, lambda _: None)
+    connection.transport  # noqa: B018  imported before the others wait
     samples: list[Sample] = []
     errors: list[str] = []
+
+    ready.release()
+    starts.wait()
+    began = time.perf_counter()
+    connection.Producer().publish({"n": number, "body": BODY}, routing_key=FIRST)  # connects
+    samples.append((FIRST, time.perf_counter() - began))
+    session = connection.transport.session
+    for queue in queues:
+        session.use_queue(queue, time.monotonic() + 300, lambda _: None)
 
     def work(name: int) -> None:
         chance = random.Random(name)
@@ -86,7 +94,7 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
                 samples.append((queue, time.perf_counter() - began))
 
     ready.release()
-    start.wait()
+    goes_on.wait()
     workers = [
         threading.Thread(target=work, args=(number * threads + each,)) for each in range(threads)
     ]
@@ -117,7 +125,7 @@ def run(
         Emulator(latency=0.03, rate_limit=1200) as server,
         fsyncs(Path(folder)) as fsync_seconds,
     ):
-        for name in names:
+        for name in (FIRST, *names):
             server.create_queue(name)
         options = {
             "request_rate": RATE,
@@ -125,27 +133,28 @@ def run(
             "spool_dir": folder,
             "publish_mode": mode,
         }
-        ready, start, out = SPAWN.Semaphore(0), SPAWN.Event(), SPAWN.Queue()
-        done = SPAWN.Event()
+        ready, out = SPAWN.Semaphore(0), SPAWN.Queue()
+        starts, goes_on, done = SPAWN.Event(), SPAWN.Event(), SPAWN.Event()
         workers = [
             SPAWN.Process(
                 target=publish,
                 args=(server.broker_url, options, names, number, threads, offered / processes,
-                      seconds, ready, start, out, done),
+                      seconds, ready, starts, goes_on, out, done),
             )
             for number in range(processes)
         ]  # fmt: skip
         for worker in workers:
             worker.start()
-        for _ in workers:
-            ready.acquire()
-        server.requests.clear()
-        start.set()
+        for together in (starts, goes_on):
+            await_all(workers, ready)
+            server.requests.clear()
+            together.set()
         if meanwhile is not None:
             meanwhile(server)
         results = [out.get() for _ in workers]
-        samples = [sample for found, _ in results for sample in found]
-        errors = [error for _, found in results for error in found]
+        found = [sample for samples, _ in results for sample in samples]
+        samples = [sample for sample in found if sample[0] != FIRST]
+        errors = [error for _, failed in results for error in failed]
         ended, backlog = time.monotonic(), len(samples) - arrived(server, names)
         while arrived(server, names) < len(samples) and time.monotonic() - ended < 120:
             time.sleep(0.05)
@@ -154,14 +163,16 @@ def run(
         for worker in workers:
             worker.join()
         times = [seconds for _, seconds in samples]
+        firsts = [seconds for name, seconds in found if name == FIRST]
         figures = {
+            "first_publish_ms": {name: quantile(firsts, q) for name, q in QUANTILES.items()},
             "offered_per_second": offered,
             "published_per_second": round(len(samples) / seconds, 1),
             "publish_ms": {name: quantile(times, q) for name, q in QUANTILES.items()},
             "requests_per_second": requests_per_second(server),
             "answers_429": sum(request.status == 429 for request in server.requests),
             "errors": len(errors),
-            "lost": len(samples) - arrived(server, names),
+            "lost": len(found) - arrived(server, [FIRST, *names]),
             "delivered_seconds_after_the_end": round(drained, 2),
             "fsync_ms": {name: quantile(fsync_seconds, q) for name, q in QUANTILES.items()},
         }
@@ -175,6 +186,12 @@ def run(
         if errors:
             figures["first_error"] = errors[0]
         return figures
+
+
+def await_all(workers: list[Any], ready: Any) -> None:
+    """Block until each has said that it is ready."""
+    for _ in workers:
+        ready.acquire()
 
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}

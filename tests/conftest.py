@@ -19,6 +19,9 @@ from kombu_cfqueues import account
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.transport import bindings
 
+#: Whether this run is of a long form: of all tests, or of workers in every combination.
+LONG = any(os.environ.get(name) for name in ("CFQUEUES_LONG", "CFQUEUES_WORKER_MATRIX"))
+
 #: Positions of the emulator's knobs that are not the defaults: ``make positions`` sets them.
 KNOBS = json.loads(os.environ.get("CFQUEUES_KNOBS", "{}"))
 
@@ -57,6 +60,16 @@ def pytest_configure() -> None:
         self.port = self.port or next(ports)
 
     Emulator.__init__ = init_with_own_port  # type: ignore[method-assign]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave long tests to the long form, unless a run says which marks it wants."""
+    if LONG or config.option.markexpr:
+        return
+    left = [item for item in items if item.get_closest_marker("long")]
+    if left:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture

@@ -51,8 +51,13 @@ class Beyond(Protocol):
     def ring(self, key: str) -> None:
         """Ring for the queue *key*.  Neither blocks nor raises."""
 
-    def listen(self, on_ring: Callable[[str], None]) -> None:
-        """Call *on_ring* with the key of each bell from now on; once for a process is enough."""
+    def listen(self, on_ring: Callable[[str], None], on_gap: Callable[[], None]) -> None:
+        """Call *on_ring* with the key of each bell from now on; once for a process is enough.
+
+        Args:
+            on_ring: Called with a key.
+            on_gap: Called when bells may have been missed.
+        """
 
 
 class Doorbell:
@@ -138,7 +143,7 @@ class Doorbell:
         keys = [self._key(name) for name in names]
         if self._beyond is not None:
             self._keys_beyond.update(dict.fromkeys(keys, queue_id))
-            self._beyond.listen(self._heard_beyond)
+            self._beyond.listen(self._heard_beyond, self._missed_beyond)
         if self._listeners is None or self._has_ended:
             return
         if self._is_listened_for(self._listeners, queue_id, keys):
@@ -186,6 +191,10 @@ class Doorbell:
         queue_id = self._keys_beyond.get(key)
         if queue_id is not None and self._is_consumed(queue_id):
             self._on_ring(queue_id)
+
+    def _missed_beyond(self) -> None:
+        for key in list(self._keys_beyond):
+            self._heard_beyond(key)
 
     def is_alone(self, queue_id: str) -> bool:
         """Whether no other process that hears the bells consumes a queue, as far as is known."""

@@ -42,14 +42,21 @@ class ControlBell:
         self._declare()
         self._control.send_latest(EXCHANGE, key, _message(key))
 
-    def listen(self, on_ring: Callable[[str], None]) -> None:
-        """Call *on_ring* with the key of each bell from now on.  Blocks for a second at most.
+    def listen(self, on_ring: Callable[[str], None], on_gap: Callable[[], None]) -> None:
+        """Hear bells from now on.  Blocks for a second at most.
 
         Args:
-            on_ring: Called in the owner thread; must not block.
+            on_ring: Called with the key of each bell, in the owner thread; must not block.
+            on_gap: Called when bells may have been missed, in the same way: after each reconnect,
+                and once if listening has begun only after this method returned.
         """
         if self._port is not None:
             return
+        returned = False
+
+        def consuming() -> None:
+            if returned:
+                on_gap()
 
         def deliver(arrived: Arrived) -> None:
             port.taken()
@@ -63,7 +70,9 @@ class ControlBell:
         port.declare(queue, {"durable": False, "auto_delete": True, "arguments": arguments})
         port.bind(queue, EXCHANGE, "", None)
         port.consume(queue, new_id(), no_ack=True)
+        port.when_consuming(consuming)
         self._control.await_steps()  # the pull that follows finds what was published before
+        returned = True
 
     def _declare(self) -> None:
         self._control.declare_exchange(

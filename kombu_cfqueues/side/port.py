@@ -179,6 +179,13 @@ class Port:
 
         self._undo(act, "cancel a consumer", ("consumer", consumer_tag))
 
+    def when_consuming(self, act: Callable[[], None]) -> None:
+        """Have *act* called when all steps before it are done: now, and after each connect.
+
+        It runs in the owner thread.
+        """
+        self._do(("consuming",), lambda *_: act(), "")
+
     def set_prefetch(self, count: int) -> None:
         """Set how many unsettled messages the broker may deliver; 0 means no limit."""
 

@@ -20,6 +20,9 @@ try:
 except ImportError:  # test_page.py skips itself
     sync_api = None
 
+PATIENCE_MS = 20_000
+"""How long something may take to appear on a busy machine."""
+
 # As root in a container Chromium runs only without its sandbox; the others keep it off the network.
 FLAGS = [
     "--no-sandbox",
@@ -45,6 +48,7 @@ def browser() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium, or CHROMIUM=path")
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield running
@@ -78,7 +82,7 @@ def open_page(browser: Browser, emulator: Emulator) -> Iterator[Callable[..., Pa
 
     def start(path: str = "", *, of: Emulator | None = None, **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))

@@ -1,11 +1,9 @@
 """The page for everybody: axe finds nothing in any view, and the focus never gets lost.
 
-The regular run has a phone in the dark; CFQUEUES_LONG=1 has a wide page too, and both in light.
+axe looks at a phone and at a wide page, each in the dark and in light, in `make long`.
 """
 
 from __future__ import annotations
-
-import os
 
 import pytest
 from browser.scene import PULL, Shop, messages
@@ -15,9 +13,7 @@ from kombu_cfqueues.emulator import Emulator
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe from PyPI")
 
-LOOKS = [(390, "dark")]
-if os.environ.get("CFQUEUES_LONG"):
-    LOOKS += [(390, "light"), (1440, "dark"), (1440, "light")]
+LOOKS = [(390, "dark"), (390, "light"), (1440, "dark"), (1440, "light")]
 OPTIONS = {
     "resultTypes": ["violations"],
     "runOnly": {
@@ -43,6 +39,7 @@ def look(request):
     return {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
 
 
+@pytest.mark.long
 def test_axe_finds_nothing_in_queues_messages_and_requests(open_page, emulator, shop, look):
     shop.fill()
     emulator.faults.error("create", status=503)
@@ -60,6 +57,7 @@ def test_axe_finds_nothing_in_queues_messages_and_requests(open_page, emulator, 
     assert finds(page) == []
 
 
+@pytest.mark.long
 def test_axe_finds_nothing_in_dialogs(open_page, emulator, look):
     jobs = emulator.create_queue("jobs", consumer=PULL)
     page = open_page(f"#/queues/{jobs}", **look)
@@ -73,6 +71,7 @@ def test_axe_finds_nothing_in_dialogs(open_page, emulator, look):
         page.keyboard.press("Escape")
 
 
+@pytest.mark.long
 def test_axe_finds_nothing_where_there_is_nothing_or_nobody(browser, emulator, look):
     context = browser.new_context(**look)
     page = context.new_page()
@@ -88,6 +87,7 @@ def test_axe_finds_nothing_where_there_is_nothing_or_nobody(browser, emulator, l
     context.close()
 
 
+@pytest.mark.long
 def test_axe_finds_nothing_in_a_block_and_at_the_door(open_page, look):
     with Emulator("0.0.0.0", token="mine", rate_limit=2) as guarded:
         shop = Shop(guarded)

@@ -13,6 +13,7 @@ from kombu import Connection
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
+from tests.support.forms import long
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
 
@@ -44,12 +45,12 @@ def test_queues_show_their_counts_and_follow_live(open_page, emulator, shop):
 
 
 def test_rates_show_what_flows(open_page, emulator, jobs, shop):
+    page = open_page()
+    expect(row_of(page, "jobs")).to_be_visible()
     for n in range(20):
         shop.push("jobs", {"n": n})
     shop.pull("jobs", 10)
-    page = open_page()
 
-    expect(row_of(page, "jobs")).to_be_visible()
     into, out = row_of(page, "jobs").locator("td.rate").all()
     expect(into).to_have_text("4.0")
     expect(out).to_have_text("2.0")
@@ -396,8 +397,15 @@ def test_on_a_network_the_page_asks_for_the_token(open_page):
         page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 800, 1100, 1440])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (320, "dark"),
+        (1440, "light"),
+        *(long(width, "light") for width in (320, 390, 800, 1100)),
+        *(long(width, "dark") for width in (390, 800, 1100, 1440)),
+    ],
+)
 def test_it_fits_each_screen_and_can_be_read_in_both_schemes(
     open_page, emulator, shop, width, scheme
 ):

@@ -19,6 +19,7 @@ EVENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_whoever_is_killed_and_whatever_fails_no_accepted_message_is_lost(tmp_path):
     """``CFQUEUES_CHAOS_SEED`` repeats the orders of a run, which are printed if it fails."""
     seed = int(os.environ.get("CFQUEUES_CHAOS_SEED") or random.SystemRandom().randrange(1 << 32))

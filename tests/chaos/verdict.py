@@ -62,6 +62,7 @@ class Verdict:
         twice: Runs above one for each message.
         causes: Of these runs, by `CAUSES`.
         unexplained: Messages that ran more often than anything explains.
+        stories: What is known of each of them.
         faults: What was ordered and done, by kind.
         growth: MiB that each long-lived process grew by, and its MiB at the end.
     """
@@ -73,6 +74,7 @@ class Verdict:
     twice: int
     causes: Counter[str]
     unexplained: list[str]
+    stories: list[str]
     faults: Counter[str]
     errors: Counter[str]
     growth: dict[str, tuple[float, float]]
@@ -95,6 +97,7 @@ class Verdict:
                 f"memory of {name}: {grown:+.1f} MiB, to {last:.0f}"
                 for name, (grown, last) in sorted(self.growth.items())
             ),
+            *self.stories,
         ]
         return "\n".join(lines)
 
@@ -218,6 +221,7 @@ class _Book:
             twice=sum(message.runs - 1 for _, message in messages if message.runs),
             causes=causes,
             unexplained=unexplained,
+            stories=[f"{name}: {self._messages.get(name)}" for name in unexplained[:10]],
             faults=self._faults,
             errors=self._errors,
             growth=_growth(self._samples),

@@ -504,6 +504,7 @@ RUNS = [
 _NOT_TOLD = {"rate_limit", "seed", "short_batches", "late_visibility", "metadata_bytes"}
 
 
+@pytest.mark.long
 def test_settle_tells_each_position_of_each_knob(start):
     """Whoever has an account finds out what nobody knows, and can believe it.
 

@@ -68,6 +68,7 @@ def wrangler(node, emulator, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_a_queue_from_its_making_to_its_end(wrangler, emulator):
     assert "Created queue 'jobs'" in wrangler("create", "jobs", "--delivery-delay-secs", "5")
     assert emulator.queue_id("jobs") in wrangler("list")
@@ -108,6 +109,7 @@ def test_a_queue_from_its_making_to_its_end(wrangler, emulator):
     assert emulator.queue_names() == []
 
 
+@pytest.mark.long
 def test_a_name_that_is_taken_is_explained(wrangler, emulator):
     emulator.create_queue("jobs")
 

@@ -158,18 +158,17 @@ def test_a_task_of_another_container_arrives(serve, scripts, tmp_path):
     assert json.loads(json.loads(line)["body"])["headers"]["task"] == "tasks.send_receipt"
 
 
-if os.environ.get("CFQUEUES_LONG"):  # it installs from a package index
+@pytest.mark.long  # it installs from a package index
+def test_the_image_installs_and_runs(serve, tmp_path):
+    """The steps of the Dockerfile, in an environment that has nothing."""
+    source = tmp_path / "src"
+    left_out = shutil.ignore_patterns(".git", ".venv*", "node_modules", "_build", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=left_out)
+    home = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    [install] = [run for run in commands("RUN") if run.startswith("pip install")]
+    words = [word.replace("/src", str(source)) for word in shlex.split(install)]
+    subprocess.run([home / "bin/python", "-m", *words, "--quiet"], timeout=240, check=True)
 
-    def test_the_image_installs_and_runs(serve, tmp_path):
-        """The steps of the Dockerfile, in an environment that has nothing."""
-        source = tmp_path / "src"
-        left_out = shutil.ignore_patterns(".git", ".venv*", "node_modules", "_build", "*.egg-info")
-        shutil.copytree(ROOT, source, ignore=left_out)
-        home = tmp_path / "venv"
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        [install] = [run for run in commands("RUN") if run.startswith("pip install")]
-        words = [word.replace("/src", str(source)) for word in shlex.split(install)]
-        subprocess.run([home / "bin/python", "-m", *words, "--quiet"], timeout=240, check=True)
-
-        process, port, _ = serve(home / "bin", token="own")
-        wait_until_healthy(process, port, home / "bin")
+    process, port, _ = serve(home / "bin", token="own")
+    wait_until_healthy(process, port, home / "bin")

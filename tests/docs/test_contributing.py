@@ -18,6 +18,10 @@ def test_that_runs():
 
 def test_that_misses_a_tool():
     pytest.skip("no such tool here")
+
+@pytest.mark.long
+def test_that_is_left_to_the_long_form():
+    raise AssertionError
 """
 
 
@@ -38,3 +42,4 @@ def test_a_skipped_test_is_a_failure_in_ci_and_only_there(ci, status, tmp_path):
     assert done.returncode == status, done.stdout
     named = "test_two.py::test_that_misses_a_tool: Skipped: no such tool here" in done.stdout
     assert named == bool(ci)
+    assert "1 deselected" in done.stdout

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,6 +28,7 @@ from kombu_cfqueues.emulator.knobs import Knobs
 from kombu_cfqueues.emulator.queues import Consumer
 from kombu_cfqueues.emulator.service import Service
 from kombu_cfqueues.emulator.store import Draft
+from tests.support.forms import LONG
 
 RETENTION_MS = 3_600_000
 LEASES = st.sampled_from([0, 1, 1_000, 30_000, 120_000])
@@ -261,9 +263,9 @@ class StoreMachine(RuleBasedStateMachine):
             self.service.close()
 
 
-TestStore = StoreMachine.TestCase
+TestStore = pytest.mark.longer(StoreMachine.TestCase)
 TestStore.settings = settings(
-    max_examples=int(os.environ.get("MODEL_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("MODEL_EXAMPLES", "150" if LONG else "50")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -15,6 +15,8 @@ import requests
 from support.installed import as_installed
 from support.processes import eventually
 
+from tests.support.forms import long
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DOCTOR = "from kombu_cfqueues.cli import main; main()"
@@ -30,9 +32,9 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     ("project", "command", "passed"),
     [
         ("django_celery", "-W error manage.py test", "Ran 2 tests"),
-        ("fastapi_publishing", "-m pytest", "2 passed"),
-        ("flask_celery", "-m pytest", "2 passed"),
-        ("plain_kombu", "-m pytest", "1 passed"),
+        long("fastapi_publishing", "-m pytest", "2 passed"),
+        long("flask_celery", "-m pytest", "2 passed"),
+        long("plain_kombu", "-m pytest", "1 passed"),
         ("pytest_fixtures", "-m pytest", "5 passed"),
     ],
 )

@@ -22,6 +22,7 @@ from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.errors import BatchPublishError
+from tests.support.forms import first_of, long
 
 NO_BATCHES = pytest.mark.skipif(
     not hasattr(Producer, "batch"), reason="Producer.batch() came with Kombu 5.7"
@@ -91,7 +92,11 @@ def publish_batch(connection, names):
 
 POSITIONS = pytest.mark.parametrize(
     "bad",
-    [{0, 1, 99}, {0, 1, 2}, {97, 98, 99}, {0, 50, 99}, {49, 50, 99}, {*range(10), 99}, {0, 2, 99}],
+    [
+        {0, 1, 99},
+        {*range(10), 99},
+        *map(long, [{0, 1, 2}, {97, 98, 99}, {0, 50, 99}, {49, 50, 99}, {0, 2, 99}]),
+    ],
     ids=str,
 )
 
@@ -144,7 +149,7 @@ def test_bad_messages_that_are_spooled_one_by_one_stop_none_of_the_good_ones(ser
 
 
 @NO_BATCHES
-@pytest.mark.parametrize("way", ["unlimited", "limited", "spooled"])
+@pytest.mark.parametrize("way", first_of(["limited", "unlimited", "spooled"]))
 def test_wherever_bad_messages_stand_the_good_ones_arrive(server, limited, way):
     """Twelve batches of random sizes, each with one to eight bad messages at random places."""
     seed = int(os.environ.get("CFQUEUES_SEED", "20"))

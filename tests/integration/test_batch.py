@@ -479,6 +479,7 @@ with Connection(sys.argv[1], transport="kombu_cfqueues:Transport") as connection
 # -- memory ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_messages(emulator):
     """Four times the messages in one block need the same memory, give or take a request's worth."""
     program = """

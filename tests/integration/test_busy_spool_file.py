@@ -272,6 +272,7 @@ KEEPERS = """
 """
 
 
+@pytest.mark.long
 def test_thousands_of_kept_promises_cost_an_idle_process_next_to_nothing(server, spooling):
     """A web server that collects them through an outage has its CPU for its requests."""
     with server.outage(), Script(KEEPERS, server.broker_url, spooling) as script:

@@ -12,6 +12,7 @@ import pytest
 from kombu import Connection
 
 from kombu_cfqueues.side import forget_control_brokers
+from tests.support.forms import first_of
 
 from .consuming import publish, settled
 from .test_doorbell import SOON, consumer, pulls
@@ -32,7 +33,7 @@ def machine(tmp_path):
     forget_control_brokers()
 
 
-@pytest.mark.parametrize("kind", ["redis_server", "rabbit"])
+@pytest.mark.parametrize("kind", first_of(["redis_server", "rabbit"]))
 def test_a_publisher_wakes_a_consumer_of_another_machine(kind, request, server, machine):
     url = request.getfixturevalue(kind).url
     with (
@@ -48,6 +49,20 @@ def test_a_publisher_wakes_a_consumer_of_another_machine(kind, request, server, 
             seconds.append(round(at - began, 3))
         print("idle to start:", seconds)
         assert max(seconds) < SOON
+
+
+def test_what_was_published_while_no_bell_could_be_heard_is_found(server, machine, redis_server):
+    """The control broker is away when the consumer starts, and again later."""
+    redis_server.kill()
+    with (
+        consumer(server, machine("one", redis_server.url)) as waiting,
+        Connection(server.broker_url, transport_options={"doorbell": "off"}) as connection,
+    ):
+        for number in range(2):
+            publish(connection, number)
+            redis_server.start()
+            assert waiting.line()[0] == number
+            redis_server.kill()
 
 
 def test_bells_cost_idle_consumers_a_bounded_number_of_pulls(server, machine, redis_server):

@@ -10,11 +10,12 @@ from support.processes import Script, eventually
 
 from kombu_cfqueues.errors import ConfigurationError, ControlUnavailable, InvalidMessage
 from kombu_cfqueues.side import forget_control_brokers
+from tests.support.forms import first_of
 
 from .workers import Worker
 
 
-@pytest.fixture(params=["redis", "rabbit"])
+@pytest.fixture(params=first_of(["redis", "rabbit"]))
 def control_url(request):
     """The URL of a real control broker of each kind."""
     name = {"redis": "redis_server", "rabbit": "rabbit"}[request.param]
@@ -127,6 +128,7 @@ def test_tasks_stay_at_cloudflare(emulator, connect, memory_url):
     assert len(emulator.messages("jobs")) == 1
 
 
+@pytest.mark.long
 def test_a_message_that_is_not_settled_comes_again(connect, rabbit):
     """Settling is done by the thread that owns the connection, whichever thread asks for it."""
     connection = connect(control_url=rabbit.url)
@@ -145,6 +147,7 @@ def test_a_message_that_is_not_settled_comes_again(connect, rabbit):
     assert got == ["x", "x"]
 
 
+@pytest.mark.long
 def test_a_refused_declaration_is_told_and_nothing_else_is_lost(connect, rabbit, caplog):
     """RabbitMQ closes the channel then; its other consumers go on."""
     with Connection(rabbit.url) as direct:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support.processes import Script, eventually, needs
 
+from tests.support.forms import first_of
+
 from .workers import Worker
 
 FORK = """
@@ -45,7 +47,7 @@ print(json.dumps(drain()))
 """
 
 
-@pytest.mark.parametrize("kind", ["redis_server", "rabbit"])
+@pytest.mark.parametrize("kind", first_of(["redis_server", "rabbit"]))
 def test_a_forked_child_leaves_the_parents_connection_alone(kind, request, emulator):
     """The child ends, and the parent neither loses its connection nor its queue."""
     server = request.getfixturevalue(kind)

@@ -16,6 +16,7 @@ import kombu_cfqueues
 from kombu_cfqueues.errors import ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
 from kombu_cfqueues.side.outbox import MAX_MESSAGES
+from tests.support.forms import first_of
 
 from .workers import MATRIX, Worker, within
 
@@ -60,7 +61,7 @@ def all_run_once(app, worker, name) -> None:
     assert counts == {f"{name} {number}": 1 for number in range(TASKS)}
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", first_of(["threads", "prefork"]))
 def test_tasks_run_whatever_happens_to_the_control_broker(
     pool, emulator, absent_redis, control_app, tmp_path
 ):
@@ -101,6 +102,7 @@ def test_tasks_run_whatever_happens_to_the_control_broker(
     assert "Traceback" not in log, log
 
 
+@pytest.mark.long
 def test_tasks_run_while_rabbitmq_hangs(emulator, rabbit, control_app, tmp_path):
     """A broker that accepts and never answers is given up after 2 seconds, and used again after."""
     app = control_app(rabbit.url)

@@ -21,6 +21,7 @@ import kombu_cfqueues
 from kombu_cfqueues import account, errors, metrics
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.runtime import recent
+from tests.support.forms import long
 
 QUEUES = 80
 KEPT = 5
@@ -135,11 +136,13 @@ def miss(connection, names):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"request_rate": 10_000.0, "request_burst": 10_000},
-        {"request_rate": 10_000.0, "request_burst": 10_000, "publish_mode": "spool"},
+        long({}, id="alone"),
+        pytest.param({"request_rate": 10_000.0, "request_burst": 10_000}, id="shared"),
+        long(
+            {"request_rate": 10_000.0, "request_burst": 10_000, "publish_mode": "spool"},
+            id="spool",
+        ),
     ],
-    ids=["alone", "shared", "spool"],
 )
 @pytest.mark.parametrize(
     "use",

@@ -4,7 +4,7 @@ Celery's time limits, gunicorn's worker timeouts and Ctrl-C do that, and they st
 publish that is struck ends; those that follow have to work as if nothing had been.
 
 The places at which CPython runs signal handlers are tried one after the other: each fifth one, from
-a random one of the first five on, and each one if CFQUEUES_LONG is set.
+a random one of the first five on, and each one in `make long`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from support.processes import Script, eventually
+
+from tests.support.forms import LONG, first_of
 
 TESTS = Path(__file__).parents[1]
 
@@ -160,7 +162,7 @@ EXCEPTIONS = """
 
 def options_of(server, tmp_path, mode):
     """Options of *mode*, and which places to try."""
-    step = 1 if os.environ.get("CFQUEUES_LONG") else 5
+    step = 1 if LONG else 5
     first = int(os.environ.get("CFQUEUES_SEED", random.randrange(step))) % step
     print("CFQUEUES_SEED =", first)
     chosen = {"spool_dir": str(tmp_path), "token": server.token, "first": first, "step": step}
@@ -183,13 +185,15 @@ def try_all(server, options):
         script.go()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("mode", MODES)
 def test_wherever_a_publish_is_interrupted_the_next_one_works_promptly(server, tmp_path, mode):
     """In whichever thread it is, and without anybody's doing."""
     try_all(server, options_of(server, tmp_path, mode))
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "spool"])
+@pytest.mark.longer
+@pytest.mark.parametrize("mode", first_of(["host, waiting", "memory", "memory, limited", "host"]))
 def test_a_publish_that_is_interrupted_once_more_while_it_ends_leaves_nothing_behind(
     server, tmp_path, mode
 ):
@@ -230,7 +234,10 @@ FORKS = """
 """
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.longer
+@pytest.mark.parametrize(
+    "mode", first_of(["host, waiting", *(mode for mode in MODES if mode != "host, waiting")])
+)
 def test_a_signal_handler_may_fork_wherever_it_interrupts_a_publish(server, tmp_path, mode):
     """The fork returns, the publish goes on, and the child can publish from another thread."""
     options = options_of(server, tmp_path, mode)

@@ -70,6 +70,7 @@ def test_results_in_redis(emulator, tmp_path, redis_server):
     assert not looks_for_ends(emulator)
 
 
+@pytest.mark.long
 def test_results_in_a_django_database(emulator, tmp_path):
     (tmp_path / "settings.py").write_text(
         textwrap.dedent(f"""
@@ -147,6 +148,7 @@ def s3(tmp_path):
         server.wait()
 
 
+@pytest.mark.long
 def test_results_in_r2(emulator, tmp_path, s3):
     """Through the protocol of S3, which is what R2 speaks."""
     code = recipe("s3").replace("https://ACCOUNT_ID.r2.cloudflarestorage.com", s3)

@@ -73,6 +73,7 @@ def test_a_container_whose_clock_is_behind_deletes_nothing_that_another_one_wait
     assert [outcome.told for outcome in outcomes.values()] == ["returned"] * 5
 
 
+@pytest.mark.long
 def test_containers_that_start_all_the_time_delete_nothing_of_each_other(server, options):
     """Three containers start a process each, twice: each message arrives, and its caller hears."""
     options = options | {"request_rate": 1.5, "modes": []}  # connects when it publishes

@@ -81,6 +81,7 @@ def test_a_task_is_published_by_beat_and_delay_and_run_by_a_worker(environ, emul
             process.wait()
 
 
+@pytest.mark.long
 def test_celery_migrate_moves_tasks_to_another_broker_and_back(environ, emulator, tmp_path):
     run(environ, "-c", "import shop; shop.note.delay('moved')")
     for folder in ("data_in", "data_out"):

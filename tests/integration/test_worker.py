@@ -1,6 +1,6 @@
 """``celery worker`` as a process of its own, in every pool.
 
-The regular run has each pool once; ``CFQUEUES_WORKER_MATRIX=1`` has each with early and with late
+The regular run has three pools once; ``CFQUEUES_WORKER_MATRIX=1`` has each with early and with late
 acknowledgement, and outages of a minute.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from celery import VERSION, chord, group
 from kombu import Connection
+
+from tests.support.forms import long
 
 from .workers import MATRIX, Worker, send_many, states, until, within
 
@@ -31,7 +33,9 @@ COUNT = 40
 """Tasks of a worker that is stopped: more than it starts until it stops, however slow it is."""
 
 every_pool = pytest.mark.parametrize(
-    ("pool", "late"), CASES, ids=[f"{pool}-{'late' if late else 'early'}" for pool, late in CASES]
+    ("pool", "late"),
+    [long(*case) if case[0] in ("solo", "eventlet") else case for case in CASES],
+    ids=[f"{pool}-{'late' if late else 'early'}" for pool, late in CASES],
 )
 
 

@@ -252,7 +252,7 @@ def run_tests(copy: Path, tests: list[str]) -> Outcome:
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *options, *(f"tests/{name}" for name in tests)],
             cwd=copy,
-            env=os.environ | {"PYTHONPATH": str(copy)},
+            env=os.environ | {"PYTHONPATH": str(copy), "CFQUEUES_LONG": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that what the tests have started ends with them

@@ -41,7 +41,7 @@ class RabbitServer:
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "none"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
             "ERL_EPMD_PORT": str(free_port()),  # a name server of its own, which `kill` ends
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }

@@ -79,6 +79,7 @@ def open_files(folder):
     return sum(os.path.realpath(link).startswith(str(folder)) for link in Path("/dev/fd").iterdir())
 
 
+@pytest.mark.long
 def test_accounts_that_nobody_uses_are_forgotten_some_time(server, tmp_path):
     """An application may make a new callable for each of its connections."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,8 @@ import pytest
 import requests
 from kombu import Connection, Producer
 from support.processes import Script
+
+from tests.support.forms import LONG
 
 #: At each line that it reads, another thread publishes a message; at last it tells its counts.
 PUBLISHER = """
@@ -56,6 +57,7 @@ def publish_range(connection, numbers):
     return list(numbers)
 
 
+@pytest.mark.long
 def test_64_threads_publish_without_loss_or_duplicate(edge):
     """No option but the URL, and no request limit: 64 callers that each wait for each message."""
     threads, each = 64, 100
@@ -146,12 +148,13 @@ def test_with_the_url_alone_four_requests_are_in_flight_and_none_needs_a_permit(
     assert (found["published"], found["permits"]) == (callers, 0)
 
 
+@pytest.mark.longer
 def test_a_batch_block_publishes_thousands_without_loss_or_duplicate(edge):
     """How one thread fills a queue; the rate is printed, because it is the machine's.
 
-    CFQUEUES_LONG=1 publishes a hundred thousand.
+    `make long` publishes a hundred thousand.
     """
-    total = 100_000 if os.environ.get("CFQUEUES_LONG") else 20_000
+    total = 100_000 if LONG else 10_000
     with Connection(edge.broker_url) as connection:
         if not connection.transport.implements.batch_publish:
             pytest.skip("this transport does not publish in batches yet")

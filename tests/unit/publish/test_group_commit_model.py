@@ -3,6 +3,7 @@
 import random
 import tempfile
 
+import pytest
 from group_commit_parts import Commit, judge
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool import outcomes
 from kombu_cfqueues.waiting_room import Claim
+from tests.support.forms import LONG
 
 RANDOM = [retry, callers, group_commit, memory_room, outcomes]
 
@@ -321,17 +323,17 @@ class SpoolMachine(CommitMachine):
             self.folder.cleanup()
 
 
-TestMemoryKeepsItsPromises = CommitMachine.TestCase
+TestMemoryKeepsItsPromises = pytest.mark.longer(CommitMachine.TestCase)
 TestMemoryKeepsItsPromises.settings = settings(
-    max_examples=300,
+    max_examples=300 if LONG else 60,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-TestSpoolKeepsItsPromises = SpoolMachine.TestCase
+TestSpoolKeepsItsPromises = pytest.mark.longer(SpoolMachine.TestCase)
 TestSpoolKeepsItsPromises.settings = settings(
-    max_examples=100,
+    max_examples=100 if LONG else 25,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
