@@ -31,6 +31,7 @@ from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.file import File
 from kombu_cfqueues.spool.shared_budget import Permits
+from kombu_cfqueues.waiting_room import Kind
 
 SPAWN = multiprocessing.get_context("spawn")
 BODY = "x" * 1000
@@ -264,7 +265,8 @@ def ask_permits(folder: str, alone: bool, ready: Any, start: Any, out: Any) -> N
     for _ in range(500 if alone else 3):
         began, ticket = time.perf_counter(), None
         while True:
-            ticket, wait = permits.request_permit(ticket, time.monotonic() + 600)
+            now = time.monotonic()
+            ticket, wait = permits.request_permit(ticket, now + 600, Kind.ADMIN, now)
             if wait is None:
                 break
             time.sleep(max(0.0, (wait.until or 0.0) - time.monotonic()))

@@ -6,6 +6,7 @@ https://developers.cloudflare.com/queues/ and https://developers.cloudflare.com/
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 API_BASE_URL: Final = "https://api.cloudflare.com/client/v4"
@@ -13,6 +14,9 @@ API_BASE_URL: Final = "https://api.cloudflare.com/client/v4"
 
 API_PATH: Final = "/client/v4"
 """Path of the API, at Cloudflare and on hosts that stand in for it."""
+
+ID: Final = re.compile(r"[0-9a-fA-F]{32}")
+"""The id of an account, a queue or a consumer.  The API returns lower case."""
 
 MESSAGE_BYTES: Final = 128_000
 """Maximum size of one message (queues/platform/limits: "128 KB", including ~100 of metadata)."""

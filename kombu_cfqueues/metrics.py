@@ -78,7 +78,9 @@ class Metrics:
         # By the server; the child uses the same servers, and has asked none.
         self._budgets: dict[str, bool | None] = dict.fromkeys(getattr(self, "_budgets", {}))
 
-    def request(self, operation: Operation, queue: str = "", *, messages: int = 0) -> Request:
+    def request(
+        self, operation: Operation, queue: str = "", *, messages: int = 0
+    ) -> CountedRequest:
         """Return a context manager that counts one request.
 
         Args:
@@ -87,7 +89,7 @@ class Metrics:
             messages: Number of messages that the request publishes.  For a pull, set `messages` of
                 the context to the number that it returned.
         """
-        return Request(self, operation, queue, messages)
+        return CountedRequest(self, operation, queue, messages)
 
     def requested(
         self,
@@ -116,10 +118,7 @@ class Metrics:
 
     def settled(self, queue: str, acks: int, retries: int) -> None:
         """Count messages that the server accepted as acknowledged, or as to be redelivered."""
-        with self._lock:
-            queue = self._counted_as(queue)
-            self._counts[queue, "acked"] += acks
-            self._counts[queue, "given_back"] += retries
+        queue = self._count(queue, acked=acks, given_back=retries)
         if telemetry := instruments():
             telemetry.settled(queue, acks, retries)
 
@@ -127,51 +126,41 @@ class Metrics:
         """Count messages whose lease expired before they were delivered or settled."""
         if not leases:
             return
-        with self._lock:
-            queue = self._counted_as(queue)
-            self._counts[queue, "leases_expired"] += leases
+        queue = self._count(queue, leases_expired=leases)
         if telemetry := instruments():
             telemetry.expired(queue, leases)
 
     def retried(self, error: CFQueuesError) -> None:
         """Count a retry after *error*."""
-        with self._lock:
-            self._counts["", "retries"] += 1
+        self._count(retries=1)
         if telemetry := instruments():
             telemetry.retried(error)
 
     def blocked(self) -> None:
         """Count a block of the token that this process has met."""
-        with self._lock:
-            self._counts["", "blocks"] += 1
+        self._count(blocks=1)
         if telemetry := instruments():
             telemetry.blocked()
 
     def unroutable(self) -> None:
         """Count a message that was dropped because no queue is bound for it."""
-        with self._lock:
-            self._counts["", "unroutable"] += 1
+        self._count(unroutable=1)
         if telemetry := instruments():
             telemetry.unroutable()
 
     def control_dropped(self) -> None:
         """Count an event or a reply that was dropped because the control broker took none."""
-        with self._lock:
-            self._counts["", "control_dropped"] += 1
+        self._count(control_dropped=1)
 
     def not_accepted(self, *, refused: int = 0, uncertain: int = 0) -> None:
         """Count messages whose publisher got an error: surely not delivered, or perhaps."""
-        with self._lock:
-            self._counts["", "refused"] += refused
-            self._counts["", "uncertain"] += uncertain
+        self._count(refused=refused, uncertain=uncertain)
         if telemetry := instruments():
             telemetry.not_accepted(refused, uncertain)
 
     def waited(self, seconds: float) -> None:
         """Count a permit for which a request waited *seconds*."""
-        with self._lock:
-            self._counts["", "permits"] += 1
-            self._counts["", "permit_wait_seconds"] += seconds
+        self._count(permits=1, permit_wait_seconds=seconds)
         if telemetry := instruments():
             telemetry.waited(seconds)
 
@@ -202,6 +191,14 @@ class Metrics:
         notes = {"share": self.share, "hints": hints, "shared_budgets": budgets}
         return {**head, **total, **notes, "queues": queues}
 
+    def _count(self, queue: str = "", **numbers: float) -> str:
+        """Add to counts; return the name under which *queue* is counted."""
+        with self._lock:
+            queue = self._counted_as(queue)
+            for name, number in numbers.items():
+                self._counts[queue, name] += number
+        return queue
+
     def _counted_as(self, queue: str) -> str:
         """Return the name under which *queue* is counted.  The caller holds the lock."""
         if queue and queue not in self._queues:
@@ -211,7 +208,7 @@ class Metrics:
         return queue
 
 
-class Request:
+class CountedRequest:
     """A context manager that counts one request when it exits.
 
     Attributes:
@@ -226,7 +223,7 @@ class Request:
         self._queue = queue
         self.messages = messages
 
-    def __enter__(self) -> Request:  # noqa: PYI034 - Self is not in Python 3.10
+    def __enter__(self) -> CountedRequest:  # noqa: PYI034 - Self is not in Python 3.10
         self._started = time.monotonic()
         return self
 

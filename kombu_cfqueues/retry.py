@@ -1,11 +1,10 @@
-"""What a failure means, and how long to pause before another try."""
+"""How long to back off after a failure, and when to stop retrying."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Final, TypeVar
 
 from .errors import CFQueuesError, TransientError
@@ -13,17 +12,6 @@ from .metrics import metrics
 from .runtime.rng import rng
 
 T = TypeVar("T")
-
-
-class Verdict(Enum):
-    """What a failed request means for the messages in it."""
-
-    THE_ITEMS = auto()
-    """The messages are at fault: the batch is split until the bad one is alone."""
-    NOT_NOW = auto()
-    """The failure is temporary: each message is posted again until its own deadline."""
-    NEVER = auto()
-    """A retry is useless: all messages fail with the error."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Backoff:
         return rng.uniform(least * self.ceiling_seconds, self.ceiling_seconds)
 
 
-BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
+REQUEST_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=10.0)
 """Pauses between the tries of a request that carries no message.  The maximum is a third of the
 default ``publish_timeout``, so that a caller gets several tries."""
 
@@ -72,13 +60,7 @@ enough for a thread of a busy machine to wake up.  Callers with little time use 
 their whole time instead."""
 
 
-def _never(_: TransientError) -> bool:
-    return False
-
-
-def until(
-    deadline: float, call: Callable[[], T], give_up: Callable[[TransientError], bool] = _never
-) -> T:
+def until(deadline: float, call: Callable[[], T], give_up: Callable[[TransientError], bool]) -> T:
     """Call *call* until it raises no `TransientError`; block and back off between the tries.
 
     Args:
@@ -94,7 +76,7 @@ def until(
     *give_up* ended the tries.
     """
     maybe_delivered = False
-    backoff, began = BACKOFF, time.monotonic()
+    backoff, began = REQUEST_BACKOFF, time.monotonic()
     while True:
         started = time.monotonic()
         try:

@@ -54,8 +54,9 @@ class Item:
         message: What to post; has a ``size`` in bytes.
         kind: What waits for its outcome.
         deadline: Until when a caller waits for it, in monotonic seconds; infinite if none does.
-        half_time: When half of the time until the deadline has passed, in monotonic seconds.
+        half_time: When half of its caller's time has passed, in monotonic seconds.
         repeats: Whether it may be posted again after an unknown outcome.
+        switches: Whether any failure settles it, because its caller has another broker.
         uncertain: Whether it may have arrived although no answer confirmed it.
         max_batch: Maximum number of messages in a request that carries it.
         owner: The caller in this process that waits for it; None if there is none.
@@ -66,7 +67,7 @@ class Item:
 
     __slots__ = (
         "address", "deadline", "error", "half_time", "kind", "max_batch", "message", "orphaned",
-        "owner", "place", "repeats", "uncertain",
+        "owner", "place", "repeats", "switches", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -75,9 +76,10 @@ class Item:
         message: Any,
         kind: Kind = Kind.SINGLE,
         *,
-        entered: float = 0.0,
         deadline: float = inf,
+        half_time: float = inf,
         repeats: bool = True,
+        switches: bool = False,
         uncertain: bool = False,
         max_batch: int = limits.BATCH_MESSAGES,
         owner: Any = None,
@@ -87,8 +89,9 @@ class Item:
         self.message = message
         self.kind = kind
         self.deadline = deadline
-        self.half_time = (entered + deadline) / 2
+        self.half_time = half_time
         self.repeats = repeats
+        self.switches = switches
         self.uncertain = uncertain
         self.max_batch = max_batch
         self.owner = owner

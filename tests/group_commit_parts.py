@@ -1,30 +1,16 @@
-"""What stands around a group commit in its tests: a server, permits, a judge."""
+"""What stands around a group commit in its tests: a server, permits."""
 
 from itertools import count
 
 from kombu_cfqueues.envelope import Address, Packed
-from kombu_cfqueues.errors import (
-    AuthenticationFailed,
-    ConnectionFailed,
-    InvalidMessage,
-    RateLimited,
-)
+from kombu_cfqueues.errors import ConnectionFailed, InvalidMessage, RateLimited
 from kombu_cfqueues.publish.group_commit import GroupCommit
 from kombu_cfqueues.publish.memory_room import MemoryRoom
 from kombu_cfqueues.publish.sender import Sender
-from kombu_cfqueues.retry import Verdict
 
 ROUND_TRIP = 0.030
 POST_SECONDS = 100.0
 ADDRESS = Address("jobs", cloudflare_id="id-of-jobs")
-
-
-def judge(error):
-    if isinstance(error, InvalidMessage):
-        return Verdict.THE_ITEMS
-    if isinstance(error, AuthenticationFailed):
-        return Verdict.NEVER
-    return Verdict.NOT_NOW
 
 
 def bad(*items):
@@ -50,16 +36,16 @@ class Commit:
     """A group commit whose messages are any objects: ``post(items, deadline)`` gets these."""
 
     def __init__(
-        self, post, permits=None, judge=judge, *, max_in_flight=1, retry_uncertain=True, clock=None,
-        room=None, **given,
+        self, post, permits=None, *, max_in_flight=1, retry_uncertain=True, clock=None, room=None,
+        **given,
     ):  # fmt: skip
         # What was not accepted is kept: what a caller has left behind may still be posted.
         self._items, self._numbers = {}, count()
         self._post = post
         self.room = room or MemoryRoom(
-            permits or NoLimit(), extends=max_in_flight == 1, clock=clock, **given
+            permits or NoLimit(), "", extends=max_in_flight == 1, clock=clock, **given
         )
-        sender = Sender(self.room, self._send, judge, post_seconds=POST_SECONDS, clock=clock)
+        sender = Sender(self.room, self._send, post_seconds=POST_SECONDS, clock=clock)
         self.commit = GroupCommit(
             self.room, sender, max_in_flight=max_in_flight, repeats=retry_uncertain, clock=clock
         )

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ..errors import CFQueuesError, QueueNotFound, ServerError
-from ..metrics import Request, metrics
+from ..metrics import CountedRequest, metrics
 from ..options import Token
 from ..runtime.recent import Recent
 from ..telemetry import Operation
@@ -340,7 +340,7 @@ class Client:
         request = ApiRequest("POST", path, action, deadline, body, queue_id)
         return self._requester.send(request).get("result")
 
-    def _counted(self, operation: Operation, queue_id: str, *, messages: int = 0) -> Request:
+    def _counted(self, operation: Operation, queue_id: str, *, messages: int = 0) -> CountedRequest:
         return metrics.request(operation, self._names.get(queue_id) or queue_id, messages=messages)
 
     def _name(self, queue_id: str) -> str:

@@ -45,7 +45,7 @@ class Directory:
         facts: What other processes of the machine have learned; None if they share nothing.
     """
 
-    def __init__(self, client: Client, facts: SharedFacts | None = None) -> None:
+    def __init__(self, client: Client, facts: SharedFacts | None) -> None:
         self._client = client
         self._facts = facts
         self._names = QueueNames()
@@ -133,7 +133,7 @@ class Directory:
         self._is_probed, self._is_doubted = True, False
         return True
 
-    def require_probe(self, failure: TransientError | None = None) -> None:
+    def require_probe(self, failure: TransientError | None) -> None:
         """Let the next `probe` make a request, because a connection has failed.
 
         Args:
@@ -214,17 +214,6 @@ class Directory:
         return True
 
     # By the name at Cloudflare
-
-    def by_cloudflare_name(self, name: str, *, deadline: float) -> Queue:
-        """Return the queue with this *name* at Cloudflare, and create it if it is missing.
-
-        Raises:
-            CFQueuesError: What a request raised.
-        """
-        queue = self._finder.find(name, deadline, create=True)
-        if queue is None:  # pragma: no cover  (it was created)
-            raise QueueNotFound(f"queue {name!r} does not exist at Cloudflare")
-        return queue
 
     def address(self, name: str, options: Options) -> Address:
         """Return where Kombu's queue *name* is, for any process of the machine.  Makes no request.

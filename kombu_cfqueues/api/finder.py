@@ -4,7 +4,7 @@ Every look-up costs a request, so a process keeps the queues that it has found w
 The processes of a machine share them for some minutes.
 
 For a name that is unknown, the order of requests is: the next pages of the list of all queues (see
-`Listing`), the name itself, and, if the queue is missing and may be created, its creation.
+`ListProgress`), the name itself, and, if the queue is missing and may be created, its creation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..runtime.fork import renew_in_child
 from ..runtime.recent import Recent
 from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
-from .listing import Listing
+from .listing import ListProgress
 from .machine_flight import ask_for_machine
 from .models import Queue
 from .queue_names import QueueNames
@@ -45,7 +45,7 @@ class Finder:
         self._names = names
         self._facts = facts
         self._queues: Recent[str, Queue] = Recent()  # by name at Cloudflare
-        self._listing = Listing(facts)
+        self._listing = ListProgress(facts)
         self._unfinished = UnfinishedLookups(facts)
         self.renew_after_fork()
         renew_in_child(self)

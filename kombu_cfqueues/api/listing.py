@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ..shared_facts import SharedFacts
 
 
-class Listing:
+class ListProgress:
     """The position in the list.  Threads may share it.
 
     Args:

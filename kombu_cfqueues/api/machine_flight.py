@@ -10,7 +10,7 @@ from ..shared_facts import SharedFacts
 
 T = TypeVar("T")
 
-MAX_WAIT_SECONDS: Final = 3.0
+MAX_FLIGHT_SECONDS: Final = 3.0
 """Longest wait for another process.
 
 A look-up of a few requests takes much less.  If it takes longer, it waits for permits, and this
@@ -52,7 +52,7 @@ def ask_for_machine(
     if facts is None:
         return ask()
     now = time.monotonic()
-    until = now + min(MAX_WAIT_SECONDS, (deadline - now) / 2)
+    until = now + min(MAX_FLIGHT_SECONDS, (deadline - now) / 2)
     pause = FIRST_LOOK_SECONDS
     while (found := learned()) is None and not facts.begin(question):
         if time.monotonic() >= until:

@@ -17,6 +17,7 @@ from typing import cast
 from urllib3.util.connection import allowed_gai_family
 
 from ..runtime.fork import renew_in_child
+from ..runtime.threads import start_thread
 
 
 class NameResolver:
@@ -68,10 +69,7 @@ class _Lookup:
         self._error: Exception | None = OSError("the thread that looked up the host was stopped")
 
     def start(self) -> None:
-        thread = threading.Thread(target=self._run, name="cfqueues-resolve", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, and starts no threads
+        if start_thread("cfqueues-resolve", self._run) is not None:
             self._run()
 
     def wait(self, timeout: float) -> list[str]:

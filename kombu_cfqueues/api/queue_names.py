@@ -15,12 +15,10 @@ from ..runtime.recent import Recent
 HASH_DIGITS: Final = 8
 """Hex digits of the hash in a shortened name; two names share them once in 4 billion."""
 
-_QUEUE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
-
 
 def is_queue_id(name: str) -> bool:
     """Whether *name* has the form of an id of Cloudflare's."""
-    return _QUEUE_ID.fullmatch(name) is not None
+    return limits.ID.fullmatch(name) is not None
 
 
 def id_as_name(name: str) -> ConfigurationError:

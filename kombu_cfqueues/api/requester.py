@@ -121,7 +121,7 @@ class Requester:
             logger.debug("%s: HTTP %d, ray %s", request.action, response.status, ray_id)
         self.latest_headers = response.headers
         self._permits.observe(response.headers.get("Ratelimit"))
-        statuses = PULL_STATUSES if request.path.endswith("/pull") else None
+        statuses = PULL_STATUSES if request.path.endswith("/pull") else {}
         try:
             payload = payload_of(response, request.action, statuses, token)
         except CFQueuesError as refusal:

@@ -143,10 +143,7 @@ _STATUSES: Final[Mapping[int, Meaning]] = {
 
 
 def payload_of(
-    response: Response,
-    action: str,
-    statuses: Mapping[int, Meaning] | None = None,
-    secret: str = "",
+    response: Response, action: str, statuses: Mapping[int, Meaning], secret: str
 ) -> dict[str, Any]:
     """Return the JSON object of a successful response: its ``result``, if it has one, and more.
 
@@ -163,7 +160,7 @@ def payload_of(
     payload = _parse(response.body)
     if payload is not None and payload.get("success") is True and 200 <= response.status < 300:
         return payload
-    raise _error(response, payload, action, statuses or {}, secret)
+    raise _error(response, payload, action, statuses, secret)
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ STALE_UPDATES: Final = 3
 it."""
 
 ALLOWANCE_SHARE: Final = 0.25
-"""Largest share of the request rate that the exporter takes; publishing needs the rest."""
+"""Largest share of the request rate for reading backlogs; publishing needs the rest."""
 
 ALLOWANCE_PER_DAY: Final = limits.REQUESTS_PER_WINDOW / limits.WINDOW_SECONDS * 86_400
 """Requests that Cloudflare allows a token in a day."""

@@ -22,7 +22,7 @@ from ..options import (
     Secret,
     is_ours,
 )
-from ._options import NAMES, OPTIONS
+from ._options import BROKER_NAMES, BROKER_OPTIONS
 
 CELERY_VARIABLE: Final = "CELERY_BROKER_URL"
 
@@ -98,14 +98,14 @@ def takes_broker(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**given: Any) -> None:
-            rest = {name: value for name, value in given.items() if name not in NAMES}
+            rest = {name: value for name, value in given.items() if name not in BROKER_NAMES}
             raw_options = options_of(click.get_current_context(), token=token, tell=True)
             if raw:
                 function(raw_options=raw_options, **rest)
             else:
                 function(options=raw_options.read(), **rest)
 
-        for option in reversed((*OPTIONS, *(_ALLOWANCE if allowance else ()))):
+        for option in reversed((*BROKER_OPTIONS, *(_ALLOWANCE if allowance else ()))):
             command = option(command)
         return command
 
@@ -127,7 +127,7 @@ def options_of(context: click.Context, *, token: bool = True, tell: bool = False
     pairs: tuple[str, ...] = ()
     level: click.Context | None = context
     while level is not None:
-        for name in NAMES - {"pairs"}:
+        for name in BROKER_NAMES - {"pairs"}:
             if given.get(name) is None:
                 given[name] = level.params.get(name)
         pairs = (*(level.params.get("pairs") or ()), *pairs)

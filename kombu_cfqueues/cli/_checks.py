@@ -348,7 +348,7 @@ def _shared(spool: Spool, limit: Limit | None, reported: tuple[int, int] | None)
         if limit is not None:
             left = "" if reported is None else _reported(*reported)
             yield _fleet(spool, left) or _allowance(spool, limit, left)
-            share = None if spool.fleet else spool.share()
+            share = None if spool.fleet else spool.listing.share()
             if share is not None:
                 yield Check("share", "warning", in_full(share))
         yield _spool(spool)
@@ -396,7 +396,7 @@ def _blocked(seconds: float, more: str = "") -> Check:
 
 
 def _allowance(spool: Spool, limit: Limit, reported: str) -> Check:
-    allowed = spool.allowed()
+    allowed = spool.listing.allowed()
     if allowed.stopped_seconds:
         return _blocked(allowed.stopped_seconds)
     return Check(
@@ -410,13 +410,13 @@ def _allowance(spool: Spool, limit: Limit, reported: str) -> Check:
 def _spool(spool: Spool) -> Check:
     folder = spool.path.parent
     users = "this user's group" if folder.stat().st_mode & 0o020 else "this user only"
-    pids = spool.sharers()
+    pids = spool.listing.sharers()
     sharers = f"shared with process {', '.join(map(str, pids))}" if pids else "not shared now"
     text = f"{spool.path}, for {users}; {sharers}"
-    queues = spool.queues()
+    queues = spool.listing.queues()
     # Claimed messages of a process that was killed wait too.
     waiting = sum(queue.waiting + queue.sending for queue in queues)
-    refused = len(spool.refused())
+    refused = len(spool.listing.refused())
     if waiting:
         oldest = max(queue.oldest_seconds or 0.0 for queue in queues)
         text += (

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ..metrics import stats
-from ..options import Address
+from ..options import HostPort
 from ._backlogs import Backlogs, as_json
 
 CLIENT_SECONDS: Final = 5.0
@@ -86,7 +86,7 @@ class ExporterServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: Address, backlogs: Backlogs) -> None:
+    def __init__(self, address: HostPort, backlogs: Backlogs) -> None:
         if ":" in address.host:
             self.address_family = socket.AF_INET6
         self.backlogs = backlogs
@@ -95,9 +95,9 @@ class ExporterServer(ThreadingHTTPServer):
         super().__init__((address.host, address.port), _Request)
 
     @property
-    def listens_at(self) -> Address:
+    def listens_at(self) -> HostPort:
         """Where it listens, with the port that the system has chosen if it was 0."""
-        return Address(*self.socket.getsockname()[:2])
+        return HostPort(*self.socket.getsockname()[:2])
 
     def server_bind(self) -> None:
         """Bind, without the look-up of this machine's name that the base class makes."""

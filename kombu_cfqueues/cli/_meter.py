@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
 from typing import Final
 
 import click
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from ..runtime.clock import Clock
 from . import _console as console
 
-WINDOW_SECONDS: Final = 15.0
+SPEED_WINDOW_SECONDS: Final = 15.0
 """Period over which the rate is measured; the recent rate predicts the remaining time best."""
 
 SAMPLE_SECONDS: Final = 0.5
@@ -65,12 +64,7 @@ class Meter:
             self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._progress is not None:
             self._progress.stop()
 
@@ -86,7 +80,7 @@ class Meter:
         now = self._clock.monotonic()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._count, self._work))
-            while now - self._samples[0][0] > WINDOW_SECONDS and len(self._samples) > 2:
+            while now - self._samples[0][0] > SPEED_WINDOW_SECONDS and len(self._samples) > 2:
                 self._samples.popleft()
             self._show(now)
 

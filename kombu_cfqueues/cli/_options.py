@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-OPTIONS = (
+BROKER_OPTIONS = (
     click.option(
         "--broker",
         metavar="URL",
@@ -39,7 +39,7 @@ OPTIONS = (
     ),
 )
 
-NAMES: Final = frozenset(
+BROKER_NAMES: Final = frozenset(
     {"broker", "spool_dir", "base_url", "pairs", "request_rate", "request_burst"}
 )
 """The parameters that these options set."""
@@ -50,8 +50,8 @@ def takes_broker_before(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def group(**given: Any) -> None:
-        function(**{name: value for name, value in given.items() if name not in NAMES})
+        function(**{name: value for name, value in given.items() if name not in BROKER_NAMES})
 
-    for option in reversed(OPTIONS):
+    for option in reversed(BROKER_OPTIONS):
         group = option(group)
     return group

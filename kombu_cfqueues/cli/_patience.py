@@ -9,7 +9,7 @@ import click
 
 from ..errors import NothingListens, TransientError
 
-SILENT_SECONDS: Final = 1.0
+WORDLESS_SECONDS: Final = 1.0
 """For how long a command retries without a word: most failures pass sooner."""
 
 
@@ -34,7 +34,7 @@ class Patience:
         if isinstance(error, NothingListens):
             return True
         now = time.monotonic()
-        if not self._has_told and now - self._began >= SILENT_SECONDS:
+        if not self._has_told and now - self._began >= WORDLESS_SECONDS:
             self._has_told = True
             left = max(0.0, self._deadline - now)
             click.echo(f"{error}; trying again for up to {left:.0f} s", err=True)

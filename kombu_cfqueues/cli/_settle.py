@@ -36,7 +36,7 @@ PAUSE_EFFECT_SECONDS: Final = 30.0
 CONSUMER_EFFECT_SECONDS: Final = 60.0
 """Longest wait for a new pull consumer to take effect; some seconds were observed."""
 
-POLL_SECONDS: Final = 0.25
+SETTLE_POLL_SECONDS: Final = 0.25
 """Pause between two pulls that wait for a message or for a new consumer."""
 
 PAUSED_POLL_SECONDS: Final = 0.5
@@ -48,7 +48,7 @@ SHORT_LEASE_SECONDS: Final = 1.0
 LONG_LEASE_SECONDS: Final = 60.0
 """Lease that does not expire before the message is acknowledged."""
 
-MAX_RETRIES: Final = 2
+SETTLE_RETRIES: Final = 2
 """Retries of the temporary queue's consumer: few, so that the last one comes soon."""
 
 
@@ -179,7 +179,7 @@ class Probe:
         )
 
     def _pull_consumer(self) -> Iterator[Fact]:
-        consumer = {"type": "http_pull", "settings": {"max_retries": MAX_RETRIES}}
+        consumer = {"type": "http_pull", "settings": {"max_retries": SETTLE_RETRIES}}
         self._post("/consumers", consumer)
         started, refusals = time.monotonic(), 0
         while True:
@@ -190,7 +190,7 @@ class Probe:
                 refusals += 1
                 if time.monotonic() - started > CONSUMER_EFFECT_SECONDS:
                     raise
-            self._wait(POLL_SECONDS)
+            self._wait(SETTLE_POLL_SECONDS)
         seconds = time.monotonic() - started
         answer = f"after {seconds:.1f} s" if refusals else "at once"
         yield Fact(
@@ -272,19 +272,19 @@ class Probe:
     def _deliveries(self) -> Iterator[Fact]:
         self._post("/messages", {"body": "deliveries", "content_type": "text"})
         count = 0
-        while count <= 2 * MAX_RETRIES:
+        while count <= 2 * SETTLE_RETRIES:
             raws = self._collect(1, seconds=REDELIVERY_SECONDS if count else ARRIVAL_SECONDS)
             if not raws:
                 break
             count += 1
             retries = [{"lease_id": raw["lease_id"], "delay_seconds": 0} for raw in raws]
             self._post("/messages/ack", {"retries": retries})
-        answers = {MAX_RETRIES: "max_retries", MAX_RETRIES + 1: "one_more"}
+        answers = {SETTLE_RETRIES: "max_retries", SETTLE_RETRIES + 1: "one_more"}
         yield Fact(
             "deliveries",
             "how often is a message delivered before it is dead-lettered?",
             answers.get(count, "unknown"),
-            f"{count} times with max_retries {MAX_RETRIES}",
+            f"{count} times with max_retries {SETTLE_RETRIES}",
         )
 
     def _paused_pull(self) -> Iterator[Fact]:
@@ -483,7 +483,7 @@ class Probe:
         """Pull until *count* messages have arrived, or until *seconds* have passed."""
         end, raws = time.monotonic() + seconds, self._pull(lease_seconds)
         while len(raws) < count and time.monotonic() < end:
-            self._wait(POLL_SECONDS)
+            self._wait(SETTLE_POLL_SECONDS)
             raws += self._pull(lease_seconds)
         return raws
 

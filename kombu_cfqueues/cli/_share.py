@@ -20,7 +20,7 @@ def share_of(options: Options) -> LearnedShare | None:
         return None
     spool = open_spool(options)
     try:
-        return spool.share()
+        return spool.listing.share()
     finally:
         spool.close()
 

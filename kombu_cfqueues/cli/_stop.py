@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-WAIT_SECONDS: Final = 0.5
+SIGNAL_POLL_SECONDS: Final = 0.5
 """Longest single wait for a signal."""
 
 
@@ -35,7 +35,7 @@ class Stop:
     def wait_for_signal(self) -> None:
         """Block until a signal arrives."""
         # Windows handles no signal during a wait without a timeout.
-        while not self.event.wait(WAIT_SECONDS):
+        while not self.event.wait(SIGNAL_POLL_SECONDS):
             pass
 
     def handle_signal(self, _signal: int, _frame: FrameType | None) -> None:

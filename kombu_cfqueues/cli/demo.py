@@ -15,16 +15,16 @@ from kombu.message import Message
 from ..emulator import Emulator
 from ..options import Options
 from . import _console as console
+from ._address import cannot_listen
 from ._broker import RawOptions
 from ._compose import Composer
 from ._help import examples
 from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
-from .emulator import cannot_listen
 
-QUEUE: Final = "demo"
+DEMO_QUEUE: Final = "demo"
 
-ARRIVAL_SECONDS: Final = 20.0
+DEMO_SECONDS: Final = 20.0
 """Longest wait for the three messages to arrive."""
 
 DRAIN_SECONDS: Final = 0.5
@@ -55,7 +55,7 @@ def command(port: int, stay: bool, as_json: bool) -> None:
         emulator = Emulator(port=port)
         emulator.start()
     except OSError as error:
-        raise click.ClickException(cannot_listen("127.0.0.1", port, error)) from error
+        raise cannot_listen("emulator", "127.0.0.1", port, error) from error
     with emulator:
         options = RawOptions(emulator.broker_url, {}, token=True).read()
         with open_session(options) as session:
@@ -69,7 +69,7 @@ def command(port: int, stay: bool, as_json: bool) -> None:
                 _wait_for_ctrl_c()
     if arrived != MESSAGES:
         raise click.ClickException(
-            f"not every message arrived within {ARRIVAL_SECONDS:g} s: run the demo again with "
+            f"not every message arrived within {DEMO_SECONDS:g} s: run the demo again with "
             "--stay, and look at the page of the emulator"
         )
 
@@ -80,11 +80,12 @@ def _play(session: Session, options: Options, emulator: Emulator, *, as_json: bo
             click.echo(text)
 
     say(f"Emulating Cloudflare Queues; page while this runs: {emulator.page_url}")
-    queue = session.call(session.client.create_queue, QUEUE)
-    say(f"\n1. Publish three messages to queue {QUEUE!r}: JSON, a Celery task, and a delayed one.")
-    plain = Composer(QUEUE, options)
-    task = Composer(QUEUE, options, task="shop.tasks.send_mail")
-    delayed = Composer(QUEUE, options, delay=1)
+    queue = session.call(session.client.create_queue, DEMO_QUEUE)
+    kinds = "JSON, a Celery task, and a delayed one"
+    say(f"\n1. Publish three messages to queue {DEMO_QUEUE!r}: {kinds}.")
+    plain = Composer(DEMO_QUEUE, options)
+    task = Composer(DEMO_QUEUE, options, task="shop.tasks.send_mail")
+    delayed = Composer(DEMO_QUEUE, options, delay=1)
     session.publish(
         queue,
         [
@@ -96,7 +97,7 @@ def _play(session: Session, options: Options, emulator: Emulator, *, as_json: bo
     say("\n2. What 'cfqueues peek' shows: the first two, because the third is still delayed.\n")
     raws = by_age(session.call(session.client.peek, queue.id, batch_size=10))
     if not as_json:
-        console.table(COLUMNS, [row(decode(raw, QUEUE)) for raw in raws], numbers=COLUMNS[:2])
+        console.table(COLUMNS, [row(decode(raw, DEMO_QUEUE)) for raw in raws], numbers=COLUMNS[:2])
     say("\n3. Consume and acknowledge them with Kombu.\n")
     return _consume(emulator.broker_url, say)
 
@@ -113,9 +114,9 @@ def _consume(url: str, say: Callable[[str], None]) -> int:
         message.ack()
 
     with Connection(url, transport_options={"polling_interval": POLLING_SECONDS}) as connection:
-        consumer = connection.Consumer([Queue(QUEUE)], callbacks=[receive], accept=["json"])
+        consumer = connection.Consumer([Queue(DEMO_QUEUE)], callbacks=[receive], accept=["json"])
         with consumer:
-            while len(arrived) < MESSAGES and time.monotonic() - started < ARRIVAL_SECONDS:
+            while len(arrived) < MESSAGES and time.monotonic() - started < DEMO_SECONDS:
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=DRAIN_SECONDS)
     return len(arrived)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..emulator.config import Config
 from ..emulator.fault_orders import seconds_of
 from ..emulator.knobs import positions as knob_positions
 from ..emulator.snippets import TOKEN_VARIABLE
+from ._address import cannot_listen, takes_address
 from ._emulator_config import takes_config
 from ._emulator_messages import export_command, import_command
 from ._help import examples
@@ -33,14 +33,7 @@ from ._stop import stop_on_signals
     ),
 )
 @takes_config
-@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8787,
-    show_default=True,
-    help="Listen on this port; 0 picks a free port.",
-)
+@takes_address(port=8787)
 @click.option("--account", default=ACCOUNT_ID, show_default=True, help="Set the id of the account.")
 @click.option(
     "--token",
@@ -145,17 +138,7 @@ def _start(emulator: Emulator, orders: tuple[str, ...]) -> None:
         raise click.UsageError(f"--fault: {error}") from error
     except OSError as error:
         emulator.stop()
-        raise click.ClickException(cannot_listen(emulator.host, emulator.port, error)) from error
-
-
-def cannot_listen(host: str, port: int, error: OSError) -> str:
-    """Return why the emulator cannot listen, and what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {port} of {host} is in use, perhaps by another 'cfqueues emulator': choose "
-            "another --port, or --port 0 for a free one"
-        )
-    return f"cannot listen on {host}:{port} ({error.strerror}): choose another --host or --port"
+        raise cannot_listen("emulator", emulator.host, emulator.port, error) from error
 
 
 def _read_latency(text: str) -> float | tuple[float, float]:

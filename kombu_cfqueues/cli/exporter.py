@@ -7,8 +7,9 @@ import sys
 import click
 
 from ..errors import CFQueuesError
-from ..options import Address, Options
+from ..options import HostPort, Options
 from . import _console as console
+from ._address import cannot_listen, takes_address
 from ._backlogs import ALLOWANCE_PER_DAY, Backlogs
 from ._broker import takes_broker
 from ._commands import in_one_line
@@ -21,14 +22,7 @@ from ._stop import Stop, stop_on_signals
 @click.command(epilog=examples("exporter", "exporter mails reports --interval 60"))
 @takes_broker(allowance=True)
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=9811,
-    show_default=True,
-    help="Listen on this port; 0 picks a free port.",
-)
+@takes_address(port=9811)
 @click.option(
     "--interval",
     type=click.FloatRange(min=1),
@@ -50,12 +44,9 @@ def command(
         backlogs = Backlogs(session, names, interval)
         failure = backlogs.update()
         try:
-            server = ExporterServer(Address(host, port), backlogs)
+            server = ExporterServer(HostPort(host, port), backlogs)
         except OSError as error:
-            raise click.ClickException(
-                f"cannot listen at {Address(host, port)} ({error.strerror or error}): choose "
-                "another --port, or stop what listens there"
-            ) from error
+            raise cannot_listen("exporter", host, port, error) from error
         server.start()
         click.echo(_greeting(server, backlogs))
         _keep_up(backlogs, stop, failure)

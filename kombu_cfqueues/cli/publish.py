@@ -35,7 +35,7 @@ from ._session import Session, open_session
 from ._source import Line, Source
 from ._stop import Stop, stop_on_signals
 
-BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=5.0)
+PUBLISH_BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=5.0)
 """Pauses between the tries of a batch that failed for a while.  The longest is the longest time to
 notice the end of an outage."""
 
@@ -352,7 +352,7 @@ class Run:
         """Publish a batch from a thread of the pool, and retry its transient failures."""
         outcomes: list[CFQueuesError | None] = [None] * len(messages)
         todo = list(range(len(messages)))
-        last_accepted_at, backoff = time.monotonic(), BACKOFF
+        last_accepted_at, backoff = time.monotonic(), PUBLISH_BACKOFF
         while True:
             sent = self._session.publish(self.queue, [messages[index] for index in todo])
             for index, error in zip(todo, sent, strict=True):

@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -24,21 +23,10 @@ from ._completion import queue_argument
 from ._help import examples
 from ._messages import decode
 from ._paths import FilePath
+from ._pulls import MAX_HELD, RUN_LEASE_SECONDS, pulls
 from ._session import Session, open_session
 from ._stop import Stop, stop_on_signals
 from .peek import existing_pull_consumer
-
-LEASE_SECONDS: Final = 1800.0
-"""Lease of pulled messages, which must not be redelivered during the run."""
-
-MAX_HELD: Final = 10_000
-"""Most messages that ``--keep`` holds until its end."""
-
-EMPTY_PULLS: Final = 3
-"""Empty pulls in a row that end the run.  A single pull may be empty although messages wait."""
-
-EMPTY_PULL_PAUSE_SECONDS: Final = 0.25
-"""Pause after an empty pull."""
 
 
 @click.command(
@@ -123,7 +111,7 @@ class Run:
     def pull(self, descriptor: int, limit: int) -> None:
         """Write up to *limit* messages to an open file."""
         try:
-            for raws in self._pulled(limit):
+            for raws in pulls(self._session, self._queue, self._stop, lambda: limit - self.written):
                 self._held += raws  # until they are on the disk
                 _write(descriptor, raws, self._queue.name)
                 self.written += len(raws)
@@ -146,18 +134,6 @@ class Run:
             "failure": self.failure or None,
         }
 
-    def _pulled(self, limit: int) -> Iterator[list[dict[str, Any]]]:
-        empty, left = 0, limit
-        while left > 0 and empty < EMPTY_PULLS and not self._stop.requested:
-            count = min(left, limits.PULL_MESSAGES)
-            raws = self._session.pull(self._queue, count, lease_seconds=LEASE_SECONDS)
-            if raws:
-                empty, left = 0, left - len(raws)
-                yield raws
-            else:
-                empty += 1
-                time.sleep(EMPTY_PULL_PAUSE_SECONDS)
-
     def _give_back(self) -> None:
         for start in range(0, len(self._held), limits.BATCH_MESSAGES):
             part = self._held[start : start + limits.BATCH_MESSAGES]
@@ -167,7 +143,7 @@ class Run:
                 left = len(self._held) - start
                 self.failure = self.failure or (
                     f"{console.plural(left, 'message')} could not be given back, and come back in "
-                    f"{console.duration(LEASE_SECONDS)}: {in_one_line(error)}"
+                    f"{console.duration(RUN_LEASE_SECONDS)}: {in_one_line(error)}"
                 )
                 return
 

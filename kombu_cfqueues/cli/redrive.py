@@ -22,24 +22,13 @@ from ._completion import QUEUE, queue_argument
 from ._help import examples
 from ._messages import COLUMNS, DecodedMessage, by_age, decode, row
 from ._meter import Meter
+from ._pulls import MAX_HELD, RUN_LEASE_SECONDS, pulls
 from ._session import Session, open_session
 from ._stop import Stop, stop_on_signals
 from .peek import peek_messages
 
-LEASE_SECONDS: Final = 1800.0
-"""Lease of pulled messages.  Those that are not moved must not be redelivered during the run."""
-
-HOLD_SECONDS: Final = LEASE_SECONDS / 2
+GIVE_BACK_SECONDS: Final = RUN_LEASE_SECONDS / 2
 """Longest run while messages are held: the other half of their lease is for returning them."""
-
-MAX_HELD: Final = 10_000
-"""Messages that are held until the end of a run because they are not moved; more end the run."""
-
-EMPTY_PULLS: Final = 3
-"""Empty pulls in a row that end the run.  A single pull may be empty although messages wait."""
-
-EMPTY_PULL_PAUSE_SECONDS: Final = 0.25
-"""Pause after an empty pull."""
 
 Raw = Mapping[str, Any]
 
@@ -175,18 +164,15 @@ class Move:
     def run(self, limit: int) -> None:
         """Move up to *limit* messages; return the others to the source in any case."""
         consumer = self._session.pull_consumer(self.source)
-        give_back_at = time.monotonic() + HOLD_SECONDS
-        empty = 0
+        give_back_at = time.monotonic() + GIVE_BACK_SECONDS
+
+        def wanted() -> int:
+            left = limit - self.moved
+            return 0 if left <= 0 or self._is_over(give_back_at) else left
+
         try:
-            while empty < EMPTY_PULLS and self.moved < limit and not self._is_over(give_back_at):
-                count = min(limits.PULL_MESSAGES, limit - self.moved)
-                raws = self._session.pull(self.source, count, lease_seconds=LEASE_SECONDS)
-                if raws:
-                    empty = 0
-                    self._move(raws)
-                else:
-                    empty += 1
-                    self._stop.wait(EMPTY_PULL_PAUSE_SECONDS)
+            for raws in pulls(self._session, self.source, self._stop, wanted):
+                self._move(raws)
         except CFQueuesError as error:
             self.failure = in_one_line(error)
         finally:
@@ -211,7 +197,7 @@ class Move:
             )
         if not self.failure and self._held and time.monotonic() > give_back_at:
             self.failure = "the lease of messages not moved expires soon: run the command again"
-        return bool(self.failure) or self._stop.requested
+        return bool(self.failure)
 
     def _move(self, raws: Sequence[Raw]) -> None:
         """Publish the selected messages, then acknowledge them; hold the rest until the end."""
@@ -254,7 +240,7 @@ class Move:
             self.failure = self.failure or (
                 f"{console.plural(self.kept, 'message')} could not be returned to "
                 f"{self.source.name!r}, and will be redelivered when the lease of "
-                f"{console.duration(LEASE_SECONDS)} expires: {in_one_line(error)}"
+                f"{console.duration(RUN_LEASE_SECONDS)} expires: {in_one_line(error)}"
             )
 
 

@@ -11,7 +11,7 @@ import click
 
 from ..account import open_spool
 from ..options import Options
-from ..spool import QueueState, Refused, Spool
+from ..spool import Listing, QueueState, Refused, Spool
 from . import _console as console
 from ._broker import RawOptions, takes_broker
 from ._help import examples
@@ -38,7 +38,7 @@ def command(context: click.Context, raw_options: RawOptions, as_json: bool) -> N
 @console.takes_json
 def retry(options: Options, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Send the refused messages with these IDs again."""
-    count = _apply(options, messages, everything, Spool.retry)
+    count = _apply(options, messages, everything, Listing.retry)
     if as_json:
         click.echo(json.dumps({"retried": count}))
         return
@@ -53,7 +53,7 @@ def retry(options: Options, messages: tuple[int, ...], everything: bool, as_json
 @console.takes_json
 def drop(options: Options, messages: tuple[int, ...], everything: bool, as_json: bool) -> None:
     """Delete the refused messages with these IDs."""
-    count = _apply(options, messages, everything, Spool.drop)
+    count = _apply(options, messages, everything, Listing.drop)
     deleted = f"Deleted {console.plural(count, 'message')}."
     click.echo(json.dumps({"dropped": count}) if as_json else deleted)
 
@@ -62,12 +62,12 @@ def _apply(
     options: Options,
     messages: tuple[int, ...],
     everything: bool,
-    change: Callable[[Spool, list[int]], int],
+    change: Callable[[Listing, list[int]], int],
 ) -> int:
     if everything == bool(messages):
         raise click.UsageError("give the ids of messages, or --all")
     with _opened(options) as spool:
-        refused = {message.id for message in spool.refused()}
+        refused = {message.id for message in spool.listing.refused()}
         unknown = sorted(set(messages) - refused)
         if unknown:
             ids = ", ".join(map(str, unknown))
@@ -75,7 +75,7 @@ def _apply(
                 f"no refused message has the id {ids}, and nothing was changed: see 'cfqueues "
                 "spool'"
             )
-        return change(spool, sorted(refused if everything else set(messages)))
+        return change(spool.listing, sorted(refused if everything else set(messages)))
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _opened(options: Options) -> Iterator[Spool]:
 
 
 def _show(spool: Spool, *, as_json: bool) -> None:
-    queues, refused = spool.queues(), spool.refused()
+    queues, refused = spool.listing.queues(), spool.listing.refused()
     if as_json:
         shown: dict[str, Any] = {
             "file": str(spool.path),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Final
 
 import click
 from rich.console import Group
@@ -19,6 +18,7 @@ from ..errors import TransientError
 from ..options import Options
 from ..spool import LearnedShare
 from . import _console as console
+from ._backlogs import ALLOWANCE_SHARE
 from ._broker import takes_broker
 from ._commands import in_one_line
 from ._completion import queue_argument
@@ -26,9 +26,6 @@ from ._help import examples
 from ._session import Session, open_session
 from ._share import in_short, share_if_readable
 from .queues import METRICS, consumer_summary, describe, metrics_row, read_backlog
-
-ALLOWANCE_SHARE: Final = 0.25
-"""Largest share of the request rate that this command takes; publishing needs the rest."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ class Watch:
         self._session.retries = False
 
 
-COLUMNS = ["QUEUE", *METRICS, "CHANGE", "CONSUMER", "DELIVERY"]
+TOP_COLUMNS = ["QUEUE", *METRICS, "CHANGE", "CONSUMER", "DELIVERY"]
 NUMBERS = [*METRICS, "CHANGE"]
 
 
@@ -232,7 +229,7 @@ class _Plain:
             click.echo(_back(watch.over), err=True)
         if watch.snapshot.share is not None:
             click.echo(f"Note: {in_short(watch.snapshot.share)}", err=True)
-        console.table(COLUMNS, _rows(watch), numbers=NUMBERS)
+        console.table(TOP_COLUMNS, _rows(watch), numbers=NUMBERS)
 
 
 class _Json:
@@ -270,7 +267,7 @@ class _Screen:
         if watch.over is not None:
             title += f". {_back(watch.over)}"
         width = self._screen.console.width
-        table = console.grid(COLUMNS, _rows(watch), numbers=NUMBERS, width=width)
+        table = console.grid(TOP_COLUMNS, _rows(watch), numbers=NUMBERS, width=width)
         lines: list[Text | Table | Styled] = [Text(title, style="dim"), table]
         if outage is not None:
             told = Text(console.clean(outage.text(snapshot)), style="bold red")

@@ -1,9 +1,9 @@
 """Acknowledgements and retries, sent in groups by background threads.
 
 Settling a message never blocks its caller.  The acknowledgements of a queue share a request: it
-leaves once it is full, or `HOLD_SECONDS` after the first one and at least `SPACING_SECONDS` after
-the request before.  A retry leaves at once, because a consumer may be waiting for the message.  A
-request that fails is repeated until the leases end.
+leaves once it is full, or `ACK_HOLD_SECONDS` after the first one and at least `SPACING_SECONDS`
+after the request before.  A retry leaves at once, because a consumer may be waiting for the
+message.  A request that fails is repeated until the leases end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_LEASES: Final = 100
 """Maximum number of leases in one request.  Cloudflare documents no limit; a pull returns at most
 this many."""
 
-HOLD_SECONDS: Final = 0.05
+ACK_HOLD_SECONDS: Final = 0.05
 """How long the first acknowledgement waits for others to share its request."""
 
 SPACING_SECONDS: Final = 0.1
@@ -62,10 +62,10 @@ MAX_UNSENT: Final = 2 * MAX_LEASES
 """A queue for which more leases wait is not pulled.  An application may acknowledge faster than the
 requests leave, and what waits takes memory."""
 
-REQUEST_SECONDS: Final = 10.0
+ACK_REQUEST_SECONDS: Final = 10.0
 """Maximum duration of one request."""
 
-GIVE_UP_SECONDS: Final = REQUEST_SECONDS
+GIVE_UP_SECONDS: Final = ACK_REQUEST_SECONDS
 """After a flush has failed, flushes return at once for this long.  A connection that closes many
 channels then waits for an unreachable server once, and not for each channel."""
 
@@ -117,7 +117,7 @@ class _Outbox:
         """When the next request should leave."""
         at = 0.0
         if not self.urgent and len(self.waiting) < MAX_LEASES:
-            at = max(self.first_at + HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
+            at = max(self.first_at + ACK_HOLD_SECONDS, self.sent_at + SPACING_SECONDS)
         return max(at, self.backoff.due)
 
     @property
@@ -294,7 +294,7 @@ class Acknowledger:
     # -- requests
 
     def _post(self, queue_id: str, batch: list[_PendingLease]) -> None:
-        self._send(queue_id, batch, time.monotonic() + REQUEST_SECONDS)
+        self._send(queue_id, batch, time.monotonic() + ACK_REQUEST_SECONDS)
 
     def _send(self, queue_id: str, batch: list[_PendingLease], deadline: float) -> bool:
         """Send a batch; return False if something of it must be sent again."""

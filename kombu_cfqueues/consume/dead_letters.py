@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
 
 from .. import envelope
-from ..api.models import Queue
 from ..envelope import Packed
 from ..errors import CFQueuesError, MessageTooLarge, PublishTimeout, TransientError
 from ..runtime.fork import renew_in_child
@@ -30,7 +29,7 @@ COPY_SECONDS: Final = 30.0
 """Maximum duration of one copy.  It waits for the request allowance like any publisher, so it gets
 the time that ``publish_timeout`` gives those by default."""
 
-RETRY_PAUSE_SECONDS: Final = 1.0
+COPY_RETRY_SECONDS: Final = 1.0
 """Pause after a copy that failed, so that an outage does not become a busy loop."""
 
 
@@ -52,7 +51,7 @@ class Forwarder:
 
     Args:
         publish: Publishes a copy.
-        find: Returns the queue with a name at Cloudflare, and creates it if it does not exist.
+        find: Returns the id of the queue with a name at Cloudflare; creates it if it is missing.
         ack: Acknowledges a message that was copied.
         on_returned: Called with the id of a queue when a copy of its own message is in it.
     """
@@ -60,7 +59,7 @@ class Forwarder:
     def __init__(
         self,
         publish: Publish,
-        find: Callable[[str, float], Queue],
+        find: Callable[[str, float], str],
         ack: Callable[[Delivery], None],
         on_returned: Callable[[str], None],
     ) -> None:
@@ -149,17 +148,17 @@ class Forwarder:
     def _publish_copy(self, copy: _Copy) -> None:
         deadline = time.monotonic() + COPY_SECONDS
         name = copy.dead_letter_queue
-        queue = self._find(name, deadline) if name else copy.delivery.queue
+        queue_id = self._find(name, deadline) if name else copy.delivery.queue.id
         packed = _packed(copy)
-        self._publish(queue.id, packed, deadline=deadline)
+        self._publish(queue_id, packed, deadline=deadline)
         if not name:
-            self._on_returned(queue.id)
+            self._on_returned(queue_id)
 
     def _retry_later(self, copy: _Copy) -> bool:
         """Pause, and add the copy again; return False if the message's lease has ended."""
         if copy.delivery.leased_until < time.monotonic():
             return False
-        time.sleep(RETRY_PAUSE_SECONDS)
+        time.sleep(COPY_RETRY_SECONDS)
         with self._lock:
             self._waiting.append(copy)
         return True

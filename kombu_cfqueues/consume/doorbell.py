@@ -26,6 +26,8 @@ from ..errors import SpoolUnavailable
 from ..options import Options
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.inherited import abandon
+from ..runtime.threads import start_thread
 from ..spool import Listener, Listeners, Spool
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Doorbell:
         beyond: Rings at consumers of other machines, too.
     """
 
-    def __init__(self, options: Options, beyond: Beyond | None = None) -> None:
+    def __init__(self, options: Options, beyond: Beyond | None) -> None:
         self._beyond = beyond
         self._account_id = options.account_id.lower()
         is_possible = Spool.available and hasattr(socket, "AF_UNIX")
@@ -220,16 +222,11 @@ class Doorbell:
             self._listeners.leave(bells.listener)
 
     def _start(self, bells: _BellSocket) -> None:
-        # Not under the lock: under gevent, starting a thread switches to another greenlet.
         if not self._closes_at_exit:
             self._closes_at_exit = True
             call_at_exit(partial(_close, weakref.ref(self)))
-        thread = threading.Thread(
-            target=self._serve, args=(bells,), name="cfqueues-doorbell", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
+        error = start_thread("cfqueues-doorbell", partial(self._serve, bells))
+        if error is not None:
             with self._lock:
                 self._give_up(error)
             bells.close()
@@ -298,17 +295,7 @@ class _BellSocket:
     def abandon(self) -> None:
         """Close the parent's socket and lock in a forked child, and leave their files alone."""
         self.listener.lock.release()
-        # `socket.close` would use the event loop of gevent, which is still the parent's here, and
-        # closing only the descriptor would let the object close another file of the same number.
-        _abandoned.append(self._socket)
-        with contextlib.suppress(OSError):
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(nothing, self._socket.fileno(), inheritable=False)
-            os.close(nothing)
-
-
-_abandoned: list[socket.socket] = []
-"""Sockets of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+        abandon(self._socket, [self._socket.fileno()])
 
 
 def _socket() -> socket.socket:

@@ -67,8 +67,8 @@ class Subscription:
         options: Options,
         window: PrefetchWindow,
         inbox: Inbox,
-        fails_over: bool = False,
-        is_reply: bool = False,
+        fails_over: bool,
+        is_reply: bool,
     ) -> None:
         self.name = name
         self.queue, self.consumer = Source.unknown(name)
@@ -116,7 +116,7 @@ class Subscription:
         self.messages_seen_at = time.monotonic()
         self.poll_interval.reset(self.messages_seen_at)
 
-    def pulled(self, started: float, *, found: int, asked: int, is_alone: bool = False) -> None:
+    def pulled(self, started: float, *, found: int, asked: int, is_alone: bool) -> None:
         """Note a pull that did not fail, and set when the next one is due.
 
         The caller holds the receiver's lock.

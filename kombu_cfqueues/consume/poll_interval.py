@@ -17,7 +17,7 @@ MIN_INTERVAL_SECONDS: Final = 0.01
 """Shortest pause after an empty pull.  ``polling_interval=0`` asks for the fastest polling, which
 must not become a busy loop."""
 
-BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
+PULL_BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=10.0)
 """Pauses after failures: one lost response delays messages by at most the first.  The longest is
 as long as the default ``max_polling_interval``, so a queue that works again is noticed as soon as a
 message in an empty one."""
@@ -68,7 +68,7 @@ class PollInterval:
             self._share = REPLY_SHARE
         self._longest = max(longest, self._first)
         self._quiet_since = now
-        self._backoff = BACKOFF
+        self._backoff = PULL_BACKOFF
         self._is_failing = False
         self._bell_at: float | None = None  # the last one that no pull has answered
         self._empty_bell_at = -inf  # the last bell's pull that found nothing
@@ -82,18 +82,18 @@ class PollInterval:
         self._bell_at, self._empty_bell_at, self._look_pause = None, -inf, 0.0
         self.due = now
 
-    def empty(self, now: float, started: float | None = None, *, is_alone: bool = False) -> None:
+    def empty(self, now: float, started: float, *, is_alone: bool) -> None:
         """Back off after a pull that returned no message.
 
         Args:
             now: The time now.
-            started: When the pull started; None means now.
+            started: When the pull started.
             is_alone: Whether no other process of this machine can have taken the message for which
                 a bell rang, so that another look may find it.
         """
         self._works()
         self.due = now + self._pause(now)
-        if self._bell_at is not None and self._bell_at > (now if started is None else started):
+        if self._bell_at is not None and self._bell_at > started:
             self._hurry(now)  # the server may have answered before it had the message
         elif self._bell_at is not None or self._look_pause:
             self._bell_found_nothing(now, is_alone=is_alone)
@@ -139,7 +139,7 @@ class PollInterval:
 
     def _works(self) -> None:
         self._is_failing = False
-        self._backoff = BACKOFF
+        self._backoff = PULL_BACKOFF
 
     def _pause(self, now: float) -> float:
         """Return the pause after an empty pull that ended *now*."""

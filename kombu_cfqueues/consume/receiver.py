@@ -17,6 +17,7 @@ from typing import Final
 
 from ..api.client import Client
 from ..api.directory import Directory
+from ..envelope import Address
 from ..errors import CFQueuesError
 from ..options import Options
 from ..runtime.fork import living, renew_in_child
@@ -47,7 +48,7 @@ answered within this time, so that a mistake is usually raised where it was made
 PULL_SECONDS: Final = 15.0
 """Maximum duration of one pull, and of the requests that repair a pull that failed."""
 
-MAX_WAIT_SECONDS: Final = 5.0
+MAX_IDLE_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
 garbage-collected and never closed, and messages that were garbage-collected and never settled."""
 
@@ -81,7 +82,9 @@ class Receiver:
         self._acknowledger = Acknowledger(client, self.pull_now)
         self._forwarder = Forwarder(
             publish,
-            lambda title, deadline: directory.by_cloudflare_name(title, deadline=deadline),
+            lambda name, deadline: directory.resolve(
+                Address(name, creates=True), deadline=deadline
+            ),
             self._acknowledger.ack,
             self.pull_now,
         )
@@ -307,7 +310,7 @@ class Receiver:
             return Job(self.dropped.give_back)
         now = time.monotonic()
         chosen: Subscription | None = None
-        ready, wait = 0, MAX_WAIT_SECONDS
+        ready, wait = 0, MAX_IDLE_SECONDS
         for subscription in self._subscriptions:
             if subscription.inbox.abandoned:
                 return Job(functools.partial(self._cancel_all, subscription.inbox))
@@ -328,7 +331,7 @@ class Receiver:
         chosen.window.held += count
         chosen.in_flight += 1
         # This pull may hang, so another thread should wait for the other queues.
-        more = ready > 1 or wait < MAX_WAIT_SECONDS or self._pull_at(chosen, now) <= now
+        more = ready > 1 or wait < MAX_IDLE_SECONDS or self._pull_at(chosen, now) <= now
         return Job(functools.partial(self._pull, chosen, count), more=more)
 
     def _due_at(self, subscription: Subscription, now: float) -> float:

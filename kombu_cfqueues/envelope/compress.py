@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..options import Options
 
-MAX_BODY_BYTES: Final = 16 << 20
+MAX_UNCOMPRESSED_BYTES: Final = 16 << 20
 """Maximum size of a body that is compressed to fit.  ``celery.js`` decompresses no larger ones, so
 that a small message cannot fill the memory of a Worker; a Kombu consumer stops at 64 MiB."""
 
@@ -35,10 +35,10 @@ def compressed(message: Mapping[str, Any], options: Options) -> tuple[Mapping[st
     if not options.compress_large:
         return message, "the option compress_large is off"
     body = _body_of(message)
-    if len(body) > MAX_BODY_BYTES:
+    if len(body) > MAX_UNCOMPRESSED_BYTES:
         return message, (
             f"its body of {len(body):,} bytes was not compressed, because consumers decompress at "
-            f"most {MAX_BODY_BYTES:,} bytes"
+            f"most {MAX_UNCOMPRESSED_BYTES:,} bytes"
         )
     properties = {**(message.get("properties") or {}), "body_encoding": "base64"}
     return {

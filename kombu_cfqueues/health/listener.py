@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import socket
 import socketserver
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
-from ..options import Address
+from ..options import HostPort
+from ..runtime.inherited import abandon
 from .exposition import CONTENT_TYPE, exposition
 from .judge import Report, judge
 
@@ -22,7 +21,7 @@ PROBE_TIMEOUT_SECONDS: Final = 5.0
 moment only."""
 
 
-class Listener:
+class ProbeListener:
     """Listens at an address; a thread of its own answers each probe.
 
     The thread that calls `answer` waits in ``accept``, which gevent and eventlet make cooperative;
@@ -35,13 +34,13 @@ class Listener:
         OSError: The address is in use, or not of this machine.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: HostPort) -> None:
         self._server = _Server(address)
 
     @property
-    def address(self) -> Address:
+    def address(self) -> HostPort:
         """Where it listens, with the port that the system has chosen if it was 0."""
-        return Address(*self._server.socket.getsockname()[:2])
+        return HostPort(*self._server.socket.getsockname()[:2])
 
     def answer(self, seconds: float) -> None:
         """Answer one probe, or wait for *seconds*."""
@@ -61,17 +60,7 @@ class Listener:
 
     def abandon(self) -> None:
         """Free the parent's address in a forked child, which would hold it after the parent."""
-        # `socket.close` would use the event loop of gevent, which is still the parent's here, and
-        # closing only the descriptor would let the object close another file of the same number.
-        _abandoned.append(self._server.socket)
-        with contextlib.suppress(OSError):
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(nothing, self._server.socket.fileno(), inheritable=False)
-            os.close(nothing)
-
-
-_abandoned: list[socket.socket] = []
-"""Sockets of the parents of this process, whose descriptors now belong to ``/dev/null``."""
+        abandon(self._server.socket, [self._server.socket.fileno()])
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -79,7 +68,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     block_on_close = False  # the threads end by themselves
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: HostPort) -> None:
         if ":" in address.host:
             self.address_family = socket.AF_INET6
         super().__init__((address.host, address.port), _Probe)

@@ -6,15 +6,16 @@ import contextlib
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..options import Address
+from ..options import HostPort
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
-from ..runtime.threads import threads_can_run
+from ..runtime.threads import start_thread, threads_can_run
 from .judge import judge
-from .listener import Listener
+from .listener import ProbeListener
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ class Service:
         file: A file to touch while the process is healthy; None for none.
     """
 
-    def __init__(self, address: Address | None, file: str | None) -> None:
+    def __init__(self, address: HostPort | None, file: str | None) -> None:
         self._address = address
         self._file = None if file is None else Path(file)
-        self._listener: Listener | None = None
+        self._listener: ProbeListener | None = None
         self._run_token: object | None = None  # of the thread that is to go on
         self._retry_at = 0.0
         self._is_healthy = True  # as far as the log says
@@ -57,12 +58,8 @@ class Service:
             return
         token = self._run_token = object()
         judge.begin()
-        thread = threading.Thread(
-            target=self._run, args=(token,), name="cfqueues-health", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # the interpreter is ending
+        error = start_thread("cfqueues-health", partial(self._run, token))
+        if error is not None:  # the interpreter is ending
             logger.debug("no health checks: %s", error)
 
     def stop(self) -> None:
@@ -96,7 +93,7 @@ class Service:
         if address is None or self._listener is not None or time.monotonic() < self._retry_at:
             return
         try:
-            self._listener = Listener(address)
+            self._listener = ProbeListener(address)
         except OSError as error:
             self._retry_at = time.monotonic() + BIND_RETRY_SECONDS
             if "address" not in self._complaints:
@@ -144,7 +141,7 @@ class _Services:
     """The services of this process, by where they answer."""
 
     def __init__(self) -> None:
-        self._services: dict[tuple[Address | None, str | None], Service] = {}
+        self._services: dict[tuple[HostPort | None, str | None], Service] = {}
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -153,7 +150,7 @@ class _Services:
         self._lock = threading.Lock()  # guards _services
         self._ends_at_exit = False
 
-    def serve(self, address: Address | None, file: str | None) -> Service:
+    def serve(self, address: HostPort | None, file: str | None) -> Service:
         """Start the service at *address* and *file* unless it runs."""
         with self._lock:
             service = self._services.setdefault((address, file), Service(address, file))
@@ -176,7 +173,7 @@ class _Services:
 _services = _Services()
 
 
-def serve(address: Address | None, file: str | None) -> Service | None:
+def serve(address: HostPort | None, file: str | None) -> Service | None:
     """Watch this process and say whether it is healthy, once for each place.  Returns at once.
 
     Args:
@@ -188,8 +185,3 @@ def serve(address: Address | None, file: str | None) -> Service | None:
     """
     notice_fork()
     return _services.serve(address, file) if threads_can_run() else None
-
-
-def stop_all() -> None:
-    """Stop all services of this process."""
-    _services.stop()

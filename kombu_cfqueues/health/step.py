@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from celery import bootsteps, signals
 
-from ..options import Address, Options
+from ..options import HostPort, Options
 from .service import Service, serve
 
-DEFAULT_ADDRESS: Final = Address("127.0.0.1", 9810)
+DEFAULT_ADDRESS: Final = HostPort("127.0.0.1", 9810)
 """Where a worker answers unless ``health_address`` or ``health_file`` is set."""
 
 

@@ -1,6 +1,6 @@
 """What the user wants: URL, ``transport_options`` and environment as one frozen, checked value."""
 
-from .address import Address
+from .address import HostPort
 from .base_url import is_loopback, shown_place
 from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
@@ -27,9 +27,9 @@ __all__ = [
     "POD_ADVICE",
     "POD_VARIABLE",
     "TOKEN_VARIABLE",
-    "Address",
     "BrokerUrl",
     "ControlUrl",
+    "HostPort",
     "Options",
     "Secret",
     "Token",

@@ -11,7 +11,7 @@ LOOPBACK: Final = "127.0.0.1"
 """The host of an address without one, which no other machine can reach."""
 
 
-class Address(NamedTuple):
+class HostPort(NamedTuple):
     """A TCP address to listen at.
 
     Attributes:
@@ -27,7 +27,7 @@ class Address(NamedTuple):
         return f"{name}:{self.port}"
 
     @classmethod
-    def read(cls, name: str, value: Any) -> Address:
+    def read(cls, name: str, value: Any) -> HostPort:
         """Return ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` in its parts.
 
         Args:

@@ -27,7 +27,6 @@ SECRET_CHARACTERS: Final = 30
 """A part of a host name that is this long is not shown: it may be an API token, of 40 characters or
 more.  A host name that is this long and has no dot is refused."""
 
-_ACCOUNT_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 _HOST: Final = re.compile(r"\w([\w.-]*\w)?\.?")
 
 _AROUND: Final = "\"' \t\r\n"
@@ -138,7 +137,7 @@ class BrokerUrl:
             scheme = self.text.partition("://")[0] if "://" in self.text else SCHEME
             return self.text if with_password else f"{scheme}://{mask}"
         user = quote(self.user or "", safe="")
-        if user and not (with_password or _ACCOUNT_ID.fullmatch(user)):
+        if user and not (with_password or limits.ID.fullmatch(user)):
             user = mask
         login = user
         if self.password:
@@ -166,7 +165,7 @@ def _not_ours(scheme: str) -> str:
 def _checked(given: BrokerUrl, text: str) -> BrokerUrl:
     """Return *given*, or only its fault if it has one."""
     host = given.host or ""
-    if host and ("@" in given.virtual_host or _ACCOUNT_ID.fullmatch(host)):
+    if host and ("@" in given.virtual_host or limits.ID.fullmatch(host)):
         return BrokerUrl(fault=_ENCODE, text=text)
     if host and not _is_host(host):
         return BrokerUrl(fault=_NO_HOST, text=text)

@@ -15,7 +15,7 @@ from .. import limits
 from ..errors import ConfigurationError
 from ..runtime.once import Once
 from ..runtime.paths import is_of_other_system
-from .address import Address
+from .address import HostPort
 from .secret import ControlUrl, Secret
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _prefix(name: str, value: Any) -> str:
 
 def _queue_name(name: str, value: Any) -> str:
     queue = _text(name, value)
-    if re.fullmatch(r"[0-9a-fA-F]{32}", queue):
+    if limits.ID.fullmatch(queue):
         raise ConfigurationError(f"{name} must be the name of a queue, and {queue!r} is an id")
     return queue
 
@@ -195,7 +195,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "control_url": _control_url,
     "doorbell": _one_of("host", "everywhere", "off"),
     "failover_after": seconds,
-    "health_address": Address.read,
+    "health_address": HostPort.read,
     "health_file": _path,
     "consumer_max_retries": partial(_integer, minimum=0, maximum=limits.MAX_RETRIES),
     "dead_letter_queue": _queue_name,

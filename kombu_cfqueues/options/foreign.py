@@ -26,7 +26,7 @@ _RETENTION: Final = (
 )
 _NO_LENGTH: Final = "a queue is bounded by Cloudflare's limits alone"
 
-OPTIONS: Final[Mapping[str, str]] = {
+FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     # Redis
     "ack_emulation": _NO_COPY,
     "fanout_patterns": _NO_FANOUT,
@@ -109,9 +109,9 @@ def refuse_prefix(given: Mapping[str, object]) -> None:
 
 def log_options(names: Iterable[str]) -> None:
     """Log once each transport option that has no effect."""
-    for name in sorted(set(names) & set(OPTIONS)):
+    for name in sorted(set(names) & set(FOREIGN_OPTIONS)):
         if _logged.is_new(name):
-            logger.warning("transport option %r has no effect: %s", name, OPTIONS[name])
+            logger.warning("transport option %r has no effect: %s", name, FOREIGN_OPTIONS[name])
 
 
 def log_queue_arguments(queue: str, arguments: Iterable[str]) -> None:

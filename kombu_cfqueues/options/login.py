@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple
 
+from .. import limits
 from ..errors import ConfigurationError
 from .broker_url import BrokerUrl
 from .secret import Secret, Token
 from .variables import ACCOUNT_VARIABLE, BROKER_VARIABLE, TOKEN_VARIABLE, url_of
-
-_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 _WHERE_IDS_ARE: Final = "which is 32 hex digits (dashboard: account home, 'Copy account ID')"
 
@@ -68,7 +67,7 @@ class Login(NamedTuple):
             return
         if isinstance(token, str):
             self._check_pair(token)
-        if not _ID.fullmatch(account):
+        if not limits.ID.fullmatch(account):
             raise ConfigurationError(
                 # Do not show the account id: after a mistake in the URL, it is the token.
                 f"account_id ({self.account_source}) has {len(account)} characters and is not a "
@@ -77,11 +76,11 @@ class Login(NamedTuple):
 
     def _check_pair(self, token: str) -> None:
         account = self.account_id
-        if _ID.fullmatch(token) and not _EXAMPLE_VALUE.fullmatch(account):
+        if limits.ID.fullmatch(token) and not _EXAMPLE_VALUE.fullmatch(account):
             pair = f"account_id ({self.account_source}) and api_token ({self.token_source})"
             raise ConfigurationError(
                 f"api_token ({self.token_source}) is an account id: set it to {_NEEDED}"
-                if _ID.fullmatch(account)
+                if limits.ID.fullmatch(account)
                 else f"{pair} are swapped: the token has the form of an account id. Exchange them"
             )
         for name, source, value, what in (

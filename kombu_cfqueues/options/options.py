@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
-from .address import Address
+from .address import HostPort
 from .secret import ControlUrl, Secret, Token
 from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
@@ -115,7 +115,7 @@ class Options:
     doorbell: Literal["host", "everywhere", "off"] = "host"
     control_url: ControlUrl | None = field(default=None, repr=False)
     failover_after: float = 60.0
-    health_address: Address | None = None
+    health_address: HostPort | None = None
     health_file: str | None = None
     consumer_max_retries: int = limits.MAX_RETRIES
     dead_letter_queue: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from .options import Options
@@ -21,10 +20,10 @@ POD_ADVICE: Final = (
 )
 
 
-def lacks_shared_rate(options: Options, environ: Mapping[str, str] = os.environ) -> bool:
+def lacks_shared_rate(options: Options) -> bool:
     """Whether this process runs in a pod, and no option divides the request rate among pods."""
     return (
-        POD_VARIABLE in environ
+        POD_VARIABLE in os.environ
         and options.request_rate == DEFAULT_REQUEST_RATE
         and options.spool_dir is None
         and not options.budget_url

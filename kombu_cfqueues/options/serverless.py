@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Final
 
 _PLATFORMS: Final = {"AWS_LAMBDA_FUNCTION_NAME": "AWS Lambda", "K_SERVICE": "Cloud Run"}
 """The variable that each platform sets in its sandboxes, and the platform's name."""
 
 
-def frozen_spool_advice(environ: Mapping[str, str] = os.environ) -> str | None:
+def frozen_spool_advice() -> str | None:
     """Return what to use instead of the spool; None where the process is not frozen."""
     for variable, platform in _PLATFORMS.items():
-        if environ.get(variable):
+        if os.environ.get(variable):
             return (
                 f"publish_mode is 'spool', and {platform} ({variable} is set) may freeze this "
                 "process after each response and delete it with its disk: spooled messages wait "

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError
 from ..runtime.once import once
 from .base_url import base_url
 from .checks import CHECKED, checked, seconds
-from .foreign import OPTIONS, log_options, refuse_prefix
+from .foreign import FOREIGN_OPTIONS, log_options, refuse_prefix
 from .login import read_login
 from .variables import BUDGET_VARIABLE, CONTROL_VARIABLE, HEALTH_VARIABLE
 
@@ -73,12 +73,10 @@ _OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_bu
 """Options that have an effect only with a ``request_rate``."""
 
 
-def has_control_url(
-    transport_options: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
-) -> bool:
+def has_control_url(transport_options: Mapping[str, Any] | None) -> bool:
     """Whether a control broker is given, rightly or not."""
     given = (transport_options or {}).get("control_url")
-    return bool(given or environ.get(CONTROL_VARIABLE))
+    return bool(given or os.environ.get(CONTROL_VARIABLE))
 
 
 class Sources(NamedTuple):
@@ -107,7 +105,7 @@ def merge(sources: Sources) -> dict[str, Any]:
     refuse_prefix(given)
     names = frozenset(name for name in given if isinstance(name, str))
     log_options(names)
-    _warn_of_misspellings(names - set(OPTIONS))
+    _warn_of_misspellings(names - set(FOREIGN_OPTIONS))
     if sources.virtual_host not in (None, "", "/"):
         raise ConfigurationError(
             # Do not show the path: after a mistake, such as a third slash, it contains the token.

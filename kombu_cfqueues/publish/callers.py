@@ -9,7 +9,6 @@ from ..errors import CFQueuesError
 from ..runtime.clock import Lock
 from ..runtime.rng import rng
 from ..waiting_room import Item, Kind
-from .sender import Judge
 
 
 class Caller:
@@ -26,7 +25,6 @@ class Caller:
         half_time: When half of its whole time is over.
         idle: Whether it sleeps until something changes, if it is the leader.
         is_late: Whether it is too late for another request.
-        judge: Says what a failure means to this caller; None means the same as to all callers.
         kind: `Kind.SINGLE` or `Kind.BULK`.
         outcomes: The outcomes of its settled messages.
         paused_until: When the pause that it sleeps through ends, if it is the leader; else 0.
@@ -44,7 +42,6 @@ class Caller:
         "half_time",
         "idle",
         "is_late",
-        "judge",
         "kind",
         "outcomes",
         "paused_until",
@@ -53,10 +50,9 @@ class Caller:
     )  # fmt: skip
 
     def __init__(
-        self, address: Address, kind: Kind, *, now: float, deadline: float, judge: Judge | None,
-        asleep: Lock,
-    ) -> None:  # fmt: skip
-        self.address, self.kind, self.judge = address, kind, judge
+        self, address: Address, kind: Kind, *, now: float, deadline: float, asleep: Lock
+    ) -> None:
+        self.address, self.kind = address, kind
         self.deadline, self.half_time = deadline, (now + deadline) / 2
         self.unsettled: dict[Item, None] = {}
         self.outcomes: dict[Item, CFQueuesError | None] = {}

@@ -136,16 +136,10 @@ class Collector:
         parts: list[_Part[Any]] = [*self._full, *self._partial.values(), *self._to_spool.values()]
         self._collected -= sum(part.cut(mark) for part in parts)
 
-    def discard(self) -> None:
-        """End the batch without sending what was collected; block until sent requests end."""
+    def end(self, why: str) -> None:
+        """Send nothing more, because of *why*; block until the sent requests end."""
         notice_fork()
-        self._ended_by = self._ended_by or "it was aborted"
-        self._stop()
-
-    def close(self) -> None:
-        """End the batch, and block until its sent requests end."""
-        notice_fork()
-        self._ended_by = self._ended_by or "it is closed"
+        self._ended_by = self._ended_by or why
         self._stop()
 
     def _send(self, *, everything: bool) -> None:
@@ -166,7 +160,7 @@ class Collector:
         """Send one request; return the error of each message, or None if it is accepted."""
         # The deadline counts from the last accepted message.  So a long batch does not time out,
         # and a server that does not answer delays the batch once, and not once per request.
-        outlet, queue = key = request.key
+        outlet, queue = key = request.outlet, request.queue
         deadline = self._progressed_at + outlet.publish_timeout
         if self._refused_in_a_row.get(key, 0) >= REFUSED_REQUESTS:
             return [_not_sent("its queue refused the requests before it")] * len(request.messages)
@@ -265,7 +259,7 @@ class _Request(_Part[Packed]):
 
     def __init__(self, outlet: Outlet, queue: str) -> None:
         super().__init__()
-        self.key = outlet, queue
+        self.outlet = outlet
         self.queue = queue
         self._size = 0
 

@@ -37,7 +37,7 @@ from ..waiting_room import (
 from .callers import Caller
 from .in_flight import InFlight
 from .leadership import DEADLINE_TOLERANCE_SECONDS, LEADER_LEASE_SECONDS, Leadership
-from .sender import FILE_RETRY_SECONDS, Judge, Sender
+from .sender import ROOM_RETRY_SECONDS, Sender
 from .try_times import TryTimes
 from .withdrawal import timeout, withdraw
 
@@ -78,7 +78,7 @@ class GroupCommit:
     """
 
     def __init__(
-        self, room: WaitingRoom, sender: Sender, *, max_in_flight: int = 1, repeats: bool = True,
+        self, room: WaitingRoom, sender: Sender, *, max_in_flight: int, repeats: bool,
         clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.sender = sender
@@ -100,7 +100,7 @@ class GroupCommit:
         self._leadership = Leadership(self.sender, self._times, self._in_flight)
 
     def submit(
-        self, address: Address, message: Any, *, deadline: float, judge: Judge | None = None
+        self, address: Address, message: Any, *, deadline: float, switches: bool = False
     ) -> None:
         """Publish a message; block until it is accepted.
 
@@ -108,7 +108,7 @@ class GroupCommit:
             address: The queue.
             message: What to post; has a ``size`` in bytes.
             deadline: When to give up, in monotonic seconds.
-            judge: Says what a failure means to this caller; None means the same as to all callers.
+            switches: Whether the caller has another broker, so that no failed request is repeated.
 
         Raises:
             PublishTimeout: No request was made or answered before *deadline*.  Its cause is the
@@ -116,7 +116,7 @@ class GroupCommit:
             CFQueuesError: Why the message was refused; ``delivered`` covers earlier tries too.
             SpoolUnavailable, SpoolFull: The room cannot be used, and nothing was sent.
         """
-        (outcome,) = self._serve(address, [message], Kind.SINGLE, deadline, judge)
+        (outcome,) = self._serve(address, [message], Kind.SINGLE, deadline, switches=switches)
         if outcome is not None:
             try:
                 raise outcome
@@ -124,9 +124,8 @@ class GroupCommit:
                 del outcome  # its traceback holds this frame: break the cycle
 
     def submit_many(
-        self, address: Address, messages: Sequence[Any], *, deadline: float,
-        judge: Judge | None = None,
-    ) -> list[CFQueuesError | None]:  # fmt: skip
+        self, address: Address, messages: Sequence[Any], *, deadline: float
+    ) -> list[CFQueuesError | None]:
         """Publish many messages; block until each is settled.
 
         They leave in their order, after the messages of `submit`.
@@ -136,7 +135,7 @@ class GroupCommit:
             exception that ends the caller itself (an interrupt, a bug) is raised, and messages that
             have not left are taken back.
         """
-        return self._serve(address, messages, Kind.BULK, deadline, judge) if messages else []
+        return self._serve(address, messages, Kind.BULK, deadline) if messages else []
 
     def catch_up(self) -> None:
         """Settle earlier claims that could not be settled in the room at the time."""
@@ -157,7 +156,7 @@ class GroupCommit:
             found = self._room.claim(terms)
             if isinstance(found, Wait):
                 return found
-            self.sender.send(found, self._report, deadline=inf, judge=_judge_of)
+            self.sender.send(found, self._report, deadline=inf)
         except BaseException:
             self._room.release(terms.number)
             raise
@@ -167,14 +166,14 @@ class GroupCommit:
 
     def _serve(
         self, address: Address, messages: Sequence[Any], kind: Kind, deadline: float,
-        judge: Judge | None,
+        *, switches: bool = False,
     ) -> list[CFQueuesError | None]:  # fmt: skip
         now, asleep = self._clock.monotonic(), self._clock.lock()
-        caller = Caller(address, kind, now=now, deadline=deadline, judge=judge, asleep=asleep)
+        caller = Caller(address, kind, now=now, deadline=deadline, asleep=asleep)
         items = [
             Item(
-                address, message, kind, entered=now, deadline=deadline, repeats=self._repeats,
-                owner=caller,
+                address, message, kind, deadline=deadline, half_time=caller.half_time,
+                repeats=self._repeats, switches=switches, owner=caller,
             )
             for message in messages
         ]  # fmt: skip
@@ -263,7 +262,7 @@ class GroupCommit:
         except (SpoolUnavailable, SpoolFull, RoomBusy):
             # The messages are in the room, and other processes may reach it.  Each caller still
             # has its deadline.
-            self._sleep(caller, now + FILE_RETRY_SECONDS)
+            self._sleep(caller, now + ROOM_RETRY_SECONDS)
 
     def _claim_or_sleep(self, caller: Caller, outcomes: Outcomes, now: float) -> None:
         if not outcomes.waiting or caller.is_late:
@@ -343,7 +342,7 @@ class GroupCommit:
             self._in_flight.add(claim, over_at=end + LEADER_LEASE_SECONDS)
             self._leadership.step_down(caller, now)
         try:
-            self.sender.send(claim, self._report, deadline=caller.deadline, judge=_judge_of)
+            self.sender.send(claim, self._report, deadline=caller.deadline)
         finally:
             pause = self.sender.pause
             caller.failed |= pause is not None and pause.since >= now
@@ -424,8 +423,3 @@ class GroupCommit:
             owner: Caller | None = item.owner
             if owner is not None:
                 owner.settle(item, error)
-
-
-def _judge_of(item: Item) -> Judge | None:
-    caller: Caller = item.owner
-    return caller.judge

@@ -20,11 +20,11 @@ class InFlight:
 
     def __init__(self, limits: Mapping[Kind, int]) -> None:
         self._limits = limits
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, _Posted] = {}
 
     def add(self, claim: Claim, *, over_at: float) -> None:
         """Count the request of *claim* until `remove`, or until *over_at* (monotonic seconds)."""
-        self._flights[claim.number] = _Flight(claim.address.name, over_at)
+        self._flights[claim.number] = _Posted(claim.address.name, over_at)
 
     def remove(self, number: int) -> None:
         """Stop counting the request of claim *number*."""
@@ -42,6 +42,6 @@ class InFlight:
         return [name for name, count in counts.items() if count >= limit]
 
 
-class _Flight(NamedTuple):
+class _Posted(NamedTuple):
     queue: str
     over_at: float

@@ -25,21 +25,21 @@ from ..waiting_room import (
     Withdrawn,
 )
 
-HOLD_SECONDS: Final = 0.002
+PERMIT_HOLD_SECONDS: Final = 0.002
 """How long a permit waits for the callers that shared the last request.  They need about this long
 to wake up and publish again.  A request takes ten times as long or more."""
 
-SHARED: Final = 1.25
+LONE_CALLERS: Final = 1.25
 """A request is not held if at most this many callers are expected: a lone caller must not wait."""
 
-HOLD_STEP_SECONDS: Final = HOLD_SECONDS / 4
+PERMIT_HOLD_STEP_SECONDS: Final = PERMIT_HOLD_SECONDS / 4
 """Pause between two looks at how many callers have arrived during the hold."""
 
 EXTEND_AT: Final = 3
 """Extend the hold by one step if at least this many callers arrived in the last step."""
 
 
-class Permits(Protocol):
+class PermitSource(Protocol):
     """The part of the request allowance that the room needs."""
 
     def try_take(self, waiter: Waiter, *, queue: str) -> RateLimited | None:
@@ -58,18 +58,19 @@ class MemoryRoom:
     Args:
         permits: The request allowance.
         queue_id: The id of the queue, for *permits*.
-        max_batch: Maximum number of messages in a request.
-        max_bytes: Maximum bytes in a request.  A larger message is posted alone.
         extends: Whether to extend the hold while many callers arrive.  False where several
             requests may be in flight at once: a caller that misses this one takes another.
+        max_batch: Maximum number of messages in a request.
+        max_bytes: Maximum bytes in a request.  A larger message is posted alone.
         clock: Tells the time and makes locks.
     """
 
     shared = False
 
     def __init__(
-        self, permits: Permits, queue_id: str = "", *, max_batch: int = limits.BATCH_MESSAGES,
-        max_bytes: int = limits.BATCH_BYTES, extends: bool = True, clock: Clock | None = None,
+        self, permits: PermitSource, queue_id: str, *, extends: bool,
+        max_batch: int = limits.BATCH_MESSAGES, max_bytes: int = limits.BATCH_BYTES,
+        clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.max_batch = max_batch
         self._permits = permits
@@ -194,7 +195,7 @@ class MemoryRoom:
             if why is not None:
                 return Wait(self._waiter.ready_at, why)
             self._has_permit = True
-        return Wait(now + HOLD_STEP_SECONDS) if self._holds(now - self._held_since) else None
+        return Wait(now + PERMIT_HOLD_STEP_SECONDS) if self._holds(now - self._held_since) else None
 
     def _holds(self, held_seconds: float) -> bool:
         """Whether to wait for more of the callers that shared the last request.
@@ -204,11 +205,11 @@ class MemoryRoom:
         is extended while many of them arrive.
         """
         waiting, before = len(self._singles), self._arrived
-        if self._sharers <= SHARED or waiting >= self._sharers:
+        if self._sharers <= LONE_CALLERS or waiting >= self._sharers:
             return False
         self._arrived = waiting
         many_arrive = self._extends and waiting - before >= EXTEND_AT
-        return held_seconds < HOLD_SECONDS or many_arrive
+        return held_seconds < PERMIT_HOLD_SECONDS or many_arrive
 
     def _take(self, terms: ClaimTerms, now: float) -> list[Item]:
         both = (self._bulk, self._singles) if self._bulk_first else (self._singles, self._bulk)

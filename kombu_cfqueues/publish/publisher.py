@@ -29,11 +29,9 @@ from ..errors import (
     QueueNotFound,
     SpoolFull,
     SpoolUnavailable,
-    TransientError,
 )
 from ..options import POD_ADVICE, Options, frozen_spool_advice, lacks_shared_rate
 from ..rate_limit import Budget
-from ..retry import Verdict
 from ..runtime.fork import renew_in_child
 from ..runtime.once import once
 from ..runtime.recent import Recent
@@ -42,7 +40,7 @@ from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
 from .memory_room import MemoryRoom
 from .relay import Relay
-from .sender import Sender, verdict_of
+from .sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +71,9 @@ class Publisher:
         directory: Directory,
         budget: Budget | SharedBudget,
         options: Options,
-        spool: Spool | None = None,
+        spool: Spool | None,
         *,
-        ring: Callable[[str], None] = lambda _: None,
+        ring: Callable[[str], None],
     ) -> None:
         self._ring = ring
         self._client = client
@@ -123,16 +121,16 @@ class Publisher:
         """
         self._warn_in_pod()
         started = time.monotonic()
-        judge = _judge_and_switch if switches else None
         shared = self._shared_commit()
         try:
             if shared is not None:
-                shared.submit(address, packed, deadline=deadline, judge=judge)
+                shared.submit(address, packed, deadline=deadline, switches=switches)
         except (SpoolUnavailable, SpoolFull) as error:
             self._stop_sharing(error)
             shared = None
         if shared is None:
-            self._commit_alone(address).submit(address, packed, deadline=deadline, judge=judge)
+            alone = self._commit_alone(address)
+            alone.submit(address, packed, deadline=deadline, switches=switches)
         self._count_wait(time.monotonic() - started)
 
     def submit_many(
@@ -188,7 +186,7 @@ class Publisher:
     def _keep(self, messages: Sequence[Spooled], max_bytes: int, deadline: float) -> list[Place]:
         repeats = self._options.retry_uncertain
         try:
-            return self._spool().keep(
+            return self._spool().messages.spool(
                 messages, max_bytes=max_bytes, repeats=repeats, until=deadline
             )
         except RoomBusy as error:
@@ -286,7 +284,7 @@ class Publisher:
         if error.stops is None or isinstance(self._budget, SharedBudget):
             return
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the API tells them too
-            self._spool().stop(error, queue_id)
+            self._spool().allowance.stop(error, queue_id)
 
     def _judge_retention(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
         """Refuse messages that the queue would delete before they are due.
@@ -318,7 +316,7 @@ class Publisher:
             # The server refused the look-up and not the messages, so the batch must not be split.
             raise ConfigurationError(str(error)) from error
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # only saves look-ups
-            self._spool().learn(address._replace(cloudflare_id=queue_id))
+            self._spool().messages.learn(address._replace(cloudflare_id=queue_id))
         return queue_id
 
     def _count_wait(self, seconds: float) -> None:
@@ -338,12 +336,6 @@ def lookup_seconds(options: Options) -> float:
 def post_seconds(options: Options) -> float:
     """Return the maximum seconds that one request takes."""
     return options.connect_timeout + options.read_timeout
-
-
-def _judge_and_switch(error: CFQueuesError) -> Verdict:
-    if isinstance(error, TransientError):
-        return Verdict.NEVER
-    return verdict_of(error)
 
 
 @once

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Final
 
 from ..errors import PermanentError
@@ -39,12 +39,7 @@ class _NoReentry:
             )
         self._frames[thread] = sys._getframe(1)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._frames.pop(threading.get_ident(), None)
 
 

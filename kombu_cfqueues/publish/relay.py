@@ -49,7 +49,7 @@ processes of a web server never load the HTTP client or open a connection.  Long
 process to spool a message and see the backlog, and less than half of the 0.27 s between
 requests."""
 
-SWEEP_SECONDS: Final = STANDBY_SECONDS
+RELAY_SWEEP_SECONDS: Final = STANDBY_SECONDS
 """Interval between two checks whether the processes that post are alive.  As often as the processes
 that are not elected check the elected one, since either may have been killed."""
 
@@ -66,18 +66,18 @@ PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
 """Poll interval while another process posts the last spooled messages: about one request."""
 
-RETRY_SECONDS: Final = 1.0
+RELAY_RETRY_SECONDS: Final = 1.0
 """Minimum pause after the file could not be used.  A random time of up to the same length is added,
 so that the processes of a machine do not retry together."""
 
 MIN_PAUSE_SECONDS: Final = 0.001
 """Minimum pause until the next permit, so that a rounded time does not make the thread spin."""
 
-EXIT_SECONDS: Final = 3.0
+RELAY_EXIT_SECONDS: Final = 3.0
 """How long a process that exits keeps emptying the spool, while that succeeds.  Well below the time
 after which process managers kill it (Docker: 10 seconds)."""
 
-EXIT_POLL_SECONDS: Final = 0.02
+RELAY_EXIT_POLL_SECONDS: Final = 0.02
 """Poll interval of a process that exits and waits for its thread."""
 
 
@@ -87,13 +87,12 @@ class Relay:
     Args:
         spool: Where the messages are.
         commit: Posts them.
-        clock: Tells the time, sleeps and makes locks.
     """
 
-    def __init__(self, spool: Spool, commit: GroupCommit, *, clock: Clock | None = None) -> None:
+    def __init__(self, spool: Spool, commit: GroupCommit) -> None:
         self._spool = spool
         self._commit = commit
-        self._clock = clock or Clock()
+        self._clock = Clock()
         self.renew_after_fork()
         renew_in_child(self)
 
@@ -196,15 +195,15 @@ class Relay:
         if self._exits_by is None:
             self._exits_by = self._clock.monotonic() + seconds
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
-            while self._may_continue() and self._spool.elect():
+            while self._may_continue() and self._spool.election.win():
                 self._empty_before_exit()
             # Resign first, and then look again: a process that has spooled meanwhile and exits
             # trusts this one as long as it is elected.
             self._elected = False
-            self._spool.resign()
-            if self._may_continue() and self._spool.elect():
+            self._spool.election.resign()
+            if self._may_continue() and self._spool.election.win():
                 self._empty_before_exit()
-                self._spool.resign()
+                self._spool.election.resign()
         self._exits = True
         self._exit.set()
         self._spooled.set()
@@ -214,7 +213,7 @@ class Relay:
             self._exits_by is not None
             and self._clock.monotonic() < self._exits_by
             and self._commit.sender.pause is None
-            and self._spool.has_backlog()
+            and self._spool.messages.has_backlog()
         )
 
     def _empty_before_exit(self) -> None:
@@ -222,14 +221,14 @@ class Relay:
         while self._may_continue():
             thread = self._thread
             if thread is not None and thread.is_alive():
-                pause: float | None = EXIT_POLL_SECONDS
+                pause: float | None = RELAY_EXIT_POLL_SECONDS
             else:
                 pause = self._step()
-            self._clock.sleep(EXIT_POLL_SECONDS if pause is None else pause)
+            self._clock.sleep(RELAY_EXIT_POLL_SECONDS if pause is None else pause)
 
     def _log_what_stays(self) -> None:
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
-            if self._spool.has_backlog():
+            if self._spool.messages.has_backlog():
                 logger.warning(
                     "messages stay in the spool %s, because this process is exiting: the next "
                     "process that spools, or 'cfqueues relay', delivers them",
@@ -259,7 +258,7 @@ class Relay:
         except Exception:  # a bug of this library, or of a callback of the application
             logger.exception("emptying the spool failed; retrying")
         self._resign()
-        return RETRY_SECONDS * (1 + rng.random())
+        return RELAY_RETRY_SECONDS * (1 + rng.random())
 
     def _step(self) -> float | None:
         """Post one request if possible.
@@ -268,17 +267,17 @@ class Relay:
             Seconds until the next step; None if it can wait until something is spooled.
         """
         if not self._took_over:
-            self._spool.take_over()
+            self._spool.messages.take_over()
             self._took_over = True
         self._commit.catch_up()
         self._resolve_promises()
-        if not self._spool.has_backlog():
+        if not self._spool.messages.has_backlog():
             while self._elected and self._spool.shrink():
                 pass
             self._resign()
             self._outage.note(None)
             self._stands_by_until = None
-            self._spool.notice_stop()  # so that the end of a stop is logged
+            self._spool.allowance.notice_stop()  # so that the end of a stop is logged
             return PROMISE_POLL_SECONDS if self._promises else None
         now = self._clock.monotonic()
         pause = self._commit.sender.pause
@@ -286,16 +285,16 @@ class Relay:
         if pause is not None and now < pause.until:
             self._resign()  # only this process may be affected: let another one try
             return min(pause.until - now, STANDBY_SECONDS)
-        if now - self._swept_at > SWEEP_SECONDS:
+        if now - self._swept_at > RELAY_SWEEP_SECONDS:
             self._swept_at = now
             self._spool.room.sweep()
         if self._leaves_it_to_others(now):
             return BACKLOG_DELAY_SECONDS
-        self._elected = self._spool.elect()
+        self._elected = self._spool.election.win()
         if self._elected:
             return self._post()
         self._stands_by_until = None
-        self._spool.notice_stop()  # each process that spools says why its messages wait
+        self._spool.allowance.notice_stop()  # each process that spools says why its messages wait
         return rng.uniform(STANDBY_SECONDS / 2, STANDBY_SECONDS)
 
     def _leaves_it_to_others(self, now: float) -> bool:
@@ -312,14 +311,15 @@ class Relay:
             return 0.0
         if wait.until is None:
             return LAST_CLAIM_POLL_SECONDS  # another process is posting the last messages
-        return max(MIN_PAUSE_SECONDS, min(wait.until - self._clock.monotonic(), SWEEP_SECONDS))
+        pause = min(wait.until - self._clock.monotonic(), RELAY_SWEEP_SECONDS)
+        return max(MIN_PAUSE_SECONDS, pause)
 
     def _resign(self) -> None:
         if self._elected:
             self._elected = False
             # If the file cannot be used, the other processes notice that this one is silent.
             with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):
-                self._spool.resign()
+                self._spool.election.resign()
 
     # -- promises -----------------------------------------------------------------------------
 
@@ -351,7 +351,7 @@ class Relay:
                 waiting.append(place)
             else:
                 self._promises.pop(place, None)
-        left = self._spool.left(waiting) if waiting else {}
+        left = self._spool.messages.left(waiting) if waiting else {}
         for place, error in left.items():
             reference = self._promises.pop(place, None)
             delivery = None if reference is None else reference()
@@ -380,4 +380,4 @@ def _finish(relay: weakref.ref[Relay]) -> None:
     notice_fork()
     alive = relay()
     if alive is not None:
-        alive.finish(EXIT_SECONDS)
+        alive.finish(RELAY_EXIT_SECONDS)

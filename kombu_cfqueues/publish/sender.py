@@ -24,7 +24,7 @@ from ..errors import (
     copy_of,
 )
 from ..metrics import metrics
-from ..retry import Backoff, Verdict
+from ..retry import Backoff
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.recent import Recent
@@ -52,31 +52,19 @@ QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 """Pauses of spooled messages to a queue that does not exist, or accepts nothing.  No caller waits
 for them, so the first pause is longer."""
 
-FILE_RETRY_SECONDS: Final = 0.2
+ROOM_RETRY_SECONDS: Final = 0.2
 """Pause before the next use of a waiting room that could not be used.  Five tries per second do not
 keep a busy file busy, and cost a caller little of its time."""
 
-SETTLE_SECONDS: Final = 5 * FILE_RETRY_SECONDS
+CLAIM_SETTLE_SECONDS: Final = 5 * ROOM_RETRY_SECONDS
 """How long a caller that has posted tries to settle its claim in a room that cannot be used: five
 tries.  After that the caller returns, and a later one settles the claim (`Sender.catch_up`)."""
 
 Post: TypeAlias = Callable[[Address, Sequence[Packed], float], None]
 """Sends messages to a queue by a deadline in monotonic seconds, or raises a `CFQueuesError`."""
 
-Judge: TypeAlias = Callable[[CFQueuesError], Verdict]
-"""Says what a failure means."""
-
 Report: TypeAlias = Callable[[Settled], None]
 """Gives the callers of this process the outcomes of their messages."""
-
-
-def verdict_of(error: CFQueuesError) -> Verdict:
-    """Return what *error* means for the messages of a request, if there is no other broker."""
-    if isinstance(error, TransientError):
-        return Verdict.NOT_NOW
-    if isinstance(error, (InvalidMessage, MessageTooLarge)):
-        return Verdict.THE_ITEMS
-    return Verdict.NEVER
 
 
 class Pause(NamedTuple):
@@ -101,7 +89,6 @@ class Sender:
     Args:
         room: Where claims come from.
         post: Sends messages.
-        judge: Says what a failure means, for messages without a caller in this process.
         post_seconds: Maximum seconds that one post takes.
         lookup_seconds: Maximum seconds that *post* waits for permits, in order to look up the id or
             the retention of the queue.
@@ -112,7 +99,6 @@ class Sender:
         self,
         room: WaitingRoom,
         post: Post,
-        judge: Judge = verdict_of,
         *,
         post_seconds: float,
         lookup_seconds: float = 0.0,
@@ -122,7 +108,6 @@ class Sender:
         self._lookup_seconds = lookup_seconds
         self._room = room
         self._post = post
-        self._judge = judge
         self._clock = clock or Clock()
         self.renew_after_fork()
         renew_in_child(self)
@@ -150,17 +135,13 @@ class Sender:
         neighbours = REFUSED_ALIKE - SAMPLED
         return [name for name, alike in self._refusals.items() if len(alike or ()) >= neighbours]
 
-    def send(
-        self, claim: Claim, report: Report, *, deadline: float,
-        judge: Callable[[Item], Judge | None],
-    ) -> None:  # fmt: skip
+    def send(self, claim: Claim, report: Report, *, deadline: float) -> None:
         """Post a claim, report the outcomes to the callers, and settle the claim in the room.
 
         Args:
             claim: From the room.
             report: Called with the outcomes of callers of this process.
             deadline: When to give up at the latest, in monotonic seconds.
-            judge: Returns the `Judge` of the caller of an item, or None.
         """
         if claim.expired:
             expired = "%d spooled messages to queue %r expired before delivery and were dropped"
@@ -169,16 +150,14 @@ class Sender:
             return
         outcome: ClaimOutcome | None = None
         try:
-            outcome = self._try(claim, deadline, judge)
+            outcome = self._try(claim, deadline)
         finally:
             # Even if this thread is interrupted: other callers wait for these messages.
             outcome = outcome or self._interrupted(claim)
             report(_owned_here(outcome.settled))
             report(_owned_here(self._settle(claim, outcome, deadline)))
 
-    def _try(
-        self, claim: Claim, deadline: float, judge: Callable[[Item], Judge | None]
-    ) -> ClaimOutcome:
+    def _try(self, claim: Claim, deadline: float) -> ClaimOutcome:
         started = self._clock.monotonic()
         end = min(deadline, started + self._lookup_seconds + self.post_seconds)
         try:
@@ -187,27 +166,24 @@ class Sender:
             if error.__traceback__ is not None:
                 # Drop our frame, so that the traceback does not keep the batch alive.
                 error.__traceback__ = error.__traceback__.tb_next
-            return self._failed(claim, error, judge)
+            return self._failed(claim, error)
         self.request_seconds = self._clock.monotonic() - started
         self._succeeded(claim.address)
         return ClaimOutcome(dict.fromkeys(claim.items))
 
-    def _failed(
-        self, claim: Claim, error: CFQueuesError, judge: Callable[[Item], Judge | None]
-    ) -> ClaimOutcome:
+    def _failed(self, claim: Claim, error: CFQueuesError) -> ClaimOutcome:
         for item in claim.items:
             item.error = error
-        if self._judge(error) is Verdict.THE_ITEMS:
+        if isinstance(error, (InvalidMessage, MessageTooLarge)):
             return self._refused(claim, error)
         self._pause_after(error)
+        may_pass = isinstance(error, TransientError)
         uncertain = error.delivered == "unknown"
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain |= uncertain
-            verdict = Verdict.NOT_NOW
-            if item.owned_here:
-                verdict = (judge(item) or self._judge)(error)
-            if verdict is Verdict.NEVER or (uncertain and not item.repeats):
+            is_final = item.switches if may_pass else item.owned_here
+            if is_final or (uncertain and not item.repeats):
                 settled[item] = error
         self._log_refused(claim, settled, error)
         returned = [item for item in claim.items if item not in settled]
@@ -281,7 +257,7 @@ class Sender:
     def _settle(self, claim: Claim, outcome: ClaimOutcome, deadline: float) -> Settled:
         """Settle *claim* in the room; if that fails, leave it to the next `catch_up`."""
         now = self._clock.monotonic()
-        until = min(deadline, now + SETTLE_SECONDS)
+        until = min(deadline, now + CLAIM_SETTLE_SECONDS)
         while True:
             try:
                 return self._room.settle(claim, outcome, until=until)
@@ -290,7 +266,7 @@ class Sender:
                 if left <= 0:
                     self._unsettled.append((claim, outcome, now + self.post_seconds))
                     return {}
-                self._clock.sleep(min(FILE_RETRY_SECONDS, left))
+                self._clock.sleep(min(ROOM_RETRY_SECONDS, left))
 
     def catch_up(self, report: Report) -> None:
         """Settle earlier claims that could not be settled in the room at the time."""

@@ -14,11 +14,12 @@ from .allowance import CLOUDFLARE_LIMIT, INITIAL_TOKENS, Allowance, Limit, parse
 from .budget import Budget, Waiter
 from .share import Share
 from .stop_log import WAYS_OUT, StopLog
-from .waits import NoPermit, Stopped, no_permit, stopped
+from .waits import QUEUE_STOPPED, NoPermit, Stopped, no_permit, stopped
 
 __all__ = [
     "CLOUDFLARE_LIMIT",
     "INITIAL_TOKENS",
+    "QUEUE_STOPPED",
     "WAYS_OUT",
     "Allowance",
     "Budget",

@@ -28,6 +28,13 @@ _ROUNDING: Final = 1e-9
 """The fraction of a token that rounding may lose."""
 
 
+SHARERS: Final = 16
+"""A process or machine that cannot ask the others uses the allowance divided by this number.
+
+If each of them used the whole allowance, together they would cause the block that the allowance
+exists to avoid."""
+
+
 class Limit(NamedTuple):
     """A rate limit: in any ``s`` seconds at most ``rate * s + burst`` requests leave."""
 
@@ -35,6 +42,11 @@ class Limit(NamedTuple):
     """Requests per second, after the burst is spent."""
     burst: int
     """Requests that may leave at once after a time without requests."""
+
+    @property
+    def alone(self) -> Limit:
+        """What one of the sharers may use while it does not know what the others do."""
+        return Limit(self.rate / SHARERS, 1)
 
 
 CLOUDFLARE_LIMIT: Final = Limit(DEFAULT_REQUEST_RATE, DEFAULT_REQUEST_BURST)

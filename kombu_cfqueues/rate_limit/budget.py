@@ -12,7 +12,7 @@ from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from .allowance import CLOUDFLARE_LIMIT, INITIAL_TOKENS, Allowance, Limit, parse_ratelimit
 from .stop_log import StopLog
-from .waits import no_permit, stopped
+from .waits import QUEUE_STOPPED, no_permit, stopped
 
 UNCLAIMED_SECONDS: Final = 1.0
 """A waiter that does not ask within this time of `Waiter.ready_at` is considered dead and removed.
@@ -48,7 +48,7 @@ class Budget:
 
     def __init__(
         self,
-        limit: Limit | None = CLOUDFLARE_LIMIT,
+        limit: Limit | None,
         *,
         clock: Clock | None = None,
         stop_log: StopLog | None = None,
@@ -208,7 +208,7 @@ class Budget:
         stop, why = allowance.stop_of(publishing=queue is not None)
         if queue is not None:
             of_queue = self._queue_stopped_until.get(queue, 0.0)
-            stop, why = max((stop, why), (of_queue, "the queue takes no messages now"))
+            stop, why = max((stop, why), (of_queue, QUEUE_STOPPED))
         if stop > now:
             self._leave(waiter)  # waiters for other queues may go
             return stop, why

@@ -21,19 +21,19 @@ LEAST_SHARE: Final = 1 / 40
 The machine may publish as soon as the block is over, and 40 such machines use at most the rate of
 one.  If it is blocked again at this share, it keeps half of it, which suits fleets of up to 80."""
 
-HOLD_SECONDS: Final = 3600.0
+SHARE_HOLD_SECONDS: Final = 3600.0
 """How long a machine keeps a share before it tries a larger one.
 
 The time doubles with each block that ends such a try, so a fleet that does not change is blocked
 less and less often."""
 
-MAX_HOLD_SECONDS: Final = 86_400.0
+MAX_SHARE_HOLD_SECONDS: Final = 86_400.0
 """The longest hold: a fleet that has become smaller is noticed within a day."""
 
 STEP_SECONDS: Final = 60.0
 """Interval between two steps of growth."""
 
-PACE: Final = 0.0013
+FIRST_STEP: Final = 0.0013
 """Growth of the share in the first step; the second step is twice as large, and so on.
 
 The first steps are small.  In a fleet that uses the whole limit, a few steps cause a block, and the
@@ -48,7 +48,7 @@ class Share(NamedTuple):
     """The part of the rate and the burst that the machine uses."""
     grows_at: float = 0.0
     """When a larger share may be tried."""
-    hold_seconds: float = HOLD_SECONDS
+    hold_seconds: float = SHARE_HOLD_SECONDS
     """How long the share was last held."""
     steps: int = 0
     """Steps of growth in a row since the last block."""
@@ -94,9 +94,9 @@ class Share(NamedTuple):
         share = turned._replace(sent=turned.sent + 1)
         if self.is_whole or not waited or now < self.grows_at:
             return share
-        steps = 1 if now - self.grows_at > HOLD_SECONDS else self.steps + 1
+        steps = 1 if now - self.grows_at > SHARE_HOLD_SECONDS else self.steps + 1
         return share._replace(
-            part=min(1.0, self.part * (1 + PACE * steps)),
+            part=min(1.0, self.part * (1 + FIRST_STEP * steps)),
             grows_at=max(self.grows_at, now - STEP_SECONDS) + STEP_SECONDS,
             steps=steps,
         )
@@ -126,9 +126,9 @@ class Share(NamedTuple):
     def _next_hold(self, now: float) -> float:
         if not self.steps:
             return self.hold_seconds  # this machine did not try more, so others caused the block
-        if now - self.grows_at > HOLD_SECONDS:
-            return HOLD_SECONDS  # the share grew long ago, without a block
-        return min(MAX_HOLD_SECONDS, 2 * self.hold_seconds)
+        if now - self.grows_at > SHARE_HOLD_SECONDS:
+            return SHARE_HOLD_SECONDS  # the share grew long ago, without a block
+        return min(MAX_SHARE_HOLD_SECONDS, 2 * self.hold_seconds)
 
     def moved(self, seconds: float) -> Share:
         """Return a copy for a clock that shows *seconds* more."""

@@ -32,8 +32,8 @@ class StopLog:
         clock: Tells the time.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or Clock()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.renew_after_fork()
         renew_in_child(self)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..errors import RateLimited
 from .allowance import Allowance, Limit
+
+QUEUE_STOPPED: Final = "the queue takes no messages now"
+"""Why messages to one queue wait."""
 
 
 class NoPermit(RateLimited):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final
 
 from .fork import pause_at_fork, renew_in_child
 
-FORK_TIMEOUT_SECONDS: Final = 5.0
+IMPORT_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that imports a module.
 
 Long enough for a slow disk.  After it, the child finds the module half loaded."""
@@ -46,7 +45,7 @@ class Importing:
             # handler that interrupts an import forks, because the module is half loaded.
             with contextlib.suppress(Exception):
                 load()
-        self._is_paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
+        self._is_paused = self._lock.acquire(timeout=IMPORT_FORK_TIMEOUT_SECONDS)
 
     def resume_after_fork(self) -> None:
         """Let threads import again."""
@@ -57,12 +56,7 @@ class Importing:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 

@@ -13,7 +13,7 @@ from .fork import renew_in_child
 K = TypeVar("K")
 V = TypeVar("V")
 
-UNUSED_SECONDS: Final = 3_600.0
+RECENT_SECONDS: Final = 3_600.0
 """How long an entry is kept without use, if its table has more than `KEPT` entries."""
 
 KEPT: Final = 1_000
@@ -90,6 +90,6 @@ class Recent(Generic[K, V]):
         self._entries.move_to_end(key)
         while len(self._entries) > KEPT:
             _, last_use = next(iter(self._entries.values()))
-            if now - last_use <= UNUSED_SECONDS:
+            if now - last_use <= RECENT_SECONDS:
                 break
             self._entries.popitem(last=False)

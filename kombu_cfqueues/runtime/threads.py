@@ -1,8 +1,10 @@
-"""Whether this process can have background threads: under uWSGI, not every process can."""
+"""Background threads: whether this process can have any, and how they start."""
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 
 
 def threads_can_run() -> bool:
@@ -18,3 +20,16 @@ def threads_can_run() -> bool:
         return True
     forked = uwsgi.worker_id() or uwsgi.mule_id() or uwsgi.i_am_the_spooler()
     return bool(uwsgi.has_threads and forked)
+
+
+def start_thread(name: str, work: Callable[[], None]) -> RuntimeError | None:
+    """Start a daemon thread; return why that failed: an interpreter that exits starts none.
+
+    Hold no lock.  Under gevent and eventlet, starting a thread switches to another greenlet, which
+    may wait for that lock.
+    """
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        return error
+    return None

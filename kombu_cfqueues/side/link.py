@@ -6,7 +6,6 @@ Only the thread that opened a link may use it.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, Final
 from kombu.connection import Connection
 
 from ..errors import ConfigurationError
+from ..runtime.inherited import abandon
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
@@ -219,14 +219,7 @@ class Link:
 
     def abandon(self) -> None:
         """Leave the connection to the parent, in a forked child: closing it would end both."""
-        _abandoned.append(self)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            for number in self._sockets():
-                with contextlib.suppress(OSError):
-                    os.dup2(nothing, number, inheritable=False)
-        finally:
-            os.close(nothing)
+        abandon(self, self._sockets())
 
     def _sockets(self) -> Iterator[int]:
         transport = self._connection._transport
@@ -242,10 +235,6 @@ class Link:
         for one in found:
             if one is not None and one.fileno() >= 0:
                 yield one.fileno()
-
-
-_abandoned: list[Link] = []
-"""Links of the parents of this process, whose descriptors now belong to ``/dev/null``."""
 
 
 def check_url(url: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from .. import limits
 from ..envelope import Address, Packed
 from ..errors import RateLimited
+from ..rate_limit import QUEUE_STOPPED
 from ..waiting_room import ClaimTerms, Item, Kind, Wait
 from . import permit_scheduler as scheduler
 from .bucket import Bucket, last_kind
@@ -138,11 +140,7 @@ def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -
     until, name, is_stop = min(ends)
     if not is_stop:
         return Wait(until)
-    return Wait(until, _stop_of_queue(until - now), name)
-
-
-def _stop_of_queue(seconds: float) -> RateLimited:
-    return RateLimited("the queue takes no messages now", retry_after=seconds)
+    return Wait(until, RateLimited(QUEUE_STOPPED, retry_after=until - now), name)
 
 
 def take(
@@ -190,18 +188,16 @@ def _read(connection: sqlite3.Connection, address: Address, rows: Sequence[int])
 
 def _item(address: Address, columns: Sequence[Any]) -> Item:
     row, kind, fragment, size, due, alone, eta, deadline, repeats, uncertain, max_batch = columns
-    item = Item(
+    return Item(
         address,
         Packed(fragment, size, due, bool(alone), eta),
         Kind(kind),
+        deadline=inf if deadline is None else deadline,
         repeats=bool(repeats),
         uncertain=bool(uncertain),
         max_batch=max_batch,
         place=row,
     )
-    if deadline is not None:
-        item.deadline = deadline
-    return item
 
 
 def _queue_rows(connection: sqlite3.Connection, names: Collection[str]) -> set[int]:

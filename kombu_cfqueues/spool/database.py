@@ -42,7 +42,7 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 
 Transactions take milliseconds; a process that holds the file for seconds has been stopped."""
 
-FORK_TIMEOUT_SECONDS: Final = 5.0
+FILE_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that is inside SQLite.
 
 It is long enough for any transaction on a slow disk.  After it the child leaks the parent's
@@ -129,7 +129,7 @@ class Database:
         if self._lock.locked() and self._holder == threading.get_ident():
             self._in_use = False
             return  # a signal handler that interrupted this thread between two statements forks
-        self._paused = self._lock.acquire(timeout=FORK_TIMEOUT_SECONDS)
+        self._paused = self._lock.acquire(timeout=FILE_FORK_TIMEOUT_SECONDS)
         self._in_use = not self._paused
         if self._paused:
             self._close()

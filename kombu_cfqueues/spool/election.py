@@ -6,12 +6,12 @@ from typing import Final
 
 from .file import File
 
-SILENCE_SECONDS: Final = 5.0
+RELAY_SILENCE_SECONDS: Final = 5.0
 """A relay that has been silent for this long is considered stuck.
 
 The sweep notices a dead process much earlier; this is for one that was stopped or hangs."""
 
-HEARTBEAT_SECONDS: Final = SILENCE_SECONDS / 5
+RELAY_HEARTBEAT_SECONDS: Final = RELAY_SILENCE_SECONDS / 5
 """Interval between two signs of life of the relay, so that it may be late by several."""
 
 
@@ -33,10 +33,10 @@ class Election:
         relay, relay_seen_at = self._file.read(
             lambda c: c.execute("SELECT relay, relay_seen_at FROM machine").fetchone()
         )
-        another = relay not in (me, None) and now - relay_seen_at < SILENCE_SECONDS
+        another = relay not in (me, None) and now - relay_seen_at < RELAY_SILENCE_SECONDS
         if another and self._file.locks.is_alive(relay):  # it may have been killed
             return False
-        if relay == me and now - relay_seen_at < HEARTBEAT_SECONDS:
+        if relay == me and now - relay_seen_at < RELAY_HEARTBEAT_SECONDS:
             return True
         change = "UPDATE machine SET relay = ?, relay_seen_at = ? WHERE relay IS ?"
         done = self._file.write(lambda c: c.execute(change, (me, now, relay)).rowcount)

@@ -22,7 +22,7 @@ from . import place
 from .bucket import NO_LIMIT, Bucket
 from .fleet_bucket import FleetBucket
 from .liveness import KernelLock, LivenessLocks
-from .schema import VERSION, begin_anew, boot_id, forget, prepare, same_boot
+from .schema import FILE_VERSION, begin_anew, boot_id, forget, prepare, same_boot
 
 if TYPE_CHECKING:
     import sqlite3
@@ -188,7 +188,7 @@ class File:
 
     def older(self) -> Iterator[Database]:
         """Yield files that older versions of this package left and that no process uses."""
-        for version in range(1, VERSION):
+        for version in range(1, FILE_VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
             if path.exists() and not self._locks_of(path).living():
                 yield self._database_at(path, version, lambda *_: None)
@@ -239,7 +239,7 @@ class File:
 
     def _join(self) -> None:
         self._place = place.find(self._spool_dir)
-        path = self._place.folder / f"{self._name}-v{VERSION}.db"
+        path = self._place.folder / f"{self._name}-v{FILE_VERSION}.db"
         locks = self._locks_of(path)
         # Keep the name if only the lock's file was removed: messages may wait under it.
         previous = self._me if self._locks is not None else None
@@ -248,7 +248,7 @@ class File:
         if self._database is not None and self._database.path == path:
             self._database.close()  # the next opening records the name
         else:
-            self._database = self._database_at(path, VERSION, self._prepare)
+            self._database = self._database_at(path, FILE_VERSION, self._prepare)
         self._locks = locks
         if not self._leaves_at_exit:
             self._leaves_at_exit = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ..errors import Scope
@@ -17,7 +16,7 @@ from .permit_scheduler import is_idle
 if TYPE_CHECKING:
     import sqlite3
 
-RETRY_SECONDS: Final = 3.0
+REDIS_RETRY_SECONDS: Final = 3.0
 """Pause before a machine asks Redis again after Redis did not answer.
 
 A random time of up to a fifth of it is added, so that the machines do not ask together.  Each try
@@ -39,13 +38,13 @@ class FleetPermits:
         if self._file.fleet is not None:
             self._file.fleet.log(self._file.fleet_trouble)
 
-    def fetch(self, *, publishing: bool, if_idle: bool = False, until: float = inf) -> None:
+    def fetch(self, *, publishing: bool, until: float, if_idle: bool = False) -> None:
         """Ask Redis for the machine's next permit, if there is none and no other process asks.
 
         Args:
             publishing: Whether the request publishes.
-            if_idle: Whether to ask only if nothing else waits for a permit.
             until: When to give up if the file is busy, in monotonic seconds.
+            if_idle: Whether to ask only if nothing else waits for a permit.
         """
         fleet = self._file.fleet
         if fleet is None:
@@ -113,4 +112,4 @@ class FleetPermits:
 
 
 def _pause() -> float:
-    return RETRY_SECONDS * (1 + rng.random() / 5)
+    return REDIS_RETRY_SECONDS * (1 + rng.random() / 5)

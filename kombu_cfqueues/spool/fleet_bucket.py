@@ -16,13 +16,6 @@ from .bucket import Bucket
 if TYPE_CHECKING:
     import sqlite3
 
-MACHINES: Final = 16
-"""Without Redis, a machine that has not learned a share uses the allowance divided by this number,
-without a burst.
-
-If each machine used the whole allowance, together they would cause the block that the allowance
-exists to avoid."""
-
 PERMIT_KEPT_SECONDS: Final = 2.0
 """A permit that nothing uses for this long expires.
 
@@ -75,7 +68,7 @@ class FleetBucket(Bucket):
         """Whether a process may ask Redis for a permit."""
         self._asks = asks and self.may_ask
         if row.trouble and self._allowance.share.is_whole:
-            self._limit = Limit(fleet.rate / MACHINES, 1)
+            self._limit = fleet.alone  # it has not learned a share
             self._allowance = self._load().counted(self._limit, now)
 
     @property

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from . import place
 from .liveness import KernelLock, LivenessLocks
 
-FOLDER: Final = "doorbells"
+DOORBELLS_FOLDER: Final = "doorbells"
 
 _NAME: Final = re.compile(r"\d+-[0-9a-f]{16}")  # only files with such names are removed
 
@@ -63,7 +63,7 @@ class Listeners:
             OSError: No file or lock can be made in the folder.
         """
         self._place = here = place.find(self._spool_dir)
-        root = here.folder / FOLDER
+        root = here.folder / DOORBELLS_FOLDER
         for folder in (root, root / "sockets", root / "queues"):
             _make(folder, here.folder_mode)
         locks = _locks(here)
@@ -91,7 +91,7 @@ class Listeners:
         """Whether publishers find *listener* for the queue *key*, because its files still exist."""
         if self._place is None:
             return False
-        root = f"{self._place.folder}/{FOLDER}"  # runs before each pull: the cheap form
+        root = f"{self._place.folder}/{DOORBELLS_FOLDER}"  # runs before each pull: the cheap form
         return all(
             os.path.exists(path)  # noqa: PTH110
             for path in (f"{root}/queues/{key}/{listener.name}", f"{root}/sockets/{listener.name}")
@@ -126,7 +126,7 @@ class Listeners:
             return []
         try:
             # Runs after each request: the cheap form.
-            names = os.listdir(f"{here.folder}/{FOLDER}/queues/{key}")  # noqa: PTH208
+            names = os.listdir(f"{here.folder}/{DOORBELLS_FOLDER}/queues/{key}")  # noqa: PTH208
         except OSError:
             return []
         return [name for name in names if _NAME.fullmatch(name)]
@@ -134,7 +134,7 @@ class Listeners:
     def socket_of(self, name: str) -> Path:
         """Return the path of the socket of the process *name*, a name that `of` has returned."""
         assert self._place is not None  # noqa: S101  `of` has found it
-        return self._place.folder / FOLDER / "sockets" / name
+        return self._place.folder / DOORBELLS_FOLDER / "sockets" / name
 
     def remove_if_dead(self, name: str, key: str) -> None:
         """Remove the files of the process *name* if it does not hold its lock.  Never raises."""
@@ -158,11 +158,11 @@ class Listeners:
 
 
 def _locks(here: place.Place) -> LivenessLocks:
-    return LivenessLocks(here.folder / FOLDER / "alive", here.folder_mode, here.file_mode)
+    return LivenessLocks(here.folder / DOORBELLS_FOLDER / "alive", here.folder_mode, here.file_mode)
 
 
 def _queues(here: place.Place) -> Path:
-    return here.folder / FOLDER / "queues"
+    return here.folder / DOORBELLS_FOLDER / "queues"
 
 
 def _make(folder: Path, mode: int) -> None:
@@ -181,4 +181,4 @@ def _remove_entry(here: place.Place, key: str, name: str) -> None:
 def _remove_process(here: place.Place, name: str) -> None:
     for folder in ("sockets", "alive"):
         with contextlib.suppress(OSError):
-            (here.folder / FOLDER / folder / name).unlink(missing_ok=True)
+            (here.folder / DOORBELLS_FOLDER / folder / name).unlink(missing_ok=True)

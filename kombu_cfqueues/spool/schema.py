@@ -28,7 +28,7 @@ from ..runtime.rng import rng
 if TYPE_CHECKING:
     import sqlite3
 
-VERSION: Final = 2
+FILE_VERSION: Final = 2
 """Version of the tables below.
 
 It is part of the file's name, so that two versions never use the same file.  A newer version moves

@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARERS: Final = 16
-"""Without the file, a process uses the allowance divided by this number.
-
-If each process of a web server used the whole allowance, together they would cause the block that
-the allowance exists to avoid."""
-
 FILE_RETRY_PAUSE_SECONDS: Final = 30.0
 """Pause before a process tries the file again after it could not be used.
 
@@ -66,9 +60,7 @@ class SharedBudget:
         self._facts = FileFacts(file)
         self._clock = file.clock
         self._stop_log = file.stop_log
-        self.alone = Budget(
-            Limit(limit.rate / SHARERS, 1), clock=self._clock, stop_log=file.stop_log
-        )
+        self.alone = Budget(limit.alone, clock=self._clock, stop_log=file.stop_log)
         """What this process may send alone, while the file cannot be used."""
         self.renew_after_fork()
         renew_in_child(self)
@@ -193,11 +185,7 @@ class Permits:
         self._reservation = Reservation()
 
     def request_permit(
-        self,
-        request: int | None,
-        deadline: float,
-        kind: Kind = Kind.ADMIN,
-        since: float | None = None,
+        self, request: int | None, deadline: float, kind: Kind, since: float
     ) -> tuple[int | None, Wait | None]:
         """Take a permit for a request that carries no message, or wait for one in the file.
 
@@ -205,16 +193,14 @@ class Permits:
             request: The row that the last call returned; None in the first call.
             deadline: Until when the request may wait, in monotonic seconds.
             kind: ``ADMIN``, or ``LOOKUP`` if a message waits for the answer.
-            since: When it began to wait, in monotonic seconds; None means now.
+            since: When it began to wait, in monotonic seconds.
 
         Returns:
             The row that waits, and when to ask again; None and None if the permit was taken.
         """
         if request is not None:
             # Read first: most requests have to wait on, and only one process can write.
-            wait = self._file.read(
-                lambda c: self._wait(c, request, kind, asks=True), until=deadline
-            )
+            wait = self._file.read(lambda c: self._wait(c, request, asks=True), until=deadline)
             self._fleet.log()
             if wait is not None:
                 return request, wait
@@ -229,21 +215,21 @@ class Permits:
         request: int | None,
         deadline: float,
         kind: Kind,
-        since: float | None,
+        since: float,
     ) -> tuple[int | None, Wait | None]:
-        wait = self._wait(connection, request, kind)
+        wait = self._wait(connection, request)
         if wait is not None and wait.until is None:
             request = self._enter(connection, deadline, kind)
-            wait = self._wait(connection, request, kind)
+            wait = self._wait(connection, request)
         if wait is not None:
             return request, wait
-        waited = 0.0 if since is None else self._file.clock.monotonic() - since
+        waited = self._file.clock.monotonic() - since
         self._file.bucket(connection).spend(kind, waited)
         self._delete(connection, request)
         return None, None
 
     def _wait(
-        self, connection: sqlite3.Connection, request: int | None, kind: Kind, *, asks: bool = False
+        self, connection: sqlite3.Connection, request: int | None, *, asks: bool = False
     ) -> Wait | None:
         """Return how long *request* has to wait; None if it may take the permit.
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ..envelope import Address
-from ..errors import CFQueuesError
 from ..rate_limit import Budget, Limit
 from ..redis_allowance import RedisAllowance
-from .bucket import LearnedShare
 from .election import Election
 from .facts import FileFacts
 from .file import File
-from .listing import Allowed, Listing, QueueState, Refused
+from .listing import Allowed, Listing
 from .liveness import AVAILABLE
-from .message_table import MessageTable, Place, Spooled
+from .message_table import MessageTable
 from .paced_room import PacedRoom
 from .room import SpoolRoom
 from .shared_budget import Permits, SharedBudget
@@ -32,8 +28,8 @@ A claim of a process that is alive expires only if that process hangs."""
 class Spool:
     """What the processes of a machine share for one account: allowance, requests and messages.
 
-    Every method may raise `SpoolUnavailable` if no file can be used, and every method that writes
-    `SpoolFull` if the disk is full.
+    Every method, also of its parts, may raise `SpoolUnavailable` if no file can be used, and every
+    method that writes `SpoolFull` if the disk is full.
 
     Args:
         file: The spool's file.
@@ -46,18 +42,22 @@ class Spool:
 
     def __init__(self, file: File, claim_seconds: float, permits: Budget | None = None) -> None:
         self._file = file
-        self._messages = MessageTable(file)
-        self._election = Election(file)
-        self._listing = Listing(file)
-        self._permits = Permits(file)
         self.room = (
             SpoolRoom(file, claim_seconds)
             if permits is None
             else PacedRoom(file, claim_seconds, permits)
         )
         """The waiting room: messages that wait for a request."""
+        self.messages = MessageTable(file)
+        """The messages that are spooled."""
+        self.election = Election(file)
+        """The choice of the process that empties the spool."""
+        self.allowance = Permits(file)
+        """The machine's request allowance, and its stops."""
         self.facts = FileFacts(file)
         """Facts that the processes of the machine share."""
+        self.listing = Listing(file)
+        """What is in the file, for display; and what becomes of refused messages."""
 
     @classmethod
     def open(
@@ -118,86 +118,6 @@ class Spool:
         """Close the file; the next use opens it again.  Never raises."""
         self._file.close()
 
-    # -- messages that are spooled
-
-    def keep(
-        self,
-        messages: Sequence[Spooled],
-        *,
-        max_bytes: int,
-        repeats: bool = True,
-        until: float = inf,
-    ) -> list[Place]:
-        """Store *messages*, all or none; return once they are on the disk.
-
-        See `MessageTable.spool`.
-        """
-        return self._messages.spool(messages, max_bytes=max_bytes, repeats=repeats, until=until)
-
-    def left(self, places: Sequence[Place]) -> Mapping[Place, CFQueuesError | None]:
-        """Return the outcomes of spooled messages that no longer wait; see `MessageTable.left`."""
-        return self._messages.left(places)
-
-    def has_backlog(self) -> bool:
-        """Whether spooled messages wait or are being posted."""
-        return self._messages.has_backlog()
-
-    def take_over(self) -> None:
-        """Take over messages that older versions of this package spooled."""
-        self._messages.take_over()
-
-    def learn(self, address: Address) -> None:
-        """Record a queue's id for all processes."""
-        self._messages.learn(address)
-
     def shrink(self) -> bool:
         """Return some free pages to the disk; return False if there were few."""
         return self._file.shrink()
-
-    def stop(self, error: CFQueuesError, cloudflare_id: str | None) -> None:
-        """Stop the requests that *error* concerns, for every process that empties the spool."""
-        self._permits.stop(error, cloudflare_id)
-
-    def notice_stop(self) -> None:
-        """Log a stop of publishing, or its end, that another process has recorded in the file."""
-        self._permits.notice_stop()
-
-    # -- the process that empties the spool
-
-    def elect(self) -> bool:
-        """Become the process that empties the spool; return False if another one does."""
-        return self._election.win()
-
-    def resign(self) -> None:
-        """Let another process empty the spool."""
-        self._election.resign()
-
-    # -- for display
-
-    def queues(self) -> list[QueueState]:
-        """Return every queue that has messages here."""
-        return self._listing.queues()
-
-    def refused(self) -> list[Refused]:
-        """Return every refused message, the oldest first."""
-        return self._listing.refused()
-
-    def allowed(self) -> Allowed:
-        """Return what is left of the allowance."""
-        return self._listing.allowed()
-
-    def share(self) -> LearnedShare | None:
-        """Return the share of the rate that the machine has learned; None if there is none."""
-        return self._listing.share()
-
-    def sharers(self) -> list[int]:
-        """Return the ids of the other processes that use the spool."""
-        return self._listing.sharers()
-
-    def retry(self, messages: Sequence[int]) -> int:
-        """Let refused messages wait again; return their number."""
-        return self._listing.retry(messages)
-
-    def drop(self, messages: Sequence[int]) -> int:
-        """Delete refused messages; return their number."""
-        return self._listing.drop(messages)

@@ -17,7 +17,7 @@ OUTCOME_KEPT_SECONDS: Final = 5.0
 
 An owner reads its outcomes many times per second; one that is this late has given up."""
 
-UNUSED_SECONDS: Final = 86_400.0
+ROW_UNUSED_SECONDS: Final = 86_400.0
 """A queue that was not used for this long is forgotten; its next use looks it up again."""
 
 _STALE: Final = "deadline < ? AND state != 1"
@@ -52,7 +52,7 @@ def sweep(file: File, *, until: float, forgets: bool) -> None:
     Args:
         file: The spool's file.
         until: When to give up if the file is busy, in monotonic seconds.
-        forgets: Whether to delete queues and tokens that were not used for `UNUSED_SECONDS`, too.
+        forgets: Whether to delete rows that were not used for `ROW_UNUSED_SECONDS`, too.
 
     Raises:
         RoomBusy: Other processes used the file until then.
@@ -94,8 +94,9 @@ def _clear(connection: sqlite3.Connection, now: float) -> None:
 
 
 def _forget_unused(connection: sqlite3.Connection, now: float) -> None:
-    used_before = time.time() - UNUSED_SECONDS  # queues are dated by the wall clock
+    used_before = time.time() - ROW_UNUSED_SECONDS  # queues are dated by the wall clock
     connection.execute(_FORGET_QUEUES, {"before": used_before, "now": now, "max_rows": MAX_ROWS})
-    before = now - UNUSED_SECONDS
+    before = now - ROW_UNUSED_SECONDS
     connection.execute("DELETE FROM token WHERE works_at < ?", (before,))
+    connection.execute("DELETE FROM fleet WHERE max(ask_at, ifnull(permit_at, 0)) < ?", (before,))
     connection.execute(_FORGET_BUCKETS, {"before": before, "now": now})

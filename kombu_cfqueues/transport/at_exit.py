@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-EXIT_SECONDS: Final = 3.0
+SETTLING_EXIT_SECONDS: Final = 3.0
 """How long the end of a process may take to settle messages and delete queues.  Well below the time
 after which process managers kill it (Docker: 10 seconds)."""
 
@@ -32,7 +32,7 @@ _Queue = tuple[str, str, str, str]
 """Base URL, account id, prefix, and Kombu's name of a queue."""
 
 
-class _Remains:
+class _ExitWork:
     """What this process has to settle and to delete.
 
     Each access to its fields is a single step, so there is no lock.
@@ -74,11 +74,11 @@ class _Remains:
             call_at_exit(finish)
 
     def finish(self) -> None:
-        """Settle and delete everything; blocks for `EXIT_SECONDS` at most.
+        """Settle and delete everything; blocks for `SETTLING_EXIT_SECONDS` at most.
 
         An account that does not answer uses up only its share of the time.
         """
-        deadline = time.monotonic() + EXIT_SECONDS
+        deadline = time.monotonic() + SETTLING_EXIT_SECONDS
         for receiver, until in _shares(living(self._receivers), deadline):
             receiver.finish(until)
         queues, self._queues = self._queues, {}
@@ -114,10 +114,10 @@ def _key(session: Session, queue: str) -> _Queue:
     return options.base_url, options.account_id, options.queue_name_prefix, queue
 
 
-remains: Final = _Remains()
+exit_work: Final = _ExitWork()
 
 
 def finish() -> None:
-    """Do what `remains` holds, unless it belongs to the parent of this process."""
+    """Do what `exit_work` holds, unless it belongs to the parent of this process."""
     notice_fork()
-    remains.finish()
+    exit_work.finish()

@@ -75,12 +75,12 @@ class Batch:
 
     def discard(self) -> None:
         """End the batch without sending what was collected; block until sent requests end."""
-        self._collector.discard()
+        self._collector.end("it was aborted")
         self._close_outlets()
 
     def close(self) -> None:
         """End the batch, and block until its sent requests end."""
-        self._collector.close()
+        self._collector.end("it is closed")
         self._close_outlets()
 
     def _outlet_for(self, session: Session) -> _Outlet:

@@ -62,12 +62,12 @@ def _open(target: Any, max_size: int) -> Iterator[Batch]:
     if options is None:
         yield Batch(max_size)
         return
-    shared = _find(_Scope.of(options))
+    shared = _find(_AccountKey.of(options))
     if shared is not None:
         with _shared(shared):
             yield shared
         return
-    block = _Block(Batch(max_size), _Scope.of(options), _innermost.get())
+    block = _Block(Batch(max_size), _AccountKey.of(options), _innermost.get())
     block.enter()
     try:
         yield block.batch
@@ -85,10 +85,10 @@ def batch_for(session: Session) -> Batch | None:
     """
     if _innermost.get() is None and not _of_tasks:
         return None
-    return _find(_Scope.of(session.options))
+    return _find(_AccountKey.of(session.options))
 
 
-class _Scope(NamedTuple):
+class _AccountKey(NamedTuple):
     """The account of a block.
 
     The API token is not part of it: it may be rotated, and each connection may bring a callable of
@@ -99,7 +99,7 @@ class _Scope(NamedTuple):
     account_id: str
 
     @classmethod
-    def of(cls, options: Options) -> _Scope:
+    def of(cls, options: Options) -> _AccountKey:
         return cls(options.base_url, options.account_id)
 
 
@@ -123,9 +123,9 @@ class _Strand(NamedTuple):
 class _Block:
     """A block that is open, and the one around it."""
 
-    def __init__(self, batch: Batch, scope: _Scope, outer: _Block | None) -> None:
+    def __init__(self, batch: Batch, account: _AccountKey, outer: _Block | None) -> None:
         self.batch = batch
-        self.scope = scope
+        self.account = account
         self.outer = outer
         self.strand = _Strand.current()
         self.task = _current_task()
@@ -163,23 +163,23 @@ _of_tasks: Final[set[_Block]] = set()
 """The open blocks that asyncio tasks have entered."""
 
 
-def _find(scope: _Scope) -> Batch | None:
+def _find(account: _AccountKey) -> Batch | None:
     strand = _Strand.current()
     block = _innermost.get()
     while block is not None:
-        if _is_for(block, scope, strand):
+        if _is_for(block, account, strand):
             if block.task not in (None, _current_task()):
                 raise _other_task()
             return block.batch
         block = block.outer
     # Without this, another task would find out only if it was started inside the block.
-    if any(_is_for(block, scope, strand) for block in _of_tasks.copy()):
+    if any(_is_for(block, account, strand) for block in _of_tasks.copy()):
         raise _other_task()
     return None
 
 
-def _is_for(block: _Block, scope: _Scope, strand: _Strand) -> bool:
-    return block.is_open and block.scope == scope and block.strand == strand
+def _is_for(block: _Block, account: _AccountKey, strand: _Strand) -> bool:
+    return block.is_open and block.account == account and block.strand == strand
 
 
 def _other_task() -> PermanentError:

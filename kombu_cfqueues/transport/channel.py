@@ -29,7 +29,7 @@ from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from ..spool import Place, Spooled
 from . import uncertain
-from .at_exit import remains
+from .at_exit import exit_work
 from .batch import Batch, PublishBatch
 from .block import batch_for
 from .celery_task import is_control_queue, is_result_queue
@@ -324,7 +324,7 @@ class Channel(ConsumingChannel):
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
-        remains.keep(self.session, queue)
+        exit_work.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
     def _backlog(self, queue: str) -> int | None:

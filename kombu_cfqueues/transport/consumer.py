@@ -26,7 +26,7 @@ from ..health import serve_if_wanted
 from ..options import log_queue_arguments
 from ..runtime.fork import notice_fork
 from . import celery_task
-from .at_exit import delete, remains
+from .at_exit import delete, exit_work
 from .message import Message as PulledMessage
 from .qos import Prefetch
 from .queue_consumers import Callback, Consumer, QueueConsumers
@@ -109,7 +109,7 @@ class ConsumingChannel(RoutingChannel):
             self._subscribe(subscription, consumer_tag)
         if queue in self._auto_delete:
             self._to_delete.add(queue)
-            remains.delete(self.session, queue)
+            exit_work.delete(self.session, queue)
         self._warn_of_pitfalls(queue)
         if celery_task.is_worker(callback):
             self.qos.hostname = celery_task.worker_name(callback)
@@ -194,7 +194,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
-        remains.settle(session.account.receiver)
+        exit_work.settle(session.account.receiver)
 
         def get() -> Delivery | None:
             return session.account.receiver.get(queue, session.options, deadline=deadline)
@@ -338,7 +338,7 @@ class ConsumingChannel(RoutingChannel):
         for queue in queues:
             self.state.queue_bindings_delete(queue)
             # A forked child may close its parent's channel, and the parent still needs the queue.
-            if remains.keep(self.session, queue):
+            if exit_work.keep(self.session, queue):
                 delete(self.session, queue, deadline)
 
     # Queues
@@ -362,7 +362,7 @@ class ConsumingChannel(RoutingChannel):
             log_queue_arguments(queue, arguments or ())
         # The answer to a task creates it, even if nobody in this process waits for the answer.
         elif auto_delete and "x-expires" in (arguments or ()):
-            remains.delete(self.session, queue)
+            exit_work.delete(self.session, queue)
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop the messages that were pulled from a queue before it was purged."""
@@ -374,7 +374,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _new_subscription(self, queue: str) -> Subscription:
         session = self.session
-        remains.settle(session.account.receiver)
+        exit_work.settle(session.account.receiver)
         is_reply = celery_task.is_result_queue(queue)
         if not is_reply:  # whoever waits for a result is no worker
             serve_if_wanted(session.options)

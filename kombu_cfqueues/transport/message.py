@@ -19,7 +19,7 @@ from kombu.transport import virtual
 
 from ..errors import MessageTooLarge
 
-MAX_BODY_BYTES: Final = 64 << 20
+MAX_DECOMPRESSED_BYTES: Final = 64 << 20
 """Maximum size of a body after decompression.  A queue takes 128 KB, and text rarely compresses to
 less than a twentieth of its size, so genuine bodies are far smaller."""
 
@@ -56,8 +56,9 @@ class Message(virtual.Message):
             if isinstance(body, bytes) and _is_bomb(body, method):
                 error = MessageTooLarge(
                     f"the body of a message from queue {queue!r} has {len(body):,} bytes and "
-                    f"would have more than {MAX_BODY_BYTES:,} after decompression ({method}), so "
-                    "it is not decompressed: store the data elsewhere and send a reference"
+                    f"would have more than {MAX_DECOMPRESSED_BYTES:,} after decompression "
+                    f"({method}), so it is not decompressed: store the data elsewhere and send a "
+                    "reference"
                 )
                 # Kombu keeps the errors that it catches here, and does not decompress then.
                 self.errors: list[Any] = [(MessageTooLarge, error, None)]
@@ -80,13 +81,13 @@ class Message(virtual.Message):
 
 
 def _is_bomb(data: bytes, method: Any) -> bool:
-    """Whether decompressed *data* would be larger than `MAX_BODY_BYTES`; stops once it is."""
+    """Whether *data* has more than `MAX_DECOMPRESSED_BYTES` decompressed; stops once it has."""
     size = 0
     try:
         _, content_type = compression.get_encoder(method)
         for chunk in _DECOMPRESSORS[content_type](data):
             size += len(chunk)
-            if size > MAX_BODY_BYTES:
+            if size > MAX_DECOMPRESSED_BYTES:
                 return True
     # The data are damaged, or the method is one that the application registered.  Each library has
     # its own errors; Kombu catches the same one next.

@@ -146,6 +146,17 @@ def test_the_emulator_imports_nothing_of_the_library(file):
     assert {room_of(module) for module in imported} <= {"emulator"}
 
 
+def test_a_name_of_a_constant_means_one_thing_in_the_whole_package():
+    """Who reads or searches for one finds its meaning once.  The emulator is apart."""
+    files: dict[str, list[str]] = {}
+    for name, file in NAMES.items():
+        if room_of(name) != "emulator":
+            found = re.findall(r"^([A-Z][A-Z_]+)(?::[^=]*)? = ", file.read_text(), re.MULTILINE)
+            for constant in found:
+                files.setdefault(constant, []).append(name)
+    assert {constant: where for constant, where in files.items() if len(where) > 1} == {}
+
+
 def timing_constants() -> dict[tuple[str, str], float]:
     """(module, name) -> seconds, of every constant of the library that bounds a time."""
     found = {}

@@ -20,6 +20,7 @@ import kombu_cfqueues
 from kombu_cfqueues import account
 from kombu_cfqueues.errors import CFQueuesError, RateLimited
 from kombu_cfqueues.rate_limit import StopLog
+from kombu_cfqueues.runtime.clock import Clock as SystemClock
 
 BLOCK = Failure(429, 971, "More than 1200 requests per 300 seconds reached", Retry_After="60")
 
@@ -292,7 +293,7 @@ def test_the_end_of_a_block_is_one_line(spool, caplog, options, mode):
 
 def test_a_thread_that_tells_late_of_a_block_tells_nothing_new(caplog, clock):
     """It has read of the block before it ended, and is slower than the others."""
-    log = StopLog()
+    log = StopLog(SystemClock())
     blocked = RateLimited("blocked", retry_after=1.0)
     with caplog.at_level(logging.INFO, "kombu_cfqueues"):
         until = time.monotonic() + 60

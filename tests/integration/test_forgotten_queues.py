@@ -33,7 +33,7 @@ FOREIGN = (types.ModuleType, types.FrameType, types.TracebackType, Emulator, sql
 @pytest.fixture(autouse=True)
 def everything_is_old_at_once(monkeypatch):
     """An hour in no time: what was not used last is unused for long."""
-    monkeypatch.setattr(recent, "UNUSED_SECONDS", -1.0)
+    monkeypatch.setattr(recent, "RECENT_SECONDS", -1.0)
     monkeypatch.setattr(recent, "KEPT", KEPT)
     monkeypatch.setattr(metrics, "MAX_QUEUES", KEPT)
     metrics.metrics.renew_after_fork()  # earlier tests may have counted queues of the same names

@@ -38,7 +38,7 @@ BRISK = FAST | {"read_timeout": 1}
 @pytest.fixture(autouse=True)
 def _service_ends():
     yield
-    service.stop_all()
+    service._services.stop()
     judging.judge.renew_after_fork()
 
 

@@ -43,7 +43,7 @@ def test_what_is_due_late_is_delivered_at_any_rate_where_the_retention_is_unknow
         spool = Spool.open(
             read.base_url, read.account_id, None, lambda: read.api_token, spool_dir=folder
         )
-        spool.learn(Address("known", False, queue_id))
+        spool.messages.learn(Address("known", False, queue_id))
         connection.Producer().publish("x", routing_key="known", DelaySeconds=600)
         assert eventually(lambda: bool(api.messages.get("known")), 15)
     assert len(api.messages["known"]) == 1

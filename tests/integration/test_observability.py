@@ -99,7 +99,7 @@ def test_stats_names_a_queue_that_another_process_has_looked_up(emulator, tmp_pa
     with Connection(emulator.broker_url, transport_options=options) as connection:
         read = connection.transport.session.options
         spool = Spool.open(read.base_url, read.account_id, None, str, spool_dir=str(tmp_path))
-        spool.learn(Address("jobs", False, queue_id))
+        spool.messages.learn(Address("jobs", False, queue_id))
         connection.Producer().publish("x", routing_key="jobs")
         until(lambda: kombu_cfqueues.stats()["published"])
 

@@ -59,7 +59,7 @@ def bodies(server, queue="jobs"):
 
 
 def listing(connection):
-    return connection.transport.session.account.publisher.relay._spool
+    return connection.transport.session.account.publisher.relay._spool.listing
 
 
 def publish(connection, body, **given):
@@ -298,7 +298,7 @@ def test_a_process_that_ends_delivers_first_if_it_can(server, spooling):
     script = Script(
         """
         from kombu_cfqueues.publish import relay
-        relay.EXIT_SECONDS = 60.0  # this machine may be slow
+        relay.RELAY_EXIT_SECONDS = 60.0  # this machine may be slow
         producer = connect().Producer()
         for number in range(250):
             producer.publish(number, routing_key="jobs")
@@ -316,7 +316,7 @@ def test_a_process_that_ends_in_an_outage_ends_soon_and_loses_nothing(port, spoo
     script = Script(
         """
         from kombu_cfqueues.publish import relay
-        relay.EXIT_SECONDS = 600.0  # not used up where nothing succeeds
+        relay.RELAY_EXIT_SECONDS = 600.0  # not used up where nothing succeeds
         connect().Producer().publish(1, routing_key="jobs")
         """,
         url,

@@ -64,8 +64,8 @@ class Peer:
                 address,
                 packed(text),
                 kind,
-                entered=now,
                 deadline=now + seconds,
+                half_time=now + seconds / 2,
                 owner=self,
                 **given,
             )
@@ -76,10 +76,15 @@ class Peer:
             return None
         return items[0]
 
+    def request_permit(self, request, deadline, kind=Kind.ADMIN, since=None):
+        """Ask for a permit for a request that carries no message."""
+        since = self.clock.monotonic() if since is None else since
+        return self.permits.request_permit(request, deadline, kind, since)
+
     def spool(self, text="x", *, queue="jobs", count=1, expires=None, max_bytes=1 << 30, **given):
         """Keep messages; return their rows."""
         messages = [Spooled(Address(queue), packed(text), expires)] * count
-        return self.spool_.keep(messages, max_bytes=max_bytes, **given)
+        return self.spool_.messages.spool(messages, max_bytes=max_bytes, **given)
 
     def try_claim(self, **given) -> Claim | Wait:
         """Claim what is to be had now."""

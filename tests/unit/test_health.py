@@ -10,9 +10,9 @@ from kombu_cfqueues.consume.pulse import Pulse
 from kombu_cfqueues.errors import AuthenticationFailed, QueueDisabled, ServerError
 from kombu_cfqueues.health.exposition import exposition
 from kombu_cfqueues.health.judge import Report
-from kombu_cfqueues.health.listener import Listener
+from kombu_cfqueues.health.listener import ProbeListener
 from kombu_cfqueues.metrics import PROCESS_COUNTS, QUEUE_COUNTS
-from kombu_cfqueues.options import Address, Options
+from kombu_cfqueues.options import HostPort, Options
 
 LOGIN = {"user": "0" * 32, "password": "s3cret"}
 
@@ -52,12 +52,12 @@ def test_the_environment_has_the_address_where_the_options_have_none():
 
 
 def test_the_address_is_shown_as_it_is_written():
-    assert str(Address("::1", 80)) == "[::1]:80"
-    assert str(Address("127.0.0.1", 0)) == "127.0.0.1:0"
+    assert str(HostPort("::1", 80)) == "[::1]:80"
+    assert str(HostPort("127.0.0.1", 0)) == "127.0.0.1:0"
 
 
 def test_an_address_of_ipv6_is_listened_at():
-    listener = Listener(Address("::1", 0))
+    listener = ProbeListener(HostPort("::1", 0))
     assert listener.address.host == "::1"
     listener.close()
 

@@ -22,6 +22,10 @@ def failing(*outcomes):
     return call
 
 
+def until(deadline, call):
+    return retry.until(deadline, call, lambda _: False)
+
+
 def soon(seconds):
     return time.monotonic() + seconds
 
@@ -29,21 +33,21 @@ def soon(seconds):
 def test_what_works_is_called_once():
     call = failing("done")
 
-    assert retry.until(soon(1), call) == "done"
+    assert until(soon(1), call) == "done"
     assert call.calls == 1
 
 
 def test_what_may_work_later_is_tried_again(monkeypatch):
-    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(0.001, 0.001))  # a test's time is dear
+    monkeypatch.setattr(retry, "REQUEST_BACKOFF", retry.Backoff(0.001, 0.001))
 
-    assert retry.until(soon(1), failing(ServerError("x"), ConnectionFailed("y"), "done")) == "done"
+    assert until(soon(1), failing(ServerError("x"), ConnectionFailed("y"), "done")) == "done"
 
 
 def test_what_cannot_work_is_raised_at_once():
     call = failing(InvalidMessage("x"))
 
     with pytest.raises(InvalidMessage):
-        retry.until(soon(1), call)
+        until(soon(1), call)
     assert call.calls == 1
 
 
@@ -59,7 +63,7 @@ def test_nothing_is_tried_after_the_deadline():
     began = time.monotonic()
 
     with pytest.raises(ServerError):
-        retry.until(began + 0.2, failing(ServerError("x")))
+        until(began + 0.2, failing(ServerError("x")))
 
     assert time.monotonic() - began < 5
 
@@ -69,7 +73,7 @@ def test_who_cannot_wait_for_retry_after_hears_so_at_once():
     began = time.monotonic()
 
     with pytest.raises(RateLimited):
-        retry.until(began + 5, failing(RateLimited("x", retry_after=300.0)))
+        until(began + 5, failing(RateLimited("x", retry_after=300.0)))
 
     assert time.monotonic() - began < 4
 
@@ -77,7 +81,7 @@ def test_who_cannot_wait_for_retry_after_hears_so_at_once():
 def test_retry_after_is_waited_for():
     began = time.monotonic()
 
-    assert retry.until(soon(2), failing(RateLimited("x", retry_after=0.3), "done")) == "done"
+    assert until(soon(2), failing(RateLimited("x", retry_after=0.3), "done")) == "done"
 
     assert time.monotonic() - began >= 0.3
 
@@ -87,7 +91,7 @@ def test_a_retry_after_of_zero_is_no_leave_to_hammer():
     call = failing(RateLimited("x", retry_after=0.0))
 
     with pytest.raises(RateLimited):
-        retry.until(soon(0.3), call)
+        until(soon(0.3), call)
 
     assert call.calls < 15
 
@@ -98,7 +102,7 @@ def test_what_was_in_doubt_once_stays_in_doubt():
 
     for last in (RateLimited("x", retry_after=300.0), InvalidMessage("y")):
         with pytest.raises(type(last)) as raised:
-            retry.until(soon(1), failing(lost, last))
+            until(soon(1), failing(lost, last))
         assert raised.value.delivered == "unknown"
 
 
@@ -106,7 +110,7 @@ def test_a_deadline_that_is_no_number_ends_it_too():
     call = failing(ServerError("x"))
 
     with pytest.raises(ServerError):
-        retry.until(float("nan"), call)
+        until(float("nan"), call)
     assert call.calls == 1
 
 
@@ -131,7 +135,7 @@ def test_the_pauses_of_ten_thousand_failures_are_numbers():
 
 def test_a_pause_leaves_time_for_a_last_try(monkeypatch):
     """An outage that ends before the deadline fails nobody, however long the pauses are."""
-    monkeypatch.setattr(retry, "BACKOFF", retry.Backoff(3600.0, 3600.0))
+    monkeypatch.setattr(retry, "REQUEST_BACKOFF", retry.Backoff(3600.0, 3600.0))
     up_at = time.monotonic() + 0.3
 
     def call():
@@ -139,12 +143,12 @@ def test_a_pause_leaves_time_for_a_last_try(monkeypatch):
             raise ServerError("down")
         return "done"
 
-    assert retry.until(up_at + 0.2, call) == "done"
+    assert until(up_at + 0.2, call) == "done"
 
 
 def test_what_the_server_asks_for_is_not_cut():
     call = failing(ServerError("down", retry_after=100.0))
 
     with pytest.raises(ServerError):
-        retry.until(soon(1), call)
+        until(soon(1), call)
     assert call.calls == 1

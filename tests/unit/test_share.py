@@ -9,9 +9,9 @@ from kombu_cfqueues.errors import RateLimited
 from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT, Allowance, Budget, Limit
 from kombu_cfqueues.rate_limit.allowance import SAME_BLOCK_SECONDS
 from kombu_cfqueues.rate_limit.share import (
-    HOLD_SECONDS,
     LEAST_SHARE,
-    MAX_HOLD_SECONDS,
+    MAX_SHARE_HOLD_SECONDS,
+    SHARE_HOLD_SECONDS,
     STEP_SECONDS,
 )
 from kombu_cfqueues.runtime.rng import rng
@@ -114,7 +114,7 @@ def test_the_share_is_held_for_an_hour_after_the_block():
     allowance = blocked(sent(300))
     before = rate(allowance)
 
-    held = publish(allowance, WINDOW + HOLD_SECONDS - 10)
+    held = publish(allowance, WINDOW + SHARE_HOLD_SECONDS - 10)
     assert rate(held) == before
     assert rate(publish(held, 600)) > before
 
@@ -122,15 +122,15 @@ def test_the_share_is_held_for_an_hour_after_the_block():
 def test_only_a_machine_that_waits_for_permits_grows():
     allowance = blocked(sent(300))
 
-    assert rate(publish(allowance, 3 * HOLD_SECONDS, waits=False)) == rate(allowance)
+    assert rate(publish(allowance, 3 * SHARE_HOLD_SECONDS, waits=False)) == rate(allowance)
 
 
 def test_the_first_steps_are_small_and_without_a_block_they_grow():
     """A fleet of equals is at its limit within a few of them; who is alone wants all of it."""
-    allowance = publish(blocked(sent(300)), WINDOW + HOLD_SECONDS)
+    allowance = publish(blocked(sent(300)), WINDOW + SHARE_HOLD_SECONDS)
     first = rate(publish(allowance, 10 * STEP_SECONDS))
     assert first < 1.1 * rate(allowance)
-    assert rate(publish(allowance, 2 * HOLD_SECONDS)) == RATE
+    assert rate(publish(allowance, 2 * SHARE_HOLD_SECONDS)) == RATE
 
 
 def test_each_block_that_growing_met_doubles_the_hold_to_a_day():
@@ -141,25 +141,25 @@ def test_each_block_that_growing_met_doubles_the_hold_to_a_day():
         held = allowance._replace(counted_at=allowance.share.grows_at)
         allowance = blocked(publish(held, 10 * STEP_SECONDS))
 
-    assert holds == [min(MAX_HOLD_SECONDS, HOLD_SECONDS * 2**n) for n in range(6)]
+    assert holds == [min(MAX_SHARE_HOLD_SECONDS, SHARE_HOLD_SECONDS * 2**n) for n in range(6)]
 
 
 def test_a_block_that_others_caused_leaves_the_hold_as_it_is():
     again = blocked(publish(blocked(sent(600)), WINDOW + 600))
 
-    assert again.share.hold_seconds == HOLD_SECONDS
-    assert again.share.grows_at == pytest.approx(again.stopped_until + HOLD_SECONDS)
+    assert again.share.hold_seconds == SHARE_HOLD_SECONDS
+    assert again.share.grows_at == pytest.approx(again.stopped_until + SHARE_HOLD_SECONDS)
 
 
 def test_who_grew_long_ago_and_met_nothing_begins_anew():
     """A year of peace, and then somebody deploys Terraform: an hour, and not a day."""
     allowance = blocked(sent(600))
     allowance = allowance._replace(
-        share=allowance.share._replace(steps=80, part=1.0, hold_seconds=MAX_HOLD_SECONDS)
+        share=allowance.share._replace(steps=80, part=1.0, hold_seconds=MAX_SHARE_HOLD_SECONDS)
     )
     later = allowance.counted(CLOUDFLARE_LIMIT, allowance.share.grows_at + 30 * 86_400)
 
-    assert blocked(later).share.hold_seconds == HOLD_SECONDS
+    assert blocked(later).share.hold_seconds == SHARE_HOLD_SECONDS
 
 
 @pytest.mark.parametrize("limit", [CLOUDFLARE_LIMIT, None])

@@ -36,7 +36,7 @@ class Setting:
             read_timeout=10,
             permits=self.budget,
         )
-        self.directory = Directory(self.client)
+        self.directory = Directory(self.client, None)
         self.options = Options(account_id=server.account, api_token=Secret(server.token), **given)
 
     def id(self, name, *, deadline=None, **given):
@@ -456,7 +456,7 @@ def test_after_a_connection_has_failed_the_next_one_asks_again(serve):
     setting = serve(Api())
     setting.probe()
 
-    setting.directory.require_probe()
+    setting.directory.require_probe(None)
     setting.probe()
 
     assert len(setting.server.requests) == 2

@@ -35,7 +35,7 @@ def directory(emulator):
         read_timeout=10,
         permits=Budget(None),
     )
-    yield Directory(client)
+    yield Directory(client, None)
     client.close()
 
 
@@ -135,7 +135,7 @@ def test_a_consumer_that_is_forgotten_is_looked_for_again(emulator, directory):
 def test_a_consumer_that_somebody_else_makes_in_the_meantime_is_taken(emulator, directory):
     given = options()
     queue = directory.queue("jobs", given, deadline=soon())
-    other = Directory(directory._client)
+    other = Directory(directory._client, None)
     other.enable_pull(queue, options(consumer_max_retries=33), deadline=soon())
     real, answers = directory._client.list_consumers, [[]]
 
@@ -152,18 +152,18 @@ def test_a_consumer_that_somebody_else_makes_in_the_meantime_is_taken(emulator, 
 
 
 def test_a_queue_by_its_name_at_cloudflare_is_made_if_it_is_missing(emulator, directory):
-    made = directory.by_cloudflare_name("dead", deadline=soon())
-    again = directory.by_cloudflare_name("dead", deadline=soon())
+    made = directory.resolve(Address("dead", creates=True), deadline=soon())
+    again = directory.resolve(Address("dead", creates=True), deadline=soon())
 
     assert made == again
     assert emulator.queue_names() == ["dead"]
-    assert emulator.queue_id("dead") == made.id
+    assert emulator.queue_id("dead") == made
     assert sum(method == "POST" for method, _ in paths(emulator)) == 1
 
 
 def test_a_name_without_time_to_look_it_up_fails(directory):
     with pytest.raises(errors.ConnectionFailed, match="looking up queue 'dead'"):
-        directory.by_cloudflare_name("dead", deadline=time.monotonic() - 1)
+        directory.resolve(Address("dead", creates=True), deadline=time.monotonic() - 1)
 
 
 def test_an_address_is_the_id_that_is_known_or_the_name(emulator, directory):

@@ -221,7 +221,7 @@ def test_a_process_whose_connection_failed_does_not_believe_the_others(machine):
     doubting.connect()
     assert len(here.requests) == 1
 
-    doubting.directory.require_probe()
+    doubting.directory.require_probe(None)
     with pytest.raises(errors.ConnectionFailed):
         doubting.connect()
     later.connect()  # asks, too: what was believed was wrong

@@ -13,6 +13,8 @@ from requests.structures import CaseInsensitiveDict
 from kombu_cfqueues import errors
 from kombu_cfqueues.api.responses import CODES, Response, payload_of
 
+ELSEWHERE = {}  # a route on which no status means anything special
+
 
 def answer(status, payload=None, *, body=None, **headers):
     if body is None:
@@ -26,22 +28,26 @@ def refused(status, code=None, text="refused", **headers):
     return answer(status, {"success": False, "errors": [error]}, **headers)
 
 
-def error_of(given, statuses=None):
+def read(given, statuses=ELSEWHERE):
+    return payload_of(given, "publishing to queue 'jobs'", statuses, "")
+
+
+def error_of(given, statuses=ELSEWHERE):
     with pytest.raises(errors.CFQueuesError) as raised:
-        payload_of(given, "publishing to queue 'jobs'", statuses)
+        read(given, statuses)
     return raised.value
 
 
 @pytest.mark.parametrize("payload", [{"success": True}, {"success": True, "result": None}])
 def test_success_needs_no_result(payload):
     """The documented example of publishing has none."""
-    assert payload_of(answer(200, payload), "publishing").get("result") is None
+    assert read(answer(200, payload)).get("result") is None
 
 
 def test_messages_of_a_success_are_no_errors():
     payload = {"success": True, "messages": [{"code": 10000}], "errors": [], "result": 1}
 
-    assert payload_of(answer(201, payload), "publishing")["result"] == 1
+    assert read(answer(201, payload))["result"] == 1
 
 
 @pytest.mark.parametrize("success", [False, None, "true", 1])
@@ -325,7 +331,7 @@ def test_no_answer_raises_anything_but_ours(status, body, retry_after):
     """What is not mapped ends a Celery worker."""
     given = Response(status, CaseInsensitiveDict({"Retry-After": retry_after}), body)
     try:
-        outcome = payload_of(given, "publishing")["success"]
+        outcome = read(given)["success"]
     except (errors.TransientError, errors.PermanentError) as error:
         outcome = error.status == status
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kombu_cfqueues.api.models import PullConsumer, Queue
-from kombu_cfqueues.consume.acknowledger import HOLD_SECONDS, Acknowledger
+from kombu_cfqueues.consume.acknowledger import ACK_HOLD_SECONDS, Acknowledger
 from kombu_cfqueues.consume.delivery import Delivery
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
@@ -92,7 +92,7 @@ def test_acks_of_one_moment_share_a_request(acknowledger, server):
 
     wait_for(lambda: len(server.leases) == 50)
 
-    assert len(server.sent) <= 1 + took / HOLD_SECONDS
+    assert len(server.sent) <= 1 + took / ACK_HOLD_SECONDS
 
 
 def test_acks_that_follow_each_other_share_a_request(acknowledger, server):
@@ -104,11 +104,11 @@ def test_acks_that_follow_each_other_share_a_request(acknowledger, server):
 
     wait_for(lambda: len(server.leases) == 4)
 
-    assert len(server.sent) <= 1 + took / HOLD_SECONDS
+    assert len(server.sent) <= 1 + took / ACK_HOLD_SECONDS
 
 
 def test_a_hundred_acks_do_not_wait(acknowledger, server, monkeypatch):
-    monkeypatch.setattr("kombu_cfqueues.consume.acknowledger.HOLD_SECONDS", 300.0)
+    monkeypatch.setattr("kombu_cfqueues.consume.acknowledger.ACK_HOLD_SECONDS", 300.0)
     for n in range(100):
         acknowledger.ack(delivery(f"L{n}"))
 
@@ -188,7 +188,7 @@ def test_a_request_that_hangs_holds_up_no_other_queue(acknowledger, server):
     server.hanging = {JOBS.id}
     server.held.clear()
     acknowledger.ack(delivery("L1"))
-    time.sleep(HOLD_SECONDS / 2)  # its time comes when the first request hangs already
+    time.sleep(ACK_HOLD_SECONDS / 2)  # its time comes when the first request hangs already
     acknowledger.ack(delivery("M1", queue=MORE))
 
     wait_for(lambda: server.leases == ["M1"], seconds=20)

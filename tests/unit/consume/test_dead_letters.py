@@ -42,7 +42,7 @@ class Copies:
     def find(self, title, deadline):
         self.deadlines.append(deadline)
         assert title == GRAVE.name
-        return GRAVE
+        return GRAVE.id
 
     def publish(self, queue_id, packed, *, deadline):
         self.deadlines.append(deadline)
@@ -58,7 +58,7 @@ class Copies:
 
 @pytest.fixture
 def copies(monkeypatch):
-    monkeypatch.setattr(module, "RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "COPY_RETRY_SECONDS", 0.01)
     return Copies()
 
 

@@ -33,6 +33,8 @@ class Mail:
             options=OPTIONS,
             window=self.window,
             inbox=self.inbox,
+            fails_over=False,
+            is_reply=False,
         )
         self.inbox.subscriptions.append(self.subscription)
         source = Source(Queue("1" * 32, "jobs", None), PullConsumer(100, ""))

@@ -10,17 +10,22 @@ from hypothesis import strategies as st
 
 from kombu_cfqueues import limits
 from kombu_cfqueues.consume.poll_interval import (
-    BACKOFF,
     MIN_INTERVAL_SECONDS,
+    PULL_BACKOFF,
     PollInterval,
 )
+
+
+def empty(poll_interval: PollInterval, now, started=None, *, is_alone=False):
+    """A pull that found nothing, and took no time if nothing else is said."""
+    poll_interval.empty(now, now if started is None else started, is_alone=is_alone)
 
 
 def pulls_of_an_empty_queue(poll_interval: PollInterval, seconds: float) -> list[float]:
     times = []
     while poll_interval.due <= seconds:
         times.append(poll_interval.due)
-        poll_interval.empty(poll_interval.due)
+        empty(poll_interval, poll_interval.due)
     return times
 
 
@@ -45,14 +50,14 @@ def test_a_message_makes_the_pace_quick_again():
     poll_interval.reset(60)
 
     assert poll_interval.due == 60
-    poll_interval.empty(60)
+    empty(poll_interval, 60)
     assert poll_interval.due == 61
 
 
 def test_an_interval_of_nothing_is_no_busy_loop():
     poll_interval = PollInterval(0, 0, 0.0)
 
-    poll_interval.empty(5)
+    empty(poll_interval, 5)
 
     assert poll_interval.due == 5 + MIN_INTERVAL_SECONDS
 
@@ -65,7 +70,7 @@ def test_failures_are_tried_again_later_and_later_and_never_later_than_the_longe
 
     poll_interval.failed(100.0)
 
-    assert 100 < poll_interval.due <= 100 + BACKOFF.longest_seconds
+    assert 100 < poll_interval.due <= 100 + PULL_BACKOFF.longest_seconds
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_tasks_that_are_sent_all_the_time_do_not_keep_the_pace_quick():
     while now < 60:
         interval.expect(now)
         if interval.due <= now:
-            interval.empty(now)
+            empty(interval, now)
             pulls += 1
         now += 0.01
     assert pulls < 5 * 60
@@ -124,7 +129,7 @@ def test_a_bell_makes_a_pull_due_and_the_quiet_time_goes_on():
     poll_interval.ring(60)
 
     assert poll_interval.due == 60
-    poll_interval.empty(60.03, 60)
+    empty(poll_interval, 60.03, 60)
     assert poll_interval.due == pytest.approx(60.03 + 6.003)
 
 
@@ -134,7 +139,7 @@ def test_vain_bells_cause_one_pull_per_polling_interval():
     while now < 90:
         poll_interval.ring(now)
         if poll_interval.due <= now:
-            poll_interval.empty(now)
+            empty(poll_interval, now)
             pulls += 1
         now += 0.01
 
@@ -146,7 +151,7 @@ def test_a_bell_during_a_pull_is_answered_by_another():
     poll_interval = quiet()
     poll_interval.ring(60.02)
 
-    poll_interval.empty(60.03, 60.0)
+    empty(poll_interval, 60.03, 60.0)
 
     assert poll_interval.due == 60.03
 
@@ -159,7 +164,7 @@ def test_a_bell_does_not_shorten_the_pause_that_a_server_asks_for():
 
     assert poll_interval.due >= 90
     poll_interval.reset(90)
-    poll_interval.empty(90)
+    empty(poll_interval, 90)
     poll_interval.ring(90.5)
     assert poll_interval.due == 90.5
 
@@ -171,7 +176,7 @@ def test_the_only_consumer_of_a_machine_looks_again_some_times():
     looks = []
     while poll_interval.due < 65:
         looks.append(round(poll_interval.due, 3))
-        poll_interval.empty(poll_interval.due, is_alone=True)
+        empty(poll_interval, poll_interval.due, is_alone=True)
 
     assert looks == [60, 60.1, 60.3, 60.7]
 
@@ -179,7 +184,7 @@ def test_the_only_consumer_of_a_machine_looks_again_some_times():
     looks = []
     while poll_interval.due < 70:
         looks.append(poll_interval.due)
-        poll_interval.empty(poll_interval.due, is_alone=True)
+        empty(poll_interval, poll_interval.due, is_alone=True)
     assert looks == [66]  # the bell before it was vain too
 
 
@@ -188,9 +193,9 @@ def test_a_bell_that_brought_a_message_lets_the_next_one_look_again():
     for now in (60.0, 61.0):
         poll_interval.ring(now)
         poll_interval.reset(now)
-        poll_interval.empty(now)
+        empty(poll_interval, now)
 
         poll_interval.ring(now + 0.2)
-        poll_interval.empty(now + 0.2, is_alone=True)
+        empty(poll_interval, now + 0.2, is_alone=True)
 
         assert poll_interval.due == pytest.approx(now + 0.3)

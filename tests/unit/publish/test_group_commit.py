@@ -672,20 +672,6 @@ def test_an_interrupted_follower_takes_its_item_back(time, server, submit):
     assert other.error is None
 
 
-def test_a_judge_that_fails_takes_only_its_own_caller_along(time, server, permits):
-    def confused(error):
-        raise ValueError("which error is that?")
-
-    lane = Commit(server.post, permits, confused, clock=time)
-    answers = [ServerError("down", status=500)]
-    server.refuse = lambda items: answers.pop() if answers else None
-    permits.at = [1.0]
-    callers = [time.spawn(lane.submit, n, 1, 30.0) for n in range(3)]
-    time.run()
-
-    assert kinds(callers) == [ValueError, type(None), type(None)]
-
-
 # -- many items of one caller ---------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import random
 import tempfile
 
 import pytest
-from group_commit_parts import Commit, judge
+from group_commit_parts import Commit
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -87,7 +87,6 @@ class CommitMachine(RuleBasedStateMachine):
         self.lane = self.commit(
             self.post,
             self,
-            judge,
             max_in_flight=in_flight,
             retry_uncertain=retry_uncertain,
             clock=self.time,

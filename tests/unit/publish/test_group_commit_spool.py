@@ -33,10 +33,10 @@ def limit():
     return Limit(20.0, 1)
 
 
-def commit(process, post, **given):
+def commit(process, post, *, repeats=True):
     clock = process.clock
     sender = Sender(process.room, post, post_seconds=10, clock=clock)
-    return GroupCommit(process.room, sender, clock=clock, **given)
+    return GroupCommit(process.room, sender, max_in_flight=1, repeats=repeats, clock=clock)
 
 
 def submit(a_commit, text="x", seconds=60.0):

@@ -26,7 +26,9 @@ class Process:
         self.bad = b"bad"
         self.machine = self.peer.spool_
         self.sender = Sender(self.peer.room, self.post, post_seconds=10)
-        self.relay = Relay(self.machine, GroupCommit(self.peer.room, self.sender))
+        self.relay = Relay(
+            self.machine, GroupCommit(self.peer.room, self.sender, max_in_flight=1, repeats=True)
+        )
 
     def post(self, address, batch, deadline):
         if self.down:
@@ -95,12 +97,12 @@ def test_nothing_is_worked_for_a_promise_that_nobody_keeps(process):
 def test_one_process_at_a_time_empties_the_spool(process):
     one, other = process(), process()
     other.down = True
-    assert one.machine.elect()
+    assert one.machine.election.win()
     promise = other.spool()
     time.sleep(0.1)
     assert other.sender.pause is None, "it has not tried"
 
-    one.machine.resign()
+    one.machine.election.resign()
     assert eventually(lambda: other.sender.pause)
     one.relay.notify()
     assert eventually(lambda: promise.ready), "in trouble, it let the other one do it"
@@ -146,16 +148,16 @@ def test_an_outage_is_outlasted(process):
 
 def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)  # the pauses are long
+    monkeypatch.setattr(module, "RELAY_RETRY_SECONDS", 0.01)  # the pauses are long
     one, fails = process(), []
-    has_backlog = one.machine.has_backlog
+    has_backlog = one.machine.messages.has_backlog
 
     def look():
         if fails:
             raise fails.pop()
         return has_backlog()
 
-    monkeypatch.setattr(one.machine, "has_backlog", look)
+    monkeypatch.setattr(one.machine.messages, "has_backlog", look)
     for times in (1, 2):
         fails += [errors.SpoolUnavailable("the disk is gone")] * 3
         promise = one.spool()
@@ -167,7 +169,7 @@ def test_each_time_a_file_cannot_be_used_is_told_at_its_begin_and_end(process, c
 
 @pytest.mark.logs_bugs
 def test_a_bug_ends_nothing(process, caplog, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RELAY_RETRY_SECONDS", 0.01)
     one, answers = process(), [ZeroDivisionError("a bug")]
     post = one.sender._post
 
@@ -197,7 +199,7 @@ def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
     stop.set()
     runner.join(30)
     assert not runner.is_alive()
-    assert process().machine.elect(), "it has stood down"
+    assert process().machine.election.win(), "it has stood down"
 
 
 def test_a_process_that_ends_goes_on_while_it_succeeds(process):
@@ -225,7 +227,7 @@ def test_a_process_that_ends_in_an_outage_does_not_wait(process):
 
     assert time.monotonic() - started < 30
     assert eventually(lambda: not one.relay._thread.is_alive())
-    assert one.machine.has_backlog()
+    assert one.machine.messages.has_backlog()
 
 
 def test_a_forked_child_has_no_thread_until_it_spools(process):

@@ -8,9 +8,8 @@ from support.spools import packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.publish.group_commit import GroupCommit
-from kombu_cfqueues.publish.sender import FILE_RETRY_SECONDS, Sender
+from kombu_cfqueues.publish.sender import ROOM_RETRY_SECONDS, Sender
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.retry import Verdict
 from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.schema import State
@@ -38,7 +37,9 @@ class Poster:
         self.posts = []
         self.answers = []  # errors, or None; at last always None
         self.sender = Sender(process.room, self.post, post_seconds=POST_SECONDS, clock=clock)
-        self.commit = GroupCommit(process.room, self.sender, clock=clock)
+        self.commit = GroupCommit(
+            process.room, self.sender, max_in_flight=1, repeats=True, clock=clock
+        )
 
     def post(self, address, batch, deadline):
         self.posts.append((address.name, [one.fragment for one in batch], deadline))
@@ -51,7 +52,7 @@ class Poster:
         pause = self.sender.pause
         return self.clock.now if pause is None else pause.until
 
-    def carry(self, *answers, deadline=math.inf, judge=lambda item: None):
+    def carry(self, *answers, deadline=math.inf):
         """Claim, post, and hear these answers, one after the other, whatever pauses they cause.
 
         Returns what the callers of this process were told by the last one.
@@ -60,7 +61,7 @@ class Poster:
             self.answers = [answer]
             self.clock.now = max(self.clock.now, self.resumes_at)
             told = {}
-            self.sender.send(self.process.claim(), told.update, deadline=deadline, judge=judge)
+            self.sender.send(self.process.claim(), told.update, deadline=deadline)
         return told
 
 
@@ -121,13 +122,12 @@ def test_a_post_ends_with_its_caller_and_never_takes_longer_than_any_may(poster,
     assert [deadline - now for _, _, deadline in poster.posts] == [3 - 60, POST_SECONDS]
 
 
-def test_what_a_failure_means_each_caller_decides_for_itself(poster, peer):
+def test_a_failure_that_may_pass_ends_the_try_of_a_caller_with_another_broker_alone(poster, peer):
     """A caller with other servers to go to gives up; those who wait for this one go on."""
-    hasty, patient = poster.process.enter("hasty"), poster.process.enter("patient")
+    hasty, patient = poster.process.enter("hasty", switches=True), poster.process.enter("patient")
     peer().enter("theirs")
-    verdicts = {hasty: Verdict.NEVER, patient: Verdict.NOT_NOW}
 
-    told = poster.carry(DOWN, judge=lambda item: lambda error: verdicts[item])
+    told = poster.carry(DOWN)
 
     assert told == {hasty: DOWN}
     waiting = poster.process.claim().items
@@ -201,7 +201,7 @@ def test_a_spooled_message_that_is_refused_is_kept_and_told(poster, caplog):
 
     assert poster.carry(BAD) == {}
 
-    assert isinstance(poster.process.spool_.left([row])[row], errors.InvalidMessage)
+    assert isinstance(poster.process.spool_.messages.left([row])[row], errors.InvalidMessage)
     assert "1 spooled messages to queue 'jobs' were refused and are kept" in caplog.text
     assert str(BAD) in caplog.text
 
@@ -372,7 +372,7 @@ def test_what_became_of_messages_is_noted_as_soon_as_the_file_can_be_written(
     sender = Sender(stuck, poster.post, post_seconds=POST_SECONDS, clock=clock)
     began = clock.now
 
-    sender.send(claim, told.update, deadline=math.inf, judge=lambda item: None)
+    sender.send(claim, told.update, deadline=math.inf)
 
     assert told == {item: None}
     assert clock.now - began < 2
@@ -389,11 +389,11 @@ def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, 
     sender = Sender(stuck, poster.post, post_seconds=POST_SECONDS, clock=clock)
     began = clock.now
 
-    sender.send(claim, told.update, deadline=math.inf, judge=lambda item: None)
+    sender.send(claim, told.update, deadline=math.inf)
 
     assert told == {item: None}
     assert len(stuck.outcomes) == 1
-    assert clock.now - began == pytest.approx(2 * FILE_RETRY_SECONDS)
+    assert clock.now - began == pytest.approx(2 * ROOM_RETRY_SECONDS)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
@@ -413,7 +413,7 @@ def test_a_message_that_skipped_the_line_enters_the_file_when_it_failed(poster, 
     item = Item(Address("jobs"), packed("straight"), deadline=clock.now + 900, owner=poster)
     claim = poster.process.room.enter([item], number=1, may_skip=True, until=math.inf)
     poster.answers = [DOWN]
-    poster.sender.send(claim, lambda _: None, deadline=math.inf, judge=lambda item: None)
+    poster.sender.send(claim, lambda _: None, deadline=math.inf)
     clock.now += 60
 
     found = poster.process.try_claim(only_own=True)

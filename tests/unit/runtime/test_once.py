@@ -25,7 +25,7 @@ def test_each_is_said_once():
 def test_what_was_said_long_ago_is_forgotten(monkeypatch):
     """The text of an error may be new each time."""
     monkeypatch.setattr(recent, "KEPT", 10)
-    monkeypatch.setattr(recent, "UNUSED_SECONDS", -1.0)
+    monkeypatch.setattr(recent, "RECENT_SECONDS", -1.0)
     said = Once()
     assert all(said.is_new(number) for number in range(100))
     assert not said.is_new(99)

@@ -23,10 +23,10 @@ def recent(time, monkeypatch):
 def test_what_is_used_is_kept_and_what_is_not_is_forgotten(time, recent):
     for key in "abc":
         recent.put(key, key.upper())
-    time.now += module.UNUSED_SECONDS / 2
+    time.now += module.RECENT_SECONDS / 2
     assert recent.get("a") == "A"
     assert recent.get_or_make("b", lambda: "another") == "B"
-    time.now += module.UNUSED_SECONDS / 2 + 1
+    time.now += module.RECENT_SECONDS / 2 + 1
     recent.put("d", "D")
 
     assert [recent.get(key) for key in "abcd"] == ["A", "B", None, "D"]
@@ -36,7 +36,7 @@ def test_nothing_is_forgotten_before_it_is_old(time, recent):
     """A look-up costs a request: to forget the queues that are in use would cost one each time."""
     for key in range(100):
         recent.put(key, key)
-    time.now += module.UNUSED_SECONDS
+    time.now += module.RECENT_SECONDS
 
     assert [recent.get(key) for key in range(100)] == list(range(100))
 
@@ -44,7 +44,7 @@ def test_nothing_is_forgotten_before_it_is_old(time, recent):
 def test_a_small_table_forgets_nothing(time, recent):
     """An application with few queues looks each up once, even if it uses it once a day."""
     recent.put("a", "A")
-    time.now += 10 * module.UNUSED_SECONDS
+    time.now += 10 * module.RECENT_SECONDS
     recent.put("b", "B")
 
     assert recent.get("a") == "A"

@@ -25,7 +25,7 @@ from kombu_cfqueues.spool import message_table, place
 from kombu_cfqueues.spool.database import Database
 from kombu_cfqueues.spool.file import File
 from kombu_cfqueues.spool.liveness import KernelLock, LivenessLocks
-from kombu_cfqueues.spool.schema import VERSION
+from kombu_cfqueues.spool.schema import FILE_VERSION
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
 
@@ -301,7 +301,7 @@ def test_a_database_of_another_program_is_put_aside(tmp_path, clock):
 
 def test_a_file_of_another_version_is_left_alone(tmp_path):
     """A newer one has its own name; one that was renamed is not touched either."""
-    newer = database(tmp_path / "x.db", version=VERSION + 1)
+    newer = database(tmp_path / "x.db", version=FILE_VERSION + 1)
     newer.write(lambda c: c.execute("CREATE TABLE new (x)"))
     newer.close()
     with pytest.raises(errors.SpoolUnavailable, match="another version"):
@@ -311,7 +311,7 @@ def test_a_file_of_another_version_is_left_alone(tmp_path):
 
 def test_the_file_of_each_version_has_its_own_name(tmp_path, clock):
     peer = Peer(tmp_path, clock)
-    assert peer.file.path.name.endswith(f"-v{VERSION}.db")
+    assert peer.file.path.name.endswith(f"-v{FILE_VERSION}.db")
 
 
 def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, clock, monkeypatch):
@@ -321,14 +321,14 @@ def test_what_an_older_version_has_spooled_is_delivered_by_the_newer(tmp_path, c
     poster.claim()
     poster.die()
     older.spool("waits", count=2)
-    monkeypatch.setattr("kombu_cfqueues.spool.file.VERSION", VERSION + 1)
+    monkeypatch.setattr("kombu_cfqueues.spool.file.FILE_VERSION", FILE_VERSION + 1)
     newer = Peer(tmp_path, clock)
 
-    newer.spool_.take_over()
-    assert not newer.spool_.has_backlog(), "who still runs it delivers it"
+    newer.spool_.messages.take_over()
+    assert not newer.spool_.messages.has_backlog(), "who still runs it delivers it"
     older.die()
-    newer.spool_.take_over()
-    newer.spool_.take_over()
+    newer.spool_.messages.take_over()
+    newer.spool_.messages.take_over()
 
     claim = newer.claim()
     assert texts(claim) == ["sent, perhaps", "waits", "waits"]

@@ -7,9 +7,11 @@ import pytest
 from support.spools import texts
 
 from kombu_cfqueues.envelope import Address
+from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT
+from kombu_cfqueues.spool.fleet_bucket import FleetBucket
 from kombu_cfqueues.spool.message_table import queue_row
 from kombu_cfqueues.spool.room import FORGET_SECONDS
-from kombu_cfqueues.spool.sweep import UNUSED_SECONDS
+from kombu_cfqueues.spool.sweep import ROW_UNUSED_SECONDS
 from kombu_cfqueues.waiting_room import ClaimTerms, Wait
 
 MANY = 10_000
@@ -107,7 +109,7 @@ def test_a_queue_that_has_messages_is_not_forgotten(peer, clock):
     assert first.address.name == "claimed"
 
     def age(connection):
-        connection.execute("UPDATE queue SET used_at = used_at - ?", (2 * UNUSED_SECONDS,))
+        connection.execute("UPDATE queue SET used_at = used_at - ?", (2 * ROW_UNUSED_SECONDS,))
         connection.execute(
             "UPDATE message SET state = 3 WHERE queue = "
             "(SELECT id FROM queue WHERE address = 'refused')"
@@ -147,8 +149,27 @@ def test_tokens_that_expired_are_forgotten(peer, clock, table):
         process.token = f"token-{number}"
         process.enter("x", may_skip=True)
         process.spool_.facts.note_page(1, {}, has_more=False)
-        clock.now += 2 * UNUSED_SECONDS
+        clock.now += 2 * ROW_UNUSED_SECONDS
     process.room.sweep(until=math.inf)
 
     count = process.file.read(lambda c: c.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
     assert count <= 1
+
+
+def test_tokens_that_expired_are_forgotten_by_a_machine_of_a_fleet_too(peer, clock):
+    """The permit that Redis has reserved for the token in use stays."""
+    process = peer()
+
+    def bucket(connection, token):
+        return FleetBucket(connection, token, CLOUDFLARE_LIMIT, clock.now)
+
+    process.file.write(lambda c: bucket(c, "troubled").failed("no answer", 3.0))
+    for number in range(3):
+        process.file.write(lambda c, token=f"token-{number}": bucket(c, token).granted(1.0))
+        clock.now += 2 * ROW_UNUSED_SECONDS
+    process.file.write(lambda c: bucket(c, "in use").granted(1.0))
+    process.room.sweep(until=math.inf)
+
+    rows = process.file.read(lambda c: c.execute("SELECT token FROM fleet").fetchall())
+    assert rows == [("in use",)]
+    assert process.file.read(lambda c: bucket(c, "in use").ready_at()) == clock.now + 1.0

@@ -9,7 +9,7 @@ from support.spools import CLAIM_SECONDS, packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.spool.election import SILENCE_SECONDS
+from kombu_cfqueues.spool.election import RELAY_SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
 from kombu_cfqueues.spool.permit_scheduler import PERMIT_RESERVED_SECONDS
 from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
@@ -154,14 +154,14 @@ def test_admin_requests_stand_in_the_same_line(peer, clock):
     """A queue that has to be looked up is not looked up after an endless stream of messages."""
     publisher, admin, late = peer(), peer(), peer()
     publisher.enter("first", queue="a")
-    ticket, wait = admin.permits.request_permit(None, clock.now + 900)
+    ticket, wait = admin.request_permit(None, clock.now + 900)
     late.enter("second", queue="b")
     assert wait is not None
 
     assert texts(late.claim()) == ["first"]
     clock.now += 1
     assert isinstance(late.try_claim(), Wait), "it is the admin request's turn"
-    assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
+    assert admin.request_permit(ticket, clock.now + 900) == (None, None)
     assert texts(late.claim()) == ["second"]
 
 
@@ -169,23 +169,23 @@ def test_an_admin_request_comes_between_two_permits_of_a_batch(peer, clock):
     publisher, admin = peer(), peer()
     publisher.enter("bulk", kind=Kind.BULK, count=300)
     publisher.claim()
-    ticket, _ = admin.permits.request_permit(None, clock.now + 900)
+    ticket, _ = admin.request_permit(None, clock.now + 900)
     clock.now += 1
 
-    assert admin.permits.request_permit(ticket, clock.now + 900) == (None, None)
+    assert admin.request_permit(ticket, clock.now + 900) == (None, None)
 
 
 def test_many_who_connect_take_every_second_permit_and_no_more(peer, clock):
     """A deploy of a hundred processes is no reason to keep messages waiting."""
     processes = [peer() for _ in range(6)]
-    places = {p: p.permits.request_permit(None, clock.now + 900)[0] for p in processes}
+    places = {p: p.request_permit(None, clock.now + 900)[0] for p in processes}
     for number in range(3):
         processes[0].enter(f"message {number}", queue=f"q{number}")
     order = []
     for _ in range(6):
         clock.now += 1
         for process, place in list(places.items()):
-            if place and process.permits.request_permit(place, clock.now + 900) == (None, None):
+            if place and process.request_permit(place, clock.now + 900) == (None, None):
                 order.append("connect")
                 del places[process]
                 break
@@ -197,21 +197,21 @@ def test_many_who_connect_take_every_second_permit_and_no_more(peer, clock):
 
 def test_a_look_up_for_a_message_ranks_as_that_message(peer, clock):
     publisher, asks, late = peer(), peer(), peer()
-    publisher.permits.request_permit(None, clock.now + 900)
-    place, _ = asks.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
+    publisher.request_permit(None, clock.now + 900)
+    place, _ = asks.request_permit(None, clock.now + 900, Kind.LOOKUP)
     late.enter("late")
     clock.now += 1
 
     assert isinstance(late.try_claim(), Wait), "it is the look-up's turn"
-    assert asks.permits.request_permit(place, clock.now + 900, Kind.LOOKUP) == (None, None)
+    assert asks.request_permit(place, clock.now + 900, Kind.LOOKUP) == (None, None)
     assert texts(late.claim()) == ["late"]
 
 
 def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
     """A stopped process has a place in the line, and no use for it."""
     stopped, other = peer(), peer()
-    stopped.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
-    stopped.permits.request_permit(None, clock.now + 900, Kind.LOOKUP)
+    stopped.request_permit(None, clock.now + 900, Kind.LOOKUP)
+    stopped.request_permit(None, clock.now + 900, Kind.LOOKUP)
     other.enter("waits")
     clock.now += 60
     assert isinstance(other.try_claim(), Wait)
@@ -220,14 +220,14 @@ def test_who_does_not_take_its_turn_holds_nobody_off_for_long(peer, clock):
 
 
 def test_an_uncontended_permit_for_an_admin_request_is_there_at_once(peer, clock):
-    assert peer().permits.request_permit(None, clock.now + 1) == (None, None)
+    assert peer().request_permit(None, clock.now + 1) == (None, None)
 
 
 def test_waiting_requests_know_when_it_is_their_turn(peer, clock):
     """Sixty-four who wait do not all wake for each permit."""
     limit = Limit(4.0, 1)
-    assert peer(limit=limit).permits.request_permit(None, clock.now + 900) == (None, None)
-    waits = [peer(limit=limit).permits.request_permit(None, clock.now + 900) for _ in range(3)]
+    assert peer(limit=limit).request_permit(None, clock.now + 900) == (None, None)
+    waits = [peer(limit=limit).request_permit(None, clock.now + 900) for _ in range(3)]
     assert [wait.until - clock.now for _, wait in waits] == pytest.approx([0.25, 0.5, 0.75])
 
 
@@ -243,7 +243,7 @@ def test_a_stop_of_the_token_reaches_every_process_at_once(peer, clock):
     wait = other.try_claim()
     assert wait.until == pytest.approx(clock.now + 100)
     assert wait.why.retry_after == pytest.approx(100)
-    assert other.permits.request_permit(None, clock.now + 1)[1].why is not None
+    assert other.request_permit(None, clock.now + 1)[1].why is not None
 
 
 def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
@@ -255,9 +255,9 @@ def test_a_stop_of_publishing_stops_messages_and_no_admin_requests(peer, clock):
     wait = process.try_claim()
     assert wait.until == clock.now + 200
     assert "publishing" in str(wait.why)
-    ticket, _ = process.permits.request_permit(None, clock.now + 100)
+    ticket, _ = process.request_permit(None, clock.now + 100)
     clock.now += PERMIT_RESERVED_SECONDS
-    assert process.permits.request_permit(ticket, clock.now + 100) == (None, None)
+    assert process.request_permit(ticket, clock.now + 100) == (None, None)
     clock.now = wait.until
     assert texts(process.try_claim()) == ["x"]
 
@@ -353,8 +353,8 @@ def test_what_must_not_be_sent_twice_is_given_up_when_its_poster_dies(peer):
 
 def test_a_dead_admin_request_leaves_the_line(peer, clock):
     victim, other = peer(), peer()
-    victim.permits.request_permit(None, clock.now + 900)
-    victim.permits.request_permit(None, clock.now + 900)
+    victim.request_permit(None, clock.now + 900)
+    victim.request_permit(None, clock.now + 900)
     victim.die()
     other.enter("waits")
     other.room.sweep()
@@ -420,7 +420,7 @@ def post_until_quiet(process, is_bad):
             if not claim.why:
                 return requests, accepted
         else:
-            sender.send(claim, lambda _: None, deadline=math.inf, judge=lambda _: None)
+            sender.send(claim, lambda _: None, deadline=math.inf)
 
 
 def refused_rows(process):
@@ -518,24 +518,24 @@ def test_a_paused_queue_holds_no_other_up(peer, clock):
 
 def test_one_process_at_a_time_empties_the_spool(peer, clock):
     first, second = peer(), peer()
-    assert first.spool_.elect()
-    assert not second.spool_.elect()
-    assert first.spool_.elect()
-    first.spool_.resign()
-    assert second.spool_.elect()
+    assert first.spool_.election.win()
+    assert not second.spool_.election.win()
+    assert first.spool_.election.win()
+    first.spool_.election.resign()
+    assert second.spool_.election.win()
     second.die()
     first.room.sweep()
-    assert first.spool_.elect(), "the dead one is not waited for"
+    assert first.spool_.election.win(), "the dead one is not waited for"
 
 
 def test_who_is_elected_and_stuck_is_replaced(peer, clock):
     stopped, other = peer(), peer()
-    assert stopped.spool_.elect()
-    clock.now += SILENCE_SECONDS - 1
-    assert not other.spool_.elect()
+    assert stopped.spool_.election.win()
+    clock.now += RELAY_SILENCE_SECONDS - 1
+    assert not other.spool_.election.win()
     clock.now += 2
-    assert other.spool_.elect()
-    assert not stopped.spool_.elect()
+    assert other.spool_.election.win()
+    assert not stopped.spool_.election.win()
 
 
 # -- clocks

@@ -6,7 +6,7 @@ from support.spools import ONE_A_SECOND, Peer, texts
 from kombu_cfqueues import limits
 from kombu_cfqueues.errors import RateLimited, ServerError, SpoolUnavailable
 from kombu_cfqueues.rate_limit import Limit
-from kombu_cfqueues.spool.shared_budget import FILE_RETRY_PAUSE_SECONDS, SHARERS, SharedBudget
+from kombu_cfqueues.spool.shared_budget import FILE_RETRY_PAUSE_SECONDS, SharedBudget
 
 
 @pytest.fixture
@@ -136,7 +136,9 @@ def test_what_the_server_has_left_is_heeded(shared, clock):
 def test_without_a_file_a_process_takes_its_share(without, clock, caplog):
     """Sixteen processes with the whole allowance each would cause the very block."""
     assert took(clock, without) == 0
-    assert [took(clock, without) for _ in range(3)] == [pytest.approx(SHARERS / 16.0)] * 3
+    assert [took(clock, without) for _ in range(3)] == [
+        pytest.approx(1.0)
+    ] * 3  # the machine: 16 per second
     assert caplog.text.count("paces its requests alone") == 1
 
 

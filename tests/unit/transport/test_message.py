@@ -15,14 +15,14 @@ from kombu_cfqueues.errors import MessageTooLarge
 from kombu_cfqueues.transport.message import Message
 
 METHODS = compression.encoders()
-MAX_BODY_BYTES = 24 << 20
-BOMBS = {method: compression.compress(bytes(MAX_BODY_BYTES + 1), method)[0] for method in METHODS}
+MAX_BYTES = 24 << 20
+BOMBS = {method: compression.compress(bytes(MAX_BYTES + 1), method)[0] for method in METHODS}
 
 
 @pytest.fixture(autouse=True)
 def lower_limit(monkeypatch):
     """Bombs of the real size take seconds to make."""
-    monkeypatch.setattr("kombu_cfqueues.transport.message.MAX_BODY_BYTES", MAX_BODY_BYTES)
+    monkeypatch.setattr("kombu_cfqueues.transport.message.MAX_DECOMPRESSED_BYTES", MAX_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +74,16 @@ def test_a_bomb_is_not_decompressed(channel, method):
     error = error_of(read)
     assert isinstance(error, MessageTooLarge)
     assert "'jobs'" in str(error)
-    assert f"{MAX_BODY_BYTES:,}" in str(error)
+    assert f"{MAX_BYTES:,}" in str(error)
     assert method in str(error)
     assert read.body == bomb
-    assert peak < MAX_BODY_BYTES
+    assert peak < MAX_BYTES
 
 
 @pytest.mark.parametrize("method", ["application/x-bz2", "application/x-lzma"])
 def test_a_bomb_of_many_parts_is_one(channel, method):
     """Both are read on where one stream ends and another begins."""
-    part = compression.compress(bytes(MAX_BODY_BYTES // 2), method)[0]
+    part = compression.compress(bytes(MAX_BYTES // 2), method)[0]
 
     assert not message(channel, part, method).errors
     assert isinstance(error_of(message(channel, part * 3, method)), MessageTooLarge)
