@@ -31,6 +31,7 @@ from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
 from .service import Service
+from .snippets import TOKEN_VARIABLE
 from .stored_messages import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
@@ -81,7 +82,8 @@ class Emulator:
         **knobs: Any,
     ) -> None:
         if not _is_loopback(host) and token == TOKEN:
-            raise ValueError(f"other machines can reach {host}: choose a token")
+            how = f"choose a token of your own ({TOKEN_VARIABLE}, or token=)"
+            raise ValueError(f"other machines can reach {host}: {how}")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", account_id):
             raise ValueError("an account id consists of letters, digits, dashes and underscores")
         self.host = host
