@@ -36,7 +36,8 @@ matrix: $(VENV)/.dev ## Run Celery workers in every pool with early and late ack
 	CFQUEUES_WORKER_MATRIX=1 $(BIN)/python -m pytest tests/integration/test_worker.py \
 		tests/integration/test_consume.py tests/integration/test_event_loop.py \
 		tests/integration/test_worker_ends.py tests/integration/test_health.py tests/integration/test_deaths.py \
-		tests/integration/test_control_workers.py tests/integration/test_control_outages.py $(ARGS)
+		tests/integration/test_control_workers.py tests/integration/test_control_outages.py \
+		tests/worker/test_hub_control.py $(ARGS)
 
 coverage: $(VENV)/.dev ## Run the test suite, and say which branches of the library it misses
 	$(BIN)/coverage erase

@@ -74,15 +74,24 @@ def use_cli() -> None:
 
 
 def use_emulator() -> None:
-    """A message is published, and there; the page's files are, too."""
+    """A message is published, and there; the hub and the page's files are, too."""
     from kombu_cfqueues.emulator import Emulator
 
     with Emulator() as emulator, kombu.Connection(emulator.broker_url) as connection:
         connection.Producer().publish({"hello": "world"}, routing_key="greetings")
         assert emulator.messages("greetings")[0].content == {"hello": "world"}
+        use_hub(emulator.control_url)
     static = resources.files("kombu_cfqueues").joinpath("emulator/static")
     assert any(file.name.endswith(".html") for file in static.iterdir())
     assert "--port" in run_cfqueues("emulator", "--help")
+
+
+def use_hub(url: str = "cfhub://:token@127.0.0.1:9/shop") -> None:
+    """The hub is a transport, and works where there is one."""
+    with kombu.Connection(url) as connection:
+        assert "fanout" in connection.transport.implements.exchange_type
+        if EXTRA == "emulator":
+            connection.connect()
 
 
 assert required("kombu-cfqueues") == {"kombu", "requests", "vine"}
@@ -95,7 +104,7 @@ assert resources.files("kombu_cfqueues").joinpath("py.typed").is_file()
 with kombu.Connection(f"cfqueues://{'0' * 32}:token@/") as connection:
     assert isinstance(connection.transport, kombu_cfqueues.Transport)
     assert connection.as_uri() == f"cfqueues://{'0' * 32}:**@api.cloudflare.com/"
-use = {"celery": use_celery, "cli": use_cli, "emulator": use_emulator}.get(EXTRA)
+use = {"celery": use_celery, "cli": use_cli, "emulator": use_emulator, "hub": use_hub}.get(EXTRA)
 if use:
     use()
 

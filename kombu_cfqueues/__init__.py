@@ -37,6 +37,7 @@ with suppress(ImportError):
     from kombu.transport import TRANSPORT_ALIASES
 
     TRANSPORT_ALIASES["cfqueues"] = "kombu_cfqueues:Transport"
+    TRANSPORT_ALIASES["cfhub"] = "kombu_cfqueues.side.hub:Transport"
 
 _MODULES = {
     "Transport": ".transport.transport",

@@ -79,6 +79,28 @@ def emulator():
         yield emulator
 
 
+@pytest.fixture
+def control_app(emulator):
+    """Makes applications that send tasks of the workers and control them."""
+    from celery import Celery
+
+    from kombu_cfqueues.side import forget_control_brokers
+
+    apps = []
+
+    def make(url, **options):
+        app = Celery("tests", broker=emulator.broker_url, set_as_current=False)
+        app.conf.broker_transport = "kombu_cfqueues:Transport"
+        app.conf.broker_transport_options = {"control_url": url, **options}
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.close()
+    forget_control_brokers()
+
+
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     """Each test begins as a process does; nothing goes on emptying the spool of an earlier one."""

@@ -163,10 +163,12 @@ def _read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.UsageError(
                 f"--option does not take {what}, which ps would show: set {_SECRETS[name]}"
             )
-        if not equals or name not in known:
+        if not equals:
+            raise click.UsageError(f"--option must be NAME=VALUE, not {pair!r}")
+        if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"names: {', '.join(known)}"
-            raise click.UsageError(f"--option must be NAME=VALUE, not {pair!r}; {hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"options: {', '.join(known)}"
+            raise click.UsageError(f"no transport option is named {name!r}; {hint}")
         options[name] = _value(value)
     return options
 

@@ -92,7 +92,11 @@ def examine(raw_options: RawOptions, names: tuple[str, ...]) -> Iterator[Check]:
     yield _proxies(options)
     tls = _tls(options)
     yield tls
-    session = Session(options)
+    try:
+        session = Session(options)
+    except ConfigurationError as error:  # such as an option that needs a package
+        yield Check("settings", "problem", in_one_line(error))
+        return
     try:
         if tls.verdict != "problem":
             yield from _service(session, names)

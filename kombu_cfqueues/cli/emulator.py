@@ -156,10 +156,10 @@ def _read_knobs(pairs: tuple[str, ...]) -> dict[str, Any]:
     knobs: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name not in known:
-            raise click.UsageError(
-                f"--knob must be NAME=VALUE, not {pair!r}; names: {', '.join(sorted(known))}"
-            )
+        if not equals:
+            raise click.UsageError(f"--knob must be NAME=VALUE, not {pair!r}")
+        if name not in known:
+            raise click.UsageError(f"no knob is named {name!r}; knobs: {', '.join(sorted(known))}")
         texts = [position for position in knob_positions(name) if isinstance(position, str)]
         if value in texts:  # such as "5" and "409", which look like numbers
             knobs[name] = value

@@ -32,12 +32,11 @@ from .call import Call
 from .console import Console
 from .faults import DROP, RESET, EffectChange, Seconds
 from .foreign_pages import why_foreign
+from .hub_sockets import PREFIX as HUB_PREFIX
+from .hub_sockets import TRANSPORT, Hub
 from .log import LoggedRequest, RequestLog
 from .routes import Found, Route, find
 from .service import Service
-
-TRANSPORT: Final = "kombu_cfqueues.transport"
-"""Key of the connection in an ASGI scope; the server sets it, and faults cut the connection."""
 
 PREFIX: Final = "/client/v4"
 
@@ -151,8 +150,8 @@ class Api:
         return answer.with_headers(allowance) if allowance else answer
 
 
-def application(api: Api, console: Console) -> ASGIApp:
-    """Return the application that serves the API, the emulator's own endpoints, and the page."""
+def application(api: Api, console: Console, hub: Hub) -> ASGIApp:
+    """Return the application that serves the API, the hub, the own endpoints, and the page."""
     own = Starlette(routes=[*page.routes(), Mount("/_emulator", routes=console.routes())])
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +159,10 @@ def application(api: Api, console: Console) -> ASGIApp:
         path = scope["path"]
         below = path == PREFIX or path.startswith(f"{PREFIX}/")
         try:
-            await (api if below else own)(scope, receive, _without_sniffing(send))
+            if path.startswith(HUB_PREFIX):
+                await hub(scope, receive, send)
+            else:
+                await (api if below else own)(scope, receive, _without_sniffing(send))
         except asyncio.CancelledError:
             # The server stops and has cut the connection, so no client waits for a response.
             # uvicorn would log the cancellation as a failure.

@@ -25,6 +25,7 @@ from .console_messages import MessageConsole
 from .console_requests import RequestConsole
 from .faults import Fault
 from .foreign_pages import why_foreign
+from .hub_sockets import Hub
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Queue
@@ -53,6 +54,7 @@ class Console:
         access: The tokens that may use the endpoints, if they require one.
         requests: The log of API requests.
         allowance: The request count of each token.
+        hub: The emulated hub.
         token: The token whose allowance is shown.
         requires_token: Require a token.  On loopback none is needed, because other machines cannot
             connect.
@@ -66,12 +68,14 @@ class Console:
         allowance: Allowance,
         token: str,
         *,
+        hub: Hub,
         requires_token: bool,
     ) -> None:
         self._service = service
         self._access = access
         self._requests = requests
         self._allowance = allowance
+        self._hub = hub
         self._token = token
         self._requires_token = requires_token
         self._messages = MessageConsole(service, token, self._refreshed)
@@ -173,6 +177,7 @@ class Console:
             "allowances": self._allowances(),
             "faults": [fault_orders.as_json(fault) for fault in service.faults.active],
             "requests_total": self._requests.total,
+            "hub": self._hub.describe(),
         }
 
     def _allowances(self) -> list[dict[str, Any]]:

@@ -21,14 +21,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import admin, fault_orders
 from .access import TOKEN, Access, Permission
-from .app import PREFIX, TRANSPORT, Api, application
+from .app import PREFIX, Api, application
 from .clock import Clock
 from .console import Console
 from .faults import Fault, Faults, Seconds
+from .hub import MAX_FRAME_BYTES
+from .hub_sockets import TRANSPORT, Hub, websocket_class
 from .knobs import Knobs
 from .log import RequestLog
 from .queues import Consumer, Queue
 from .service import Service
+from .snippets import TOKEN_VARIABLE
 from .stored_messages import StoredMessage
 
 ACCOUNT_ID: Final = "0123456789abcdef0123456789abcdef"
@@ -79,7 +82,8 @@ class Emulator:
         **knobs: Any,
     ) -> None:
         if not _is_loopback(host) and token == TOKEN:
-            raise ValueError(f"other machines can reach {host}: choose a token")
+            how = f"choose a token of your own ({TOKEN_VARIABLE}, or token=)"
+            raise ValueError(f"other machines can reach {host}: {how}")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", account_id):
             raise ValueError("an account id consists of letters, digits, dashes and underscores")
         self.host = host
@@ -90,12 +94,14 @@ class Emulator:
         access = Access({**(tokens or {}), token: "edit"})
         self._service = Service(account_id, db, Knobs(**knobs))
         self._api = Api(self._service, access, latency)
+        self._hub = Hub(access)
         self._console = Console(
             self._service,
             access,
             self._api.requests,
             self._api.allowance,
             token,
+            hub=self._hub,
             requires_token=not self.is_private,
         )
         self._thread: _ServerThread | None = None
@@ -108,7 +114,9 @@ class Emulator:
     def start(self) -> Emulator:
         """Start the server; block until it answers requests."""
         if self._thread is None:
-            thread = _ServerThread(application(self._api, self._console), self.host, self.port)
+            thread = _ServerThread(
+                application(self._api, self._console, self._hub), self.host, self.port
+            )
             thread.start()
             self.port, self._thread = thread.port, thread
         return self
@@ -153,6 +161,14 @@ class Emulator:
     def broker_url(self) -> str:
         """The broker URL for Kombu and Celery, including the account and the token."""
         return f"cfqueues://{self.account_id}:{quote(self.token, safe='')}@{self._address}/"
+
+    @property
+    def control_url(self) -> str:
+        """The ``control_url`` of the emulated hub, including the token.
+
+        The hub needs the package ``websockets``.
+        """
+        return f"cfhub://:{quote(self.token, safe='')}@{self._address}/emulator"
 
     @property
     def is_private(self) -> bool:
@@ -398,7 +414,10 @@ class _ServerThread:
         config = uvicorn.Config(
             app,
             http=_Protocol,
-            ws="none",
+            ws=websocket_class(),
+            ws_max_size=MAX_FRAME_BYTES,
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,  # clients do that
             loop="asyncio",
             lifespan="off",
             log_config=None,

@@ -157,8 +157,8 @@ def is_ours(url: object) -> bool:
 def _not_ours(scheme: str) -> str:
     return (
         f"the broker URL begins with {scheme}://, which is not a URL of kombu_cfqueues, and no "
-        "request was made: unset broker_transport (Celery) or transport= (Kombu), which selects "
-        f"kombu_cfqueues for every URL; or write the URL as {FORM}"
+        f"request was made: write the URL as {FORM}; or, if the URL is right, unset "
+        "broker_transport (Celery) or transport= (Kombu), which selects kombu_cfqueues for all URLs"
     )
 
 

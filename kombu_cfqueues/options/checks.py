@@ -131,9 +131,10 @@ def _control_url(name: str, value: Any) -> ControlUrl:
     if not (scheme and separator) or "cfqueues" in scheme or (not rest and scheme != "memory"):
         raise ConfigurationError(
             f"{name} must be the URL of a broker that can broadcast, such as "
-            "redis://:PASSWORD@HOST:6379/1 or amqp://USER:PASSWORD@HOST//, or a function that "
-            "returns one (it is not shown, because it may hold a password); percent-encode the "
-            "password (urllib.parse.quote(password, safe=''))"
+            "redis://:PASSWORD@HOST:6379/1, amqp://USER:PASSWORD@HOST// or "
+            "cfhub://:TOKEN@HOST/NAMESPACE, or a function that returns one (it is not shown, "
+            "because it may hold a password); percent-encode the password "
+            "(urllib.parse.quote(password, safe=''))"
         )
     return Secret(value)
 

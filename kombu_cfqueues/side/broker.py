@@ -132,7 +132,7 @@ class ControlBroker(OwnerThread):
             port: Whose channel *act* uses, if it uses one.
 
         Raises:
-            ControlUnavailable: It was not done in time, or it failed.
+            ControlUnavailable, MessageTooLarge, HubRefused: It was not done in time, or it failed.
         """
         notice_fork()
         seconds = CONTROL_REQUEST_SECONDS if seconds is None else seconds

@@ -6,16 +6,17 @@ Only the thread that opened a link may use it.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from kombu.connection import Connection
 
 from ..errors import ConfigurationError
 from ..runtime.inherited import abandon
+from .readable import readable
 from .redis_channel import control_channel
 
 OPERATION_SECONDS: Final = 2.0
@@ -122,6 +123,8 @@ class Link:
         if self.driver != "amqp" and exchange and exchange not in channel.state.exchanges:
             # Another process has declared it, and a virtual transport must know its kind.
             channel.exchange_declare(exchange=exchange, type="fanout", durable=True)
+        if self.driver == "cfhub":
+            publish = partial(publish, confirm=confirm)
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
 
     def one_request(self) -> contextlib.AbstractContextManager[Any]:
@@ -133,6 +136,8 @@ class Link:
 
     def has_exchange(self, exchange: str) -> bool:
         """Whether the exchange exists: declared in RabbitMQ; elsewhere, a queue is bound to it."""
+        if self.driver == "cfhub":
+            return bool(self._requests.has_exchange(exchange))
         if self.driver != "amqp":
             try:
                 return bool(self._requests.get_table(exchange))
@@ -196,6 +201,8 @@ class Link:
             self._connection.heartbeat_check()
         elif self.driver == "redis":
             self._requests.client.ping()
+        elif self.driver == "cfhub":
+            self._connection.transport.session.probe()
 
     def subscribed_anew(self, channel: Any) -> None:
         """Note that *channel* has one more consumer."""
@@ -212,7 +219,9 @@ class Link:
 
     @property
     def _has_unread(self) -> bool:
-        """Whether TLS has decrypted more than was read, which no file shows."""
+        """Whether more was read than delivered, or decrypted than read, which no file shows."""
+        if self.driver == "cfhub":
+            return bool(self._connection.transport.has_undelivered)
         sock = self._connection.connection.transport.sock if self.driver == "amqp" else None
         return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
@@ -224,6 +233,10 @@ class Link:
         if self.driver == "redis" and cycle is not None:
             cycle.on_poll_start()  # asks the server for messages
             return list(cycle.fds)
+        if self.driver == "cfhub":
+            session = self._connection.transport.session
+            session.flush()  # sends what nobody waits for, as one frame
+            return [session.socket.fileno()]
         return None
 
     # Closing
@@ -239,6 +252,8 @@ class Link:
         with contextlib.suppress(Exception):
             if self.driver == "amqp":
                 self._connection.collect()
+            elif self.driver == "cfhub":
+                self._connection.transport.close_connection(self._connection)
             else:
                 for channel in list(getattr(self._connection.transport, "channels", None) or ()):
                     _disconnect(channel)
@@ -260,6 +275,9 @@ class Link:
                     *getattr(pool, "_in_use_connections", ()),
                 ]
                 found += [getattr(connection, "_sock", None) for connection in connections]
+        session = getattr(transport, "_session", None)
+        if session is not None:
+            found.append(session.socket)
         for one in found:
             if one is not None and one.fileno() >= 0:
                 yield one.fileno()
@@ -278,7 +296,12 @@ def check_url(url: str) -> None:
 def _check_one(url: str) -> None:
     scheme = url.partition("://")[0]
     try:
-        implements = _new_connection(url).transport.implements
+        transport = _new_connection(url).transport
+        implements = transport.implements
+        if transport.driver_type == "cfhub":
+            transport.check_url()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"control_url ({scheme}://...) cannot be used: {error}") from None
     # A client library that is missing, a port that is no number, a scheme that nobody knows.
     except Exception as error:  # noqa: BLE001
         why = str(error) if isinstance(error, ImportError) else type(error).__name__
@@ -290,7 +313,8 @@ def _check_one(url: str) -> None:
     if "fanout" not in implements.exchange_type:
         raise ConfigurationError(
             f"control_url ({scheme}://...) must name a broker that can broadcast, and this one has "
-            "no fanout exchanges: use Redis (redis://...) or RabbitMQ (amqp://...)"
+            "no fanout exchanges: use Redis (redis://...), RabbitMQ (amqp://...) or the hub "
+            "(cfhub://...)"
         )
 
 
@@ -345,14 +369,3 @@ def _disconnect(channel: Any) -> None:
     with contextlib.suppress(Exception):
         disconnect()
     channel.closed = True
-
-
-def readable(files: list[int], seconds: float) -> list[int]:
-    """Wait until one of *files* can be read; return those that can."""
-    # gevent and eventlet replace these functions; eventlet removes `poll`.
-    if not hasattr(select, "poll"):
-        return list(select.select(files, [], [], seconds)[0])
-    poll = select.poll()
-    for file in files:
-        poll.register(file, select.POLLIN)
-    return [file for file, _ in poll.poll(seconds * 1000)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ControlUnavailable
+from ..errors import ControlUnavailable, PermanentError
 from ..runtime.clock import Clock
 from ..runtime.flag import Flag
 from .link import Link
@@ -64,8 +64,8 @@ class Request:
 
 def unavailable(
     what: str, seconds: float, error: Exception | None, failure: str, *, unsure: bool
-) -> ControlUnavailable:
-    """Return the error of a request that was not done.
+) -> PermanentError:
+    """Return the error of a request that was not done; the hub's refusals are errors of ours.
 
     Args:
         what: Its description.
@@ -74,6 +74,8 @@ def unavailable(
         failure: Why there is no connection; ``""`` if there is one.
         unsure: Whether it may have had an effect.
     """
+    if isinstance(error, PermanentError):
+        return error
     why = reason(error) if error is not None else failure or "it does not answer"
     raised = ControlUnavailable(
         f"the control broker (control_url) did not take {what} within {seconds:g} s, and "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 
 import pytest
 import requests
 from browser.scene import PULL, Shop, messages
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
+from support.processes import needs
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
@@ -494,3 +497,20 @@ OVERLAPS = """() => {
   }));
   return poor;
 }"""
+
+
+def test_who_is_connected_to_the_hub_is_shown(open_page, emulator):
+    """While anybody is, and live."""
+    needs("websockets")
+    page = open_page()
+    expect(page.locator("#no-queues")).to_be_visible()
+    expect(page.get_by_role("heading", name="Hub")).to_be_hidden()
+
+    with Connection(emulator.control_url) as connection:
+        Queue("one@host.pidbox", Exchange("pidbox", "fanout"))(connection.channel()).declare()
+        row = page.locator("#hub-rows > li")
+        expect(row).to_contain_text(f"{os.getpid()}@{socket.gethostname()} in emulator")
+        expect(row).to_contain_text("one@host.pidbox, since ")
+
+    expect(row).to_have_count(0)
+    expect(page.get_by_role("heading", name="Hub")).to_be_hidden()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import sys
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -294,6 +295,18 @@ def test_a_proxy_is_named_without_its_password(run, monkeypatch):
     assert "go through http://127.0.0.1:9 (HTTPS_PROXY" in done.out
     assert "the proxy for api.cloudflare.com" in problem(done)
     assert "s3cret" not in done.out
+
+
+def test_an_option_that_needs_a_package_is_a_problem_that_says_how_to_install_it(
+    cfqueues, monkeypatch
+):
+    """The application may have Redis's client, and the environment of the command not."""
+    monkeypatch.setitem(sys.modules, "redis", None)  # an import of it fails
+    monkeypatch.setenv("CFQUEUES_BUDGET_URL", "redis://127.0.0.1:9/0")
+
+    line = problem(cfqueues("doctor", "-o", "request_rate=3", code=1))
+
+    assert line.startswith("PROBLEM  settings: budget_url needs the Python package redis: pip ")
 
 
 @pytest.mark.parametrize(("minutes", "way"), [(10, "behind"), (-10, "ahead of")])

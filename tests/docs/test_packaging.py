@@ -92,7 +92,7 @@ def test_built_elsewhere_the_readme_has_no_link_that_leads_nowhere(tmp_path):
 def test_the_package_says_its_license_and_publishes_no_tools_of_its_own(tmp_path):
     built = metadata(tmp_path)
     assert built["License-Expression"] == "BSD-3-Clause"
-    extras = {"celery", "cli", "emulator", "otel", "redis"}
+    extras = {"celery", "cli", "emulator", "hub", "otel", "redis"}
     assert extras <= set(built.get_all("Provides-Extra"))
     assert not {"dev", "bench"} & set(built.get_all("Provides-Extra"))
 

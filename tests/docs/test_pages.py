@@ -9,6 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
+import textwrap
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def test_example_runs_as_it_stands(code, emulator, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Emulator()" in code or emulator.requests.of("push", "batch"), "nothing was published"
+
+
+def python_blocks() -> list:
+    """Every block of Python code, each with the place where it stands."""
+    return [
+        pytest.param(
+            textwrap.dedent(block[1]),
+            id=f"{page.relative_to(ROOT)}:{page.read_text()[: block.start()].count(chr(10)) + 1}",
+        )
+        for page in PAGES
+        for block in re.finditer(
+            r"^ *```python\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE
+        )
+    ]
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_python_of_a_page_can_be_compiled(code):
+    """Also a part of a program that cannot run alone has no slip of the pen."""
+    compile(code, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def copied_blocks() -> list:

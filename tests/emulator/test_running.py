@@ -272,7 +272,7 @@ def test_a_killed_command_loses_no_message_and_no_lease(command, tmp_path):
         (["--host", "203.0.113.1", "--token", "t"], "cannot listen on"),
         (["--account", "a/b"], "account id"),
         (["--db", "/"], "directory"),
-        (["--knob", "colour=red"], "names: ack_result"),
+        (["--knob", "colour=red"], "knobs: ack_result"),
         (["--knob", "rate_limit"], "NAME=VALUE"),
         (["--knob", "first_attempt=2"], "first_attempt must be 0 or 1"),
         (["--fault", "nonsense"], "kind must be one of"),

@@ -6,13 +6,11 @@ import sys
 from types import ModuleType
 
 import pytest
-from celery import Celery
 from kombu import Connection
 from support.rabbitmq_server import RabbitServer, needs_rabbitmq
 from support.redis_server import RedisServer, free_port, needs_redis
 
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.side import forget_control_brokers
 
 from .workers import HERE
 
@@ -57,24 +55,6 @@ def rabbit(tmp_path_factory):
     server.start()
     yield server
     server.kill()
-
-
-@pytest.fixture
-def control_app(emulator):
-    """Makes applications that send tasks of the workers and control them."""
-    apps = []
-
-    def make(url, **options):
-        app = Celery("tests", broker=emulator.broker_url, set_as_current=False)
-        app.conf.broker_transport = "kombu_cfqueues:Transport"
-        app.conf.broker_transport_options = {"control_url": url, **options}
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        app.close()
-    forget_control_brokers()
 
 
 @pytest.fixture

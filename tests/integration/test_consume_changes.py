@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import time
-import warnings
 from queue import Empty
 
 import pytest
@@ -328,9 +327,7 @@ def test_a_child_does_not_wait_for_the_pulls_of_its_parent(emulator):
         until(lambda: fault.hits)
         consumer.cancel()
         assert consumer.channel._cancelled[-1].in_flight
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
-            child = os.fork()
+        child = os.fork()
         if child == 0:
             started = time.monotonic()
             with contextlib.suppress(BaseException):

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from kombu import Exchange
 from kombu.exceptions import OperationalError
-from support.processes import eventually
+from support.processes import eventually, needs
 from support.rabbitmq_server import RabbitServer, needs_rabbitmq
 from support.redis_server import RedisServer, free_port, needs_redis
 
@@ -140,6 +140,7 @@ def test_tasks_run_while_rabbitmq_hangs(emulator, rabbit, control_app, tmp_path)
 
 def test_events_that_nobody_takes_are_bounded_and_counted(connect, caplog):
     """A worker of many tasks does not fill its memory while the control broker is gone."""
+    needs("redis")
     connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0")
     exchange = Exchange("celeryev", type="topic")
     before = kombu_cfqueues.stats()["control_dropped"]

@@ -51,6 +51,7 @@ def test_processes_share_requests_and_the_allowance(server, limited):
         for script in scripts:
             script.line()
         server.requests.clear()
+        began = time.time()
         for script in scripts:
             script.go()
         results = [script.line() for script in scripts]
@@ -58,7 +59,8 @@ def test_processes_share_requests_and_the_allowance(server, limited):
             script.wait()
     published = [[pid, number] for pid, count in results for number in range(count)]
     assert sorted(bodies(server)) == sorted(published)
-    lasted = server.requests[-1].time - server.requests[0].time
+    # Since they could ask for permits, as a busy machine may delay the first request.
+    lasted = server.requests[-1].time - began
     assert len(server.requests) <= 3.7 * lasted + 1 + 2
     assert len(published) >= 2 * len(server.requests)
     assert all(request.status == 200 for request in server.requests)

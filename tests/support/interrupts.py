@@ -23,6 +23,9 @@ import kombu_cfqueues
 PACKAGE = str(Path(kombu_cfqueues.__file__).parent)
 THREADING = threading.__file__
 
+#: Python then reports the instructions of a function from its second traced call on.
+TRACES_LATE = sys.version_info >= (3, 12)
+
 
 class Interrupt(BaseException):
     """What a signal handler raises: as Ctrl-C, a timeout, or the end of a worker."""
@@ -150,6 +153,9 @@ def at(place: Place, act: Callable[[], None], call: Callable[[], object]) -> boo
             act()
 
     try:
+        if TRACES_LATE:
+            with _traced(lambda *_: None, place.code):
+                call()
         with _traced(reached, place.code):
             call()
     except BaseException:  # noqa: BLE001  whatever the library makes of it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 
 class Tap:
@@ -21,12 +22,16 @@ class Tap:
         self.port: int = self._listener.getsockname()[1]
         self.sent: list[bytearray] = []
         self._sockets: list[socket.socket] = []
+        self._is_cut = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
+                if self._is_cut:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._server_port))
                 self._sockets += [client, server]
                 said = bytearray()
@@ -42,6 +47,16 @@ class Tap:
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """Cut all connections, and refuse new ones during the block."""
+        self._is_cut = True
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        yield
+        self._is_cut = False
 
     def __enter__(self) -> Tap:  # noqa: PYI034
         return self

@@ -230,7 +230,6 @@ def in_child(work):
     return os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_has_sockets_of_its_own_and_what_the_parent_learned(server):
     """Two processes on one TLS stream would break both; a pre-fork server does this all day."""
     with Connection(server.broker_url) as connection:
@@ -250,7 +249,6 @@ def test_a_forked_child_has_sockets_of_its_own_and_what_the_parent_learned(serve
     assert server.opened == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_connection_of_the_parent_publishes_in_the_child(server):
     """Applications make their producers when they are imported, before the fork."""
     with Connection(server.broker_url) as connection:
@@ -264,7 +262,6 @@ def test_a_connection_of_the_parent_publishes_in_the_child(server):
     assert before == after != child
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_in_the_middle_of_a_look_up_leaves_no_child_waiting():
     """The thread that asks does not exist in the child, which asks for itself."""
     asked_twice = threading.Event()

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from kombu import Connection
+from support.hub_servers import EmulatedHub, HubServer, WorkerdHub
 from support.locks import one_at_a_time
+from support.processes import needs
 
 WORKER = Path(__file__).parents[2] / "worker"
 API = "client/v4/accounts"
@@ -178,3 +181,38 @@ def restartable_edge(node: str, tmp_path: Path) -> Iterator[RestartableEdge]:
         edge = RestartableEdge(gateway | consumer, process)
         with edge.http:
             yield edge
+
+
+@pytest.fixture(scope="session")
+def workerd(node: str) -> str:
+    """The runtime's bare binary."""
+    (found,) = WORKER.glob("node_modules/@cloudflare/workerd-*/bin/workerd")
+    return str(found)
+
+
+@pytest.fixture(params=["emulator", "workerd"])
+def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HubServer]:
+    """A server of the hub, new for each test."""
+    needs("websockets")
+    if request.param == "emulator":
+        server: Any = EmulatedHub()
+    else:
+        server = WorkerdHub(request.getfixturevalue("workerd"), tmp_path)
+    server.start()
+    yield server
+    server.go_on()
+    server.close()
+
+
+@pytest.fixture
+def connect_to(hub: HubServer) -> Iterator[Callable[..., Connection]]:
+    """Connects to the hub."""
+    connections = []
+
+    def connect(**given: Any) -> Connection:
+        connections.append(Connection(hub.url(**given)))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.release()

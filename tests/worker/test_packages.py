@@ -11,7 +11,9 @@ import pytest
 WORKER = Path(__file__).parents[2] / "worker"
 
 SOURCES = sorted(
-    path for folder in ("gateway", "celery-consumer") for path in WORKER.glob(f"{folder}/src/*.js")
+    path
+    for folder in ("gateway", "celery-consumer", "hub")
+    for path in WORKER.glob(f"{folder}/src/*.js")
 )
 
 #: The last advisories published for what miniflare brings, and the first version without each.
@@ -33,7 +35,7 @@ def locked():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_a_worker_imports_only_its_own_files_and_the_runtime(source):
     imported = re.findall(r"(?:from|import\()\s*\"([^\"]+)\"", source.read_text())
-    assert all(name.startswith(("./", "node:")) for name in imported)
+    assert all(name.startswith(("./", "node:", "cloudflare:")) for name in imported)
 
 
 def test_nothing_is_a_runtime_dependency():
@@ -56,7 +58,7 @@ def test_no_tool_is_older_than_what_its_advisories_ask_for(name, fixed, advisori
         assert tuple(map(int, package["version"].split("."))) >= fixed, advisories
 
 
-@pytest.mark.parametrize("worker", ["gateway", "celery-consumer"])
+@pytest.mark.parametrize("worker", ["gateway", "celery-consumer", "hub"])
 def test_a_configuration_is_json_once_its_comments_are_gone(worker):
     text = (WORKER / worker / "wrangler.jsonc").read_text()
     bare = re.sub(r",(\s*[}\]])", r"\1", re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE))

@@ -7,6 +7,7 @@ import { prepareControls } from "./controls.js";
 import { ask, field } from "./dialogs.js";
 import { attribute, el, text } from "./dom.js";
 import { duration, moment } from "./format.js";
+import { showHub } from "./hub.js";
 import { QueuePanel } from "./messages.js";
 import { newQueue, prepareQueues, showQueues } from "./queues.js";
 import { prepareRequests, showRequests, wantedRequests } from "./requests.js";
@@ -36,6 +37,7 @@ async function poll() {
     showBlocks(state, refresh);
     showQueues(state, read().queue);
     await showRequests(requests);
+    showHub(state.hub);
     at("controls").update(state);
     await showSelected(state);
     connected(true);
