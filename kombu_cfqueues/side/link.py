@@ -17,7 +17,7 @@ from kombu.connection import Connection
 from ..errors import ConfigurationError
 from ..runtime.inherited import abandon
 from .readable import readable
-from .redis_channel import control_channel
+from .redis_channel import control_channel, open_files
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
@@ -232,7 +232,7 @@ class Link:
         cycle = getattr(self._connection.transport, "cycle", None)
         if self.driver == "redis" and cycle is not None:
             cycle.on_poll_start()  # asks the server for messages
-            return list(cycle.fds)
+            return open_files(cycle)
         if self.driver == "cfhub":
             session = self._connection.transport.session
             session.flush()  # sends what nobody waits for, as one frame

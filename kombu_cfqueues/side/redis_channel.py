@@ -7,6 +7,20 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def open_files(poller: Any) -> list[int]:
+    """Return the files of Kombu's poller, which this makes forget those that are closed.
+
+    A closed one would look readable for ever, and its number may be another file's by now.
+    """
+    sockets: dict[Any, Any] = poller._chan_to_sock
+    for key in [key for key, sock in sockets.items() if sock.fileno() < 0]:
+        del sockets[key]
+    files = {sock.fileno() for sock in sockets.values()}
+    for file in poller._fd_to_chan.keys() - files:
+        del poller._fd_to_chan[file]
+    return list(files)
+
+
 def control_channel(base: Any) -> Any:
     """Return a channel class for Redis.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
@@ -243,6 +244,21 @@ def test_events_that_wait_leave_together(redis, control_app):
                 assert b"custom" in listening.get_message(timeout=20)["data"]
         assert client.info("stats")["total_reads_processed"] - before < count / 5
         listening.close()
+
+
+def test_a_process_that_has_asked_workers_uses_no_processor_afterwards(redis, control_app):
+    """Kombu's poller keeps the sockets that are closed, and those look readable for ever."""
+    app = control_app(redis.url)
+    with app.connection_for_read() as connection, app.connection_for_write() as other:
+        with listener(connection, private("stays"), []):  # something to wait for
+            for _ in range(3):
+                assert app.control.ping(timeout=0.1, connection=other) == []
+            before = time.process_time()
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=2)
+            used = time.process_time() - before
+        print(f"used {used:.3f} s of processor time in 2 s")
+        assert used < 0.2
 
 
 def test_a_list_of_control_brokers_is_tried_one_after_the_other(connect, redis):
