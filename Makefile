@@ -82,6 +82,7 @@ bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; A
 	$(BIN)/python -m benchmarks.consuming $(ARGS)
 	$(BIN)/python -m benchmarks.workers $(ARGS)
 	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.control
 
 fleet: $(VENV)/.dev ## Simulate a day of machines that share a token; run ten for 12 minutes (ARGS="--redis")
 	$(BIN)/python -m benchmarks.fleet

@@ -31,13 +31,20 @@ def free_port() -> int:
 def running(port: int | None = None) -> Iterator[int]:
     """A server on loopback that keeps nothing on disk, until the block ends; yields its port."""
     port = port or free_port()
+    with process(port):
+        yield port
+
+
+@contextlib.contextmanager
+def process(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The same server as a process, which may be stopped and killed."""
     command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             _await(port)
-            yield port
+            yield server
         finally:
-            process.terminate()
+            server.kill()
 
 
 def _await(port: int) -> None:

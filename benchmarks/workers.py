@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ END = "<!-- end of what it writes about workers -->"
 LATENCY = 0.03
 SETTLING_SHARE = 0.1
 """Share of the tasks, at the beginning, that are not measured: the worker finds its pace."""
+
+QUIET = ("--without-heartbeat", "--without-mingle", "--without-gossip")
+"""Arguments of a worker that tells nobody anything."""
 
 APPLICATION = """
 import os, time
@@ -131,10 +134,19 @@ class Worker:
     Args:
         broker: The URL that it consumes from.
         setup: How it is started.
+        arguments: More of its command line.
+        environ: More of its environment.
     """
 
-    def __init__(self, broker: str, setup: Setup) -> None:
+    def __init__(
+        self,
+        broker: str,
+        setup: Setup,
+        arguments: Sequence[str] = QUIET,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._broker, self._setup = broker, setup
+        self._arguments, self._given = arguments, environ or {}
 
     def __enter__(self) -> Worker:  # noqa: PYI034 - Self is not in Python 3.10
         self._stack = contextlib.ExitStack()
@@ -149,6 +161,7 @@ class Worker:
             "BENCH_BROKER": self._broker,
             "BENCH_RUNS": str(self._runs),
             "BENCH_MULTIPLIER": str(self._setup.multiplier),
+            **self._given,
         }
         return self
 
@@ -158,7 +171,7 @@ class Worker:
         command = [
             *(sys.executable, "-W", "ignore", "-m", "celery", "-A", "bench_tasks", "worker"),
             *("--pool", pool, "--concurrency", size, "--loglevel", "ERROR"),
-            *("--without-heartbeat", "--without-mingle", "--without-gossip"),
+            *self._arguments,
         ]
         process = subprocess.Popen(command, env=self._environ, stdout=subprocess.DEVNULL)
         self._stack.callback(self.stop)
@@ -168,6 +181,15 @@ class Worker:
         """End it."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it and its children have used so far; only on Linux."""
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        stats = [Path(f"/proc/{one}/stat").read_text() for one in (pid, *children)]
+        ticks = [stat.rpartition(")")[2].split()[11:13] for stat in stats]
+        return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
 
     @property
     def pull_seconds(self) -> float:

@@ -115,13 +115,21 @@ class ControlBroker(OwnerThread):
             self._exists_until[exchange] = time.monotonic() + EXISTS_SECONDS
         return exists
 
-    def ask(self, act: Callable[[Link], Any], what: str, seconds: float | None = None) -> Any:
+    def ask(
+        self,
+        act: Callable[[Link], Any],
+        what: str,
+        seconds: float | None = None,
+        *,
+        port: Port | None = None,
+    ) -> Any:
         """Have the owner thread do *act*, and return its result.
 
         Args:
             act: What to do; it is not repeated.
             what: Its description, for the error.
             seconds: Maximum time; None means `CONTROL_REQUEST_SECONDS`.
+            port: Whose channel *act* uses, if it uses one.
 
         Raises:
             ControlUnavailable, MessageTooLarge, HubRefused: It was not done in time, or it failed.
@@ -131,6 +139,8 @@ class ControlBroker(OwnerThread):
         deadline = time.monotonic() + seconds
         request = Request(act)
         with self.lock:
+            if port is not None:
+                self._ports.add(port)
             self._todo.append(request)
             self._start()
             self._ring()

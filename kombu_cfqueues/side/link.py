@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -16,6 +17,7 @@ from kombu.connection import Connection
 from ..errors import ConfigurationError
 from ..runtime.inherited import abandon
 from .readable import readable
+from .redis_channel import control_channel
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
@@ -34,6 +36,9 @@ POLL_SECONDS: Final = 0.05
 
 MAX_READS: Final = 100
 """Messages that are read before the owner thread looks for something else to do."""
+
+EVENTS: Final = "events"
+"""The kind of Celery's exchange of events, which depends on the driver."""
 
 FANOUT_EVENTS: Final = ("redis", "gcpubsub")
 """Drivers on which Celery's exchange of events is a fanout exchange.  Elsewhere it is a topic.
@@ -64,10 +69,11 @@ class Link:
         self.driver: str = transport.driver_type
         self._connection.transport_options = _options(self.driver)
         if self.driver == "redis":
-            transport.Channel = _without_retries(transport.Channel)
+            transport.Channel = control_channel(transport.Channel)
         connected = False
         try:
-            self._connection.connect()
+            # `connect` would try twice, and sleep for 2 seconds in between.
+            self._connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             if self.driver == "amqp":
                 wire = self._connection.connection.transport
                 wire.raise_on_initial_eintr = True  # a read that finds nothing must end
@@ -94,12 +100,19 @@ class Link:
             return False  # RESOURCE_LOCKED: our own connection of before is not quite gone
         return not isinstance(error, self._connection.connection_errors)
 
+    def closes_channel(self, refusal: Exception) -> bool:
+        """Whether the channel of a refused operation was closed, and all that it consumed ended.
+
+        py-amqp has opened another one under its number by then.
+        """
+        return self.driver == "amqp" and isinstance(refusal, self._connection.channel_errors)
+
     # Publishing
 
     def declare_exchange(self, exchange: str, kind: str, **given: Any) -> None:
         """Declare an exchange; it is another one's business whether its channel survives that."""
         with self._own_channel() as channel:
-            channel.exchange_declare(exchange=exchange, type=self._kind(exchange, kind), **given)
+            channel.exchange_declare(exchange=exchange, type=self._kind(kind), **given)
 
     def publish(self, message: Any, exchange: str, routing_key: str, *, confirm: bool) -> None:
         """Publish Kombu's dictionary *message*, as one of ours; with *confirm* await the broker."""
@@ -109,12 +122,17 @@ class Link:
             publish = channel.basic_publish_confirm
         if self.driver != "amqp" and exchange and exchange not in channel.state.exchanges:
             # Another process has declared it, and a virtual transport must know its kind.
-            channel.exchange_declare(
-                exchange=exchange, type=self._kind(exchange, "fanout"), durable=True
-            )
+            channel.exchange_declare(exchange=exchange, type="fanout", durable=True)
         if self.driver == "cfhub":
             publish = partial(publish, confirm=confirm)
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
+
+    def one_request(self) -> contextlib.AbstractContextManager[Any]:
+        """Publish the events of a block at its end, in one request where the broker has that."""
+        if self.driver != "redis":
+            return contextlib.nullcontext()
+        together: contextlib.AbstractContextManager[Any] = self._events.one_request()
+        return together
 
     def has_exchange(self, exchange: str) -> bool:
         """Whether the exchange exists: declared in RabbitMQ; elsewhere, a queue is bound to it."""
@@ -137,8 +155,10 @@ class Link:
         with self._own_channel() as channel:
             return act(channel)
 
-    def _kind(self, exchange: str, kind: str) -> str:
-        return "fanout" if exchange == "celeryev" and self.driver in FANOUT_EVENTS else kind
+    def _kind(self, kind: str) -> str:
+        if kind != EVENTS:
+            return kind
+        return "fanout" if self.driver in FANOUT_EVENTS else "topic"
 
     @contextlib.contextmanager
     def _own_channel(self) -> Iterator[Any]:
@@ -164,7 +184,7 @@ class Link:
         files = self._files()
         if files is None:
             return bool(readable([bell], min(seconds, POLL_SECONDS))), True
-        if self.driver == "cfhub" and self._connection.transport.has_undelivered:
+        if self._has_unread:
             return bool(readable([bell], 0)), True
         ready = readable([bell, *files], seconds)
         return bell in ready, any(file in ready for file in files)
@@ -196,6 +216,14 @@ class Link:
         # Redis is still asked for messages of that queue, and for a second of no other.
         if getattr(channel, "_in_poll", None) and not channel.active_queues:
             channel.client.connection.disconnect()
+
+    @property
+    def _has_unread(self) -> bool:
+        """Whether more was read than delivered, or decrypted than read, which no file shows."""
+        if self.driver == "cfhub":
+            return bool(self._connection.transport.has_undelivered)
+        sock = self._connection.connection.transport.sock if self.driver == "amqp" else None
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _files(self) -> list[int] | None:
         """The files that are readable when something arrives; None if that is unknown."""
@@ -261,6 +289,11 @@ def check_url(url: str) -> None:
     Raises:
         ConfigurationError: Otherwise.  The text does not show the URL.
     """
+    for one in url.split(";"):
+        _check_one(one)
+
+
+def _check_one(url: str) -> None:
     scheme = url.partition("://")[0]
     try:
         transport = _new_connection(url).transport
@@ -303,7 +336,22 @@ def for_channel(channel: Any, message: Any) -> Any:
 
 
 def _new_connection(url: str) -> Connection:
-    return Connection(url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS)
+    return Connection(
+        url, connect_timeout=OPERATION_SECONDS, heartbeat=HEARTBEAT_SECONDS, ssl=_tls(url)
+    )
+
+
+def _tls(url: str) -> dict[str, Any] | bool:
+    """Return how TLS is spoken where the URL does not say it: the server proves who it is.
+
+    Kombu asks a Redis server for no valid certificate, and RabbitMQ for one of any host.
+    """
+    schemes = {one.partition("://")[0] for one in url.split(";")}
+    if schemes == {"rediss"}:
+        return {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if schemes == {"amqps"}:
+        return {"server_hostname": None}  # Kombu puts the host of the URL here
+    return False
 
 
 def _options(driver: str) -> dict[str, Any]:
@@ -314,18 +362,6 @@ def _options(driver: str) -> dict[str, Any]:
             "socket_keepalive": True,
         }
     return {}
-
-
-def _without_retries(channel_class: Any) -> Any:
-    """Return a channel class for Redis that does not retry by itself, for seconds."""
-    from redis.backoff import NoBackoff  # noqa: PLC0415  only where Redis is used
-    from redis.retry import Retry  # noqa: PLC0415
-
-    class _Channel(channel_class):  # type: ignore[misc]
-        def _connparams(self, *given: Any, **more: Any) -> Any:
-            return {**super()._connparams(*given, **more), "retry": Retry(NoBackoff(), 0)}
-
-    return _Channel
 
 
 def _disconnect(channel: Any) -> None:

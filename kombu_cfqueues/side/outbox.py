@@ -14,6 +14,10 @@ MAX_MESSAGES: Final = 1000
 """Maximum number of messages that wait.  A worker sends an event each 2 seconds, and with ``-E``
 three for each task; what a broker missed for longer is out of date."""
 
+MAX_TOGETHER: Final = 100
+"""Maximum number of messages that are sent together.  A request, which somebody waits for, waits
+for them."""
+
 
 class Publication(NamedTuple):
     """A message for the control broker.
@@ -59,14 +63,17 @@ class Outbox:
         if key in self._latest or len(self._latest) < MAX_MESSAGES:
             self._latest[key] = publication
 
-    def take(self) -> Publication | None:
-        """Remove and return the oldest message; None if there is none."""
-        if not self._waiting:
-            if self._dropped:
-                logger.warning(
-                    "the control broker takes messages again; %d events and replies were dropped",
-                    self._dropped,
-                )
-                self._dropped = 0
-            return self._latest.pop(next(iter(self._latest))) if self._latest else None
-        return self._waiting.popleft()
+    def take(self) -> list[Publication]:
+        """Remove and return the oldest messages, `MAX_TOGETHER` at most."""
+        if self._waiting:
+            count = min(len(self._waiting), MAX_TOGETHER)
+            return [self._waiting.popleft() for _ in range(count)]
+        if self._dropped:
+            logger.warning(
+                "the control broker takes messages again; %d events and replies were dropped",
+                self._dropped,
+            )
+            self._dropped = 0
+        taken = list(self._latest.values())
+        self._latest.clear()
+        return taken

@@ -22,7 +22,7 @@ from ..retry import Backoff
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
 from .link import Link
-from .outbox import Outbox
+from .outbox import Outbox, Publication
 from .port import Port, Step
 from .request import Request, reason
 from .waker import Waker
@@ -166,15 +166,14 @@ class OwnerThread:
             requests = [one for one in self._todo if isinstance(one, Request)]
             self._todo = deque(requests)  # the rest is on the record
             exchanges = list(self._exchanges)
-            ports = [(port, list(port.record.items())) for port in self._ports]
-            for port, _ in ports:
+            ports = list(self._ports)
+            for port in ports:
                 port.channel = None
         self._recovered(link)
         for exchange in exchanges:
             self._attempt(link, partial(self._declare, exchange), f"declare exchange {exchange!r}")
-        for port, record in ports:
-            for _, step in record:
-                self._take_step(link, Work(port, step))
+        for port in ports:
+            self._apply(link, port)
 
     def _work_with(self, link: Link, waker: Waker) -> None:
         probe_at = time.monotonic() + CONTROL_PROBE_SECONDS
@@ -205,19 +204,24 @@ class OwnerThread:
         with self.lock:
             lost = self._lost.popleft() if self._lost else None
             todo = self._todo.popleft() if self._todo else None
-            sent = self._outbox.take() if todo is None else None
+            sent = self._outbox.take() if todo is None else []
         if lost:
             self._attempt(link, lambda _: lost[0].close(), "close a channel")
         if isinstance(todo, Work):
             self._take_step(link, todo)
         elif todo is not None:
             self._answer(link, todo)
-        elif sent is not None:
-            what = f"publish to exchange {sent.exchange!r}"
-            self._attempt(link, lambda link: link.publish(*sent, confirm=False), what)
+        elif sent:
+            self._attempt(link, partial(self._send, sent), "publish events and replies")
         else:
             return lost is not None
         return True
+
+    def _send(self, sent: list[Publication], link: Link) -> None:
+        with link.one_request():
+            for one in sent:
+                what = f"publish to exchange {one.exchange!r}"
+                self._attempt(link, partial(_publish, one), what)
 
     def _answer(self, link: Link, request: Request) -> None:
         if time.monotonic() - self._used_at > STALE_SECONDS:
@@ -234,27 +238,43 @@ class OwnerThread:
             request.is_begun = True
         self._attempt(link, request.perform, request.what)
 
+    def _apply(self, link: Link, port: Port) -> None:
+        """Do all that a port has on its record, on a new channel."""
+        with self.lock:
+            steps = list(port.record.values())
+            # What still waits would be done twice, or undo what the record says now.
+            self._todo = deque(one for one in self._todo if not _is_recorded(one, port))
+        if not all(self._is_done(link, port, step) for step in steps):
+            self._apply(link, port)  # with at least one step less
+
     def _take_step(self, link: Link, work: Work) -> None:
-        """Do a step for a port; if the broker refuses it, log that and go on without it."""
-        port, step = work
+        if not self._is_done(link, *work):
+            self._apply(link, work.port)
+
+    def _is_done(self, link: Link, port: Port, step: Step) -> bool:
+        """Do a step for a port; if the broker refuses it, log that and take it off the record.
+
+        Returns:
+            False if all other steps must be done anew, because RabbitMQ has closed the channel.
+        """
         if port.channel is None:
             if port.is_closed:
-                return
+                return True
             port.channel = link.channel()
-        if self._attempt(link, lambda link: step.act(link, port.channel), step.what):
-            return
+        refusal = self._attempt(link, lambda link: step.act(link, port.channel), step.what)
+        if refusal is None:
+            return True
         with self.lock:
             for key in [key for key, one in port.record.items() if one is step]:
                 del port.record[key]
-            record = list(port.record.values())
-        if getattr(port.channel, "is_open", True):
-            return
-        port.channel = None  # RabbitMQ has closed it
-        for one in record:
-            self._take_step(link, Work(port, one))
+        if not link.closes_channel(refusal):
+            return True
+        channel, port.channel = port.channel, None
+        self._attempt(link, lambda _: channel.close(), "close a channel")
+        return False
 
-    def _attempt(self, link: Link, act: Callable[[Link], Any], what: str) -> bool:
-        """Do *act*; return whether the broker did not refuse it.
+    def _attempt(self, link: Link, act: Callable[[Link], Any], what: str) -> Exception | None:
+        """Do *act*; return the error if the broker refused it.
 
         Raises:
             Exception: The connection has failed.
@@ -267,9 +287,9 @@ class OwnerThread:
                 raise
             if what:
                 logger.error("the control broker %s refused to %s: %s", link.shown, what, error)
-            return False
+            return error
         self._used_at = time.monotonic()
-        return True
+        return None
 
     def _declare(self, exchange: str, link: Link) -> None:
         declared = self._exchanges.get(exchange)
@@ -291,6 +311,17 @@ class OwnerThread:
                     reason(error),
                 )
             self._failure = reason(error)
+
+
+def _publish(one: Publication, link: Link) -> None:
+    link.publish(*one, confirm=False)
+
+
+def _is_recorded(work: Work | Request, port: Port) -> bool:
+    """Whether *work* is for *port* and about what is on its record."""
+    if isinstance(work, Request) or work.port is not port:
+        return False
+    return bool(work.step.keys) and all(key in port.record for key in work.step.keys)
 
 
 def _current(url: ControlUrl) -> str:

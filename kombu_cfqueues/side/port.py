@@ -28,10 +28,11 @@ Key = tuple[str, ...]
 
 
 class Step(NamedTuple):
-    """A part of the record: what to do, and its description for the log."""
+    """A part of the record, or the end of some: what to do, its description, what it is about."""
 
     act: Act
     what: str
+    keys: tuple[Key, ...]
 
 
 class Arrived(NamedTuple):
@@ -197,6 +198,9 @@ class Port:
 
     def get(self, link: Link, queue: str, *, no_ack: bool) -> Arrived | None:
         """Return one message of *queue*, or None.  Runs in the owner thread."""
+        if link.driver == "amqp":
+            # A refusal would close the channel, and end its consumers.
+            link.once(lambda one: one.queue_declare(queue=queue, passive=True))
         if self.channel is None:
             self.channel = link.channel()
         message = self.channel.basic_get(queue, no_ack=no_ack)
@@ -277,7 +281,7 @@ class Port:
 
     def _do(self, key: Key, act: Act, what: str) -> None:
         """Record a step, and have it done now and at each connect."""
-        step = Step(act, what)
+        step = Step(act, what, (key,))
         with self._owner.lock:
             self.record[key] = step
             self._owner.do(self, step, connects=True)
@@ -287,4 +291,4 @@ class Port:
         with self._owner.lock:
             for key in keys:
                 self.record.pop(key, None)
-            self._owner.do(self, Step(act, what), connects=False)
+            self._owner.do(self, Step(act, what, keys), connects=False)

@@ -22,7 +22,8 @@ class Bindings(virtual.BrokerState):
     Attributes:
         lock: Guards everything here; held only for look-ups and changes in memory.  Reentrant,
             because a signal handler may publish.
-        control_queues: Names of queues that live at the control broker, since they were bound.
+        control_queues: Queues that live at the control broker, since they were bound, by name: how
+            they were declared.
         control_exchanges: Names of exchanges there whose declaration does not show it.
     """
 
@@ -32,7 +33,7 @@ class Bindings(virtual.BrokerState):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.control_queues: set[str] = set()
+        self.control_queues: dict[str, dict[str, Any]] = {}
         self.control_exchanges: set[str] = set()
         self.renew_after_fork()
         renew_in_child(self)

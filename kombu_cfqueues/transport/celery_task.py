@@ -66,6 +66,17 @@ def is_control_exchange(exchange: str) -> bool:
     return exchange == "celeryev" or exchange.endswith(".pidbox")
 
 
+def is_renamed_event_exchange(exchange: str) -> bool:
+    """Whether a Celery application of this process has another name for ``celeryev``.
+
+    Its setting is ``event_exchange``.
+    """
+    state = sys.modules.get("celery._state")
+    active: Callable[[], Any] = getattr(state, "_get_active_apps", tuple)
+    # An application that is not configured yet would be configured by the question.
+    return any(app.configured and app.conf.event_exchange == exchange for app in list(active()))
+
+
 def asks_for_control(exchange: str, routing_key: str) -> bool:
     """Whether the user, and not Celery by itself, publishes remote control or events.
 
@@ -133,8 +144,10 @@ def worker_name(callback: Callable[..., Any]) -> str:
 def note_failures() -> None:
     """Have Celery's worker tell a message why its task failed, before the worker rejects it.
 
-    A rejection says nothing of the exception, and in a prefork pool no signal of the failure
-    reaches the process that rejects.
+    A rejection says nothing of the exception.  Celery has no other way to hear of it that works in
+    each pool and for each task: a prefork pool sends its signals of a failure in the child, and not
+    in the process that rejects; a bootstep sees no single task; and the class ``Task.Request``,
+    whose method this replaces, is the application's to choose for each of its tasks.
     """
     request = sys.modules.get("celery.worker.request")
     kind = getattr(request, "Request", None)

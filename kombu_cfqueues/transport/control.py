@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
+from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 
 from .. import envelope
-from ..errors import CFQueuesError, ConfigurationError
+from ..errors import CFQueuesError, ConfigurationError, ControlUnavailable
 from ..publish.at_end import refuse_at_end
-from ..side import Arrived, ControlBroker, Port
+from ..side import EVENTS, Arrived, ControlBroker, Link, Port
 from . import celery_task
 from .channel import Channel
 from .queue_consumers import Callback, Consumer
@@ -81,28 +83,30 @@ class ControlledChannel(Channel):
             return True
         declared = self.state.exchanges.get(exchange)
         if declared is not None:
-            # The setting `event_exchange` can rename the exchange `celeryev`.
-            if (
-                declared["type"] != "topic"
-                or declared["table"]
-                or not celery_task.is_event(message)
-            ):
-                return False
-            self._move_exchange(exchange)
-            return True
+            return self._is_of_events(exchange, message)
         # Celery does not declare the exchange of a `Broadcast` queue where it publishes to it.
         return not exchange.startswith("amq.") and self.control.has_exchange(exchange, seconds)
 
+    def _is_of_events(self, exchange: str, message: dict[str, Any]) -> bool:
+        """Whether *message* is an event; then *exchange* is that of events by another name."""
+        declared = self.state.exchanges[exchange]
+        if declared["type"] != "topic" or declared["table"] or not celery_task.is_event(message):
+            return False
+        self._move_exchange(exchange)
+        return True
+
     def _move_exchange(self, exchange: str) -> None:
+        """Have an exchange of events, whatever it is called, at the control broker."""
         self.state.control_exchanges.add(exchange)
         declared = self.state.exchanges.get(exchange)
         if declared is not None:
             self._declare_there(exchange, declared)
 
     def _declare_there(self, exchange: str, declared: dict[str, Any]) -> None:
+        is_of_events = exchange == "celeryev" or exchange in self.state.control_exchanges
         self.control.declare_exchange(
             exchange,
-            declared["type"],
+            EVENTS if is_of_events else declared["type"],
             durable=bool(declared.get("durable")),
             auto_delete=bool(declared.get("auto_delete")),
             arguments=declared.get("arguments"),
@@ -144,12 +148,14 @@ class ControlledChannel(Channel):
             ConfigurationError: The queue lives where the exchange does not.
         """
         exchange = exchange or "amq.direct"
-        if celery_task.is_control_queue(queue) and not self._has_exchange(exchange):
-            self._move_exchange(exchange)  # an exchange of events by another name
+        if not self._has_exchange(exchange) and (
+            celery_task.is_control_queue(queue) or celery_task.is_renamed_event_exchange(exchange)
+        ):
+            self._move_exchange(exchange)
         if self._has_exchange(exchange) is not self._has_queue_there(queue):
             if queue in self.state.control_queues or self.state.queue_bindings(queue):
                 raise _bound_to_both(queue, exchange)
-            self.state.control_queues.add(queue)
+            self.state.control_queues[queue] = {}
         if not self._has_queue_there(queue):
             super().queue_bind(queue, exchange, routing_key, arguments, **kwargs)
             return
@@ -174,14 +180,14 @@ class ControlledChannel(Channel):
         """Declare a queue, as `Channel.queue_declare` does; its first binding may move it.
 
         Raises:
-            ControlUnavailable: *passive* is set, the queue lives at the control broker, and that
-                does not answer, or does not have the queue.
+            ChannelError: *passive* is set, and the queue does not exist.
+            ControlUnavailable: *passive* is set, and the control broker, at which the queue lives,
+                does not answer.
         """
         if passive and queue and self._has_queue_there(queue):
-            what = f"the question for queue {queue!r}"
-            found = self.control.ask(
+            found = self._ask(
                 lambda link: link.once(lambda one: one.queue_declare(queue=queue, passive=True)),
-                what,
+                f"the question for queue {queue!r}",
             )
             return queue_declare_ok_t(queue, found.message_count, found.consumer_count)
         declared = super().queue_declare(queue, passive=passive, **kwargs)
@@ -190,9 +196,14 @@ class ControlledChannel(Channel):
         return declared
 
     def _declare_queue_there(self, queue: str) -> None:
-        given = self._declared.pop(queue, None)
-        if given is not None or not self.port.has(queue):
-            self.port.declare(queue, given or {})
+        """Declare a queue as this channel has declared it, or else as another one has."""
+        given, known = self._declared.pop(queue, None), self.state.control_queues.get(queue)
+        if given is not None and known is not None:
+            self.state.control_queues[queue] = given
+        if given is None and not self.port.has(queue):
+            given = known
+        if given is not None:
+            self.port.declare(queue, given)
 
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
@@ -207,15 +218,27 @@ class ControlledChannel(Channel):
         for tag in tags:
             self._cancel(tag)
         self.port.delete(queue, if_unused=if_unused, if_empty=if_empty)
-        self.state.control_queues.discard(queue)
+        self.state.control_queues.pop(queue, None)
 
     def _purge(self, queue: str) -> int:
         if not self._has_queue_there(queue):
             return super()._purge(queue)
         what = f"the request to purge queue {queue!r}"
-        return (
-            self.control.ask(lambda link: link.once(lambda one: one.queue_purge(queue)), what) or 0
-        )
+        return self._ask(lambda link: link.once(lambda one: one.queue_purge(queue)), what) or 0
+
+    def _ask(self, act: Callable[[Link], Any], what: str) -> Any:
+        """Return what the control broker answers about a queue.
+
+        Raises:
+            ChannelError: It refuses, for instance because it does not have the queue.
+            ControlUnavailable: It does not answer.
+        """
+        try:
+            return self.control.ask(act, what, port=self._port)
+        except ControlUnavailable as error:
+            if isinstance(error.__cause__, ChannelError):
+                raise error.__cause__ from None
+            raise
 
     # Publishing
 
@@ -279,12 +302,13 @@ class ControlledChannel(Channel):
         """Return one message of *queue*, or None if it has none now.
 
         Raises:
+            ChannelError: The queue lives at the control broker, and does not exist there any more.
             ControlUnavailable: The queue lives at the control broker, which does not answer.
         """
         if not self._has_queue_there(queue):
             return super().basic_get(queue, no_ack, **kwargs)
-        what = f"the request for a message of queue {queue!r}"
-        arrived = self.control.ask(lambda link: self.port.get(link, queue, no_ack=no_ack), what)
+        port, what = self.port, f"the request for a message of queue {queue!r}"
+        arrived = self._ask(lambda link: port.get(link, queue, no_ack=no_ack), what)
         return None if arrived is None else self._as_message(arrived, queue)
 
     def take_arrived(self, arrived: Arrived) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 
@@ -10,6 +9,7 @@ import pytest
 from kombu import Exchange
 from kombu.exceptions import OperationalError
 from support.processes import eventually, needs
+from support.rabbitmq_server import RabbitServer, needs_rabbitmq
 from support.redis_server import RedisServer, free_port, needs_redis
 
 import kombu_cfqueues
@@ -24,13 +24,27 @@ TASKS = 500 if MATRIX else 60
 
 
 @pytest.fixture
-def absent_redis(tmp_path):
-    """A Redis server that does not run yet."""
-    needs_redis()
-    server = RedisServer(free_port(), tmp_path)
+def absent_broker(request, tmp_path):
+    """A control broker of its own for the test, which does not run yet."""
+    if request.param == "redis":
+        needs_redis()
+        server = RedisServer(free_port(), tmp_path)
+    else:
+        needs_rabbitmq()
+        folder = tmp_path / "rabbit"
+        folder.mkdir()
+        server = RabbitServer(folder)
     yield server
-    with contextlib.suppress(AttributeError, ProcessLookupError):
+    if server.is_started:
         server.kill()
+
+
+COMBINATIONS = [
+    ("threads", "redis"),
+    ("prefork", "redis"),
+    ("threads", "rabbit"),
+    ("prefork", "rabbit"),
+]
 
 
 def answers(app) -> bool:
@@ -61,13 +75,15 @@ def all_run_once(app, worker, name) -> None:
     assert counts == {f"{name} {number}": 1 for number in range(TASKS)}
 
 
-@pytest.mark.parametrize("pool", first_of(["threads", "prefork"]))
+@pytest.mark.parametrize(
+    ("pool", "absent_broker"), first_of(COMBINATIONS), indirect=["absent_broker"]
+)
 def test_tasks_run_whatever_happens_to_the_control_broker(
-    pool, emulator, absent_redis, control_app, tmp_path
+    pool, emulator, absent_broker, control_app, tmp_path
 ):
     """Absent at the start, stopped, killed: no task is lost or runs twice, and control recovers."""
-    app = control_app(absent_redis.url)
-    options = {"control_url": absent_redis.url}
+    app = control_app(absent_broker.url)
+    options = {"control_url": absent_broker.url}
     with Worker(
         emulator, tmp_path, pool=pool, options=options, talks=True, arguments=("-E",)
     ) as worker:
@@ -77,22 +93,22 @@ def test_tasks_run_whatever_happens_to_the_control_broker(
         assert refused.value.delivered == "no"
         assert not isinstance(refused.value, OperationalError)  # which Celery would repeat
 
-        absent_redis.start()
+        absent_broker.start()
         works_again(app, worker)
         all_run_once(app, worker, "present")
 
-        absent_redis.hang()
+        absent_broker.hang()
         all_run_once(app, worker, "stopped")
         assert eventually(lambda: worker.log.count("does not work") == 2), worker.log
         all_run_once(app, worker, "known to be stopped")
         if MATRIX:
             time.sleep(30)
-        absent_redis.go_on()
+        absent_broker.go_on()
         works_again(app, worker)
 
-        absent_redis.kill()
+        absent_broker.kill()
         all_run_once(app, worker, "killed")
-        absent_redis.start()
+        absent_broker.start()
         works_again(app, worker)
 
         log = worker.log

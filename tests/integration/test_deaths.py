@@ -17,7 +17,7 @@ from kombu_cfqueues.envelope import repack
 from kombu_cfqueues.envelope.deaths import MAX_DEATHS, with_death
 
 from .consuming import FAST, Collector, consume, drain, drain_until_it_fails, publish
-from .workers import SOME_POOLS, Worker, until
+from .workers import MATRIX, SOME_POOLS, Worker, until
 
 OPTIONS = FAST | {"dead_letter_queue": "dead"}
 
@@ -142,6 +142,30 @@ def test_a_worker_says_which_exception(emulator, tasks, tmp_path, pool):
     assert "tasks.unknown" in told["tasks.unknown"][1]
     assert {one["hostname"] for one in found.values()} == {f"celery@{socket.gethostname()}"}
     assert {one["queue"] for one in found.values()} == {"celery"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "task", "exception"),
+    [
+        ("prefork", "die", "billiard.exceptions.WorkerLostError"),
+        *(
+            [
+                ("prefork", "overdue_for_good", "billiard.exceptions.TimeLimitExceeded"),
+                ("gevent", "overdue_for_good", "gevent.timeout.Timeout"),
+            ]
+            if MATRIX
+            else []
+        ),
+    ],
+)
+def test_a_task_that_is_cut_off_says_so(emulator, tasks, tmp_path, pool, task, exception):
+    """No line of the task runs any more, and Celery rejects its message for it."""
+    options = {**OPTIONS, "consumer_max_retries": 0}
+    with Worker(emulator, tmp_path, pool=pool, options=options) as worker:
+        tasks.app.send_task(f"tasks.{task}", ["a"])
+        until(lambda: emulator.messages("dead"), what=worker.log)
+        (death,) = deaths(emulator)
+    assert (death["exception"], death["reason"]) == (exception, "delivery_limit")
 
 
 def test_a_body_that_no_worker_can_decode_says_so(emulator, tasks, tmp_path):

@@ -12,8 +12,17 @@ from pathlib import Path
 import pytest
 from support.processes import needs
 from support.redis_server import free_port
+from support.scripted import CA_BUNDLE, CERTIFICATE
 
 PASSWORD = "only-for-rabbit"
+
+TLS = """
+listeners.ssl.default = {port}
+ssl_options.cacertfile = {ca}
+ssl_options.certfile = {certificate}
+ssl_options.keyfile = {certificate}
+ssl_options.verify = verify_none
+"""
 
 
 class RabbitServer:
@@ -21,14 +30,20 @@ class RabbitServer:
 
     Args:
         folder: Its working folder.
+        tls: Whether to listen on a second port for TLS, with a certificate that no system trusts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: bool = False) -> None:
         self.port = free_port()
         self._folder = folder
         self._name = f"cfqueues{self.port}@localhost"
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self._process: subprocess.Popen[bytes] | None = None
+        config = folder / "rabbitmq.conf"
+        if tls:
+            port = free_port()
+            self.tls_url = f"amqps://guest:guest@127.0.0.1:{port}//"
+            config.write_text(TLS.format(port=port, ca=CA_BUNDLE, certificate=CERTIFICATE))
         self._environ = {
             **os.environ,
             "HOME": str(folder),
@@ -40,7 +55,7 @@ class RabbitServer:
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
-            "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(config),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
             "ERL_EPMD_PORT": str(free_port()),  # a name server of its own, which `kill` ends
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -70,6 +85,11 @@ class RabbitServer:
                 time.sleep(0.1)
             else:
                 return
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None and self._process.returncode is None
 
     def kill(self) -> None:
         """End it as no handler can hear, with all that it has started."""

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from support.processes import needs
+from support.scripted import CA_BUNDLE, CERTIFICATE
 
 PASSWORD = "only-for-redis/@:%"
 QUOTED = "only-for-redis%2F%40%3A%25"
@@ -24,11 +26,21 @@ class RedisServer:
     Args:
         port: Where it listens.
         folder: Its working folder.
+        tls: Whether to speak TLS, with a certificate that no system trusts.
     """
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, port: int, folder: Path, *, tls: bool = False) -> None:
         self.port = port
         self.url = f"redis://:{QUOTED}@127.0.0.1:{port}/0"
+        self._listen = ["--port", str(port)]
+        if tls:
+            trust = f"ssl_cert_reqs=required&ssl_ca_certs={quote(str(CA_BUNDLE))}"
+            self.url = f"rediss://:{QUOTED}@127.0.0.1:{port}/0?{trust}"
+            self._listen = [
+                *("--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"),
+                *("--tls-cert-file", CERTIFICATE, "--tls-key-file", CERTIFICATE),
+                *("--tls-ca-cert-file", CA_BUNDLE),
+            ]
         self.shown = f"redis://127.0.0.1:{port}/0"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,7 +50,7 @@ class RedisServer:
         import redis
 
         command = [
-            "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--save", "",
+            "redis-server", "--bind", "127.0.0.1", *self._listen, "--save", "",
             "--requirepass", PASSWORD, "--dir", str(self._folder),
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -75,6 +87,11 @@ class RedisServer:
         with self.client() as client:
             keys = client.keys("cfqueues:budget:*")
             return sum(float(client.hget(key, "busy_until")) for key in keys)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None and self._process.returncode is None
 
     def kill(self) -> None:
         """End it as no handler can hear."""

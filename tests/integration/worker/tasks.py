@@ -152,3 +152,9 @@ def overdue(value):
 @task(acks_late=True, acks_on_failure_or_timeout=False)
 def fail_for_good(value):
     raise ZeroDivisionError(f"no {value}")
+
+
+@task(time_limit=1, acks_late=True, acks_on_failure_or_timeout=False)
+def overdue_for_good(value):
+    tell("overdue_for_good", value)
+    time.sleep(30)
