@@ -158,8 +158,8 @@ def test_nobody_scales_by_a_number_that_is_old(queues):
     with Exporter(queues, "-o", "publish_timeout=2") as exporter:
         until(lambda: exporter.queue("celery")[0] == 200)  # a busy machine may miss the timeout
         queues.faults.error("metrics", status=503, times=None)
-        until(lambda: exporter.queue("celery")[0] == 503)
-        assert "503" in exporter.queue("celery")[1]["error"]
+        until(lambda: "503" in exporter.queue("celery")[1].get("error", ""))
+        assert exporter.queue("celery")[0] == 503
         found = exporter.metrics()
         assert found["cfqueues_queue_up", "celery"] == 0
         assert ("cfqueues_queue_backlog_messages", "celery") not in found

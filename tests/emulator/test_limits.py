@@ -34,6 +34,7 @@ INTENDED = {
     "API_BASE_URL": "no number",
     "API_PATH": "no number",
     "API_HOST": "no number",
+    "ID": "no number",
 }
 
 

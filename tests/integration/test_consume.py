@@ -616,9 +616,9 @@ def test_fifty_queues_do_not_hold_each_other_up(emulator, prefetch):
         queues = [Queue(name) for name in names]
         with connection.Consumer(queues, callbacks=[got], prefetch_count=prefetch):
             nothing_comes(connection, 0.2)
-            until(lambda: len(emulator.requests.of("pull")) >= 50)
+            until(lambda: len({request.path for request in emulator.requests.of("pull")}) == 50)
             pulls = emulator.requests.of("pull")
-            assert len({request.path for request in pulls[:50]}) == 50
+            assert len(pulls) <= within(50, 150)
             for name in names[::10]:
                 publish(connection, name, queue=name)
             published = time.monotonic()
