@@ -15,17 +15,6 @@ from support.redis_server import free_port
 from .workers import HERE, Worker, until
 
 
-@pytest.fixture
-def worker(emulator, redis_server, tmp_path):
-    """A worker that sends events, and does nothing at first."""
-    environ = {"CFQUEUES_CONTROL_URL": redis_server.url}
-    arguments = ("-E", "-n", "one@here")
-    with Worker(
-        emulator, tmp_path, pool="threads", environ=environ, talks=True, arguments=arguments
-    ) as worker:
-        yield worker
-
-
 class Flower:
     """A Flower of the worker's application, until the block ends.
 
@@ -63,13 +52,21 @@ class Flower:
             return None
 
 
-@pytest.mark.long
-def test_flower_shows_a_worker_and_its_tasks_and_revokes_one(
-    worker, emulator, redis_server, control_app, tmp_path
-):
+def shows_and_revokes(emulator, app, url, folder):
+    """Flower names the worker, shows a task that succeeds, and revokes one that has not come.
+
+    Args:
+        emulator: Has the tasks.
+        app: Controls the worker.
+        url: The control broker.
+        folder: Where logs go.
+    """
     needs("flower")
-    app = control_app(redis_server.url)
-    with Flower(worker, tmp_path) as flower:
+    given = {"pool": "threads", "environ": {"CFQUEUES_CONTROL_URL": url}, "talks": True}
+    with (
+        Worker(emulator, folder, arguments=("-E", "-n", "one@here"), **given) as worker,
+        Flower(worker, folder) as flower,
+    ):
         until(lambda: "one@here" in (flower.ask("workers") or {}), what="Flower knows the worker")
 
         done = app.send_task("tasks.note", ["seen"])
@@ -89,5 +86,12 @@ def test_flower_shows_a_worker_and_its_tasks_and_revokes_one(
             lambda: (flower.ask(f"task/info/{later.id}") or {}).get("state") == "REVOKED",
             what="Flower shows that it was revoked",
         )
-    assert worker.values("note") == ["seen"]
-    assert "Traceback" not in flower.log.read_text()
+        assert worker.values("note") == ["seen"]
+        assert "Traceback" not in flower.log.read_text()
+
+
+@pytest.mark.long
+def test_flower_shows_a_worker_and_its_tasks_and_revokes_one(
+    emulator, redis_server, control_app, tmp_path
+):
+    shows_and_revokes(emulator, control_app(redis_server.url), redis_server.url, tmp_path)

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from integration.test_control_flower import shows_and_revokes
 from integration.test_control_workers import check
 from integration.workers import SOME_POOLS, Worker, within
 from kombu import Connection, Exchange, Queue
@@ -69,6 +70,12 @@ def test_a_broadcast_of_a_fresh_process_reaches_two_workers(emulator, hub, tmp_p
             script.wait()
         assert eventually(lambda: len(one.values("note")) == 2), one.log
         assert len({run["pid"] for run in one.runs("note")}) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hub", ["emulator", "workerd"], indirect=True)
+def test_flower_shows_a_worker_and_its_tasks_and_revokes_one(emulator, hub, control_app, tmp_path):
+    shows_and_revokes(emulator, control_app(hub.url()), hub.url(), tmp_path)
 
 
 @on("emulator")
