@@ -64,5 +64,16 @@ def arrived(emulator, queue="jobs"):
     until(lambda: {message.state for message in emulator.messages(queue)} == {"ready"})
 
 
+def at_rest(emulator, queue="jobs"):
+    """Wait until the queue is empty, and its consumers have not pulled for a second.
+
+    A message that is published earlier may be taken by a pull that is on its way.  Its bell is in
+    vain then, and the bell of the next message waits for the polling interval.
+    """
+    pulls = emulator.requests.of
+    until(lambda: pulls("pull") and time.time() - pulls("pull")[-1].time > 1, what="no pulls")
+    settled(emulator, queue)
+
+
 def settled(emulator, queue="jobs"):
     until(lambda: not emulator.messages(queue), what=f"{queue} is empty")

@@ -14,7 +14,7 @@ from kombu import Connection
 from kombu_cfqueues.side import forget_control_brokers
 from tests.support.forms import first_of
 
-from .consuming import publish, settled
+from .consuming import at_rest, publish, settled
 from .test_doorbell import SOON, consumer, pulls
 
 
@@ -42,6 +42,7 @@ def test_a_publisher_wakes_a_consumer_of_another_machine(kind, request, server, 
     ):
         seconds = []
         for number in range(4):
+            at_rest(server)
             publish(connection, number)
             began = time.time()
             body, at = waiting.line()

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from integration.consuming import at_rest
 from integration.test_control_flower import shows_and_revokes
 from integration.test_control_workers import check
 from integration.workers import SOME_POOLS, Worker, within
@@ -247,6 +248,7 @@ def test_a_publisher_wakes_a_consumer_of_another_machine(emulator, hub, tmp_path
         assert waiting.line() == "ready"
         seconds = []
         for number in range(4):
+            at_rest(emulator)
             began = time.time()
             connection.Producer().publish(number, routing_key="jobs")
             body, at = waiting.line()
