@@ -195,8 +195,10 @@ class Doorbell:
             self._on_ring(queue_id)
 
     def _missed_beyond(self) -> None:
-        for key in list(self._keys_beyond):
-            self._heard_beyond(key)
+        """Look at each queue once, as if its bell had been heard."""
+        for queue_id in set(self._keys_beyond.copy().values()):  # several keys may name a queue
+            if self._is_consumed(queue_id):
+                self._on_ring(queue_id)
 
     def is_alone(self, queue_id: str) -> bool:
         """Whether no other process that hears the bells consumes a queue, as far as is known."""
