@@ -171,6 +171,7 @@ def test_messages_leave_as_a_file_and_come_back(open_page, emulator, jobs, shop,
     page.get_by_role("button", name="Import").click()
     page.get_by_role("dialog").get_by_label("File with JSON lines").set_input_files(file)
     page.get_by_role("dialog").get_by_role("button", name="Import").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
     expect(messages(page)).to_have_count(4)
     bodies = [message.body for message in emulator.messages("jobs")]
     assert bodies[:2] == bodies[2:]

@@ -425,9 +425,9 @@ def test_trouble_that_passes_loses_no_message(api, trouble):
 def test_trouble_that_stays_is_a_publish_timeout_that_says_what_it_was(api, trouble):
     step = TROUBLE[trouble]
     with ScriptedServer(otherwise=api) as server:
-        connection = connect(server, publish_timeout=0.2)
+        connection = connect(server, publish_timeout=1)
         connection.connect()
-        publish(connection, "first")
+        publish(connection, "first", timeout=30)
         server.otherwise = lambda _: step
         server.script += [step] * 1000
         began = time.monotonic()
@@ -474,7 +474,7 @@ def test_who_must_not_duplicate_is_told_of_doubt_after_one_try(api):
 def test_a_lost_answer_to_a_look_up_leaves_no_message_in_doubt(api):
     with (
         ScriptedServer(otherwise=api) as server,
-        connect(server, publish_timeout=0.2) as connection,
+        connect(server, publish_timeout=1) as connection,
     ):
         connection.connect()
         server.otherwise = lambda _: Drop()

@@ -346,7 +346,7 @@ def test_when_the_error_is_raised_nothing_is_on_its_way(producer, emulator):
 def test_the_timeout_begins_anew_with_each_request_that_is_accepted(connect, emulator):
     """A block may take as long as it needs, as long as it gets on."""
     producer = connect(publish_timeout=2.0).Producer()
-    publish(producer, ["the queue is there"])
+    publish(producer, ["the queue is there"], timeout=30)
     emulator.latency = 0.4
     started = time.monotonic()
     with producer.batch(max_size=1_500):
@@ -358,7 +358,7 @@ def test_the_timeout_begins_anew_with_each_request_that_is_accepted(connect, emu
 def test_without_progress_a_batch_fails_after_the_timeout(connect, emulator):
     """Once, and not once for each of its requests."""
     producer = connect(publish_timeout=1.0).Producer()
-    publish(producer, ["the queue is there"])
+    publish(producer, ["the queue is there"], timeout=30)
     with emulator.outage():
         started = time.monotonic()
         with pytest.raises(BatchPublishError) as refusal, producer.batch(max_size=2_000):
@@ -370,7 +370,7 @@ def test_without_progress_a_batch_fails_after_the_timeout(connect, emulator):
 
 def test_a_server_that_never_answers_is_waited_for_once(connect, emulator):
     producer = connect(publish_timeout=1.0).Producer()
-    publish(producer, ["the queue is there"])
+    publish(producer, ["the queue is there"], timeout=30)
     emulator.faults.hang("batch", times=None)
     started = time.monotonic()
     with pytest.raises(BatchPublishError) as refusal, producer.batch(max_size=2_000):
