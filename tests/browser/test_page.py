@@ -12,11 +12,11 @@ import requests
 from browser.scene import PULL, Shop, messages
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from support.forms import long
 from support.processes import needs
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.contents import celery_task
-from tests.support.forms import long
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
 

@@ -6,10 +6,10 @@ from dataclasses import fields
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 
 from kombu_cfqueues.emulator import Emulator, Knobs
 from kombu_cfqueues.emulator.knobs import positions
-from tests.support.forms import first_of
 
 #: Files of tests/integration that ``make positions`` runs.
 TESTS = ("test_publish", "test_celery_publish", "test_consume")

@@ -41,7 +41,9 @@ def code_blocks(mark: str) -> list:
     """The code blocks below a comment ``<!-- mark -->``, each with the place where it stands."""
     return [
         pytest.param(
-            block[1], id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}"
+            block[1],
+            id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}",
+            marks=[] if page.name == "README.md" else [pytest.mark.long],
         )
         for page in PAGES
         for block in re.finditer(

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from support.forms import LONG
 
 from kombu_cfqueues.emulator.knobs import Knobs
 from kombu_cfqueues.emulator.queues import Consumer
 from kombu_cfqueues.emulator.service import Service
 from kombu_cfqueues.emulator.store import Draft
-from tests.support.forms import LONG
 
 RETENTION_MS = 3_600_000
 LEASES = st.sampled_from([0, 1, 1_000, 30_000, 120_000])

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.forms import long
 from support.installed import as_installed
 from support.processes import eventually
-
-from tests.support.forms import long
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -57,8 +56,8 @@ def test_the_projects_own_tests_pass(project, command, passed, tmp_path):
     ("project", "name"),
     [
         ("django_celery", "shop"),
-        ("fastapi_publishing", "app"),
-        ("flask_celery", "contact.celery_app"),
+        long("fastapi_publishing", "app"),
+        long("flask_celery", "contact.celery_app"),
     ],
 )
 def test_the_doctor_has_nothing_to_say_about_the_settings(project, name, emulator, tmp_path):
@@ -119,7 +118,7 @@ def answers(url: str) -> bool:
             {"data": {"item": "tea"}},
             "Task orders.tasks.ship[",
         ),
-        (
+        long(
             "fastapi_publishing",
             "uvicorn app:api --port {port}",
             "celery -A app worker -P solo -l INFO",
@@ -127,7 +126,7 @@ def answers(url: str) -> bool:
             {"json": {"item": "tea"}},
             "Task app.ship[",
         ),
-        (
+        long(
             "flask_celery",
             "flask --app contact run --port {port}",
             "celery -A contact.celery_app worker -P solo -l INFO",

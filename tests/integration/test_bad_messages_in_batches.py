@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kombu import Connection, Producer
+from support.forms import first_of, long
 from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.errors import BatchPublishError
-from tests.support.forms import first_of, long
 
 NO_BATCHES = pytest.mark.skipif(
     not hasattr(Producer, "batch"), reason="Producer.batch() came with Kombu 5.7"

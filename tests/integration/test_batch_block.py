@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import Ignore, Reject
 from kombu import Connection, Producer
+from support.forms import first_of
 from support.processes import Script, needs
 
 import kombu_cfqueues
@@ -287,7 +288,7 @@ def test_a_generator_that_opens_a_block_in_a_context_of_its_own_catches_nothing_
     assert arrived(emulator) == once([1, 2])
 
 
-@pytest.mark.parametrize("green", ["gevent", "eventlet"])
+@pytest.mark.parametrize("green", first_of(["gevent", "eventlet"]))
 def test_other_greenlets_are_not_touched(emulator, green):
     needs(green)
     code = f"""

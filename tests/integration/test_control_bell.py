@@ -10,9 +10,9 @@ import time
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 
 from kombu_cfqueues.side import forget_control_brokers
-from tests.support.forms import first_of
 
 from .consuming import at_rest, publish, settled
 from .test_doorbell import SOON, consumer, pulls

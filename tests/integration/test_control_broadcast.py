@@ -6,11 +6,11 @@ import contextlib
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
+from support.forms import first_of
 from support.processes import Script, eventually
 
 from kombu_cfqueues.errors import ConfigurationError, ControlUnavailable, InvalidMessage
 from kombu_cfqueues.side import forget_control_brokers
-from tests.support.forms import first_of
 
 from .workers import Worker
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from support.forms import first_of
 from support.processes import Script, eventually, needs
-
-from tests.support.forms import first_of
 
 from .workers import Worker
 
@@ -113,7 +112,7 @@ def test_a_worker_that_starts_learns_what_is_revoked(emulator, redis_server, con
             assert "mingle: sync with 1 nodes" in two.log
 
 
-@pytest.mark.parametrize("green", ["gevent", "eventlet"])
+@pytest.mark.parametrize("green", first_of(["gevent", "eventlet"]))
 def test_greenlets_go_on_while_a_request_waits(green, emulator, redis_server):
     """Nothing blocks the thread that all greenlets share."""
     needs(green)

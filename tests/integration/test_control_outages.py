@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from kombu import Exchange
 from kombu.exceptions import OperationalError
+from support.forms import first_of
 from support.processes import eventually, needs
 from support.rabbitmq_server import RabbitServer, needs_rabbitmq
 from support.redis_server import RedisServer, free_port, needs_redis
@@ -16,7 +17,6 @@ import kombu_cfqueues
 from kombu_cfqueues.errors import ControlUnavailable
 from kombu_cfqueues.side import forget_control_brokers
 from kombu_cfqueues.side.outbox import MAX_MESSAGES
-from tests.support.forms import first_of
 
 from .workers import MATRIX, Worker, within
 

@@ -6,10 +6,10 @@ import json
 import time
 
 import pytest
+from support.forms import first_of
 from support.processes import eventually, needs
 
 from kombu_cfqueues.emulator import TOKEN
-from tests.support.forms import first_of
 
 from .workers import SOME_POOLS, Worker, until
 

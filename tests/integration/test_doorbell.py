@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
+from support.forms import first_of, long
 
 import kombu_cfqueues
 from kombu_cfqueues.consume.doorbell import MAX_PATH_BYTES
@@ -164,7 +165,7 @@ def test_an_idle_consumer_gets_what_another_process_publishes(server, options, l
             assert time.monotonic() - began < SOON
 
 
-@pytest.mark.parametrize("green", ["gevent", "eventlet"])
+@pytest.mark.parametrize("green", first_of(["gevent", "eventlet"]))
 def test_greenlets_are_woken_and_ring(server, options, connection, green):
     needs(green)
     with consumer(server, options, green=green) as consumes:
@@ -297,7 +298,7 @@ def test_a_dead_consumer_whose_child_holds_its_socket_is_found_by_its_lock(
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
+@pytest.mark.parametrize("green", ["", "gevent", long("eventlet")])
 def test_a_forked_child_closes_the_socket(server, options, green):
     if green:
         needs(green)

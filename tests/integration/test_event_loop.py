@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from celery import VERSION
+from support.forms import first_of
 from support.processes import Script
 
 from .workers import HERE, Worker, send_many, states, until, within
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", first_of(["prefork", "threads", "solo"]))
 def test_a_reconnect_in_the_middle_strands_nothing(emulator, tasks, tmp_path, pool, late):
     """The worker forgets what it has not started; that runs again, and what runs does not."""
     with Worker(

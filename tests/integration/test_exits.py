@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+from support.forms import first_of
 from support.processes import ROOT, Script, eventually, needs
 
 SETUP = """
@@ -53,7 +54,7 @@ COUNTS = {
 SERVER = {"latency": 0.05}
 
 
-@pytest.mark.parametrize("parent_has_spooled", [False, True])
+@pytest.mark.parametrize("parent_has_spooled", first_of([False, True]))
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_process_that_ends_delivers_what_it_spooled(
     server, tmp_path, program, parent_has_spooled

@@ -15,13 +15,13 @@ from collections import deque
 
 import pytest
 from kombu import Connection
+from support.forms import long
 from support.processes import eventually
 
 import kombu_cfqueues
 from kombu_cfqueues import account, errors, metrics
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.runtime import recent
-from tests.support.forms import long
 
 QUEUES = 80
 KEPT = 5
@@ -146,7 +146,11 @@ def miss(connection, names):
 )
 @pytest.mark.parametrize(
     "use",
-    [publish_to_each, publish_a_batch, publish_what_is_refused, consume, open_consumers, miss],
+    [
+        publish_to_each,
+        consume,
+        *map(long, [publish_a_batch, publish_what_is_refused, open_consumers, miss]),
+    ],
 )
 def test_what_is_not_used_is_forgotten(emulator, tmp_path, use, options):
     """Nothing that a process keeps grows with the number of queues that it has met."""

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kombu import Connection
+from support.forms import long
 from support.processes import ROOT, eventually
 from support.tap import Tap
 
@@ -140,7 +141,7 @@ def gunicorn(folder, *arguments: str, site: list, code: str = SITE):
             process.wait()
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("kind", ["sync", "gevent", long("gthread")])
 def test_workers_of_a_preloaded_site_publish_each_over_sockets_of_its_own(
     server, spooling, tmp_path, kind
 ):

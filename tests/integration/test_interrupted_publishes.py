@@ -15,9 +15,8 @@ import random
 from pathlib import Path
 
 import pytest
+from support.forms import LONG, first_of
 from support.processes import Script, eventually
-
-from tests.support.forms import LONG, first_of
 
 TESTS = Path(__file__).parents[1]
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import urllib3
+from support.forms import first_of
 from support.processes import ROOT, Script, eventually, needs
 
 from kombu_cfqueues.emulator import TOKEN, Emulator
@@ -129,7 +130,7 @@ PATCHES = {
 }
 
 
-@pytest.mark.parametrize("green", ["gevent", "eventlet"])
+@pytest.mark.parametrize("green", first_of(["gevent", "eventlet"]))
 def test_a_child_that_patches_itself_publishes_and_consumes(server, spooling, tmp_path, green):
     """As a server does that forks first, and chooses the kind of its workers then."""
     needs(green)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from support.forms import long
 from support.processes import Script, needs
 
 from kombu_cfqueues.emulator import Emulator
@@ -41,7 +42,7 @@ CODE = """
 """
 
 
-@pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
+@pytest.mark.parametrize("green", ["", "gevent", long("eventlet")])
 def test_a_publish_does_not_wait_for_name_servers_for_ever(green):
     if green:
         needs(green)

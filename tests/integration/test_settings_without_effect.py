@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import Script
 
 from kombu_cfqueues.emulator import Emulator
@@ -109,7 +110,7 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", first_of(CONTROLS))
 def test_the_first_use_of_remote_control_says_that_nobody_is_reached(server, control):
     """Once in a process, and without an answer to wait for."""
     code = "import contextlib, socket\nfor _ in range(2):\n    with contextlib.suppress(OSError):\n"

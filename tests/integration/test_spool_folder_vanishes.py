@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support.forms import first_of
 from support.processes import ROOT, eventually
 from support.publishers import Publisher, arrivals
-
-from tests.support.forms import first_of
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection, Producer
+from support.forms import first_of
 from support.processes import ROOT, Script, eventually
 
 from kombu_cfqueues import errors
 from kombu_cfqueues.account import Account
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
 from kombu_cfqueues.errors import BatchPublishError
-from tests.support.forms import first_of
 
 BUSY = 3.0
 """Seconds for which another process writes; less than after which it would be taken for stuck."""

@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import Script, needs
 
 from kombu_cfqueues.emulator import Emulator
@@ -111,7 +112,7 @@ def bodies(server):
     return sorted(json.loads(json.loads(one.body)["body"]) for one in server.messages("jobs"))
 
 
-@pytest.mark.parametrize("green", ["gevent", "eventlet"])
+@pytest.mark.parametrize("green", first_of(["gevent", "eventlet"]))
 def test_greenlets_that_end_without_closing_give_back_what_they_hold(server, green):
     """As threads do."""
     needs(green)

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.forms import long
 from support.processes import ROOT, eventually
 from support.tap import Tap
 
@@ -136,11 +137,11 @@ def pids_by_socket(tap: Tap, server: Emulator) -> list[set[bytes]]:
     "arguments",
     [
         ["--master"],
-        ["--master", "--threads", "4"],
-        ["--master", "--lazy-apps"],
+        long(["--master", "--threads", "4"]),
+        long(["--master", "--lazy-apps"]),
         ["--master", "--lazy-apps", "--threads", "4"],
-        ["--master", "--py-call-osafterfork"],
-        [],
+        long(["--master", "--py-call-osafterfork"]),
+        long([]),
     ],
     ids=lambda arguments: " ".join(arguments) or "without a master",
 )

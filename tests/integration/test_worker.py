@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from celery import VERSION, chord, group
 from kombu import Connection
-
-from tests.support.forms import long
+from support.forms import long
 
 from .workers import MATRIX, Worker, send_many, states, until, within
 

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.forms import first_of
 
 from .workers import HERE, MATRIX, Worker, send_many, states, until, within
 
@@ -114,7 +115,7 @@ def test_a_supervisor_ends_a_worker_in_the_middle_of_work(emulator, tasks, tmp_p
         assert_all_is_there(emulator, worker, 32, told)
 
 
-@pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
+@pytest.mark.parametrize("pool", first_of(["solo", "threads", "gevent"]))
 def test_an_idle_worker_ends_at_once(emulator, tasks, tmp_path, pool):
     with Worker(emulator, tmp_path, pool=pool, concurrency=1) as worker:
         told = time.monotonic()

@@ -9,6 +9,7 @@ import pytest
 import requests
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
+from support.forms import LONG, long
 from support.hub_servers import OTHER, QUOTED, TOKEN, drain
 from support.processes import Script, eventually, needs
 from support.scripted import CA_BUNDLE
@@ -23,7 +24,6 @@ from kombu_cfqueues.errors import (
 from kombu_cfqueues.side.hub import address_of
 from kombu_cfqueues.side.hub_session import HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
-from tests.support.forms import LONG
 
 NEWS = Exchange("news", type="fanout", durable=False)
 COMMANDS = Exchange("celery.pidbox", type="fanout", durable=False)
@@ -321,7 +321,7 @@ print(json.dumps(sorted(got)))
 """
 
 
-@pytest.mark.parametrize("green", ["", "gevent", "eventlet"])
+@pytest.mark.parametrize("green", ["", "gevent", long("eventlet")])
 def test_threads_and_greenlets_have_connections_of_their_own(hub, green):
     if green:
         needs(green)

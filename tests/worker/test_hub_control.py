@@ -16,13 +16,13 @@ from integration.test_control_flower import shows_and_revokes
 from integration.test_control_workers import check
 from integration.workers import SOME_POOLS, Worker, within
 from kombu import Connection, Exchange, Queue
+from support.forms import LONG, long
 from support.hub_servers import QUOTED, drain
 from support.processes import Script, eventually, needs
 from support.tap import Tap
 
 from kombu_cfqueues.errors import ControlUnavailable, MessageTooLarge
 from kombu_cfqueues.side import forget_control_brokers
-from tests.support.forms import LONG, long
 
 REGULAR = [("prefork", "workerd"), ("gevent", "emulator")]
 ALL = [(pool, server) for pool in SOME_POOLS for server in ("emulator", "workerd")]

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import kombu
 import pytest
+from support.forms import long
 from support.locks import one_at_a_time
-
-from tests.support.forms import long
 
 SUITE = Path(__file__).parents[1] / "support/kombu_suite.py"
 CLASSES = ("BasicFunctionality", "ExchangeTypes", "Message", "EventLoop", "Failover")

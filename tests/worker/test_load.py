@@ -13,9 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from kombu import Connection, Producer
+from support.forms import LONG
 from support.processes import Script
-
-from tests.support.forms import LONG
 
 #: At each line that it reads, another thread publishes a message; at last it tells its counts.
 PUBLISHER = """

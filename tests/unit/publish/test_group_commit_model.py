@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from support.forms import LONG
 from support.spools import Peer
 from virtual_time import VirtualTime
 
@@ -32,7 +33,6 @@ from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool import outcomes
 from kombu_cfqueues.waiting_room import Claim
-from tests.support.forms import LONG
 
 RANDOM = [retry, callers, group_commit, memory_room, outcomes]
 

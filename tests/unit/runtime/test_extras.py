@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.forms import first_of
 from support.processes import ROOT
 
 from kombu_cfqueues.runtime import extras
@@ -53,7 +54,7 @@ def test_in_a_checkout_the_checkout_is_named():
         "from kombu_cfqueues.cli import main; sys.argv[1:] = ['emulator']; main()",
     ],
 )
-@pytest.mark.parametrize("package", ["uvicorn", "starlette"])
+@pytest.mark.parametrize("package", first_of(["uvicorn", "starlette"]))
 def test_a_missing_extra_is_named_with_its_command(code, package):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.modules[{package!r}] = None; {code}"],
