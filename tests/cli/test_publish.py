@@ -337,6 +337,7 @@ def test_progress_without_a_terminal_is_plain_lines(start, emulator, tmp_path):
     assert "\x1b" not in out + err
 
 
+@pytest.mark.long
 def test_memory_stays_flat(start, emulator, tmp_path):
     """A file is read line by line, and a few requests are in memory, whatever its size."""
 

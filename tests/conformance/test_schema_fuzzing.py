@@ -34,6 +34,7 @@ def test_the_emulator_serves_its_description(emulator):
     assert answer.json() == describe()
 
 
+@pytest.mark.long
 def test_answers_are_as_described():
     pytest.importorskip("schemathesis", reason="needs schemathesis from PyPI")
     done = subprocess.run(

@@ -69,6 +69,7 @@ def test_an_outage_refuses_connections_and_keeps_everything(api):
     assert api.pull()[0]["body"] == "x"
 
 
+@pytest.mark.long
 def test_whoever_connects_while_it_stops_is_disconnected():
     """A socket left open would be a warning in whatever test the garbage collector runs."""
     connected = []

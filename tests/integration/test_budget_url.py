@@ -18,6 +18,7 @@ from collections import Counter
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import GREEN, ROOT, Script, eventually, needs
 from support.publishers import Publisher, arrivals
 from support.redis_server import PASSWORD, QUOTED
@@ -129,6 +130,7 @@ def check_paced(server: Emulator, rate: float = RATE, burst: int = BURST) -> Non
     assert (len(times) - burst) / rate <= 1.2 * (times[-1] - times[0]), len(times)
 
 
+@pytest.mark.long
 def test_three_machines_have_the_allowance_of_one(machine, server):
     """Each of them alone would use the whole of it."""
     with busy_machines(server, [machine(f"m{n}") for n in range(3)]) as machines:
@@ -283,7 +285,7 @@ def test_a_fork_has_a_connection_of_its_own(machine, redis_server, server):
     assert redis_server.connections_so_far() - connections >= 2
 
 
-@pytest.mark.parametrize("green", list(GREEN))
+@pytest.mark.parametrize("green", first_of(GREEN))
 def test_greenlets_share_it(machine, redis_server, server, green):
     needs(green)
     with busy_machines(server, [machine("one")], threads=8, green=green) as machines:

@@ -61,7 +61,7 @@ def check(worker, app):
     )
 
 
-@pytest.mark.parametrize("pool", SOME_POOLS)
+@pytest.mark.parametrize("pool", first_of(SOME_POOLS))
 def test_a_worker_of_each_pool_is_controlled_through_redis(
     pool, emulator, redis_server, control_app, tmp_path
 ):

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 import pytest
 from click.testing import CliRunner
 from kombu import Connection
+from support.forms import first_of
 
 from kombu_cfqueues.cli import peek, redrive
 from kombu_cfqueues.consume.cause import MAX_TEXT_CHARACTERS, Cause
@@ -122,7 +123,7 @@ def test_a_reason_that_does_not_fit_is_left_out(connection, emulator):
         assert dead_letter(emulator) == json.loads(before.body)
 
 
-@pytest.mark.parametrize("pool", SOME_POOLS)
+@pytest.mark.parametrize("pool", first_of(SOME_POOLS))
 def test_a_worker_says_which_exception(emulator, tasks, tmp_path, pool):
     """The task failed in a child or in a thread, and another one rejects its message."""
     with Worker(emulator, tmp_path, pool=pool, options=OPTIONS) as worker:

@@ -10,7 +10,7 @@ from support.processes import Script
 from .workers import HERE, Worker, send_many, states, until, within
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+@pytest.mark.parametrize("late", first_of([True, False]), ids=["late", "early"])
 @pytest.mark.parametrize("pool", first_of(["prefork", "threads", "solo"]))
 def test_a_reconnect_in_the_middle_strands_nothing(emulator, tasks, tmp_path, pool, late):
     """The worker forgets what it has not started; that runs again, and what runs does not."""
@@ -79,7 +79,7 @@ def test_of_two_workers_in_one_process_one_goes_on_when_the_other_stops(
         both.wait()
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+@pytest.mark.parametrize("late", first_of([True, False]), ids=["late", "early"])
 def test_short_tasks_run_one_after_the_other_with_a_window_of_their_number(
     emulator, tasks, tmp_path, late
 ):
@@ -98,7 +98,9 @@ def test_short_tasks_run_one_after_the_other_with_a_window_of_their_number(
 HINT = "worker_prefetch_multiplier"
 
 
-@pytest.mark.parametrize(("seconds", "count", "is_hinted"), [(0, 150, True), (0.1, 80, False)])
+@pytest.mark.parametrize(
+    ("seconds", "count", "is_hinted"), first_of([(0, 150, True), (0.1, 80, False)])
+)
 def test_a_worker_that_waits_for_pulls_says_once_which_setting_would_help(
     emulator, tasks, tmp_path, seconds, count, is_hinted
 ):

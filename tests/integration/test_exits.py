@@ -189,7 +189,7 @@ def test_a_command_of_manage_py_delivers_its_task(server, run):
     assert len(server.messages("jobs")) == 1
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", first_of(["fork", "spawn"]))
 def test_children_of_a_scheduler_deliver_their_tasks(server, run, method):
     run("scheduler.py", method, scheduler=SCHEDULER)
     assert len(server.messages("jobs")) == 6

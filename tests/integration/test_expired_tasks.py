@@ -8,6 +8,7 @@ import pytest
 from celery import chord
 from celery.exceptions import ChordError, TaskRevokedError
 from kombu import Connection
+from support.forms import long
 
 from .consuming import FAST, Collector, consume, drain, publish, settled
 from .workers import Worker, until
@@ -15,7 +16,7 @@ from .workers import Worker, until
 EXPIRES = {"lang": "py", "task": "t", "id": "i", "expires": "2020-01-01T00:00:00+00:00"}
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("pool", ["prefork", long("solo")])
 def test_an_expired_task_is_revoked(emulator, tasks, tmp_path, pool):
     """Without a worker that says so, its result would stay PENDING for ever."""
     result = tasks.note.apply_async(("stale",), expires=0.2)

@@ -148,8 +148,7 @@ def miss(connection, names):
     "use",
     [
         publish_to_each,
-        consume,
-        *map(long, [publish_a_batch, publish_what_is_refused, open_consumers, miss]),
+        *map(long, [publish_a_batch, publish_what_is_refused, consume, open_consumers, miss]),
     ],
 )
 def test_what_is_not_used_is_forgotten(emulator, tmp_path, use, options):

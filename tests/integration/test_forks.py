@@ -141,7 +141,7 @@ def gunicorn(folder, *arguments: str, site: list, code: str = SITE):
             process.wait()
 
 
-@pytest.mark.parametrize("kind", ["sync", "gevent", long("gthread")])
+@pytest.mark.parametrize("kind", ["gevent", *map(long, ["sync", "gthread"])])
 def test_workers_of_a_preloaded_site_publish_each_over_sockets_of_its_own(
     server, spooling, tmp_path, kind
 ):
@@ -261,7 +261,7 @@ def all_arrive(server, spooling, expected: list[int]) -> None:
     assert set(numbers(server, "spooled")) == set(expected)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", long("spawn")])
 def test_children_of_multiprocessing_publish_while_the_parents_threads_do(
     server, spooling, tmp_path, method
 ):

@@ -97,6 +97,7 @@ def publish(emulator, *bodies, queue="celery"):
             )
 
 
+@pytest.mark.long
 def test_a_worker_outlives_all_that_a_queue_may_hold(emulator, tmp_path):
     """A worker that ends gets the message again when it comes back, and ends again."""
     harm = tmp_path / "harm"

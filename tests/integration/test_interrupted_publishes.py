@@ -191,7 +191,7 @@ def test_wherever_a_publish_is_interrupted_the_next_one_works_promptly(server, t
     try_all(server, options_of(server, tmp_path, mode))
 
 
-@pytest.mark.longer
+@pytest.mark.long
 @pytest.mark.parametrize("mode", first_of(["host, waiting", "memory", "memory, limited", "host"]))
 def test_a_publish_that_is_interrupted_once_more_while_it_ends_leaves_nothing_behind(
     server, tmp_path, mode
@@ -233,7 +233,7 @@ FORKS = """
 """
 
 
-@pytest.mark.longer
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mode", first_of(["host, waiting", *(mode for mode in MODES if mode != "host, waiting")])
 )

@@ -80,6 +80,7 @@ def spooling(tmp_path):
     }
 
 
+@pytest.mark.long
 def test_the_greenlets_of_a_preloaded_worker_publish_and_consume(server, spooling, tmp_path):
     """No greenlet waits for a lock that another greenlet holds while it starts a thread."""
     pytest.importorskip("gunicorn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from support.forms import long
+from support.forms import first_of
 from support.processes import Script, needs
 
 from kombu_cfqueues.emulator import Emulator
@@ -42,7 +42,7 @@ CODE = """
 """
 
 
-@pytest.mark.parametrize("green", ["", "gevent", long("eventlet")])
+@pytest.mark.parametrize("green", first_of(["", "gevent", "eventlet"]))
 def test_a_publish_does_not_wait_for_name_servers_for_ever(green):
     if green:
         needs(green)

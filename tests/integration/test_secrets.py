@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import ROOT
 from support.scripted import Api, Failure, ScriptedServer, Success
 
@@ -66,7 +67,7 @@ def run(*command, folder, environ, fails=False):
     return done.stdout
 
 
-@pytest.fixture(params=["url", "option", "variable"])
+@pytest.fixture(params=first_of(["url", "option", "variable"]))
 def given(request, emulator):
     """The environment of an application, with the token in each place where it may be given."""
     base = {"base_url": emulator.base_url, "account_id": ACCOUNT_ID}

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import eventually
 from support.publishers import Publisher, arrivals, held
 
@@ -106,7 +107,7 @@ LONG_INTERVAL = 7.0
 """Seconds between two permits there: meanwhile processes are told what to do."""
 
 
-@pytest.mark.parametrize("mode", ["confirm", "spool"])
+@pytest.mark.parametrize("mode", first_of(["confirm", "spool"]))
 def test_what_another_process_publishes_is_not_cut_by_a_caller_with_less_time(tmp_path, mode):
     """Nine messages that wait for a permit arrive once, whoever takes it.
 

@@ -268,6 +268,7 @@ SPOOL_AND_WAIT = """
 """
 
 
+@pytest.mark.long
 def test_what_killed_processes_have_spooled_arrives_by_the_next_one(server, spooling):
     """``kill -9`` of all at any moment: nothing is lost, and at most a batch is sent twice."""
     told = []

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kombu import Connection
+from support.forms import first_of
 from support.processes import Script
 
 from kombu_cfqueues import errors
@@ -153,7 +154,7 @@ def wave(script):
     assert script.line() == "over"
 
 
-@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("exists", first_of([True, False]))
 def test_sixteen_processes_start_with_one_look_up(server, limited, exists):
     """A new file has five permits saved up; before, each of the sixteen asked what one can ask."""
     queue = "jobs" if exists else "new"

@@ -33,7 +33,7 @@ COUNT = 40
 
 every_pool = pytest.mark.parametrize(
     ("pool", "late"),
-    [long(*case) if case[0] in ("solo", "eventlet") else case for case in CASES],
+    [long(*case) if case[0] in ("threads", "solo", "eventlet") else case for case in CASES],
     ids=[f"{pool}-{'late' if late else 'early'}" for pool, late in CASES],
 )
 

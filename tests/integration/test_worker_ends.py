@@ -83,7 +83,7 @@ def test_a_task_whose_child_is_killed_begins_again_soon(emulator, tasks, tmp_pat
         until(lambda: not states(emulator))
 
 
-@pytest.mark.parametrize("supervisor", ["dumb-init", "supervisord"])
+@pytest.mark.parametrize("supervisor", first_of(["dumb-init", "supervisord"]))
 def test_a_supervisor_ends_a_worker_in_the_middle_of_work(emulator, tasks, tmp_path, supervisor):
     program = shutil.which(supervisor, path=TOOLS)
     if program is None:

@@ -362,6 +362,7 @@ def test_nothing_is_sent_that_nobody_listens_to(hub, connect_to):
         not connection.transport.session.listened))  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hub", ["workerd"], indirect=True)
 def test_a_hub_hibernates_while_its_clients_are_silent(hub, connect_to):
     """Pings keep the connections, do not wake it, and it knows its clients afterwards."""

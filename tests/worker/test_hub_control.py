@@ -119,7 +119,7 @@ def silence(hub, seconds):
     return awoken
 
 
-@pytest.mark.longer
+@pytest.mark.long
 @on("workerd")
 def test_idle_workers_are_silent(emulator, hub, control_app, tmp_path):
     """Two default workers, with their heartbeats: no frame.

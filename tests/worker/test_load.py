@@ -166,6 +166,7 @@ def test_a_batch_block_publishes_thousands_without_loss_or_duplicate(edge):
     assert arrivals(edge, total) == Counter(map(str, range(total)))
 
 
+@pytest.mark.long
 def test_a_restart_of_the_gateway_loses_nothing(restartable_edge):
     """The runtime is killed three times while eight threads publish.
 
