@@ -24,6 +24,8 @@ def open_files(poller: Any) -> list[int]:
 def control_channel(base: Any) -> Any:
     """Return a channel class for Redis.
 
+    The class is defined in here, because only applications that use Redis can import its base.
+
     Args:
         base: Kombu's class.
     """

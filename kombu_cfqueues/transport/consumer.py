@@ -11,7 +11,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from queue import Empty
 from typing import Any, Final, TypeVar, cast
 
@@ -359,10 +359,14 @@ class ConsumingChannel(RoutingChannel):
         if auto_delete:
             self._auto_delete.add(queue)
         if not celery_task.is_result_queue(queue):
-            log_queue_arguments(queue, arguments or ())
+            self._log_arguments(queue, arguments or ())
         # The answer to a task creates it, even if nobody in this process waits for the answer.
         elif auto_delete and "x-expires" in (arguments or ()):
             exit_work.delete(self.session, queue)
+
+    def _log_arguments(self, queue: str, arguments: Iterable[str]) -> None:
+        """Log the arguments of a declared queue that have no effect at Cloudflare."""
+        log_queue_arguments(queue, arguments)
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop the messages that were pulled from a queue before it was purged."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from kombu.transport import virtual
 
 from .. import envelope
 from ..errors import CFQueuesError, ConfigurationError, ControlUnavailable
+from ..options import log_queue_arguments
 from ..publish.at_end import refuse_at_end
 from ..side import EVENTS, Arrived, ControlBroker, Link, Port
 from . import celery_task
@@ -157,6 +158,7 @@ class ControlledChannel(Channel):
                 raise _bound_to_both(queue, exchange)
             self.state.control_queues[queue] = {}
         if not self._has_queue_there(queue):
+            self._log_declared_arguments(queue)
             super().queue_bind(queue, exchange, routing_key, arguments, **kwargs)
             return
         self._auto_delete.discard(queue)
@@ -194,6 +196,14 @@ class ControlledChannel(Channel):
         kwargs.pop("nowait", None)
         self._declared[declared.queue] = kwargs
         return declared
+
+    def _log_arguments(self, queue: str, arguments: Iterable[str]) -> None:
+        """Log nothing yet: the control broker may get the queue, and heeds its arguments."""
+
+    def _log_declared_arguments(self, queue: str) -> None:
+        """Log the arguments that have no effect, of a queue that lives at Cloudflare."""
+        if not celery_task.is_result_queue(queue):
+            log_queue_arguments(queue, self._declared.get(queue, {}).get("arguments") or ())
 
     def _declare_queue_there(self, queue: str) -> None:
         """Declare a queue as this channel has declared it, or else as another one has."""
@@ -281,6 +291,7 @@ class ControlledChannel(Channel):
         Waits for the control broker for 1 second at most, and raises nothing if it does not work.
         """
         if not self._has_queue_there(queue):
+            self._log_declared_arguments(queue)
             return super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         consumer_tag = consumer_tag or envelope.new_id()
         self._cancel(consumer_tag)

@@ -86,6 +86,25 @@ with connect() as connection:
         assert [line for line in lines if repr(name) in line and hint in line], (name, lines)
 
 
+def test_arguments_of_queues_at_a_control_broker_are_not_logged(server):
+    """They have an effect there; those of queues that stay at Cloudflare still have none."""
+    code = """
+from kombu import Exchange, Queue
+with connect() as connection:
+    channel = connection.default_channel
+    Queue("news", Exchange("news", "fanout"), expires=60, max_length=5)(channel).declare()
+    Queue("mail", Exchange("mail", "direct"), max_length=5)(channel).declare()
+    jobs = Queue("jobs", expires=60)(channel)
+    jobs.declare()
+    jobs.consume(callback=print)
+"""
+    lines = logged(server, code, control_url="memory://")
+    assert [line.split(" has ")[0] for line in lines] == [
+        "argument 'x-max-length' of queue 'mail'",
+        "argument 'x-expires' of queue 'jobs'",
+    ]
+
+
 def test_what_celery_declares_by_itself_is_not_logged(server):
     """Reply queues of ``rpc://`` have a time after which they expire."""
     code = CELERY + "app.conf.result_backend = 'rpc://'\napp.send_task('add')\n"
