@@ -100,6 +100,9 @@ class Account:
         """Return the account of *options*, and create it for the first connection.
 
         Each call needs one call of `close`.
+
+        Raises:
+            ConfigurationError: ``budget_url`` cannot be used.
         """
         notice_fork()
         key = (options.base_url, options.account_id, options.api_token)
@@ -157,6 +160,9 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
     Args:
         options: The account, its allowance and the place of the spool.
         permits: The allowance of this process, where the machine does not share one.
+
+    Raises:
+        ConfigurationError: ``budget_url`` cannot be used.
     """
     limit = fleet = None
     if options.request_rate is not None and options.shares_budget:

@@ -43,11 +43,11 @@ CLOSE_SECONDS: Final = 5.0
 because a worker that is told to stop has little time."""
 
 GET_SECONDS: Final = 20.0
-"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds that a new pull consumer
-takes to take effect."""
+"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds until a new pull consumer
+takes effect."""
 
 GET_RETRY_SECONDS: Final = 2.0
-"""How long `ConsumingChannel.basic_get` repeats requests that fail.  Short, because its caller asks
+"""How long `ConsumingChannel.basic_get` retries requests that fail.  Short, because its caller asks
 for what is there now."""
 
 
