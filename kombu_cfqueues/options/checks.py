@@ -105,7 +105,7 @@ def _path(name: str, value: Any) -> str:
     # Processes that share the path may run in different folders.
     full = os.path.abspath(full)  # noqa: PTH100
     if _made_absolute.is_new(full):
-        logger.warning("%s %r is relative: it is %s", name, path, full)
+        logger.warning("%s %r is relative, so %s is used: set an absolute path", name, path, full)
     return full
 
 

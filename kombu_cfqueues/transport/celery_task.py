@@ -41,7 +41,8 @@ RESULT_QUEUE_HINT: Final = (
 CONTROL_HINT: Final = (
     "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
-    "monitors such as Flower see nothing; control_url names a broker that carries them"
+    "monitors such as Flower see nothing; to use them, set control_url to a broker that can "
+    "broadcast"
 )
 
 _NOTES: Final = "_notes_failures_for_kombu_cfqueues"

@@ -189,7 +189,7 @@ class ControlledChannel(Channel):
         if passive and queue and self._has_queue_there(queue):
             found = self._ask(
                 lambda link: link.once(lambda one: one.queue_declare(queue=queue, passive=True)),
-                f"the question for queue {queue!r}",
+                f"the request to look up queue {queue!r}",
             )
             return queue_declare_ok_t(queue, found.message_count, found.consumer_count)
         declared = super().queue_declare(queue, passive=passive, **kwargs)
@@ -403,7 +403,7 @@ def _seconds(message: dict[str, Any], *timeouts: float | None) -> float | None:
 
 def _bound_to_both(queue: str, exchange: str) -> CFQueuesError:
     return ConfigurationError(
-        f"queue {queue!r} cannot be bound to exchange {exchange!r}: the queue is bound to an "
-        "exchange of the other kind already, and fanout exchanges live at the control broker "
-        "(control_url) while all others live at Cloudflare; use a queue for each"
+        f"queue {queue!r} cannot be bound to exchange {exchange!r}: the queue is already bound to "
+        "an exchange of the other kind, and fanout exchanges live at the control broker "
+        "(control_url) while all others live at Cloudflare; use one queue for each kind"
     )

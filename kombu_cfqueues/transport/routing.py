@@ -146,7 +146,7 @@ def _unroutable(exchange: str, routing_key: str) -> str:
         )
     return (
         f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message goes nowhere: declare the queue in the process that publishes, or "
+        "process, so the message reaches no queue: declare the queue in the publishing process, or "
         "publish without an exchange and with the queue's name as routing key"
     )
 

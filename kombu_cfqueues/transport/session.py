@@ -87,7 +87,7 @@ class Session:
             from ..side import control_broker  # noqa: PLC0415  most processes never need it
 
             if self.options.control_url is None:
-                raise ConfigurationError("there is no control_url")
+                raise ConfigurationError("control_url is not set")
             self._control = control_broker(self.options.control_url)
         return self._control
 
