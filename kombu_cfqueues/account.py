@@ -99,7 +99,10 @@ class Account:
     def open(cls, options: Options) -> Account:
         """Return the account of *options*, and create it for the first connection.
 
-        Call `close` once for each call of this.
+        Each call needs one call of `close`.
+
+        Raises:
+            ConfigurationError: ``budget_url`` cannot be used.
         """
         notice_fork()
         key = (options.base_url, options.account_id, options.api_token)
@@ -140,7 +143,7 @@ class Account:
                 _warn_of_difference(name, given, first)
 
 
-@once  # and not for each connection
+@once  # not for each connection
 def _warn_of_difference(name: str, given: object, first: object) -> None:
     logger.warning(
         "%s=%s has no effect: all connections of a process to one account share it, and the first "
@@ -157,6 +160,9 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
     Args:
         options: The account, its allowance and the place of the spool.
         permits: The allowance of this process, where the machine does not share one.
+
+    Raises:
+        ConfigurationError: ``budget_url`` cannot be used.
     """
     limit = fleet = None
     if options.request_rate is not None and options.shares_budget:
@@ -176,7 +182,7 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
 
 
 def _beyond(options: Options) -> Beyond | None:
-    """Return what rings at other machines, if that is wanted."""
+    """Return what rings at other machines; None if no option asks for it."""
     if options.doorbell != "everywhere" or options.control_url is None:
         return None
     from .side import ControlBell, control_broker  # noqa: PLC0415  most processes never need it
@@ -185,7 +191,7 @@ def _beyond(options: Options) -> Beyond | None:
 
 
 class _CurrentToken:
-    """Returns the API token, by which the spool finds the allowance of the token.
+    """Returns the API token, which the spool needs to find the allowance of the token.
 
     A callable `api_token` is called at most once per `TOKEN_MAX_AGE_SECONDS`.
     """

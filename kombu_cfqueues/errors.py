@@ -65,8 +65,8 @@ LIMIT_CODES: Final[Mapping[int, Scope]] = {
     10252: Scope.QUEUE,
     10253: Scope.PUBLISHING,
 }
-"""Cloudflare's codes for a limit that is reached.  They come with status 429, and people saw the
-first three with 200 and 500 as well."""
+"""Cloudflare's codes for a limit that is reached.  They come with status 429; the first three have
+also been seen with 200 and 500."""
 
 
 class CFQueuesError(Exception):
@@ -142,11 +142,11 @@ class NothingListens(ConnectionFailed):
 
 
 class ServerError(TransientError):
-    """The answer was not one of the API: a 5xx, an HTML page, or invalid JSON."""
+    """The server failed: its answer was a 5xx, an HTML page, or invalid JSON."""
 
 
 class RateLimited(TransientError):
-    """No request may leave in time: the API has refused it, or our own allowance is used up."""
+    """The API refused the request, or our own allowance lets no request leave in time."""
 
 
 class QueueFull(TransientError):
@@ -186,7 +186,7 @@ class MessageTooLarge(PermanentError):
 
 
 class InvalidMessage(PermanentError):
-    """The message cannot be sent: its content, its delay, or no queue is bound to its route."""
+    """The message cannot be sent: its content or delay is invalid, or no queue is bound for it."""
 
 
 class PlanLimitReached(PermanentError):
@@ -212,7 +212,7 @@ class SpoolUnavailable(PermanentError):
 class ControlUnavailable(PermanentError):
     """The control broker (``control_url``) did not take a request for remote control.
 
-    Kombu and Celery do not repeat it.  Tasks are not affected: they go to Cloudflare.
+    Kombu and Celery do not retry it.  Tasks are not affected: they go to Cloudflare.
     """
 
 

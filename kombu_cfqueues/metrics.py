@@ -21,34 +21,34 @@ QUEUE_COUNTS: Final = {
     "published": "Messages that Cloudflare accepted.",
     "publish_failed": "Messages in publishing requests that failed, once for each request.",
     "publish_requests": "Requests that carried messages.",
-    "publish_seconds": "Time that these requests took together.",
+    "publish_seconds": "Total duration of these requests.",
     "pulled": "Messages that were pulled.",
     "pull_requests": "Pulls.",
-    "pull_seconds": "Time that pulls took together.",
+    "pull_seconds": "Total duration of pulls.",
     "empty_pulls": "Pulls that returned no message.",
     "acked": "Messages that were acknowledged.",
     "given_back": "Messages that were given back, for another delivery.",
     "ack_requests": "Requests that acknowledged messages or gave them back.",
-    "ack_seconds": "Time that these requests took together.",
+    "ack_seconds": "Total duration of these requests.",
     "leases_expired": "Messages whose lease had ended before they were delivered or settled.",
     "failed_requests": "Requests about messages that failed.",
     "limited_requests": "Requests that a rate limit refused.",
 }
-"""The counts of each queue, and in one sentence what each is.  docs/observability.md says more."""
+"""The counts of each queue, with a description of each.  docs/observability.md says more."""
 
 PROCESS_COUNTS: Final = {
     "admin_requests": "Requests that carry no message, such as look-ups.",
-    "admin_seconds": "Time that these requests took together.",
+    "admin_seconds": "Total duration of these requests.",
     "blocks": "Blocks of the token that this process met.",
-    "control_dropped": "Events and replies that were dropped: the control broker took none.",
-    "permits": "Requests that had to have a permit of the request allowance.",
-    "permit_wait_seconds": "Time that these requests waited for their permit together.",
+    "control_dropped": "Events and replies that were dropped while the control broker was down.",
+    "permits": "Requests that needed a permit of the request allowance.",
+    "permit_wait_seconds": "Total time that these requests waited for their permit.",
     "refused": "Messages whose publisher got an error, and that certainly did not arrive.",
-    "retries": "Failures after which the same was tried again.",
+    "retries": "Failures that were followed by a retry.",
     "uncertain": "Messages whose publisher got an error, and that may have arrived.",
     "unroutable": "Messages that were dropped because no queue is bound for them.",
 }
-"""The counts that only the process has, and in one sentence what each is."""
+"""The counts that only the process has, with a description of each."""
 
 MAX_QUEUES: Final = 1000
 """Maximum number of queues with counts of their own, because every reply queue has a new name."""
@@ -117,7 +117,7 @@ class Metrics:
             telemetry.requested(operation, queue, seconds, messages, error)
 
     def settled(self, queue: str, acks: int, retries: int) -> None:
-        """Count messages that the server accepted as acknowledged, or as to be redelivered."""
+        """Count messages whose acknowledgement or return the server has accepted."""
         queue = self._count(queue, acked=acks, given_back=retries)
         if telemetry := instruments():
             telemetry.settled(queue, acks, retries)
@@ -149,11 +149,11 @@ class Metrics:
             telemetry.unroutable()
 
     def control_dropped(self) -> None:
-        """Count an event or a reply that was dropped because the control broker took none."""
+        """Count an event or a reply that was dropped because the control broker did not take it."""
         self._count(control_dropped=1)
 
     def not_accepted(self, *, refused: int = 0, uncertain: int = 0) -> None:
-        """Count messages whose publisher got an error: surely not delivered, or perhaps."""
+        """Count messages whose publisher got an error: certainly not delivered, or perhaps."""
         self._count(refused=refused, uncertain=uncertain)
         if telemetry := instruments():
             telemetry.not_accepted(refused, uncertain)
@@ -170,7 +170,7 @@ class Metrics:
             self._hints[setting] = text
 
     def shared_budget(self, server: str, *, answers: bool | None) -> None:
-        """Note whether the *server* answers that shares the allowance; None if it is not known."""
+        """Note whether *server*, which shares the allowance, answers; None if it is not known."""
         with self._lock:
             self._budgets[server] = answers
 
@@ -241,11 +241,11 @@ def stats() -> dict[str, Any]:
 
     Returns:
         A new dictionary that JSON can hold: ``pid``; ``since``, when counting started, in seconds
-        since the epoch; each count summed over all queues; ``share``, the part of the request rate
-        that is this machine's as far as blocks have taught; ``hints``, texts by the setting that
-        they recommend to change; ``shared_budgets``, whether each server of ``budget_url``
-        answers (None if it was not asked); and ``queues``, which has the counts of each queue by
-        its name at Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
+        since the epoch; each count summed over all queues; ``share``, this machine's part of the
+        request rate, as learned from blocks; ``hints``, texts by the setting that they recommend
+        to change; ``shared_budgets``, whether each server of ``budget_url`` answers (None if it
+        was not asked); and ``queues``, which has the counts of each queue by its name at
+        Cloudflare.  Names that end in ``_seconds`` are sums of seconds.
         docs/observability.md explains each of them.
     """
     notice_fork()

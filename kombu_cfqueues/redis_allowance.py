@@ -135,7 +135,7 @@ class Answer(NamedTuple):
     Attributes:
         granted: Whether a permit is reserved.
         free: Number of permits that were free.
-        wait: Seconds until the permit may be used, or until one could be.
+        wait: Seconds until the permit may be used; if none is reserved, until one is free.
         stopped: Seconds until the API accepts calls of the token.
         publishing_stopped: Seconds until it accepts publishing requests.
     """
@@ -150,9 +150,8 @@ class Answer(NamedTuple):
 class RedisAllowance:
     """One allowance for all machines and processes that name the same Redis server.
 
-    Opens a connection at the first call, and one of its own in each process.  No call blocks for
-    longer than a few times `REDIS_TIMEOUT_SECONDS`.  Do not call it with a lock held or in a
-    transaction.
+    Each process opens its own connection, at its first call.  No call blocks for longer than a few
+    times `REDIS_TIMEOUT_SECONDS`.  Do not call it with a lock held or in a transaction.
 
     Args:
         url: The option ``budget_url``.
@@ -174,7 +173,7 @@ class RedisAllowance:
         self._inherited: list[Any] = []
         self._client: Any = None
         self._redis = _load_redis()
-        _make_client(self._redis, url)  # only to find what is wrong with the URL
+        _make_client(self._redis, url)  # only to check the URL
         metrics.shared_budget(self.shown, answers=None)
         self.renew_after_fork()
         renew_in_child(self)
@@ -205,7 +204,11 @@ class RedisAllowance:
         return self._ask(token, LONGEST_WAIT_SECONDS, anew=anew, publishing=publishing)
 
     def look(self, token: str) -> Answer:
-        """Return what `ask` would, but reserve nothing."""
+        """Return what `ask` would, but reserve nothing.
+
+        Raises:
+            BudgetUnavailable: Redis did not answer in time, or refused.
+        """
         return self._ask(token, -1.0, anew=False, publishing=False)
 
     def stop(self, token: str, scope: Scope, seconds: float) -> None:
@@ -321,10 +324,10 @@ def _make_client(redis: Any, url: Secret) -> Any:
         options |= {
             "socket_timeout": REDIS_TIMEOUT_SECONDS,
             "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
-            # A call that timed out may have taken a permit, and another try costs time.
+            # A call that timed out may have taken a permit, and a retry takes time.
             "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
             "retry_on_error": [],
-            "protocol": 2,  # the newer one costs a round trip more, and Redis 5 does not know it
+            "protocol": 2,  # version 3 costs one more round trip, and Redis 5 does not know it
         }
         bounded = type("BoundedConnection", (_BoundedName, base), {})
         bounded(**options)  # checks the options; connects nothing

@@ -19,7 +19,7 @@ class KnownQueue(NamedTuple):
 
 
 class SharedFacts(Protocol):
-    """Facts that are valid for some minutes.  They only save requests.
+    """Facts that are valid for a few minutes.  They only save requests.
 
     No method raises, or blocks for longer than a moment.  A fact that cannot be read is unknown.
     Names are names at Cloudflare.

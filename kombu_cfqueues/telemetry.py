@@ -95,7 +95,7 @@ class Instruments:
             "kombu_cfqueues.refused", "{message}", "Messages that were certainly not delivered"
         )
         self._uncertain = meter.create_counter(
-            "kombu_cfqueues.uncertain", "{message}", "Messages that may not have been delivered"
+            "kombu_cfqueues.uncertain", "{message}", "Messages that may have been delivered"
         )
         self._blocks = meter.create_counter(
             "kombu_cfqueues.blocks", "{block}", "Blocks of the API token that publishing met"

@@ -53,7 +53,7 @@ class Item:
         address: Its queue.
         message: What to post; has a ``size`` in bytes.
         kind: What waits for its outcome.
-        deadline: Until when a caller waits for it, in monotonic seconds; infinite if none does.
+        deadline: When its caller stops waiting, in monotonic seconds; infinite without a caller.
         half_time: When half of its caller's time has passed, in monotonic seconds.
         repeats: Whether it may be posted again after an unknown outcome.
         switches: Whether any failure settles it, because its caller has another broker.
@@ -147,10 +147,10 @@ class ClaimTerms(NamedTuple):
             claim with `WaitingRoom.release`.
         kinds: The kinds of messages to take.
         busy: Names of queues to which not to post now.
-        only_own: Whether to leave messages of other processes.
+        only_own: Whether to leave out messages of other processes.
         latest: Take only messages with a deadline up to this time, in monotonic seconds.
-        request_seconds: How long a request takes.  Messages with less time left, and less than
-            half of their whole time, stay.
+        request_seconds: How long a request takes.  Messages with less time left than this, and
+            with less than half of their whole time, stay.
         sample: Names of queues for which to take a single message, at random from split batches.
         until: When to give up if the room is busy, in monotonic seconds.
     """
@@ -192,8 +192,8 @@ class Outcomes(NamedTuple):
     Attributes:
         settled: The outcomes.
         waiting: Whether any message of this process is unclaimed.
-        look_at: When to look again, in monotonic seconds; None if no other process has such
-            messages.
+        look_at: When to look again, in monotonic seconds; None if no other process has messages
+            of this one.
     """
 
     settled: Settled
@@ -202,7 +202,7 @@ class Outcomes(NamedTuple):
 
 
 class Withdrawn(Enum):
-    """What is known of a message that was taken back."""
+    """What is known about a message that was taken back."""
 
     NOT_SENT = auto()
     """No request has carried it."""

@@ -1,8 +1,8 @@
 """Kombu's message <-> the queue's message.
 
 Out: `pack` encodes a message once, in the thread of its publisher, as a JSON fragment.  A request
-joins the fragments of its messages.  In: `receive` makes Kombu's dictionary of anything that a
-queue can contain, including messages that other software has sent.
+joins the fragments of its messages.  In: `receive` turns anything that a queue can contain into
+Kombu's dictionary, including messages that other software has sent.
 """
 
 from ..runtime.rng import new_id

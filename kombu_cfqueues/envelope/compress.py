@@ -21,7 +21,7 @@ _ZLIB: Final = "application/x-gzip"  # Kombu's name for it
 
 
 def compressed(message: Mapping[str, Any], options: Options) -> tuple[Mapping[str, Any], str]:
-    """Return *message* with a compressed body, and ``""``; or *message* and why that cannot be.
+    """Return *message* with a compressed body, and ``""``; or *message* and why it has none.
 
     Args:
         message: Kombu's dictionary.  It is not changed.
@@ -29,7 +29,7 @@ def compressed(message: Mapping[str, Any], options: Options) -> tuple[Mapping[st
     """
     headers = message.get("headers") or {}
     if options.body_format != "kombu":
-        return message, "a body in the format 'plain' has no header that could say 'compressed'"
+        return message, "a body in the format 'plain' has no header to mark it as compressed"
     if headers.get("compression"):
         return message, f"its body is compressed already ({headers['compression']})"
     if not options.compress_large:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 HEADER: Final = "x-death"
-"""A list of objects, the latest death first.
+"""Name of the header: its value is a list of objects, the latest death first.
 
 Each has ``queue``, ``reason``, ``count`` and ``time`` as in RabbitMQ, and ``exception``, ``text``,
 ``hostname`` and ``attempts``.
@@ -20,7 +20,7 @@ Death = Mapping[str, Any]
 
 
 def deaths_of(headers: Mapping[str, Any]) -> list[Death]:
-    """Return the deaths in *headers*, the latest first.  Never raises: others may write them."""
+    """Return the deaths in *headers*, the latest first.  Never raises on a malformed header."""
     found = headers.get(HEADER)
     return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
@@ -28,7 +28,7 @@ def deaths_of(headers: Mapping[str, Any]) -> list[Death]:
 def with_death(message: Mapping[str, Any], death: Death) -> dict[str, Any]:
     """Return an envelope with one more death.
 
-    A death of the same queue and reason is replaced, and its ``count`` goes on.
+    It replaces an earlier one of the same queue and reason, and continues the ``count`` of that.
 
     Args:
         message: Kombu's dictionary of the message.

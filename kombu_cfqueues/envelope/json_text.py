@@ -33,8 +33,8 @@ NOT_JSON: Final = _NotJSON()
 def quote_json(text: str) -> str:
     """Encode a JSON text as a JSON string.
 
-    JSON text contains no control characters, which its encoder has escaped.  So only backslashes
-    and quotes need escaping, which takes a quarter of the time of `quote`.
+    JSON text contains no control characters, because its encoder has escaped them.  So only
+    backslashes and quotes need escaping, which takes a quarter of the time of `quote`.
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

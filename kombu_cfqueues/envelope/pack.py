@@ -37,7 +37,7 @@ def pack(message: Mapping[str, Any], queue: str, options: Options) -> Packed:
     encoded = _encoded_checked(message, queue, options)
     if encoded.size > limits.BODY_BYTES:
         encoded = _made_to_fit(message, queue, options, encoded.size)
-    # A plain body has no eta, so nobody waits for it.
+    # A plain body has no eta, so no worker holds the message until then.
     eta = eta if options.body_format == "kombu" else None
     return Packed(encoded.fragment, len(encoded.fragment), due, encoded.alone, eta)
 
@@ -86,7 +86,7 @@ def _made_to_fit(message: Mapping[str, Any], queue: str, options: Options, size:
 
 
 def _encoded(message: Mapping[str, Any], options: Options) -> tuple[str, str]:
-    """Return the content, which counts towards the limit, and the JSON of it in a request."""
+    """Return the content, which counts towards the limit, and its JSON in a request."""
     as_json = options.content_type == "json"
     if options.body_format == "kombu":
         content = _envelope(message)

@@ -25,13 +25,13 @@ def repack(
     """Return a pulled message, ready to be published again as what it was.
 
     Text and JSON stay what they are.  Data is put into a Kombu envelope, because Cloudflare accepts
-    only text and JSON over HTTP.  Only a Kombu envelope has headers, and so can say why it died.
+    only text and JSON over HTTP.  Only a Kombu envelope has headers, which can hold *death*.
 
     Args:
         raw: An entry of a pull's ``messages``.
         delay_seconds: Seconds until the copy may be delivered.
         death: Why the message is dead-lettered; None if it is not.
-        forget_deaths: Whether to take off what it says of earlier deaths.
+        forget_deaths: Whether to remove earlier deaths from its headers.
 
     Raises:
         MessageTooLarge: The message is data that does not fit into an envelope.
@@ -66,7 +66,7 @@ def _packed(text: str, value: Any, delay_seconds: int) -> Packed:
 def _marked(text: str, message: dict[str, Any], death: Death | None, *, forget_deaths: bool) -> str:
     """Return the text of an envelope with *death*, or without any.
 
-    The same text, if there is nothing to change, or if it cannot be written again.
+    Returns *text* itself if there is nothing to change, or if *message* cannot be encoded.
     """
     if forget_deaths and HEADER in message["headers"]:
         message = without_deaths(message)

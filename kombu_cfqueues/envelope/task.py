@@ -11,8 +11,8 @@ _MARKS: Final = ("lang", "task", "id")
 def is_task(headers: Mapping[str, Any] | None) -> bool:
     """Whether *headers* are those of a task in Celery's protocol 2, of any client's language.
 
-    All clients write these three (docs.celeryq.dev, "Message Protocol").  ``task``, ``id`` or
-    ``eta`` alone are names that an application may use for anything.
+    All clients write `_MARKS` (docs.celeryq.dev, "Message Protocol").  An application may use
+    ``task``, ``id`` or ``eta`` alone for anything.
     """
     if not headers:
         return False

@@ -55,7 +55,7 @@ def _number(value: Any) -> float:
 def eta_of(message: Mapping[str, Any]) -> float | None:
     """Return the eta of a Celery task, in seconds since the epoch; None if it has none.
 
-    The header ``eta`` of any other message means whatever the application likes.
+    In any other message, the application gives the header ``eta`` its meaning.
     """
     headers = message.get("headers") or {}
     return _timestamp(headers.get("eta")) if is_task(headers) else None

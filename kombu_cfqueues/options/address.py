@@ -12,10 +12,10 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 class HostPort(NamedTuple):
-    """A TCP address to listen at.
+    """A TCP address to listen on.
 
     Attributes:
-        host: Name or IP address; ``0.0.0.0`` and ``::`` are all addresses of this machine.
+        host: Name or IP address; ``0.0.0.0`` and ``::`` mean all addresses of this machine.
         port: 0 lets the system choose one.
     """
 

@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """Whether *host* is a name without a dot, as a container has, or an address of no one's net."""
+    """Whether *host* is a name without a dot, such as a container's, or a private address."""
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:

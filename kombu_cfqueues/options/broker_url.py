@@ -32,7 +32,7 @@ _HOST: Final = re.compile(r"\w([\w.-]*\w)?\.?")
 _AROUND: Final = "\"' \t\r\n"
 
 _WRAPPED: Final = (
-    "the broker URL has quotes, a blank or a line break around it, which are not part of it: "
+    "the broker URL has quotes, a space or a line break around it, which are not part of it: "
     "remove them (env files keep quotes)"
 )
 _ENCODE: Final = (
@@ -63,7 +63,7 @@ class BrokerUrl:
         password: The API token, or a callable that returns it.
         virtual_host: The path.
         fault: What is wrong with the URL, and what to do about it; ``""`` if it can be used.  It
-            shows no part of the URL but the scheme.
+            shows no part of the URL except the scheme.
         text: The URL as it was given if it has a fault; it may contain the token.
     """
 
@@ -88,7 +88,7 @@ class BrokerUrl:
 
         Args:
             host: The URL; or only its host, if Kombu has taken it apart.
-            port: Used if *host* is not a URL, and so are the others.
+            port: Used, like the others below, if *host* is not a URL.
             user: The account id.
             password: The API token.
             virtual_host: The path.
@@ -131,7 +131,7 @@ class BrokerUrl:
         Args:
             default_host: Shown if the URL has no host.
             with_password: Show the token too.
-            mask: Shown instead of the token, and of whatever may be the token after a mistake.
+            mask: Shown instead of the token, and of any part that may be the token by mistake.
         """
         if self.fault:
             scheme = self.text.partition("://")[0] if "://" in self.text else SCHEME

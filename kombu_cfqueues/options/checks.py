@@ -74,11 +74,11 @@ def _text(name: str, value: Any) -> str:
 
 def _prefix(name: str, value: Any) -> str:
     prefix = _text(name, value)
-    # A prefix of other letters leaves a hash of the name.
+    # A prefix with letters outside ASCII is enough: it adds a hash to the name.
     if prefix and prefix.isascii() and not re.search("[A-Za-z0-9]", prefix):
         raise ConfigurationError(
-            f"{name} {prefix!r} has no letter or digit, and Cloudflare allows no other character "
-            "but a dash inside a name, so the queues would have the names that they have without it"
+            f"{name} {prefix!r} has no letter or digit. Cloudflare allows only letters, digits and "
+            "dashes in a queue's name, so this prefix would have no effect: add a letter or digit"
         )
     return prefix
 
@@ -102,10 +102,10 @@ def _path(name: str, value: Any) -> str:
     full = os.path.expanduser(path)  # noqa: PTH111  the option is a text
     if os.path.isabs(full):  # noqa: PTH117
         return full
-    # Processes that share it may run in different folders.
+    # Processes that share the path may run in different folders.
     full = os.path.abspath(full)  # noqa: PTH100
     if _made_absolute.is_new(full):
-        logger.warning("%s %r is relative: it is %s", name, path, full)
+        logger.warning("%s %r is relative, so %s is used: set an absolute path", name, path, full)
     return full
 
 

@@ -16,7 +16,7 @@ from ..runtime.once import Once
 logger = logging.getLogger(__name__)
 
 _NO_FANOUT: Final = "Cloudflare Queues cannot broadcast; see control_url"
-_NO_PRIORITY: Final = "Cloudflare Queues has no priorities: use a queue for each"
+_NO_PRIORITY: Final = "Cloudflare Queues has no priorities: use one queue for each priority"
 _NO_REDIS: Final = "there is no Redis connection"
 _NO_AWS: Final = "there is no AWS account"
 _NO_COPY: Final = "an unsettled message stays at Cloudflare, leased for visibility_timeout seconds"
@@ -24,7 +24,7 @@ _DEAD_LETTERS: Final = "use the transport option dead_letter_queue"
 _RETENTION: Final = (
     "set the retention of the queue in Cloudflare's dashboard, or publish with expiration"
 )
-_NO_LENGTH: Final = "a queue is bounded by Cloudflare's limits alone"
+_NO_LENGTH: Final = "only Cloudflare's own limits bound the length of a queue"
 
 FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     # Redis
@@ -36,7 +36,7 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "max_connections": "use max_in_flight for requests at one time",
     "priority_steps": _NO_PRIORITY,
     "queue_order_strategy": "the queue that is due first is pulled first",
-    "retry_on_timeout": "requests are repeated for publish_timeout seconds",
+    "retry_on_timeout": "failed requests are retried for at most publish_timeout seconds",
     "sep": _NO_PRIORITY,
     "sentinel_kwargs": _NO_REDIS,
     "socket_connect_timeout": "use connect_timeout",

@@ -1,4 +1,4 @@
-"""Account id and API token: where they come from, and slips that make them something else."""
+"""Account id and API token: where they come from, and common mistakes in them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXAMPLE_VALUE: Final = re.compile(
     | (?:\w+[-_ ])?(?:account[-_ ]id|api[-_ ]token)""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What examples write in the place of a value."""
+"""Placeholders that examples contain instead of a value."""
 
 
 class Login(NamedTuple):
@@ -35,7 +35,7 @@ class Login(NamedTuple):
         account_source: Where it comes from, for an error.
         api_token: The API token.
         token_source: Where it comes from, for an error.
-        host: Host of the URL that supplies the token, if it is that of the environment.
+        host: Host of the environment's broker URL, if the token comes from the environment.
         port: Port of that URL.
     """
 
@@ -47,7 +47,7 @@ class Login(NamedTuple):
     port: int | None
 
     def __repr__(self) -> str:
-        return "Login(**)"  # after a slip, the account id is the token
+        return "Login(**)"  # after a mistake in the URL, the account id is the token
 
     def check(self, *, is_cloudflare: bool) -> None:
         """Refuse what cannot be an account id or an API token.
@@ -89,7 +89,7 @@ class Login(NamedTuple):
         ):
             if _EXAMPLE_VALUE.fullmatch(value):
                 raise ConfigurationError(
-                    f"{name} ({source}) is a placeholder from an example: replace it by {what}"
+                    f"{name} ({source}) is a placeholder from an example: replace it with {what}"
                 )
 
 
@@ -105,7 +105,7 @@ def read_login(
         ConfigurationError: One of them is missing, or has the wrong type.
     """
     own_id, own_token = user or options.get("account_id"), password or options.get("api_token")
-    # A token goes to the host that it is given with: the URL of the environment supplies both.
+    # A token goes only to the host that came with it: the environment's URL supplies both.
     url = BrokerUrl() if own_id and own_token else url_of(environ)
     account_id, account_source = _first(
         "account_id", "user name",
@@ -160,7 +160,7 @@ def _check_wrapping(name: str, source: str, value: str) -> None:
     elif kept[:1] in ("'", '"') or kept[-1:] in ("'", '"'):
         what = "has quotes around it, which are not part of the value (env files keep quotes)"
     elif kept != value:
-        what = "has a blank or a line break before or after it"
+        what = "has a space or a line break before or after it"
     else:
         return
     raise ConfigurationError(f"{name} ({source}) {what}: remove it")

@@ -9,14 +9,14 @@ from .options import Options
 from .sources import DEFAULT_REQUEST_RATE
 
 POD_VARIABLE: Final = "KUBERNETES_SERVICE_HOST"
-"""Kubernetes sets it in each pod."""
+"""Environment variable that Kubernetes sets in each pod."""
 
 POD_ADVICE: Final = (
     "this process runs in a pod, and pods that use one API token do not know of each other: "
-    "several pods get the token blocked, and each new pod does so again, because a pod loses the "
-    "share that it has learned with its disk. Name one Redis for all of them (budget_url), give "
-    "each its part of the rate (request_rate), give it a disk that stays (spool_dir), or publish "
-    "through the gateway"
+    "several pods get the token blocked, and each new pod does so again, because a pod loses its "
+    "disk when it ends, and with it the share that it has learned. Name one Redis for all of them "
+    "(budget_url), give each its part of the rate (request_rate), give it a disk that stays "
+    "(spool_dir), or publish through the gateway"
 )
 
 

@@ -1,4 +1,4 @@
-"""The API token as a value that no log shows and no pickle holds."""
+"""The API token, or a URL with a password, as a value that no log shows and no pickle holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Secret(str):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an API token cannot be pickled: each process reads its own")
+        raise TypeError("an API token or a password cannot be pickled: each process reads its own")
 
 
 Token = Secret | Callable[[], str]

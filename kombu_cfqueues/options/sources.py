@@ -74,7 +74,7 @@ _OPTIONS_OF_A_RATE: Final = frozenset({"budget_scope", "budget_url", "request_bu
 
 
 def has_control_url(transport_options: Mapping[str, Any] | None) -> bool:
-    """Whether a control broker is given, rightly or not."""
+    """Whether a control broker is given, even if its URL is invalid."""
     given = (transport_options or {}).get("control_url")
     return bool(given or os.environ.get(CONTROL_VARIABLE))
 
@@ -151,7 +151,7 @@ def _completed(values: dict[str, Any], *, is_cloudflare: bool) -> dict[str, Any]
 
 
 def _with_password(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options that hold a password under a name that does not tell."""
+    """Return the options that hold a password although their names do not say so."""
     found = []
     for name in ("budget_url", "control_url"):
         url = given.get(name)

@@ -27,7 +27,9 @@ def url_of(environ: Mapping[str, str]) -> BrokerUrl:
     if not text:
         return BrokerUrl()
     url = BrokerUrl.parse(text.split(";")[0])
-    fault = url.fault or ("it has a path" if url.virtual_host not in ("", "/") else "")
+    fault = url.fault or (
+        "the broker URL has a path: remove it" if url.virtual_host not in ("", "/") else ""
+    )
     if fault:
         raise ConfigurationError(f"{fault} (see {BROKER_VARIABLE})")
     return url

@@ -1,8 +1,8 @@
 """What a process still does when it ends and has not closed its connections.
 
 It sends its acknowledgements, gives back the messages that it holds, and deletes the queues that
-only it could use.  Otherwise these messages would stay leased, and these queues would stay for
-ever.
+only it could use.  Otherwise these messages would stay leased, and these queues would stay
+forever.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _ExitWork:
         """Delete Kombu's *queue* at exit, unless it belongs to a process that forked this one."""
         key = _key(session, queue)
         if key not in self._inherited and key not in self._queues:
-            # Not the session of the connection, which would keep everything that it consumes.
+            # Not the connection's own session, which would keep alive everything it consumes.
             self._queues[key] = Session(session.options, has_alternates=False)
             self._register()
 
@@ -103,7 +103,7 @@ def delete(session: Session, queue: str, deadline: float) -> bool:
 
 
 def _shares(things: Sequence[T], deadline: float) -> Iterator[tuple[T, float]]:
-    """Yield each thing, and until when it may take its time."""
+    """Yield each thing, and the deadline of its share of the time."""
     for index, thing in enumerate(things):
         now = time.monotonic()
         yield thing, now + (deadline - now) / (len(things) - index)

@@ -35,7 +35,11 @@ class Batch:
     def collect(
         self, session: Session, queue: str, packed: Packed, spooled: Spooled | None
     ) -> None:
-        """Collect a message of *session* for *queue*, or for the spool if it is *spooled*."""
+        """Collect a message of *session* for *queue*, or for the spool if it is *spooled*.
+
+        Raises:
+            RuntimeError: The batch has ended.
+        """
         self._collector.check()
         outlet = self._by_session.get(session)
         if outlet is None:
@@ -57,7 +61,7 @@ class Batch:
         """Send what was collected, and block until each message is accepted or has failed.
 
         Raises:
-            BatchPublishError: Not everything was accepted.  The batch has ended.
+            BatchPublishError: Not every message was accepted.  The batch has ended.
             PermanentError: A signal handler flushes while its thread is publishing.
             RuntimeError: The batch had ended before.
         """

@@ -1,7 +1,7 @@
 """Exchanges and bindings, which all connections of this process to one account share.
 
-Queues has neither, so the library keeps them in memory.  An application declares its queues on one
-connection and publishes over others, for instance those of Celery's pool.
+Cloudflare Queues has neither, so the library keeps them in memory.  An application declares its
+queues on one connection and publishes over others, for instance those of Celery's pool.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Bindings(virtual.BrokerState):
     Attributes:
         lock: Guards everything here; held only for look-ups and changes in memory.  Reentrant,
             because a signal handler may publish.
-        control_queues: Queues that live at the control broker, since they were bound, by name: how
-            they were declared.
-        control_exchanges: Names of exchanges there whose declaration does not show it.
+        control_queues: How the queues that are bound at the control broker were declared, by name.
+        control_exchanges: Names of exchanges that live at the control broker although their
+            declaration does not say so.
     """
 
     exchanges: dict[str, Any]
@@ -46,7 +46,7 @@ class Bindings(virtual.BrokerState):
         """Return a copy of the routing table of *exchange*: (routing key, pattern, queue).
 
         Raises:
-            KeyError: Nobody has declared the exchange.
+            KeyError: The exchange was not declared.
         """
         return list(self.exchanges[exchange]["table"])
 

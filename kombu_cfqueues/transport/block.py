@@ -1,7 +1,7 @@
 """``with kombu_cfqueues.batch(app):`` what a thread publishes in the block shares full requests.
 
-The transport collects, and Celery knows nothing of it.  So it does not matter by which call or over
-which connection a message is published.
+The transport collects the messages, without Celery's knowledge.  So it does not matter by which
+call or over which connection a message is published.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> AbstractContextManage
     nothing happens if *target* has another broker.
 
     A block within another block for the same account shares its requests.  When the outermost block
-    ends, it waits until Cloudflare has accepted each message.  If a block ends by an exception, its
-    messages that were not sent are discarded; Celery's ``Retry``, ``Ignore`` and ``Reject`` discard
+    ends, it waits until Cloudflare has accepted each message.  If a block ends with an exception,
+    its unsent messages are discarded; Celery's ``Retry``, ``Ignore`` and ``Reject`` discard
     nothing.
 
     Args:
@@ -41,7 +41,7 @@ def batch(target: Any, *, max_size: int = DEFAULT_SIZE) -> AbstractContextManage
         max_size: Full requests are sent once this many messages are collected.
 
     Returns:
-        A context manager; entered, it gives the batch, whose ``flush()`` sends what was collected.
+        A context manager that yields the batch, whose ``flush()`` sends what was collected.
 
     Raises:
         BatchPublishError: At the end of the block, or at a publish within it: not every message was
@@ -172,7 +172,7 @@ def _find(account: _AccountKey) -> Batch | None:
                 raise _other_task()
             return block.batch
         block = block.outer
-    # Without this, another task would find out only if it was started inside the block.
+    # Without this, another task would see the block only if it was started inside the block.
     if any(_is_for(block, account, strand) for block in _of_tasks.copy()):
         raise _other_task()
     return None

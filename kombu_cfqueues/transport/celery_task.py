@@ -13,10 +13,9 @@ Malformed tasks:
     Celery's worker does not check the types of a task's headers, and stops when one is wrong.  The
     message is then redelivered, and stops the next worker: see `stops_worker`.
 Messages that cannot be decoded:
-    Celery's worker acknowledges them, as it does a task, and so would delete them: see
-    `decoding_error`.
+    Celery's worker acknowledges them like tasks, which would delete them: see `decoding_error`.
 Failures of tasks:
-    Celery's worker rejects a message without a word of the exception: see `note_failures`.
+    Celery's worker rejects a message without naming the exception: see `note_failures`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ RESULT_QUEUE_HINT: Final = (
 CONTROL_HINT: Final = (
     "Celery's remote control and task events reach nobody, because Cloudflare Queues cannot "
     "broadcast: inspect and ping get no answer, control and revoke have no effect, and event "
-    "monitors such as Flower see nothing; control_url names a broker that carries them"
+    "monitors such as Flower see nothing; to use them, set control_url to a broker that can "
+    "broadcast"
 )
 
 _NOTES: Final = "_notes_failures_for_kombu_cfqueues"
@@ -67,13 +67,13 @@ def is_control_exchange(exchange: str) -> bool:
 
 
 def is_renamed_event_exchange(exchange: str) -> bool:
-    """Whether a Celery application of this process has another name for ``celeryev``.
+    """Whether a Celery application of this process sends its events to the exchange.
 
-    Its setting is ``event_exchange``.
+    The application's setting ``event_exchange`` can rename ``celeryev``.
     """
     state = sys.modules.get("celery._state")
     active: Callable[[], Any] = getattr(state, "_get_active_apps", tuple)
-    # An application that is not configured yet would be configured by the question.
+    # Reading the setting would configure an application that is not configured yet.
     return any(app.configured and app.conf.event_exchange == exchange for app in list(active()))
 
 
@@ -105,8 +105,8 @@ def is_task_predicate(error: BaseException) -> bool:
 def stops_worker(callback: Callable[..., Any], message: Message) -> bool:
     """Whether an exception of *callback* means that a Celery worker cannot process *message*.
 
-    False if *callback* belongs to the application and not to a Celery worker, and if the message
-    is a valid task: then the fault is not in the message.
+    False if *callback* belongs to the application and not to a Celery worker.  Also False if the
+    message is a valid task: then the fault is not in the message.
     """
     return is_worker(callback) and not is_valid_task(message)
 
@@ -120,8 +120,8 @@ def is_worker(callback: Callable[..., Any]) -> bool:
 def decoding_error(message: Message, callback: Callable[..., Any]) -> BaseException | None:
     """Return why the worker of *callback* cannot decompress or decode the body; None if it can.
 
-    A type that it does not accept is an error too.  The worker decodes every message in the same
-    way, and then uses this result.
+    A content type that the worker does not accept is an error too.  The worker decodes every
+    message in the same way, and then uses this result.
     """
     if message.errors:
         error = message.errors[0][1]
@@ -144,10 +144,10 @@ def worker_name(callback: Callable[..., Any]) -> str:
 def note_failures() -> None:
     """Have Celery's worker tell a message why its task failed, before the worker rejects it.
 
-    A rejection says nothing of the exception.  Celery has no other way to hear of it that works in
-    each pool and for each task: a prefork pool sends its signals of a failure in the child, and not
-    in the process that rejects; a bootstep sees no single task; and the class ``Task.Request``,
-    whose method this replaces, is the application's to choose for each of its tasks.
+    A rejection does not name the exception.  This replaces a method of Celery's class ``Request``,
+    because no hook works in each pool and for each task: a prefork pool sends its failure signals
+    in the child, and not in the process that rejects; a bootstep does not see single tasks; and
+    an application may choose the class ``Task.Request`` of each of its tasks.
     """
     request = sys.modules.get("celery.worker.request")
     kind = getattr(request, "Request", None)
@@ -172,7 +172,7 @@ def note_failures() -> None:
 def headers_for_worker(headers: Mapping[str, Any], message_id: Any) -> dict[str, Any]:
     """Return *headers* as a worker needs them to tell a task from another message.
 
-    A worker stops over a task without an id, and over one whose name is not a string.  Only a
+    A task without an id stops a worker, and so does one whose name is not a string.  Only a
     worker gets these headers: to an application, ``task`` and ``id`` may mean something else.
 
     Args:
@@ -278,7 +278,7 @@ _EMBEDDED: Final[Mapping[str, Callable[[Any], bool]]] = {
 def forget_dropped_tasks() -> None:
     """Let the messages of tasks that a worker has dropped be garbage-collected.
 
-    Celery 5.5 and 5.6 mean to forget these tasks, and look for them by the wrong key.
+    Celery 5.5 and 5.6 try to forget these tasks, but look for them by the wrong key.
     """
     state = sys.modules.get("celery.worker.state")
     if state is None:
@@ -296,7 +296,7 @@ def keep_started_tasks(callback: Callable[..., Any]) -> None:
     still run, but their messages would not be acknowledged.
 
     Args:
-        callback: The worker's, for which `is_worker` holds.
+        callback: A worker's callback: see `is_worker`.
     """
     worker = getattr(getattr(callback, "__self__", None), "on_decode_error", None)
     pool: Any = getattr(getattr(worker, "__self__", None), "pool", None)

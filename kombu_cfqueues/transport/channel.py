@@ -1,6 +1,6 @@
 """Kombu's channel: the methods that publish, and those that manage queues.
 
-Each is a few lines over the parts below.  The methods that consume are in `consumer`.
+Each is a few lines that call other modules.  The methods that consume are in `consumer`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 class Channel(ConsumingChannel):
     """A channel of one connection: publishes messages and manages queues."""
 
-    # Kombu's name for a body that is sent as text.  Base64 would make it a third larger, of 128 KB
-    # at most; `encode_body` uses it only for bodies that are not text.
+    # Kombu's name for a body that is sent as text.  Base64 would make it a third larger, and the
+    # limit is 128 KB; `encode_body` uses base64 only for bodies that are not text.
     body_encoding = "utf-8"
 
     # Without ``body_encoding``, which the base class would let the options change.
@@ -104,7 +104,7 @@ class Channel(ConsumingChannel):
                     self._collect(queue, message, batch)
                 batch.send_full()
             return None
-        # Another thread may close the connection while the message is accepted, which is no error.
+        # Read now: another thread may close the connection while Cloudflare accepts the message.
         account = self.session.account
         spooled = self._put_all(queues, message, Content.of(message, exchange, routing_key), kwargs)
         reply_to = properties.get("reply_to")
@@ -145,7 +145,7 @@ class Channel(ConsumingChannel):
     ) -> list[Place]:
         """Publish to one queue; return where the message is if it is spooled."""
         if is_control_queue(queue):
-            return []  # without fanout nobody can receive it, so it must not cost a request
+            return []  # without fanout no process receives it, so it must not cost a request
         packed = envelope.pack(message, queue, self.session.options)
         seconds = self._seconds(timeout, confirm_timeout)
         if self.session.options.publish_mode == "spool":
@@ -175,8 +175,8 @@ class Channel(ConsumingChannel):
 
     def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
         """Publish to one queue; block for *seconds* at most."""
-        # `self.session` each time: if another thread has closed the connection, it raises
-        # `ConnectionFailed`, and Kombu publishes again over a new one.  Not after the acceptance.
+        # If another thread has closed the connection, `self.session` raises `ConnectionFailed`, and
+        # Kombu publishes again over a new one.  After the message is accepted, use only `account`.
         account = self.session.account
         deadline = time.monotonic() + seconds
 
@@ -196,7 +196,7 @@ class Channel(ConsumingChannel):
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
         except (TransientError, PublishTimeout) as error:
-            # An earlier attempt may have arrived.  Then another one there is not worse than here.
+            # An earlier attempt may have arrived.  Then a retry at the next URL is no worse.
             try:
                 next_url = self.session.for_next_url(error, deadline)
             except ConnectionFailed as closed:

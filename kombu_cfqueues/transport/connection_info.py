@@ -1,7 +1,7 @@
-"""What ``Connection.info()`` tells of a connection: no secrets.
+"""Removes the secrets from what ``Connection.info()`` returns.
 
-Celery sends it to whoever asks a worker for its statistics, as JSON, and takes only the password
-out.  With this transport, the token is in the URL or in the transport options as well.
+Celery sends it as JSON to any process that asks a worker for its statistics, and removes only the
+password.  With this transport, the token may also be in the URL or in the transport options.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConnectionInfo:
         return info
 
     def reduce(self) -> tuple[Any, ...]:
-        """Return what makes a pickled connection: Kombu would take it from `info`."""
+        """Return what a pickled connection is made from: Kombu would take it from `info`."""
         return type(self._client()), tuple(dict(self._complete()).values()), None
 
     def _complete(self) -> Any:
@@ -49,7 +49,7 @@ class ConnectionInfo:
 
 
 def mask_info(client: Any) -> None:
-    """Have ``client.info()`` tell no secrets.  Its copies and pickles are as before."""
+    """Have ``client.info()`` mask secrets.  Copies and pickles of *client* keep them."""
     info = ConnectionInfo(client)
     client.info = info
     client.__reduce__ = info.reduce

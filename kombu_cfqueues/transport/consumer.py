@@ -43,11 +43,11 @@ CLOSE_SECONDS: Final = 5.0
 because a worker that is told to stop has little time."""
 
 GET_SECONDS: Final = 20.0
-"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds that a new pull consumer
-takes to take effect."""
+"""Maximum duration of `ConsumingChannel.basic_get`, including the seconds until a new pull consumer
+takes effect."""
 
 GET_RETRY_SECONDS: Final = 2.0
-"""How long `ConsumingChannel.basic_get` repeats requests that fail.  Short, because its caller asks
+"""How long `ConsumingChannel.basic_get` retries requests that fail.  Short, because its caller asks
 for what is there now."""
 
 
@@ -85,13 +85,13 @@ class ConsumingChannel(RoutingChannel):
         """Deliver messages of *queue* to *callback*, from the next `drain_events` on.
 
         Blocks for 1 second at most, until the queue is found or created.  If that takes longer, or
-        the server is down, it goes on in the background, and `drain_events` raises what is wrong.
+        the server is down, the search goes on in the background, and `drain_events` raises errors.
 
         Args:
             queue: Kombu's name of the queue.
             no_ack: Acknowledge messages when they are delivered.
             callback: Called with each message, until this connection consumes the queue again.
-            consumer_tag: Names the consumer; one that has this tag already is cancelled.
+            consumer_tag: Names the consumer; an earlier one with this tag is cancelled.
             **kwargs: Ignored.
 
         Returns:
@@ -138,8 +138,8 @@ class ConsumingChannel(RoutingChannel):
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer.  The last one of a queue also stops its pulls.
 
-        Messages that were pulled and not delivered are given back, and those that a Celery worker
-        has not started and dropped.  Returns at once.
+        Gives back messages that were pulled and not delivered, and those that a Celery worker has
+        dropped before it started them.  Returns at once.
         """
         self._cancel(consumer_tag)
         qos = self._qos
@@ -218,7 +218,7 @@ class ConsumingChannel(RoutingChannel):
         message = self._accept(delivery, has_slot=True, no_ack=consumer.no_ack)
         if is_worker:
             self._serves_worker = True
-            # Other applications may settle by the delivery tag, without the message.
+            # Only for workers: an application may drop a message and settle it by its tag.
             message.on_drop = functools.partial(self.qos.drop, message.delivery_tag)
             error = celery_task.decoding_error(message, consumer.callback)
             if error is not None:
@@ -276,9 +276,9 @@ class ConsumingChannel(RoutingChannel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Dead-letter a message, or with *requeue* have it redelivered.  Returns at once.
 
-        Redelivery uses up the retries of the message, and then it is dead-lettered.  Without a
+        When redeliveries have used up its retries, a message is dead-lettered.  Without a
         dead-letter queue, a rejected message is deleted, and a requeued one is always redelivered.
-        A dead letter names the exception that the caller is handling, if it handles one.
+        A dead letter names the exception that the caller is handling, if any.
         """
         notice_fork()
         if self._qos is not None:
@@ -320,7 +320,7 @@ class ConsumingChannel(RoutingChannel):
         """Close after a failure or in a forked child.  Makes no request, and returns at once.
 
         Only messages that were never delivered are given back, in the background.  Tasks may still
-        run, and can acknowledge theirs.
+        run, and can acknowledge their messages.
         """
         self.cancel_all()
         if self._serves_worker and self._qos is not None and self._qos.has_unsettled:
@@ -360,7 +360,7 @@ class ConsumingChannel(RoutingChannel):
             self._auto_delete.add(queue)
         if not celery_task.is_result_queue(queue):
             self._log_arguments(queue, arguments or ())
-        # The answer to a task creates it, even if nobody in this process waits for the answer.
+        # The result of a task creates the queue, even if nothing in this process waits for it.
         elif auto_delete and "x-expires" in (arguments or ()):
             exit_work.delete(self.session, queue)
 
@@ -380,7 +380,7 @@ class ConsumingChannel(RoutingChannel):
         session = self.session
         exit_work.settle(session.account.receiver)
         is_reply = celery_task.is_result_queue(queue)
-        if not is_reply:  # whoever waits for a result is no worker
+        if not is_reply:  # a process that waits for a result is not a worker
             serve_if_wanted(session.options)
         return Subscription(
             queue,

@@ -1,4 +1,4 @@
-"""A channel where there is a control broker: it routes between Cloudflare and that broker.
+"""The channel of a connection with a control broker: it routes to Cloudflare or to that broker.
 
 Fanout exchanges, Celery's exchanges of remote control and events, and the queues that are bound to
 them live at the control broker; everything else lives at Cloudflare, as without ``control_url``.
@@ -89,7 +89,7 @@ class ControlledChannel(Channel):
         return not exchange.startswith("amq.") and self.control.has_exchange(exchange, seconds)
 
     def _is_of_events(self, exchange: str, message: dict[str, Any]) -> bool:
-        """Whether *message* is an event; then *exchange* is that of events by another name."""
+        """Whether *message* is an event, so that *exchange* is a renamed ``celeryev``."""
         declared = self.state.exchanges[exchange]
         if declared["type"] != "topic" or declared["table"] or not celery_task.is_event(message):
             return False
@@ -97,7 +97,7 @@ class ControlledChannel(Channel):
         return True
 
     def _move_exchange(self, exchange: str) -> None:
-        """Have an exchange of events, whatever it is called, at the control broker."""
+        """Have an exchange of events live at the control broker, whatever its name."""
         self.state.control_exchanges.add(exchange)
         declared = self.state.exchanges.get(exchange)
         if declared is not None:
@@ -146,7 +146,7 @@ class ControlledChannel(Channel):
 
         Raises:
             ChannelError: The exchange was not declared.
-            ConfigurationError: The queue lives where the exchange does not.
+            ConfigurationError: The queue and the exchange live at different brokers.
         """
         exchange = exchange or "amq.direct"
         if not self._has_exchange(exchange) and (
@@ -189,7 +189,7 @@ class ControlledChannel(Channel):
         if passive and queue and self._has_queue_there(queue):
             found = self._ask(
                 lambda link: link.once(lambda one: one.queue_declare(queue=queue, passive=True)),
-                f"the question for queue {queue!r}",
+                f"the request to look up queue {queue!r}",
             )
             return queue_declare_ok_t(queue, found.message_count, found.consumer_count)
         declared = super().queue_declare(queue, passive=passive, **kwargs)
@@ -218,7 +218,7 @@ class ControlledChannel(Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        """Delete a queue; one at the control broker some time soon."""
+        """Delete a queue.  Does not wait for the control broker if the queue lives there."""
         if not self._has_queue_there(queue):
             super().queue_delete(queue, if_unused, if_empty, **kwargs)
             return
@@ -257,8 +257,8 @@ class ControlledChannel(Channel):
     ) -> Any:
         """Publish a message, as `Channel.basic_publish` does, or to the control broker.
 
-        Celery's events and replies never block and never raise.  All else that goes to the control
-        broker blocks until that has it: for 2 seconds, or for the time-out of a request.
+        Celery's events and replies never block and never raise.  Anything else for the control
+        broker blocks until the broker has it: for at most 2 seconds, or the timeout of a request.
 
         Raises:
             ControlUnavailable: The control broker does not take the message.
@@ -278,7 +278,7 @@ class ControlledChannel(Channel):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, *_: Any, **__: Any
     ) -> None:
-        """Set the prefetch count; at the control broker it counts for itself."""
+        """Set the prefetch count; messages from the control broker have a count of their own."""
         super().basic_qos(prefetch_size, prefetch_count)  # type: ignore[no-untyped-call]
         if self._port is not None:
             self._port.set_prefetch(prefetch_count or 0)
@@ -288,7 +288,7 @@ class ControlledChannel(Channel):
     ) -> str:
         """Deliver messages of *queue* to *callback*, as `Channel.basic_consume` does.
 
-        Waits for the control broker for 1 second at most, and raises nothing if it does not work.
+        Waits for the control broker for at most 1 second, and does not raise if that fails.
         """
         if not self._has_queue_there(queue):
             self._log_declared_arguments(queue)
@@ -365,7 +365,7 @@ class ControlledChannel(Channel):
     # Closing
 
     def close(self) -> None:
-        """Close the channel here and at the control broker, for which it does not wait."""
+        """Close the channel here, and at the control broker without waiting for that broker."""
         super().close()
         self._close_port()
 
@@ -387,13 +387,13 @@ def _deliver(reference: weakref.ref[ControlledChannel], arrived: Arrived) -> Non
 
 
 def _waits_for_nobody(message: dict[str, Any], exchange: str) -> bool:
-    """Whether a message is an event or a reply, for which nobody waits."""
+    """Whether a message is an event or a reply, whose publisher does not wait for the broker."""
     is_reply = exchange.startswith("reply.") and exchange.endswith(".pidbox")
     return is_reply or exchange == "celeryev" or celery_task.is_event(message)
 
 
 def _seconds(message: dict[str, Any], *timeouts: float | None) -> float | None:
-    """Return how long the publisher of a message waits for the control broker; None if unsaid."""
+    """Return how long the publisher of a message waits for the control broker; None if unset."""
     given = [seconds for seconds in timeouts if seconds is not None]
     expires = (message.get("headers") or {}).get("expires")
     if isinstance(expires, float):  # of a request of Celery's remote control
@@ -403,7 +403,7 @@ def _seconds(message: dict[str, Any], *timeouts: float | None) -> float | None:
 
 def _bound_to_both(queue: str, exchange: str) -> CFQueuesError:
     return ConfigurationError(
-        f"queue {queue!r} cannot be bound to exchange {exchange!r}: the queue is bound to an "
-        "exchange of the other kind already, and fanout exchanges live at the control broker "
-        "(control_url) while all others live at Cloudflare; use a queue for each"
+        f"queue {queue!r} cannot be bound to exchange {exchange!r}: the queue is already bound to "
+        "an exchange of the other kind, and fanout exchanges live at the control broker "
+        "(control_url) while all others live at Cloudflare; use one queue for each kind"
     )

@@ -92,7 +92,7 @@ class EventLoopReader:
         arrival = self._inbox.take(deadline=0.0)
         if arrival is None:
             return  # the inbox rings when there is something
-        # Before the delivery, because a solo worker runs the task in it, and may raise.
+        # Before the delivery: a solo worker runs the task in it, which may raise.
         self.ring()
         self._deliver(arrival)
 
@@ -126,7 +126,7 @@ class _CallSoon:
         settle = callback if isinstance(callback, Thenable) else promise(callback, args)
         try:
             settle()
-        # It would end the loop, and with it the worker.
+        # An exception would end the loop, and with it the worker.
         except Exception as error:  # noqa: BLE001
             logger.error("a message could not be settled and may be redelivered: %r", error)
         return settle

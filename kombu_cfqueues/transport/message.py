@@ -89,8 +89,8 @@ def _is_bomb(data: bytes, method: Any) -> bool:
             size += len(chunk)
             if size > MAX_DECOMPRESSED_BYTES:
                 return True
-    # The data are damaged, or the method is one that the application registered.  Each library has
-    # its own errors; Kombu catches the same one next.
+    # The data is damaged, or the application has registered the method.  Each library has its own
+    # errors; Kombu catches the same one next.
     except Exception:  # noqa: BLE001
         return False
     return False

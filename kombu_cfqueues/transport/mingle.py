@@ -1,6 +1,6 @@
-"""A step of Celery's worker: when it starts, it asks the other workers what is revoked.
+"""A step of Celery's worker: a starting worker asks the others which tasks are revoked.
 
-Celery has this step, and takes it only with its own transports.
+Celery has this step, but only for transports that it knows, and not for this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mingle(mingle.Mingle):
     label = "Mingle (control_url)"
 
     def compatible_transport(self, app: Any) -> bool:
-        """Whether there is something to ask: `worker_start` adds the step only then."""
+        """Return True: `worker_start` adds the step only where other workers can be asked."""
         return True
 
     def include(self, parent: Any) -> bool:
@@ -36,7 +36,7 @@ class Mingle(mingle.Mingle):
         return included
 
     def sync(self, c: Any) -> None:
-        """Ask; a worker starts without an answer too."""
+        """Ask the other workers; without an answer, this worker starts nevertheless."""
         try:
             super().sync(c)  # type: ignore[no-untyped-call]
         except ControlUnavailable as error:

@@ -97,9 +97,9 @@ class Prefetch(virtual.QoS):
         """Reject a message: dead-letter it, or with *requeue* have it redelivered.
 
         Args:
-            delivery_tag: The message's.
-            requeue: Whether it is to be redelivered.
-            error: What the application is handling; why it rejects, unless another cause is known.
+            delivery_tag: The tag of the message.
+            requeue: Whether to have it redelivered.
+            error: The exception that the application is handling: the cause, unless one is known.
         """
         settlement = self.receiver.settlement
         settle = settlement.requeue if requeue else settlement.dead_letter

@@ -69,7 +69,7 @@ class RoutingChannel(virtual.Channel):
             ChannelError: The exchange was not declared.
         """
         if is_control_queue(queue):
-            return  # nothing is routed to it, and each process that inspects workers has another
+            return  # nothing is routed to it, and each process that inspects workers has its own
         state = self.state
         exchange = exchange or "amq.direct"
         with state.lock:
@@ -123,7 +123,7 @@ class RoutingChannel(virtual.Channel):
         if is_control and asks_for_control(exchange, routing_key):
             warn_once(CONTROL_HINT)
         if is_control_exchange(exchange):
-            return []  # without fanout nobody can receive it
+            return []  # without fanout no process can receive it
         text = _unroutable(exchange, routing_key)
         if mandatory:
             raise InvalidMessage(text)
@@ -146,7 +146,7 @@ def _unroutable(exchange: str, routing_key: str) -> str:
         )
     return (
         f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message goes nowhere: declare the queue in the process that publishes, or "
+        "process, so the message reaches no queue: declare the queue in the publishing process, or "
         "publish without an exchange and with the queue's name as routing key"
     )
 

@@ -87,7 +87,7 @@ class Session:
             from ..side import control_broker  # noqa: PLC0415  most processes never need it
 
             if self.options.control_url is None:
-                raise ConfigurationError("there is no control_url")
+                raise ConfigurationError("control_url is not set")
             self._control = control_broker(self.options.control_url)
         return self._control
 
@@ -101,7 +101,7 @@ class Session:
         return time.monotonic() + self.options.publish_timeout
 
     def retry(self, deadline: float, call: Callable[[], T]) -> T:
-        """Return what *call* returns; repeat it until *deadline* while its failures may pass.
+        """Return what *call* returns; retry it after transient failures, until *deadline*.
 
         If Kombu has another URL, a connection that failed is not retried: failing over is better.
 
@@ -121,8 +121,8 @@ class Session:
             name: Kombu's name of the queue.
             deadline: When the look-up gives up.
             use: Called with the queue.
-            publishes: Whether *use* publishes: then a broker that answers and does not serve is
-                left for the next URL, like one that does not answer.
+            publishes: Whether *use* publishes: then Kombu also fails over from a broker that
+                answers but does not accept messages.
 
         Raises:
             CFQueuesError: What the look-up or *use* raised.
@@ -172,7 +172,7 @@ class Session:
         """Note that the connection has failed: the next one asks the server before it is used.
 
         Kombu before 5.7 fails over to the next URL only if connecting fails.  So connecting fails
-        for a moment if the server connects and does not take messages.
+        for a moment if the server answers but does not accept messages.
         """
         if self._account is not None and self.has_alternates:
             self._account.directory.require_probe(self._refusal)
@@ -182,14 +182,14 @@ class Session:
 
         Args:
             error: The failure of the publish.
-            deadline: That of the publish.
+            deadline: The deadline of the publish.
         """
         may_repeat = error.delivered == "no" or self.options.retry_uncertain
         if not (may_repeat and self.has_alternates):
             return None
         in_time = time.monotonic() < deadline
         if error.delivered == "unknown" and not in_time:
-            return None  # the caller has waited for it, and would wait as long again
+            return None  # the caller has waited its full time, and would wait as long again
         if isinstance(error, PublishTimeout) and in_time:
             # No request could leave before the deadline, because of a 429 for instance.
             error = (

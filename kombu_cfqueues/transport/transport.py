@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Kombu imports this module when the worker's first connection object is made: under gevent and
-# eventlet, that has no transport yet when the worker signals its start.
+# Kombu imports this module when the worker makes its first connection object.  Under gevent and
+# eventlet, that object has no transport yet when the worker signals its start.
 prepare_workers()
 
 
@@ -109,7 +109,7 @@ class Transport(virtual.Transport):
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the broker URL for ``Connection.as_uri()``, which reprs and Celery's logs show.
 
-        Whatever may be the token after a mistake in the URL is masked too.
+        A part of the URL that may be the token by mistake is masked too.
 
         Args:
             uri: Ignored.

@@ -1,7 +1,7 @@
-"""Remembers, for a fail-over, that a broker which was left may have taken the message.
+"""Remembers, after a fail-over, that the first broker may have accepted the message.
 
-Kombu publishes again over the next URL, and the error of that attempt knows nothing of the first.
-The two attempts have only the Kombu connection in common, and the content of the message.
+Kombu publishes again over the next URL, and the error of that attempt does not know of the first.
+The two attempts share only the Kombu connection and the content of the message.
 """
 
 from __future__ import annotations

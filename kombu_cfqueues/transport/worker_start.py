@@ -1,4 +1,4 @@
-"""Adds to a Celery worker what it lacks with a control broker, when it is about to start."""
+"""Adds the step `Mingle` to a Celery worker with a control broker, before the worker starts."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_a_relative_folder_is_made_absolute_and_said(tmp_path, monkeypatch, capl
     assert read("some/spool") == str(tmp_path / "some/spool")
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"spool_dir 'some/spool' is relative: it is {tmp_path}/some/spool" in caplog.text
+    assert f"spool_dir 'some/spool' is relative, so {tmp_path}/some/spool is used" in caplog.text
 
 
 def test_an_absolute_folder_and_a_home_are_not_remarked_upon(tmp_path, monkeypatch, caplog):

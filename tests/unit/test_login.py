@@ -105,8 +105,8 @@ SLIPS = [
     ("<your-account-id>", TOKEN, "account_id ({account}) is a placeholder"),
     (f'"{ACCOUNT}"', TOKEN, "account_id ({account}) has quotes around it"),
     (ACCOUNT, f"'{TOKEN}'", "api_token ({token}) has quotes around it"),
-    (ACCOUNT, f"{TOKEN}\n", "api_token ({token}) has a blank or a line break"),
-    (f" {ACCOUNT}", TOKEN, "account_id ({account}) has a blank or a line break"),
+    (ACCOUNT, f"{TOKEN}\n", "api_token ({token}) has a space or a line break"),
+    (f" {ACCOUNT}", TOKEN, "account_id ({account}) has a space or a line break"),
     (ACCOUNT, f"Bearer {TOKEN}", "api_token ({token}) begins with 'Bearer'"),
     (ACCOUNT, f'"Bearer {TOKEN}"', "api_token ({token}) has quotes around it"),
 ]
