@@ -115,7 +115,7 @@ class Sender:
 
     def renew_after_fork(self) -> None:
         """Forget the failures of the parent."""
-        # Each is read and written in a single step, so there is no lock.
+        # Each is read and written in a single step, so it needs no lock.
         self.pause: Pause | None = None
         self.trusted = True
         """Whether this process may post messages of other processes.  After a failure it may not,
@@ -142,7 +142,7 @@ class Sender:
         Args:
             claim: From the room.
             report: Called with the outcomes of callers of this process.
-            deadline: When to give up at the latest, in monotonic seconds.
+            deadline: When to give up, in monotonic seconds.
         """
         if claim.expired:
             expired = "%d spooled messages to queue %r expired before delivery and were dropped"

@@ -2,7 +2,7 @@
 
 The life of a message's row::
 
-    enter --> WAITING --claim--> CLAIMED --accepted--> ACCEPTED   for its owner, who deletes it
+    enter --> WAITING --claim--> CLAIMED --accepted--> ACCEPTED   for its owner, which deletes it
                  ^                  |                             (without an owner: deleted)
                  |                  +------refused---> REFUSED    for its owner; without one, kept
                  +----release-------+
