@@ -1,4 +1,4 @@
-"""Refuses a publish while the interpreter is torn down, for instance in a finalizer.
+"""Refuses a publish while the interpreter is being torn down, for instance in a finalizer.
 
 No module can be imported then and no thread started.  The HTTP libraries may need either at any
 moment, perhaps after the request has left.  Exit handlers (`atexit`) and threads that outlive the

@@ -17,11 +17,11 @@ class Caller:
     All times are monotonic seconds.
 
     Attributes:
-        acts_by: When the caller will act next at the latest, if it is the leader.
+        acts_by: The latest time at which the caller acts next, if it is the leader.
         address: The queue of its messages.
         claims: The numbers of the claims that it may hold.
         deadline: Until when it waits.
-        failed: Whether a request that it posted has failed, even one with messages of others only.
+        failed: Whether a request that it posted has failed, even one without its own messages.
         half_time: When half of its whole time is over.
         idle: Whether it sleeps until something changes, if it is the leader.
         is_late: Whether it is too late for another request.
@@ -77,7 +77,7 @@ class Caller:
         return self.failed or any(item.error is not None for item in list(self.unsettled))
 
     def wake(self) -> None:
-        """End its sleep: it is settled, is the leader, or should look again."""
+        """End its sleep: its messages are settled, or it is the leader, or it should look again."""
         if self._asleep.locked():
             self._asleep.release()
 

@@ -7,8 +7,8 @@ caller's outcome.  The others sleep until they are settled, become the leader, o
 
 An exception may end a caller between any two instructions: a signal, a killed greenlet, a bug.  So
 nothing here depends on a caller that cleans up after itself.  The leader states when it will act
-next, and each request in flight states when it is over; the next caller that looks repairs the
-rest.
+next, and each request in flight states when it will be over.  The next caller that looks repairs
+what is overdue.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ for a last try, so that this holds for a last try as well, unless requests take 
 
 PERMIT_JITTER_SECONDS: Final = 0.004
 """Maximum random delay before a process asks for a permit that other processes wait for.  It keeps
-them from using the file at the same instant, and is short beside the 0.25 s between permits."""
+them from using the file at the same instant, and is short compared with the 0.25 s between
+permits."""
 
 FIRST_POST_DELAY_SECONDS: Final = 0.02
-"""How much later a process that has not posted yet asks for a permit that others wait for.  Its
-first post loads the HTTP client and opens a connection (0.1 to 0.3 s), and the messages of all
-others would wait for that.  Long enough for a process that is woken on a busy machine."""
+"""Extra delay before a process that has not posted yet asks for a permit that others wait for.
+
+Its first post loads the HTTP client and opens a connection (0.1 to 0.3 s), and all other messages
+would wait for that.  During the delay, another process can wake up, even on a busy machine."""
 
 
 class GroupCommit:
@@ -134,6 +136,9 @@ class GroupCommit:
             The outcome of each: None if it was accepted, else what `submit` would raise.  An
             exception that ends the caller itself (an interrupt, a bug) is raised, and messages that
             have not left are taken back.
+
+        Raises:
+            SpoolUnavailable, SpoolFull: The room cannot be used, and nothing was sent.
         """
         return self._serve(address, messages, Kind.BULK, deadline) if messages else []
 
@@ -251,7 +256,7 @@ class GroupCommit:
     # -- the leader's work --------------------------------------------------------------------
 
     def _lead(self, caller: Caller, now: float) -> None:
-        """Look once for outcomes and for a permit; post, or sleep until there may be one."""
+        """Look once for outcomes and for a permit; post, or sleep until a permit may be free."""
         caller.acts_by = now
         try:
             self.sender.catch_up(self._report)
@@ -300,10 +305,10 @@ class GroupCommit:
         )
 
     def _wait(self, caller: Caller, wait: Wait) -> None:
-        """Sleep until there may be a permit; settle callers that cannot wait that long."""
+        """Sleep until a permit may be free; settle callers that cannot wait that long."""
         if wait.until is not None and wait.why is not None:
             self._withdraw_before(wait.until, wait.why, wait.queue)
-        # Look again: another process may have taken this one's messages along, and its answer comes
+        # Look again: another process may have posted messages of this process, and its answer comes
         # long before the next permit.
         outcomes = self._room.outcomes(until=self._clock.monotonic() + ROOM_TIMEOUT_SECONDS)
         self._report(outcomes.settled)

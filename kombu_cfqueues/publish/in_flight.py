@@ -12,7 +12,7 @@ class InFlight:
     """Requests in flight, by the number of their claim.
 
     An interrupted thread may leave its request behind, so each request stops counting at a fixed
-    time.  Each access is a single step, so there is no lock.
+    time.  Each access is a single step and needs no lock.
 
     Args:
         limits: Maximum number of requests in flight to one queue, by the kind of the caller.

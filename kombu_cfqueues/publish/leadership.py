@@ -90,8 +90,8 @@ class Leadership:
     def _best(self, now: float) -> Caller | None:
         """Choose the first caller whose deadline leaves enough time for a full request.
 
-        If no caller has that much time, choose the first whose deadline is close to the latest: a
-        request must not end earlier than the messages in it allow.
+        If no caller has that much time, choose the first whose deadline is close to the latest,
+        because the leader's deadline ends the request for all messages in it.
         """
         free = [c for c in self.callers if c.unsettled and not c.posts]
         if len(free) > 1:

@@ -59,7 +59,7 @@ class MemoryRoom:
         permits: The request allowance.
         queue_id: The id of the queue, for *permits*.
         extends: Whether to extend the hold while many callers arrive.  False where several
-            requests may be in flight at once: a caller that misses this one takes another.
+            requests may be in flight at once: a caller that misses one joins another.
         max_batch: Maximum number of messages in a request.
         max_bytes: Maximum bytes in a request.  A larger message is posted alone.
         clock: Tells the time and makes locks.
@@ -92,7 +92,7 @@ class MemoryRoom:
         self._bulk_first = False  # bulk messages waited, but the last request had no room for any
         self._sharers = 0.0  # single messages that the next request is held for
         self._waiter = Waiter()
-        self._has_permit = False  # it took a permit, and holds it for more callers
+        self._has_permit = False  # a permit was taken, and is held for more callers
         self._held_since: float | None = None
         self._arrived = 0  # single messages that waited at the last look
 
@@ -101,7 +101,7 @@ class MemoryRoom:
     ) -> Claim | None:
         """See `WaitingRoom.enter`.  Always returns None: an early claim would gain nothing here."""
         with self._lock:
-            waiting = self._waiting(items[0])  # all items are one caller's, so of one kind
+            waiting = self._waiting(items[0])  # one caller's items have one kind
             for item in items:
                 item.place = next(self._numbers)
                 item.max_batch = self.max_batch

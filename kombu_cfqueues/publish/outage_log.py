@@ -1,4 +1,4 @@
-"""Logs once that spooled messages do not get through, and once that they do again."""
+"""Logs once that spooled messages cannot be delivered, and once that they can be again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SILENT_SECONDS: Final = 1.0
 """How long an outage lasts before it is logged.  Most failures pass sooner."""
 
 _OUTAGES: Final = (ConnectionFailed, ServerError, AuthenticationFailed, PermissionDenied)
-"""Errors that concern every queue.  What concerns one is in its row of the spool, and a 429 is
-logged where the allowance is."""
+"""Errors that concern every queue.  The spool records an error of one queue in that queue's row,
+and `StopLog` logs a 429."""
 
 
 class OutageLog:
@@ -33,7 +33,7 @@ class OutageLog:
         self._is_logged = False
 
     def note(self, pause: Pause | None) -> None:
-        """Take note of why nothing leaves; None if nothing hinders it."""
+        """Note why no message can be posted; None if nothing prevents it."""
         if pause is None or not isinstance(pause.why, _OUTAGES):
             self._end()
             return
@@ -44,8 +44,8 @@ class OutageLog:
             self._is_logged = True
             began = time.localtime(time.time() - (now - self._since))
             logger.warning(
-                "spooled messages cannot be delivered since %s, wait on the disk and are tried "
-                "again: %s",
+                "spooled messages have not been delivered since %s; they stay on the disk and are "
+                "retried: %s",
                 time.strftime("%H:%M:%S", began),
                 pause.why,
             )
@@ -53,5 +53,5 @@ class OutageLog:
     def _end(self) -> None:
         if self._is_logged and self._since is not None:
             seconds = self._clock.monotonic() - self._since
-            logger.info("the API answers again after %.0f s; spooled messages leave", seconds)
+            logger.info("the API answers again after %.0f s; delivering spooled messages", seconds)
         self._since, self._is_logged = None, False

@@ -261,7 +261,7 @@ class Publisher:
             self._ring(address.name)
 
     def _post_for_all(self, address: Address, batch: Sequence[Packed], deadline: float) -> None:
-        """Post messages of any process; a process that spools may not know the queue's id."""
+        """Post messages of any process; the process that spooled them may not know the queue id."""
         queue_id = address.cloudflare_id
         try:
             if queue_id is None:
@@ -329,7 +329,7 @@ class Publisher:
 
 
 def lookup_seconds(options: Options) -> float:
-    """Return the maximum seconds until a look-up has its permits; at a low rate, many."""
+    """Return the maximum seconds that a look-up waits for its permits: many at a low rate."""
     return LOOKUP_PERMITS / options.request_rate if options.request_rate else 0.0
 
 

@@ -50,8 +50,8 @@ process to spool a message and see the backlog, and less than half of the 0.27 s
 requests."""
 
 RELAY_SWEEP_SECONDS: Final = STANDBY_SECONDS
-"""Interval between two checks whether the processes that post are alive.  As often as the processes
-that are not elected check the elected one, since either may have been killed."""
+"""Interval between two checks whether the processes that post are alive.  The elected process is
+checked as often, because either may have been killed."""
 
 PROMISE_POLL_SECONDS: Final = 0.25
 """Poll interval for promises that are still referenced.  A request takes about as long to get its
@@ -64,7 +64,7 @@ PROMISES_PER_POLL: Final = 8 * PROMISES_PER_QUERY
 """About how many promises one poll asks about.  A process may keep a hundred thousand."""
 
 LAST_CLAIM_POLL_SECONDS: Final = 0.05
-"""Poll interval while another process posts the last spooled messages: about one request."""
+"""Poll interval while another process posts the last spooled messages."""
 
 RELAY_RETRY_SECONDS: Final = 1.0
 """Minimum pause after the file could not be used.  A random time of up to the same length is added,
@@ -109,7 +109,7 @@ class Relay:
         self._stands_by_until: float | None = None  # for a process that has posted
         # By the message's place, the oldest first.
         self._promises: OrderedDict[Place, weakref.ref[_Delivery]] = OrderedDict()
-        self._to_ask: deque[Place] = deque()  # the same, in the order in which to ask about them
+        self._to_ask: deque[Place] = deque()  # the same places, in the order in which to ask
         self._asked_at = 0.0
         self._swept_at = 0.0
         self._took_over = False
@@ -128,7 +128,7 @@ class Relay:
     def promise(self, places: Sequence[Place]) -> promise:
         """Return a promise that is fulfilled when the messages have left the spool.
 
-        It is rejected with the reason if one of them is refused.  It resolves only while you hold
+        It is rejected with the reason if a message is refused.  It resolves only while you hold
         a reference to it.
         """
         delivery = _Delivery(len(places))
@@ -197,8 +197,8 @@ class Relay:
         with contextlib.suppress(SpoolUnavailable, SpoolFull, RoomBusy):  # the next process posts
             while self._may_continue() and self._spool.election.win():
                 self._empty_before_exit()
-            # Resign first, and then look again: a process that has spooled meanwhile and exits
-            # trusts this one as long as it is elected.
+            # Resign first, and then look again: another process that has spooled and exits leaves
+            # its messages to this process while this process is elected.
             self._elected = False
             self._spool.election.resign()
             if self._may_continue() and self._spool.election.win():

@@ -35,7 +35,7 @@ class RequestThreads(Generic[R, A]):
         )
 
     def submit(self, request: R) -> Future[A]:
-        """Send *request* soon; return its future answer."""
+        """Send *request* soon; return a future for its answer."""
         future: Future[A] = Future()
         with self._lock:
             self._waiting.append((request, future))

@@ -1,6 +1,7 @@
 """Posts claims, and decides from the answer what happens to each message.
 
-The answers also decide when to try again, and whether this process may post messages of others.
+The answers also decide when to try again, and whether this process may post messages of other
+processes.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 for them, so the first pause is longer."""
 
 ROOM_RETRY_SECONDS: Final = 0.2
-"""Pause before the next use of a waiting room that could not be used.  Five tries per second do not
-keep a busy file busy, and cost a caller little of its time."""
+"""Pause before the next use of a waiting room that could not be used.  Five tries per second add
+little load to a busy file, and cost a caller little of its time."""
 
 CLAIM_SETTLE_SECONDS: Final = 5 * ROOM_RETRY_SECONDS
 """How long a caller that has posted tries to settle its claim in a room that cannot be used: five
@@ -114,7 +115,7 @@ class Sender:
 
     def renew_after_fork(self) -> None:
         """Forget the failures of the parent."""
-        # Each is read and written in a single step, so there is no lock.
+        # Each is read and written in a single step, so it needs no lock.
         self.pause: Pause | None = None
         self.trusted = True
         """Whether this process may post messages of other processes.  After a failure it may not,
@@ -141,7 +142,7 @@ class Sender:
         Args:
             claim: From the room.
             report: Called with the outcomes of callers of this process.
-            deadline: When to give up at the latest, in monotonic seconds.
+            deadline: When to give up, in monotonic seconds.
         """
         if claim.expired:
             expired = "%d spooled messages to queue %r expired before delivery and were dropped"
@@ -245,7 +246,7 @@ class Sender:
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain = True
-            # Only once: a message that ends each thread that posts it must not end every caller.
+            # Only once: a message that ends every thread that posts it must not end every caller.
             if not item.repeats or (item.orphaned and item.owned_here):
                 settled[item] = error
             item.orphaned = True

@@ -31,7 +31,7 @@ class TryTimes:
         """Return the time from which a request for *caller* may leave, in monotonic seconds.
 
         A pause that the server did not ask for is only a precaution.  It does not prevent a
-        caller's first try, because the failure may be over, nor its last try.
+        caller's first try, because the failure may be over, or its last try.
         """
         pause = self._sender.pause
         if pause is None:
@@ -50,6 +50,7 @@ class TryTimes:
         pause = self._sender.pause
         if caller.is_late or pause is None:
             return False
-        # Other processes post from a shared room.  Only a pause of the server stops them too.
+        # Other processes post from a shared room.  Only a pause that the server asked for stops
+        # them too.
         until = pause.asked_until if self._shared else self.resumes_at(caller)
         return until > self.last_moment(caller)

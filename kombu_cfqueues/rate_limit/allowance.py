@@ -13,7 +13,7 @@ from ..runtime.rng import rng
 from .share import Share
 
 INITIAL_TOKENS: Final = 5
-"""Tokens of a new bucket.  Few, because requests that left before it was made are unknown."""
+"""Tokens of a new bucket.  Few, because requests that left earlier are unknown."""
 
 SAME_BLOCK_SECONDS: Final = 10.0
 """A block that begins this soon after the end of another one is the same block.
@@ -77,7 +77,7 @@ class Allowance(NamedTuple):
 
     @classmethod
     def of_row(cls, row: Sequence[float]) -> Allowance:
-        """Return the allowance of which *row* is the `row`."""
+        """Return the allowance whose `row` is *row*."""
         numbers: list[Any] = list(row)
         own = len(cls._fields) - 1
         return cls._make([*numbers[:own], Share._make(numbers[own:])])
@@ -119,7 +119,7 @@ class Allowance(NamedTuple):
 
     @property
     def _earns_from(self) -> float:
-        """When the tokens that are not counted yet began to be earned; a block earns none."""
+        """The time from which tokens that are not counted yet are earned; a block earns none."""
         return max(self.counted_at, self.stopped_until)
 
     def stop_of(self, *, publishing: bool) -> tuple[float, str]:
@@ -176,8 +176,8 @@ class Allowance(NamedTuple):
     def blocked(self, limit: Limit, until: float) -> Allowance:
         """Return a copy after the API has said that the token is blocked *until* then.
 
-        The machine learns its share from the block.  It returns at a random time within the time
-        in which it earns one token, because all machines of a fleet are blocked at once.
+        The machine learns its share from the block.  All machines of a fleet are blocked at once,
+        so each starts with a random part of a token, and their first requests do not coincide.
         """
         stopped = self.stopped(Scope.EVERYTHING, until)
         if self.stopped_until and self.counted_at < self.stopped_until + SAME_BLOCK_SECONDS:

@@ -15,9 +15,9 @@ from .stop_log import StopLog
 from .waits import QUEUE_STOPPED, no_permit, stopped
 
 UNCLAIMED_SECONDS: Final = 1.0
-"""A waiter that does not ask within this time of `Waiter.ready_at` is considered dead and removed.
-A live thread asks within milliseconds, and Cloudflare allows about four requests per second, so a
-dead waiter costs the others little."""
+"""A waiter that does not ask within this time after `Waiter.ready_at` is considered dead and is
+removed.  A live thread asks within milliseconds, and Cloudflare allows about four requests per
+second, so a dead waiter costs the others little."""
 
 
 class Waiter:
@@ -123,7 +123,7 @@ class Budget:
                 self._leave(waiter)
 
     def observe(self, ratelimit: str | None) -> None:
-        """Adapt to the ``Ratelimit`` header of an answer; None if it had none."""
+        """Adapt to the ``Ratelimit`` header of a response; None if it had none."""
         if ratelimit is None or self._limit is None:
             return
         grant = parse_ratelimit(ratelimit)

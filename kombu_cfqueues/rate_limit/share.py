@@ -2,8 +2,8 @@
 
 A machine cannot see the requests of other machines, but all machines see a block of the token.  At
 that moment 1,200 requests were made (``limits.REQUESTS_PER_WINDOW``), and each machine knows how
-many of them it made.  It continues with that share of its rate.  After a while it tries a larger
-share, in small steps at first.  After each try that ends in a block, it waits longer.
+many of them it made.  From then on, it uses that share of its rate.  After a while it tries a
+larger share, in small steps at first.  After each try that ends in a block, it waits longer.
 
 ``benchmarks/fleet.py`` simulates a fleet of such machines; the numbers below were chosen with it.
 """
@@ -106,7 +106,7 @@ class Share(NamedTuple):
 
         Args:
             rate: The whole rate, in requests per second.
-            now: When the machine heard of the block.
+            now: When the machine learned of the block.
             until: When the block ends.
         """
         own = max(0.0, self.recent(now) - 1)  # without the refused request

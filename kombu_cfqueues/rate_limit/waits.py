@@ -26,7 +26,7 @@ class Stopped(RateLimited):
 
 
 def no_permit(limit: Limit, seconds: float, allowance: Allowance | None = None) -> NoPermit:
-    """Return the error of a request that would have to wait *seconds* for a permit of *limit*."""
+    """Return the error for a request that would have to wait *seconds* for a permit of *limit*."""
     text = "the request allowance is used up"
     rate = allowance.mine(limit).rate if allowance else limit.rate
     if rate < 1:
@@ -41,7 +41,7 @@ def no_permit(limit: Limit, seconds: float, allowance: Allowance | None = None) 
 
 
 def stopped(why: str, seconds: float, lesson: str = "") -> Stopped:
-    """Return the error of a request that the API has stopped for *seconds* more."""
+    """Return the error for a request that the API has stopped for *seconds* more."""
     error = Stopped(f"{why}, for another {seconds:,.0f} s", retry_after=seconds)
     error.lesson = lesson
     return error

@@ -1,4 +1,4 @@
-"""Calls functions when this process ends, in whichever way it ends."""
+"""Calls functions when this process ends, however it ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How to install an optional part of this package, from where the package itself came from.
 
-The package may be on no index, and a command that names it there would install nothing, or what
-somebody else has put there under its name.
+The package may not be on an index.  A command that names it there would then install nothing, or
+another package of the same name.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from .fork import pause_at_fork, renew_in_child
 IMPORT_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that imports a module.
 
-Long enough for a slow disk.  After it, the child finds the module half loaded."""
+Long enough for a slow disk.  After that, the child finds the module half loaded."""
 
 
 class Importing:

@@ -14,9 +14,9 @@ _owners: Final[list[object]] = []
 def abandon(owner: object, descriptors: Iterable[int]) -> None:
     """Put ``/dev/null`` in the place of the *descriptors*, which *owner* has open for the parent.
 
-    *owner* is kept for ever.  If it were collected, it could end the connection at the server, and
+    *owner* is kept forever.  If it were collected, it could end the connection at the server, and
     ``socket.close`` would use the event loop of gevent, which is still the parent's here.  If only
-    the descriptors were closed, it could close other files of the same numbers.
+    the descriptors were closed, it could later close other files with the same numbers.
     """
     _owners.append(owner)
     with contextlib.suppress(OSError), contextlib.ExitStack() as undo:

@@ -1,7 +1,7 @@
 """A random number generator of our own.
 
 An application that seeds `random` expects the same numbers in every run.  If the library, possibly
-in its own threads, took numbers from `random`, the application's would change.
+in its own threads, took numbers from `random`, the application's numbers would change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Daemon threads that start when there is work, and end when there is none.
 
-Under gevent and eventlet they are greenlets.  A forked child has none of its parent's threads.  A
-process that consumes nothing starts none.
+Under gevent and eventlet they are greenlets.  A forked child has none of its parent's threads.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class StartingLock:
     """A lock whose holder may ask for threads; they start when the lock is released.
 
     Starting a thread under gevent or eventlet switches to another greenlet.  This lock may have
-    been made before gevent patched locks (``gunicorn --preload``).  If another greenlet then waited
-    for the lock while the holder starts a thread, it would block all greenlets forever.
+    been made before gevent patched locks (``gunicorn --preload``).  A greenlet that waits for such
+    a lock while its holder starts a thread blocks all greenlets forever.
     """
 
     def __init__(self) -> None:
@@ -170,7 +169,7 @@ class ThreadPool:
                         has_left = True
                     else:
                         work()
-                # Otherwise the thread would end and silently stop consuming.
+                # Otherwise the thread would end, and its work would silently stop.
                 except Exception:  # noqa: PERF203
                     logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
                     time.sleep(BUG_PAUSE_SECONDS)

@@ -11,9 +11,9 @@ def threads_can_run() -> bool:
     """Whether a thread that is started now would run, without causing deadlocks.
 
     uWSGI imports an application in its master, and then forks the workers in C.  Python cannot
-    prepare such a fork: what a thread of the master is doing at that moment, for instance in
-    SQLite, leaves its locks locked in every worker.  And without ``enable-threads``, threads run
-    only while a request is handled, and stop in the middle of what they do.
+    prepare such a fork: locks that a thread of the master holds at that moment, for instance in
+    SQLite, stay locked in every worker.  Without ``enable-threads``, threads run only while a
+    request is handled, and stop in the middle of their work.
     """
     uwsgi = sys.modules.get("uwsgi")  # exists only inside uWSGI
     if uwsgi is None:
@@ -23,7 +23,7 @@ def threads_can_run() -> bool:
 
 
 def start_thread(name: str, work: Callable[[], None]) -> RuntimeError | None:
-    """Start a daemon thread; return why that failed: an interpreter that exits starts none.
+    """Start a daemon thread; return the error if the interpreter is exiting and starts none.
 
     Hold no lock.  Under gevent and eventlet, starting a thread switches to another greenlet, which
     may wait for that lock.

@@ -43,7 +43,7 @@ WHERE m.queue = :queue AND m.max_batch < :full AND {ELIGIBLE}
 ORDER BY random() LIMIT 1
 """  # noqa: S608  constant text
 
-# Messages of a failed batch share a smaller max_batch, and travel only with each other.
+# Messages of a split batch share a smaller max_batch, and travel only with each other.
 _CANDIDATES: Final = f"""
 SELECT id, size FROM (
     SELECT m.id, m.size, m.max_batch FROM message AS m
@@ -91,7 +91,7 @@ def find_next(
     claimer: Claimer,
     reservation: Reservation,
 ) -> Contender | Wait:
-    """Return what the next permit is for if it is free and *terms* allow it, else when to look."""
+    """Return what the next permit is for, if it is free and *terms* allow it; else when to ask."""
     now = claimer.now
     blocked = _blocked(bucket, now)
     if blocked is not None:
@@ -125,7 +125,7 @@ def _blocked(bucket: Bucket, now: float) -> Wait | None:
 
 
 def _idle(connection: sqlite3.Connection, kinds: Collection[Kind], now: float) -> Wait:
-    """Return when the first stop or pause ends of a queue that has messages of *kinds*."""
+    """Return when the first stop or pause of a queue with messages of *kinds* ends."""
     ends: list[tuple[float, str, bool]] = []
     for kind in kinds:
         for name, stopped, paused in connection.execute(
@@ -216,7 +216,7 @@ def _choose(
     *,
     sample: bool,
 ) -> list[int]:
-    """Choose the rows for one request; a *sample* is one message of a failed batch, alone."""
+    """Choose the rows for one request; a *sample* is one message of a split batch, alone."""
     values = which.values() | {"queue": contender.queue}
     if sample:
         suspect = connection.execute(_SUSPECT, values | {"full": limits.BATCH_MESSAGES}).fetchone()
@@ -234,7 +234,7 @@ def _choose(
 
 
 def _fill(candidates: dict[Kind, list[_Candidate]], first: Kind, max_batch: int) -> list[int]:
-    """Fill one request with messages that are waited for, then with the rest.
+    """Fill one request with messages whose callers wait, then with the rest.
 
     If the permit is for a batch or for the spool (*first*), half of the request is reserved for
     it; otherwise many single publishes would leave it no space.

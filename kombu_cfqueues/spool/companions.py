@@ -30,7 +30,7 @@ TRIES: Final = 10
 removed."""
 
 TRY_PAUSE_SECONDS: Final = 0.004
-"""Longest pause between two looks for the log: several times what creating it takes."""
+"""Longest pause between two looks for the log: several times as long as creating it takes."""
 
 _SHARED_FIRST: Final = 0x40000002
 _SHARED_SIZE: Final = 510
@@ -69,7 +69,7 @@ def is_log_removed(path: Path, clock: Clock) -> bool:
     for _ in range(TRIES):
         if not _is_open_elsewhere(path):
             return False
-        # The other process may be asking the same, or be about to create the log.
+        # The other process may be making the same check, or be about to create the log.
         clock.sleep(rng.uniform(0, TRY_PAUSE_SECONDS))
         if identify(path).log is not None:
             return False

@@ -45,7 +45,7 @@ Transactions take milliseconds; a process that holds the file for seconds has be
 FILE_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that is inside SQLite.
 
-It is long enough for any transaction on a slow disk.  After it the child leaks the parent's
+It is long enough for any transaction on a slow disk.  After that, the child leaks the parent's
 connection, which is safe."""
 
 SPARE_PAGES: Final = 256
@@ -57,8 +57,8 @@ FIRST_PAUSE_SECONDS: Final = 0.0003
 MAX_PAUSE_SECONDS: Final = 0.004
 """Longest pause before a busy file is retried.
 
-The pauses double up to it.  Longer ones would let an idle file wait; shorter ones would cost CPU
-time in every process."""
+The pauses double up to this value.  Longer pauses would leave the file idle; shorter ones would
+cost CPU time in every process."""
 
 MAX_OPEN_PAUSE_SECONDS: Final = 0.12
 """Longest pause before a busy file is opened again.
@@ -128,7 +128,7 @@ class Database:
         """
         if self._lock.locked() and self._holder == threading.get_ident():
             self._in_use = False
-            return  # a signal handler that interrupted this thread between two statements forks
+            return  # a signal handler forks, and has interrupted this thread between statements
         self._paused = self._lock.acquire(timeout=FILE_FORK_TIMEOUT_SECONDS)
         self._in_use = not self._paused
         if self._paused:
@@ -147,12 +147,12 @@ class Database:
         durable: bool = False,
         until: float = inf,
     ) -> T:
-        """Do *work* in a write transaction, of which only one runs among all processes.
+        """Do *work* in a write transaction; among all processes, only one runs at a time.
 
         Args:
             work: Must be short.  It may be called more than once; only the last call counts.  It
-                must fetch all rows: a cursor that outlives it, in the frames of a traceback for
-                example, holds a lock and makes the file busy for this very connection.
+                must fetch all rows: a cursor that outlives it, for example in the frames of a
+                traceback, holds a lock and makes the file busy even for this connection.
             durable: Whether to return only once the data survives a power failure.  Otherwise it
                 survives the end of any process.
             until: When to stop retrying, in monotonic seconds.  The first try is always made.
@@ -232,7 +232,7 @@ class Database:
         return SpoolUnavailable(f"{self.path} cannot be used: {error}")
 
     def _once(self, begin: str, work: Callable[[sqlite3.Connection], T], durable: bool | None) -> T:
-        me = threading.get_ident()  # before: a signal handler may run after each call
+        me = threading.get_ident()  # before the lock: a signal handler may run after each call
         with self._lock:
             self._holder = me
             connection = self._open()
@@ -432,7 +432,7 @@ class Database:
         return broken
 
     def _has_lost_its_log(self) -> bool:
-        """Whether the log is empty.  Only then is the cause of an I/O error not the disk."""
+        """Whether the log is empty or missing.  Otherwise, an I/O error comes from the disk."""
         try:
             return Path(f"{self.path}-wal").stat().st_size == 0
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from .file import File
 RELAY_SILENCE_SECONDS: Final = 5.0
 """A relay that has been silent for this long is considered stuck.
 
-The sweep notices a dead process much earlier; this is for one that was stopped or hangs."""
+The sweep notices a dead process much earlier; this is for a process that was stopped or hangs."""
 
 RELAY_HEARTBEAT_SECONDS: Final = RELAY_SILENCE_SECONDS / 5
 """Interval between two signs of life of the relay, so that it may be late by several."""

@@ -19,27 +19,26 @@ T = TypeVar("T")
 FACT_LIFETIME_SECONDS: Final = 300.0
 """A fact is valid for this long.
 
-It bounds how long a new process relies on the id of a renamed queue, which goes on working;
-a queue that was deleted and a token that was revoked are refused.  As long as Cloudflare's window
-of requests, so that a machine asks for each fact at most once in a window."""
+It bounds how long a new process relies on the id of a renamed queue, which still works; the API
+refuses a deleted queue and a revoked token.  As long as Cloudflare's window of requests, so that a
+machine asks for each fact at most once in a window."""
 
 FACT_TIMEOUT_SECONDS: Final = 1.0
-"""Longest time that a fact is read or written while the file is busy.
+"""Maximum time to read or write a fact while the file is busy.
 
 The API can answer the same question, but every process that asks takes a permit, and Cloudflare
 allows about four per second.  When many processes start together, the file is busy for about this
 long."""
 
 BUSY_SECONDS: Final = 5.0
-"""After a fact has taken `FACT_TIMEOUT_SECONDS` without success, each fact is tried only once for
-this long.
+"""After a fact has timed out (`FACT_TIMEOUT_SECONDS`), each fact is tried only once for this long.
 
 A process may hold the file for minutes, and a caller with a deadline asks for several facts."""
 
 ASKING_SECONDS: Final = 10.0
 """Longest time that other processes wait for the answer to a question that one process asks.
 
-That process may be stopped or hang; one that dies is noticed at once.  As long as the default of
+That process may be stopped or hang; its death is noticed at once.  As long as the default of
 ``read_timeout``: a request that takes longer has failed."""
 
 _NOTE_QUEUE: Final = """
@@ -68,7 +67,7 @@ class FileFacts:
         self._file = file
         self._busy_until = 0.0  # monotonic; each access is atomic and needs no lock
 
-    # What the API said
+    # -- what the API said
 
     def token_works(self) -> bool:
         """See `SharedFacts.token_works`."""
@@ -106,7 +105,7 @@ class FileFacts:
             _NOTE_QUEUE, [(name, *queue, now, used_at) for name, queue in queues.items()]
         )
 
-    # How far the look-ups are
+    # -- how far the look-ups are
 
     def next_page(self) -> int | None:
         """See `SharedFacts.next_page`."""
@@ -148,7 +147,7 @@ class FileFacts:
         page, since = connection.execute("SELECT next_page, listed_at FROM machine").fetchone()
         return page if since is not None and self._is_valid(since) else 1
 
-    # Who asks
+    # -- which process asks
 
     def begin(self, question: str) -> bool:
         """See `SharedFacts.begin`."""
@@ -205,7 +204,7 @@ class FileFacts:
             return  # the other processes ask the API themselves
 
     def _in_time(self, use: Callable[[float], T]) -> T:
-        """Use the file for `FACT_TIMEOUT_SECONDS` at most; *use* gets the time when to give up."""
+        """Call *use* with the time when to give up: at most `FACT_TIMEOUT_SECONDS` from now."""
         now = self._file.clock.monotonic()
         until = now if now < self._busy_until else now + FACT_TIMEOUT_SECONDS
         try:

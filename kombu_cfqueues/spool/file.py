@@ -1,4 +1,4 @@
-"""The spool's file as one process has it open: the process's name in it, and the file's clock."""
+"""The spool's file, as one process has opened it: with the process's name and the file's clock."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class File:
         return Bucket(connection, self._bucket_name, self._limit, self._now(connection))
 
     def fleet_bucket(self, connection: sqlite3.Connection, *, asks: bool = False) -> FleetBucket:
-        """Return what `bucket` does if `fleet` shares the allowance."""
+        """Return the same as `bucket`, for a file that has a `fleet`."""
         assert self.fleet is not None  # noqa: S101  the caller has looked
         now = self._now(connection)
         bucket = FleetBucket(connection, self._bucket_name, self._limit, now, asks=asks)
@@ -278,7 +278,7 @@ class File:
         return self._locks_of(self._lock_path.parent.with_suffix(".db")).is_alive(name)
 
     def _now(self, connection: sqlite3.Connection) -> float:
-        """Return the time.  Because transactions read it, it never runs backwards between two."""
+        """Return the time, which never runs backwards from one transaction to the next."""
         now = self.clock.monotonic()
         (seen,) = connection.execute("SELECT max(counted_at) FROM bucket").fetchone()
         if seen is None or seen <= now:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 REDIS_RETRY_SECONDS: Final = 3.0
 """Pause before a machine asks Redis again after Redis did not answer.
 
-A random time of up to a fifth of it is added, so that the machines do not ask together.  Each try
-may delay one publish by a timeout."""
+A random time of up to a fifth of the pause is added, so that the machines do not ask together.
+Each try may delay one publish by a timeout."""
 
 
 class FleetPermits:
@@ -62,7 +62,7 @@ class FleetPermits:
                 self._file.fleet_bucket(connection).asking()
             return may
 
-        # Read first: usually another process is already asking, and only one at a time can write.
+        # Read first: another process is usually asking, and only one process at a time can write.
         if not self._file.read(may_ask, until=until):
             return
         token = self._file.token_hash
@@ -107,7 +107,7 @@ class FleetPermits:
 
     def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Do *work* even if the caller's time has passed, because other processes wait for it."""
-        with contextlib.suppress(RoomBusy):  # the note that this process asks expires
+        with contextlib.suppress(RoomBusy):  # the record of `asking` expires
             self._file.write(work, until=self._file.clock.monotonic() + REDIS_TIMEOUT_SECONDS)
 
 

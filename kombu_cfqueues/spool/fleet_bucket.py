@@ -1,7 +1,7 @@
 """The machine's part of an allowance that Redis shares.  The caller is in a transaction.
 
 One process of the machine at a time asks Redis for a permit, between two transactions, and puts the
-permit into the file.  Then the permit goes to what is next on this machine, like any other permit.
+permit into the file.  Then the permit goes to the next contender of this machine, like any other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASK_POLL_SECONDS: Final = 0.01
 
 
 class Row(NamedTuple):
-    """What the file knows of Redis.
+    """What the file records about Redis.
 
     Attributes:
         permit_at: When the reserved permit may be used, in monotonic seconds; None without one.
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class FleetBucket(Bucket):
-    """One token's allowance, while Redis shares it; without Redis, that of the machine alone.
+    """One token's allowance, shared through Redis; without Redis, the machine's own part.
 
     Args:
         connection: In a transaction.
@@ -77,7 +77,7 @@ class FleetBucket(Bucket):
         return super().lesson if self.trouble else ""
 
     def stop(self, scope: Scope, seconds: float, *, is_block: bool = False) -> float:
-        """Stop the requests of *scope*; see `Bucket.stop`.  A share is a part of the whole rate."""
+        """Stop the requests of *scope*; see `Bucket.stop`.  A share is a part of the fleet rate."""
         self._limit = self._fleet
         return super().stop(scope, seconds, is_block=is_block)
 
@@ -119,7 +119,7 @@ class FleetBucket(Bucket):
             super()._take_token(waited_seconds)
             return
         self._save_row(self._row._replace(permit_at=None))
-        # A later block teaches the machine its share, for which its requests are counted.
+        # Count the request, so that the machine can learn its share from a later block.
         share = self._allowance.share.counted(self._now, waited=False)
         self._save(self._allowance._replace(share=share))
 

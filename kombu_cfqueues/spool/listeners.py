@@ -109,7 +109,7 @@ class Listeners:
         listener.lock.release()
 
     def has_others(self, listener: Listener, key: str) -> bool:
-        """Whether a process that is alive listens for the queue *key*, other than *listener*."""
+        """Whether a living process other than *listener* listens for the queue *key*."""
         return any(name != listener.name and self._is_alive(name) for name in self.of(key))
 
     # -- for a process that publishes
@@ -142,7 +142,7 @@ class Listeners:
             _remove_entry(self._place, key, name)
             _remove_process(self._place, name)
 
-    # -- below
+    # -- dead processes
 
     def _is_alive(self, name: str) -> bool:
         return self._place is not None and _locks(self._place).is_alive(name)

@@ -107,7 +107,7 @@ class Listing:
         """Return every queue that has messages in the file.
 
         Confirmed messages count until their deadline.  A publisher that was killed may have left
-        them behind; a process that next uses the file removes them.
+        them behind; the next process that uses the file removes them.
         """
 
         def look(connection: sqlite3.Connection) -> list[QueueState]:

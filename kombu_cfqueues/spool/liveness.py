@@ -130,7 +130,7 @@ class LivenessLocks:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # unknown: the claim's timeout decides
+            return True  # unknown; its claims expire anyway
         try:
             # A shared lock: otherwise two processes that check at once would each seem to hold it.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -105,7 +105,7 @@ class MessageTable:
             )
 
     def take_over(self) -> None:
-        """Move messages here that an older version of this package spooled and never delivered."""
+        """Move messages here that an older version of this package spooled but did not deliver."""
         for older in self._file.older():
             older.write(self._move)
             older.close()
@@ -212,7 +212,7 @@ def insert(
 
 
 def queue_row(connection: sqlite3.Connection, address: Address) -> int:
-    """Return the row of a queue; insert it if it is new, and record what *address* adds."""
+    """Return the row of a queue; insert it if it is new, else record what *address* adds."""
     now = time.time()
     found = connection.execute(
         "SELECT id, creates, cloudflare_id, used_at FROM queue WHERE address = ?", (address.name,)

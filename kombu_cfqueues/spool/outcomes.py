@@ -37,7 +37,7 @@ def settle_item(
 def return_item(
     connection: sqlite3.Connection, claim: int, item: Item, max_batch: int | None
 ) -> None:
-    """Let a claimed message wait again; *max_batch* None keeps its batch limit."""
+    """Let a claimed message wait again; its batch limit stays if *max_batch* is None."""
     connection.execute(
         "UPDATE message SET state = 0, claim = NULL, poster = NULL, "
         "uncertain = uncertain | ?, max_batch = coalesce(?, max_batch) WHERE id = ? AND claim = ?",
@@ -62,7 +62,7 @@ def pause_spooled(
 ) -> None:
     """Back off from a queue's spooled messages, longer each time.
 
-    The queue's id is forgotten and looked up again, unless the outcome gives up a failed batch.
+    The queue's id is forgotten and looked up again, unless the outcome gives up a split batch.
     """
     if outcome.pause is None:
         return

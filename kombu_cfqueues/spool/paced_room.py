@@ -11,8 +11,8 @@ from .room import SpoolRoom
 class PacedRoom(SpoolRoom):
     """A `SpoolRoom` whose permits come from the allowance of the process.
 
-    Spooled and confirmed messages share that allowance, and a stop applies to both.  Only one
-    thread makes claims, the relay's, so the fields below need no lock.
+    Spooled and confirmed messages share that allowance, and a stop applies to both.  Only the
+    relay's thread makes claims, so the fields below need no lock.
 
     Args:
         file: Where the messages are.

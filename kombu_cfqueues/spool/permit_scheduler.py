@@ -1,9 +1,9 @@
 """The order in which permits are given out.  The caller of each function is in a transaction.
 
 The next permit goes to the queue with the oldest waiting message, whichever process posts it.  A
-look-up that a message waits for ranks as that message.  The spool, a batch and other admin requests
-never take two permits in a row while something else waits: backlogs are always the oldest, and a
-hundred processes that connect at once must not delay messages.
+look-up ranks as the message that waits for it.  The spool, a batch and other admin requests never
+take two permits in a row while something else waits: a backlog is always the oldest, and a hundred
+processes that connect at once must not delay messages.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def permits_before(
     last: Kind | None,
     now: float,
 ) -> int:
-    """Return how many permits go to others before the row *message* gets one.
+    """Return how many permits other rows get before the row *message* gets one.
 
     *waiting* is what `contenders` returned, and *last* the kind that got the last permit.
     """

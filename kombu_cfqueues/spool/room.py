@@ -38,7 +38,7 @@ SWEEP_SECONDS: Final = 0.25
 """Interval between two searches for processes that have died.
 
 It bounds how long a dead process holds its claims.  A search reads a folder and tries a lock for
-each process, so it costs more than a look into the file."""
+each process, so it costs more than a read of the file."""
 
 FORGET_SECONDS: Final = 600.0
 """Interval between two searches for queues and tokens that are no longer used."""
@@ -51,10 +51,10 @@ A publish returns later by up to this interval, which is little compared with a 
 SLOW_OUTCOME_POLL_SECONDS: Final = SWEEP_SECONDS / 5
 """Poll interval for outcomes once a request has taken longer than usual.
 
-By then another 50 ms hardly matter, and many processes may be polling."""
+By then, another 50 ms hardly matters, and many processes may be polling."""
 
 USUAL_REQUEST_SECONDS: Final = 0.16
-"""Nearly every request is answered within this time; then the slow poll interval applies."""
+"""Nearly every request is answered within this time; after it, the slow poll interval applies."""
 
 FAST_POLLS: Final = round(USUAL_REQUEST_SECONDS / OUTCOME_POLL_SECONDS)
 """Number of polls without an outcome before the slow interval applies."""
@@ -64,7 +64,7 @@ NOWHERE: Final = ("", 0)
 
 
 class _Found(NamedTuple):
-    """What the file says about a message of this process."""
+    """What the file records about a message of this process."""
 
     state: State
     uncertain: bool

@@ -2,7 +2,7 @@
 
 The life of a message's row::
 
-    enter --> WAITING --claim--> CLAIMED --accepted--> ACCEPTED   for its owner, who deletes it
+    enter --> WAITING --claim--> CLAIMED --accepted--> ACCEPTED   for its owner, which deletes it
                  ^                  |                             (without an owner: deleted)
                  |                  +------refused---> REFUSED    for its owner; without one, kept
                  +----release-------+
@@ -185,7 +185,7 @@ def prepare(
         boot: The id of this boot; see `boot_id`.
         now: The monotonic clock.
         me: This process's name in the file.
-        is_alive: Returns whether the process of a name is alive.
+        is_alive: Returns whether the process with this name is alive.
 
     Returns:
         The file's id.
@@ -238,9 +238,9 @@ def begin_anew(connection: sqlite3.Connection, boot: str, now: float) -> None:
 
 
 def forget(connection: sqlite3.Connection, poster: str) -> None:
-    """Release the claims of a process that ended; delete what only it waits for."""
+    """Release the claims of a process that ended; delete rows that only this process waits for."""
     free(connection, "poster = ?", poster)
-    # Its messages that still wait may be posted by others, until their deadline.
+    # Other processes may post its waiting messages, until their deadline.
     connection.execute(
         "DELETE FROM message WHERE owner = ? AND (queue IS NULL OR state IN (?, ?))",
         (poster, State.ACCEPTED, State.REFUSED),

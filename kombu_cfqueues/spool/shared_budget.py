@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE_RETRY_PAUSE_SECONDS: Final = 30.0
-"""Pause before a process tries the file again after it could not be used.
+"""Pause before a process retries a file that could not be used.
 
-The cause is usually a disk or a permission that a person has to change.  Trying earlier would only
-delay each request."""
+The cause is usually a disk or a permission that a person has to change.  Retrying earlier would
+only delay each request."""
 
 GIVE_BACK_TIMEOUT_SECONDS: Final = 0.1
 """How long a request that gives up tries to remove its row from the file.
@@ -44,11 +44,11 @@ If that fails, the row's own deadline ends it."""
 MAX_SLEEP_SECONDS: Final = 1.0
 """Longest sleep of a request that waits for a permit.
 
-After it, the request checks whether requests before it have given up."""
+After it, the request checks whether earlier requests have given up."""
 
 
 class SharedBudget:
-    """Permits from the file, for all processes of the machine in the order of their requests.
+    """Permits from the file, for all processes of the machine, in the order of their requests.
 
     Args:
         file: The spool's file.
@@ -78,7 +78,12 @@ class SharedBudget:
         for_message: bool = False,
         is_known: Callable[[], bool] | None = None,
     ) -> None:
-        """Block until one more request may leave; see `Budget.acquire`."""
+        """Block until one more request may leave; see `Budget.acquire`.
+
+        Raises:
+            RateLimited: No request may leave before *deadline*.
+            Unneeded: The request is not needed, because *is_known* says so.
+        """
         kind = Kind.LOOKUP if for_message else Kind.ADMIN
         if not self._in_file(lambda: self._acquire(deadline, kind, is_known)):
             self.alone.acquire(deadline, queue=queue)
@@ -165,7 +170,7 @@ class SharedBudget:
 
 
 def log_stop(stop_log: StopLog, wait: Wait) -> None:
-    """Log that the API has stopped the token, if that is why *wait* waits."""
+    """Log that the API has stopped the token, if that is the reason of *wait*."""
     if wait.until is None or wait.why is None or wait.queue is not None:
         return
     if not isinstance(wait.why, NoPermit):
@@ -173,7 +178,7 @@ def log_stop(stop_log: StopLog, wait: Wait) -> None:
 
 
 class Permits:
-    """The machine's allowance, as requests without a message use it.
+    """The machine's allowance, for requests that carry no message.
 
     Args:
         file: The spool's file.
@@ -199,7 +204,7 @@ class Permits:
             The row that waits, and when to ask again; None and None if the permit was taken.
         """
         if request is not None:
-            # Read first: most requests have to wait on, and only one process can write.
+            # Read first: most requests must keep waiting, and only one process can write.
             wait = self._file.read(lambda c: self._wait(c, request, asks=True), until=deadline)
             self._fleet.log()
             if wait is not None:
@@ -255,7 +260,7 @@ class Permits:
         return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
     def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
-        """Whether *request* may take a free permit: it is next, or the next one has not come."""
+        """Whether *request* may take a free permit: it is next, or *first* has left it unused."""
         return (
             first is None or first.message == request or self._reservation.has_expired(first, now)
         )
@@ -320,7 +325,7 @@ class Permits:
 
         stop = self._file.write(work)
         if stop is not None:
-            # A process that also counts by itself may have logged an end that is a moment earlier.
+            # A process with its own allowance may have logged this stop with an earlier end.
             until, lesson = stop
             self._file.stop_log.stopped(error, until, lesson if error.is_block else "")
             self._fleet.stop(scope, seconds)

@@ -57,7 +57,7 @@ class Spool:
         self.facts = FileFacts(file)
         """Facts that the processes of the machine share."""
         self.listing = Listing(file)
-        """What is in the file, for display; and what becomes of refused messages."""
+        """Shows what is in the file, and retries or drops refused messages."""
 
     @classmethod
     def open(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OUTCOME_KEPT_SECONDS: Final = 5.0
 """An outcome is kept for this long after its deadline, for an owner that reads it late.
 
-An owner reads its outcomes many times per second; one that is this late has given up."""
+An owner reads its outcomes many times per second; an owner that is this late has given up."""
 
 ROW_UNUSED_SECONDS: Final = 86_400.0
 """A queue that was not used for this long is forgotten; its next use looks it up again."""
