@@ -31,7 +31,7 @@ _TYPES: Final[Mapping[str, tuple[Any, str]]] = {
 """Settings whose values the checks need: the type of each, and its name."""
 
 LONG_WAIT_SECONDS: Final = 600
-"""Time for which a task may wait in a worker behind others before that is worth a line."""
+"""A warning is printed if a task may wait at least this long behind others in one worker."""
 
 
 def examine_application(application: Application) -> Iterator[Check]:
@@ -158,8 +158,8 @@ def _publish_retry(application: Application) -> str | None:
     if application.conf.task_publish_retry:
         return None
     return (
-        "is False, so a publish that cannot connect waits for about 6 s instead of one: set it to "
-        "True. It repeats nothing else, because publish_timeout bounds all tries of a publish"
+        "is False, so a publish that cannot connect waits for about 6 s instead of 1 s: set it to "
+        "True. Nothing else is repeated: Kombu does not retry once publish_timeout is over"
     )
 
 
@@ -251,7 +251,7 @@ def _routes(application: Application) -> Iterator[Check]:
 
 
 def _queue_names(application: Application) -> Iterator[Check]:
-    """Find queues whose names at Cloudflare are equal, or which can have none."""
+    """Find queues that share a name at Cloudflare, or that cannot have one there."""
     options = application.options
     conf = application.conf
     declared = conf.task_queues or ()
