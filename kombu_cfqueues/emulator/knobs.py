@@ -113,7 +113,7 @@ class Knobs:
     """Maximum number of leases in one ack call.  No source has a number."""
 
     metadata_bytes: int = limits.METADATA_BYTES
-    """Bytes that count toward a message's size in addition to its body.  Documented as about 100;
+    """Bytes that count towards a message's size in addition to its body.  Documented as about 100;
     miniflare counts none."""
 
     max_batch_bytes: int = limits.BATCH_BYTES

@@ -258,11 +258,11 @@ class Emulator:
     def configure_queue(
         self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
     ) -> str:
-        """Create a queue, or change one that exists; return its id.  Messages stay.
+        """Create a queue, or change the existing one; return its id.  Its messages stay.
 
         Args:
             name: Its name.
-            consumer: Its consumer, which replaces another one; None changes none.
+            consumer: Its consumer, which replaces any other; None keeps the current one.
             settings: As for ``create_queue()``.
 
         Raises:
