@@ -96,7 +96,7 @@ def _pool_limit(application: Application) -> str | None:
     if not limit or limit >= threads or application.options.publish_mode == "spool":
         return None
     return (
-        f"is {limit}, so at most {limit} threads of a process publish at one time and share a "
+        f"is {limit}, so at most {limit} threads of a process publish at the same time and share a "
         f"request, and the others wait: set it to {threads}, the number of threads that publish "
         "(see --threads), or to None for no limit"
     )
@@ -167,8 +167,8 @@ def _task_protocol(application: Application) -> str | None:
     if application.conf.task_protocol != 1:
         return None
     return (
-        "is 1, whose messages do not state their eta where the queue can see it, so each worker "
-        "holds delayed tasks itself: set it to 2"
+        "is 1, which hides the eta of a task from the queue, so each worker holds delayed tasks "
+        "itself: set it to 2"
     )
 
 
@@ -176,9 +176,9 @@ def _result_backend(application: Application) -> str | None:
     backend = application.conf.result_backend
     if isinstance(backend, str) and backend.partition(":")[0] == "rpc":
         return (
-            "is rpc://, for which each process that waits for a result makes, polls and deletes a "
-            "queue, out of the allowance of requests that publishing needs: set it to another one, "
-            "such as Redis or a database"
+            "is rpc://: each process that waits for a result creates, polls and deletes a queue, "
+            "with requests of the allowance that publishing needs. Set it to another backend, such "
+            "as Redis or a database"
         )
     if backend and backend != "disabled" and not str(backend).startswith("disabled:"):
         return None

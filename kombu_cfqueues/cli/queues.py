@@ -137,7 +137,7 @@ def _other_consumer(
 
 def _fail_if_unchanged(results: Sequence[Mapping[str, Any]]) -> None:
     ignored = [
-        f"queue {result['queue']!r} exists without the settings that are given "
+        f"queue {result['queue']!r} exists, but not with the given settings "
         f"({in_words(result['unchanged'])}): change it with 'cfqueues queues update'"
         for result in results
         if result["unchanged"]

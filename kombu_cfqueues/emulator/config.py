@@ -284,7 +284,7 @@ def _table(sent: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_names(sent: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     unknown = sorted(set(sent) - set(known))
     if unknown:
-        raise ValueError(f"there is no setting {where}{unknown[0]}; there are {', '.join(known)}")
+        raise ValueError(f"there is no setting {where}{unknown[0]}; settings: {', '.join(known)}")
 
 
 @contextmanager

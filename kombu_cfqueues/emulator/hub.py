@@ -187,7 +187,7 @@ class Namespace:
         *given, request = arguments
         try:
             if not client.spend():
-                raise _Refusal("too-fast", f"more than {OPERATIONS_PER_SECOND} operations/s")
+                raise _Refusal("too-fast", f"over {OPERATIONS_PER_SECOND} operations per second")
             method: Callable[..., Any] = partial(_METHODS[name], self, client)
             value = method(*given)
         except _Refusal as refusal:
@@ -224,7 +224,7 @@ class Namespace:
         self, client: Client, queue: str, exchange: str, kind: str, key: str, since: Any
     ) -> Any:
         if kind not in TYPES:
-            raise _Refusal("type", f"an exchange is of type {', '.join(TYPES)}")
+            raise _Refusal("type", f"the type must be one of {', '.join(TYPES)}")
         if queue not in client.queues:
             raise _Refusal("not-held", "the client has not declared the queue")
         _checked(exchange)

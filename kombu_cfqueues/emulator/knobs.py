@@ -102,8 +102,8 @@ class Knobs:
     """Queues on one page of a list.  The examples have 20; no source says more."""
 
     visibility_alias: bool = False
-    """Take ``visibility_timeout`` of a pull for ``visibility_timeout_ms``, as old examples wrote
-    it.  Otherwise it is ignored, and such a pull leases for 30 s."""
+    """A pull may send ``visibility_timeout`` instead of ``visibility_timeout_ms``, as in old
+    examples.  Otherwise it is ignored, and such a pull leases for 30 s."""
 
     pull_default_size: Literal["consumer", "5"] = "consumer"
     """Batch size of a pull that does not set it: the consumer's ``batch_size``, or 5 if that is not

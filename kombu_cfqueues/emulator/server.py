@@ -67,6 +67,7 @@ class Emulator:
             have the position, the account id or a token does not fit into a URL or header, or the
             file cannot be used.
         OSError: (``start()``) The server cannot listen on the address.
+        RuntimeError: (``start()``, ``stop()``) The server's thread failed.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 
 import { Refusal } from "./answers.js";
 
-/** Refuses a request whose bearer token is none of the Worker's. */
+/** Refuses a request without one of the Worker's tokens. */
 export async function authenticate(request, env) {
   const header = request.headers.get("Authorization");
   if (header === null) throw new Refusal(400, 9106, "Missing Authorization header");

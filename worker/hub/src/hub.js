@@ -104,7 +104,7 @@ export class Hub extends DurableObject {
     const request = given.pop();
     try {
       if (!client.spend()) {
-        throw new Refusal("too-fast", `more than ${OPERATIONS_PER_SECOND} operations/s`);
+        throw new Refusal("too-fast", `over ${OPERATIONS_PER_SECOND} operations per second`);
       }
       const value = this[name](client, ...given) ?? null;
       if (request !== null) client.outgoing.push(["ok", request, value]);
@@ -147,7 +147,7 @@ export class Hub extends DurableObject {
 
   bind(client, queue, exchange, type, key, since) {
     if (!TYPES.includes(type)) {
-      throw new Refusal("type", `an exchange is of type ${TYPES.join(", ")}`);
+      throw new Refusal("type", `the type must be one of ${TYPES.join(", ")}`);
     }
     if (!client.queues.has(queue)) {
       throw new Refusal("not-held", "the client has not declared the queue");
