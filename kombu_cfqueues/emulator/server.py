@@ -267,8 +267,7 @@ class Emulator:
             settings: As for ``create_queue()``.
 
         Raises:
-            ValueError: As for ``create_queue()``, except that the queue may exist.
-            TypeError: As for ``create_queue()``.
+            ValueError, TypeError: As for ``create_queue()``, except that the queue may exist.
         """
         queues = self._service.queues
         queue = queues.named(name, fold=self.knobs.fold_names)
