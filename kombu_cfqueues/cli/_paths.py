@@ -20,7 +20,7 @@ class FilePath(click.Path):
     ) -> Path:
         """Return the path, with ``~`` expanded to the user's home."""
         if is_of_other_system(str(value)):
-            self.fail(f"{value!r} is a Windows path, and this is another system", param, ctx)
+            self.fail(f"{value!r} is a path of Windows, and this is another system", param, ctx)
         super().convert(str(value), param, ctx)  # fails for a folder
         return Path(str(value)).expanduser()
 
