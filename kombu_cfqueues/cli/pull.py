@@ -142,7 +142,7 @@ class Run:
             except CFQueuesError as error:
                 left = len(self._held) - start
                 self.failure = self.failure or (
-                    f"{console.plural(left, 'message')} could not be given back; redelivery is in "
+                    f"{console.plural(left, 'message')} could not be given back; the lease ends in "
                     f"{console.duration(RUN_LEASE_SECONDS)}: {in_one_line(error)}"
                 )
                 return

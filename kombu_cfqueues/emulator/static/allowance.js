@@ -43,7 +43,7 @@ function makeBlock(refresh) {
   const table = el(
     "table",
     { class: "callers" },
-    el("caption", {}, "Who made the requests of the last 5 minutes, as far as the emulator can tell"),
+    el("caption", {}, "Who made the requests of the last 5 minutes, as far as the emulator can know"),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Machine"), el("th", { scope: "col" }, "Client"), el("th", { scope: "col", class: "number" }, "Requests"))),
     callers,
   );
