@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 
 def why_foreign(headers: Mapping[str, str]) -> str | None:
-    """Return why a request comes from a foreign page; None if it does not.
+    """Return why a request is considered foreign; None if it is not.
 
     Args:
         headers: The request's headers, by lower-case name.
