@@ -1,4 +1,4 @@
-"""What `cfqueues exporter` knows of each queue, and how it reads it in few requests."""
+"""The backlogs that `cfqueues exporter` shows, read with few requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from ..metrics import stats
 from ._session import Session
 
 LIST_SECONDS: Final = 600.0
-"""How long a list of queues is used: a new queue is exported after this time at most."""
+"""How long a list of queues is used: a new queue is exported after at most this time."""
 
 STALE_UPDATES: Final = 3
-"""A backlog that is older than this many intervals is not shown, because nobody should scale by
-it."""
+"""A backlog that is older than this many intervals is not shown: an autoscaler must not use it."""
 
 ALLOWANCE_SHARE: Final = 0.25
 """Largest share of the request rate for reading backlogs; publishing needs the rest."""
@@ -110,7 +109,7 @@ class Backlogs:
             return self._states.get(name) or self._states.get(self.session.cloudflare_name(name))
 
     def is_fresh(self, state: QueueState) -> bool:
-        """Whether the backlog was read lately enough to be relied on."""
+        """Whether the backlog was read recently enough to be relied on."""
         return time.monotonic() - state.read_at <= STALE_UPDATES * self.pause()
 
     def pause(self) -> float:
@@ -146,7 +145,7 @@ class Backlogs:
                 state.queue = queue
         self._pages = max(1, stats()["admin_requests"] - before_list)
         self._missing = sorted(wanted - found.keys())
-        if found:  # otherwise there is nothing else to do, and a queue may come soon
+        if found:  # otherwise list again at the next update: a queue may be created soon
             self._listed_at = time.monotonic()
         return None
 

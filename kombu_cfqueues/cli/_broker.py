@@ -42,8 +42,8 @@ _ALLOWANCE = (
 )
 
 _SECRETS: Final = {"api_token": TOKEN_VARIABLE, "budget_url": BUDGET_VARIABLE}
-"""The options that are refused, and where to put them: ps would show the value, and the shell would
-keep it."""
+"""The options that are refused, and the variable for each: ps would show the value, and the history
+of the shell would keep it."""
 
 
 class RawOptions(NamedTuple):
@@ -113,12 +113,12 @@ def takes_broker(
 
 
 def options_of(context: click.Context, *, token: bool = True, tell: bool = False) -> RawOptions:
-    """Return the settings of a command and of the groups before it, the command's first.
+    """Return the settings of a command and of its groups; those of the command come first.
 
     Args:
         context: The command's.
         token: Whether the command needs the API token.
-        tell: Whether to print that the broker URL is Celery's.
+        tell: Whether to print that the broker URL comes from Celery's variable.
 
     Raises:
         click.UsageError: A pair of ``--option`` is wrong.

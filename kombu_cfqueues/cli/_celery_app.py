@@ -1,4 +1,4 @@
-"""A Celery application, loaded as the ``-A`` of Celery's own commands does, and read."""
+"""Loads a Celery application as ``celery -A`` does, and reads its settings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..runtime.extras import install_command
 from ._broker import RawOptions
 
 PUBLISHING_THREADS: Final = 40
-"""Threads of a process that may publish at one time, where the user does not say: as many as
-Starlette and FastAPI run views in, the largest number among web frameworks and servers."""
+"""Default of ``--threads``: as many as Starlette and FastAPI run views in, more than other web
+frameworks and servers use."""
 
 _TELLING: Final = (ImportError, LookupError, AttributeError, NameError, SyntaxError, CFQueuesError)
-"""Exceptions whose text is shown: it names something.  That of others may contain a secret."""
+"""Exceptions whose text names a module or setting, and is shown.  Other texts may hold a secret."""
 
 _OUR_FOLDER: Final = str(Path(__file__).parent)
 
@@ -49,7 +49,7 @@ def load(name: str) -> Any:
             "doctor -A needs Celery, in the environment in which this command runs: "
             f"{install_command('celery', 'celery')}"
         ) from None
-    # Celery does this for each import, and its fix-up for Django for good.
+    # Celery does this during each import; its fix-up for Django does it permanently.
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -98,7 +98,7 @@ class Application:
         raw_options: Its broker URL and transport options, as they are given.
         options: The transport options; the defaults if they are wrong, which other checks report.
         tasks: Its own tasks; if it has none, one that has the settings of the application.
-        threads: How many threads of a process publish at one time.
+        threads: How many threads of a process publish at the same time.
     """
 
     app: Any
@@ -114,7 +114,7 @@ class Application:
         Args:
             app: The application.
             extra: Transport options that replace those of the application.
-            threads: How many threads of a process publish at one time; None if it is not known.
+            threads: How many threads of a process publish at the same time; None if unknown.
         """
         conf = app.conf
         given = conf.broker_transport_options
@@ -180,7 +180,7 @@ class Application:
 
 
 def broker_urls(conf: Any) -> list[str]:
-    """Return the broker URLs of an application, those to publish to first."""
+    """Return the broker URLs of an application; those for publishing come first."""
     urls: list[Any] = []
     for given in (conf.broker_write_url, conf.broker_read_url):
         urls += given.split(";") if isinstance(given, str) else list(given or ())
@@ -188,7 +188,7 @@ def broker_urls(conf: Any) -> list[str]:
 
 
 def _checked(given: Mapping[str, Any]) -> Options:
-    """Return the transport options, without the account that the environment may lack."""
+    """Return the transport options, with a dummy account: the environment may not have one."""
     account = "0" * 32
     try:
         return RawOptions(f"cfqueues://{account}:none@/", dict(given), token=True).read()

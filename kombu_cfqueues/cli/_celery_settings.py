@@ -31,7 +31,7 @@ _TYPES: Final[Mapping[str, tuple[Any, str]]] = {
 """Settings whose values the checks need: the type of each, and its name."""
 
 LONG_WAIT_SECONDS: Final = 600
-"""Time for which a task may wait in a worker behind others before that is worth a line."""
+"""A warning is printed if a task may wait at least this long behind others in one worker."""
 
 
 def examine_application(application: Application) -> Iterator[Check]:
@@ -96,7 +96,7 @@ def _pool_limit(application: Application) -> str | None:
     if not limit or limit >= threads or application.options.publish_mode == "spool":
         return None
     return (
-        f"is {limit}, so at most {limit} threads of a process publish at one time and share a "
+        f"is {limit}, so at most {limit} threads of a process publish at the same time and share a "
         f"request, and the others wait: set it to {threads}, the number of threads that publish "
         "(see --threads), or to None for no limit"
     )
@@ -158,8 +158,8 @@ def _publish_retry(application: Application) -> str | None:
     if application.conf.task_publish_retry:
         return None
     return (
-        "is False, so a publish that cannot connect waits for about 6 s instead of one: set it to "
-        "True. It repeats nothing else, because publish_timeout bounds all tries of a publish"
+        "is False, so a publish that cannot connect waits for about 6 s instead of 1 s: set it to "
+        "True. Nothing else is repeated: Kombu does not retry once publish_timeout is over"
     )
 
 
@@ -167,8 +167,8 @@ def _task_protocol(application: Application) -> str | None:
     if application.conf.task_protocol != 1:
         return None
     return (
-        "is 1, whose messages do not state their eta where the queue can see it, so each worker "
-        "holds delayed tasks itself: set it to 2"
+        "is 1, which hides the eta of a task from the queue, so each worker holds delayed tasks "
+        "itself: set it to 2"
     )
 
 
@@ -176,9 +176,9 @@ def _result_backend(application: Application) -> str | None:
     backend = application.conf.result_backend
     if isinstance(backend, str) and backend.partition(":")[0] == "rpc":
         return (
-            "is rpc://, for which each process that waits for a result makes, polls and deletes a "
-            "queue, out of the allowance of requests that publishing needs: set it to another one, "
-            "such as Redis or a database"
+            "is rpc://: each process that waits for a result creates, polls and deletes a queue, "
+            "with requests of the allowance that publishing needs. Set it to another backend, such "
+            "as Redis or a database"
         )
     if backend and backend != "disabled" and not str(backend).startswith("disabled:"):
         return None
@@ -251,7 +251,7 @@ def _routes(application: Application) -> Iterator[Check]:
 
 
 def _queue_names(application: Application) -> Iterator[Check]:
-    """Find queues whose names at Cloudflare are equal, or which can have none."""
+    """Find queues that share a name at Cloudflare, or that cannot have one there."""
     options = application.options
     conf = application.conf
     declared = conf.task_queues or ()

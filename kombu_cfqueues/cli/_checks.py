@@ -49,11 +49,11 @@ from .queues import consumer_summary
 Verdict = Literal["ok", "warning", "problem", "unknown"]
 
 SETTLE_PREFIX: Final = "cfqueues-settle-"
-"""How the names of the queues of ``doctor --settle`` begin."""
+"""Prefix of the names of the queues that ``doctor --settle`` creates."""
 
 MAX_SKEW_SECONDS: Final = 30.0
-"""Largest difference to the API's clock that passes.  The ``Date`` header has whole seconds, and is
-delayed by the network."""
+"""Largest difference from the API's clock that passes.  The ``Date`` header has whole seconds, and
+the network delays it."""
 
 MIN_RETRIES: Final = 10
 """Smallest ``max_retries`` that passes.  With fewer, restarts of workers lose messages."""
@@ -205,7 +205,7 @@ def _clock(session: Session) -> Check:
 def _permission(session: Session, queue: Queue | None) -> Check:
     """Check whether the token can publish, by publishing a batch without messages.
 
-    The API refuses the batch as invalid if it can, and for the permission if it cannot.
+    If the token can publish, the API refuses the batch as invalid; if not, as not permitted.
     """
     path = f"/{queue.id if queue else UNKNOWN_QUEUE_ID}/messages/batch"
     try:
@@ -226,7 +226,7 @@ def _permission(session: Session, queue: Queue | None) -> Check:
 def _find(session: Session, name: str) -> Queue | Check:
     options = session.options
     try:
-        session.cloudflare_name(name)  # raises if two names meet on one queue, even a missing one
+        session.cloudflare_name(name)  # raises if another name means the same queue
         queue = session.directory.find(name, options, deadline=_deadline(session), anew=True)
     except CFQueuesError as error:
         return _failed(name, error)
@@ -301,7 +301,7 @@ def _others(page: QueuePage, names: tuple[str, ...]) -> Iterator[Check]:
 
 
 def _platform(options: Options) -> Iterator[Check]:
-    """Check what Kubernetes, AWS Lambda and Cloud Run take away from a process."""
+    """Check for settings that do not fit Kubernetes, AWS Lambda or Cloud Run."""
     if lacks_shared_rate(options):
         yield Check("pod", "warning", POD_ADVICE)
     if options.publish_mode == "spool" and (advice := frozen_spool_advice()):

@@ -29,7 +29,7 @@ _HELP: Final = {
     "tail": "Show messages as they arrive.",
     "top": "Watch queues live.",
 }
-"""The commands, and what each is for.  Here, so that ``cfqueues --help`` imports none of them."""
+"""Short help of the commands.  It is here so that ``cfqueues --help`` imports none of them."""
 
 _PACKAGES: Final = {
     "cli": ("rich",),
@@ -44,7 +44,7 @@ _EXTRAS: Final = {
     "exporter": "exporter",
     "relay": "",
 }
-"""The extra that a command needs, if it is another one than ``cli``."""
+"""The extra that a command needs, if it is not ``cli``."""
 
 
 class _Commands(click.Group):

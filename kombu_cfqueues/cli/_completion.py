@@ -16,7 +16,7 @@ from ._session import open_session
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMPLETION_SECONDS: Final = 2.0
-"""Longest time that a person waits for names after the Tab key."""
+"""Longest wait for names after the Tab key."""
 
 
 def queue_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -25,7 +25,7 @@ def queue_names(context: click.Context, _: click.Parameter, incomplete: str) -> 
     Makes one request, for the first page of queues.
     """
     before = logging.root.manager.disable
-    logging.disable()  # what is printed here ends in the line that is typed
+    logging.disable()  # output would end up in the line that the user types
     try:
         options = options_of(context).read()
         prefix = options.queue_name_prefix
@@ -45,4 +45,4 @@ def queue_argument(name: str, **given: Any) -> Callable[[Command], Command]:
 
 
 QUEUE: Final[dict[str, Any]] = {"metavar": "QUEUE", "shell_complete": queue_names}
-"""Of a Click option whose value is the name of a queue."""
+"""Arguments of a Click option whose value is the name of a queue."""

@@ -90,7 +90,7 @@ def _json(text: str) -> Any:
         return _decode(text)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        # A line of a file that a tool has indented.
+        # The line may be from a file that a tool has indented.
         hint = "use --text to publish plain text"
         if _begins_a_value(text):
             hint = "write one value per line, such as with 'jq -c .'"
@@ -98,7 +98,7 @@ def _json(text: str) -> Any:
 
 
 def _begins_a_value(text: str) -> bool:
-    """Whether *text* is the first line of a JSON value that goes on in the next ones."""
+    """Whether *text* is the first line of a JSON value that continues on the next lines."""
     return bool(re.match(r"\s*[\[{]\s*$|\s*[\[{].*[,\[{]\s*$", text))
 
 

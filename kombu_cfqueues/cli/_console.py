@@ -140,6 +140,6 @@ def confirm(question: str) -> None:
     """
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "standard input is not a terminal, so it cannot ask for confirmation: add --yes"
+            "cannot ask for confirmation, because standard input is not a terminal: add --yes"
         )
     click.confirm(question, abort=True, err=True)

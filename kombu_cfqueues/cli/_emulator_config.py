@@ -1,4 +1,4 @@
-"""The option ``--config`` of ``cfqueues emulator``: a file that says what the others do not."""
+"""The option ``--config`` of ``cfqueues emulator``: a file with settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from ..emulator.config import Config, load
 
 _OPTIONS = {"account_id": "account"}
-"""Settings that an option calls something else."""
+"""Settings whose option has another name."""
 
 
 def _read(context: click.Context, parameter: click.Parameter, value: Path | None) -> Config:
@@ -20,7 +20,7 @@ def _read(context: click.Context, parameter: click.Parameter, value: Path | None
         config = load(value)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
-    # What the command line says counts more than what the file says.
+    # Options on the command line override the file.
     context.default_map = {
         _OPTIONS.get(name, name): str(setting) if name == "latency" else setting
         for name, setting in config.server.items()

@@ -16,10 +16,10 @@ from ..emulator.snippets import TOKEN_VARIABLE
 from ._help import examples
 
 TIMEOUT_SECONDS: Final = 30.0
-"""How long a command waits for each part of an answer."""
+"""Timeout for each part of an answer."""
 
 _PART_BYTES: Final = 8_000_000
-"""An import sends at least this much in one request, and then the rest of the line."""
+"""Bytes that an import reads for one request; it then adds the rest of the last line."""
 
 _CHUNK_BYTES: Final = 1 << 16
 
@@ -28,19 +28,19 @@ _takes_place: Final = (
         "--url",
         default="http://127.0.0.1:8787",
         show_default=True,
-        help="Where the emulator's page is.",
+        help="Use the emulator whose page has this URL.",
     ),
     click.option(
         "--token",
         envvar=TOKEN_VARIABLE,
         default=TOKEN,
-        help=f"The emulator's token, if it has one of its own.  [env: {TOKEN_VARIABLE}]",
+        help=f"Set the token, if the emulator has one of its own.  [env: {TOKEN_VARIABLE}]",
     ),
 )
 
 
 class _Emulator:
-    """A running emulator, and a queue of it."""
+    """A queue of a running emulator."""
 
     def __init__(self, url: str, token: str, queue: str) -> None:
         self._url = f"{url.rstrip('/')}/_emulator"
@@ -62,14 +62,14 @@ class _Emulator:
         except requests.RequestException as error:
             raise click.ClickException(
                 f"no emulator answers at {self._url.removesuffix('/_emulator')}: start one with "
-                "'cfqueues emulator', or say with --url where it is"
+                "'cfqueues emulator', or name its URL with --url"
             ) from error
         if answer.ok:
             return answer
         try:
             text = answer.json()["error"]
         except (ValueError, LookupError, TypeError):
-            text = f"the answer has status {answer.status_code}; is it an emulator?"
+            text = f"the server at --url answered {answer.status_code}; is it an emulator?"
         raise click.ClickException(str(text))
 
     def export(self) -> Iterator[bytes]:
@@ -79,11 +79,11 @@ class _Emulator:
             yield from answer.iter_content(_CHUNK_BYTES)
         except requests.RequestException as error:
             raise click.ClickException(
-                f"the emulator broke the export off ({error}): what was written is not complete"
+                f"the emulator broke off the export ({error}), which is incomplete: export again"
             ) from error
 
     def publish(self, lines: bytes, first: int) -> int:
-        """Publish JSON lines, of which the first has this number; return how many they are."""
+        """Publish JSON lines, numbered from *first*; return the number of messages."""
         answer = self.call(
             "POST",
             f"/queues/{self._queue}/import?first_line={first}",

@@ -125,14 +125,14 @@ class _Request(BaseHTTPRequestHandler):
         elif path.startswith("/queues/"):
             self._queue(unquote(path.removeprefix("/queues/")))
         else:
-            self._json(404, {"error": "there is /metrics, /queues/NAME and /healthz"})
+            self._json(404, {"error": "no such path: use /metrics, /queues/NAME or /healthz"})
 
     def _queue(self, name: str) -> None:
         state = self.server.backlogs.state(name)
         if state is None:
             self._json(404, {"error": f"queue {name!r} does not exist, or is not exported"})
         elif not self.server.backlogs.is_fresh(state) or state.backlog is None:
-            cause = " ".join(str(state.error or "it was not read yet").split())
+            cause = " ".join(str(state.error or "it has not been read yet").split())
             self._json(503, {"error": f"the backlog of queue {name!r} is not known: {cause}"})
         else:
             self._json(200, as_json(state))
@@ -148,4 +148,4 @@ class _Request(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's name
-        """Say nothing: a line for each scrape would bury the others."""
+        """Print nothing: a line for each scrape would hide the others."""

@@ -10,7 +10,7 @@ from ..runtime.paths import is_of_other_system
 
 
 class FilePath(click.Path):
-    """The path of a file that need not exist; a path of Windows on another system is refused."""
+    """The path of a file that need not exist; refuses a Windows path on another system."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, path_type=Path)
@@ -18,7 +18,7 @@ class FilePath(click.Path):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Return the path, with the user's home in the place of ``~``."""
+        """Return the path, with ``~`` expanded to the user's home."""
         if is_of_other_system(str(value)):
             self.fail(f"{value!r} is a path of Windows, and this is another system", param, ctx)
         super().convert(str(value), param, ctx)  # fails for a folder
@@ -26,7 +26,7 @@ class FilePath(click.Path):
 
 
 def absolute(option: str, path: Path | None) -> Path | None:
-    """Return *path* as an absolute one; print which it is if it was relative."""
+    """Return *path* as an absolute path; print it if *path* is relative."""
     if path is None or path.is_absolute():
         return path
     click.echo(f"{option} is {path.absolute()}", err=True)

@@ -1,4 +1,4 @@
-"""What a command does while a request of it fails and is retried: it says so, or gives up."""
+"""Tells the user that a failed request is retried, or ends its retries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 from ..errors import NothingListens, TransientError
 
 WORDLESS_SECONDS: Final = 1.0
-"""For how long a command retries without a word: most failures pass sooner."""
+"""How long a command retries without a message: most failures are over sooner."""
 
 
 class Patience:
-    """For one call with its retries.
+    """Decides about the retries of one call.
 
     Args:
         deadline: When the call gives up, in seconds of `time.monotonic`.
@@ -26,10 +26,10 @@ class Patience:
         self._has_told = False
 
     def is_over(self, error: TransientError) -> bool:
-        """Return whether *error* is to be raised at once; else it is told, once for a call.
+        """Return whether to raise *error* at once; if not, print it, at most once per call.
 
-        A server that is not started on this machine starts by a person's hand, whom waiting keeps
-        from it.
+        If nothing listens on this machine, the user must start the server first, so a retry cannot
+        help.
         """
         if isinstance(error, NothingListens):
             return True

@@ -20,7 +20,7 @@ from ._session import Session, open_session
 takes_delay: Final = click.option(
     "--delay",
     type=click.IntRange(0, limits.DELAY_SECONDS),
-    help="Delay messages that state no delay by this many seconds.",
+    help="Delay messages by this many seconds, unless they have a delay of their own.",
 )
 takes_keep: Final = click.option(
     "--keep",
@@ -40,7 +40,7 @@ _LABELS: Final = {
     "max_concurrency": "max concurrency",
     "max_wait_time_ms": "max wait",
 }
-"""What people call the settings of queues and consumers."""
+"""Names of the settings of queues and consumers, as they are printed."""
 
 
 @click.command(epilog=examples("queues show mails", "queues show mails --json"))
@@ -73,7 +73,7 @@ def show(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--max-retries",
     type=click.IntRange(0, limits.MAX_RETRIES),
-    help="Set the deliveries after which the consumer loses a message, or dead-letters it.",
+    help="Delete or dead-letter a message after this many retries.",
 )
 @click.option(
     "--retry-delay",
@@ -83,7 +83,7 @@ def show(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--lease",
     type=click.IntRange(1, limits.VISIBILITY_TIMEOUT_SECONDS),
-    help="Set the seconds for which a pull that states none leases its messages.",
+    help="Lease messages for this many seconds, unless a pull asks for another time.",
 )
 @click.option(
     "--dead-letter-queue",
@@ -155,7 +155,7 @@ def _read(session: Session, queue: Queue) -> Mapping[str, Any]:
 
 
 def _new_consumer(session: Session, queue: Queue, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the consumer of *queue* with *changes*, and its ``id``, as the API replaces it.
+    """Return the consumer of *queue* with *changes*, as the API takes it, and its ``id``.
 
     Raises:
         CFQueuesError: The queue has no consumer, or several, or one that lacks the setting.

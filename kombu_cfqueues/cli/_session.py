@@ -29,7 +29,8 @@ NEW_CONSUMER_PAUSE_SECONDS: Final = 0.5
 """Pause between two of these pulls."""
 
 ACK_LEASES: Final = 100
-"""Most leases in one acknowledgement request.  No limit is documented; a pull returns no more."""
+"""Maximum number of leases in one acknowledgement request: what one pull can return.  No limit is
+documented."""
 
 
 class Session:

@@ -153,7 +153,7 @@ class Probe:
             for found_id in ids:
                 self._session.call(self._client.delete_queue, found_id)
         except QueueNotFound:
-            pass  # it does not exist, which is what is wanted
+            pass  # there is nothing to delete
         except CFQueuesError as error:
             return f"{name}: {in_one_line(error)}"
         return ""
@@ -161,7 +161,7 @@ class Probe:
     def _find(self, name: str) -> list[Queue]:
         return [queue for queue in self._session.queues() if queue.name == name]
 
-    # Each method below finds out one or two facts
+    # Each method below finds out one or more facts
 
     def _headers(self) -> Fact:
         wanted = ("Ratelimit", "Ratelimit-Policy", "CF-Ray", "Date")

@@ -26,7 +26,7 @@ def share_of(options: Options) -> LearnedShare | None:
 
 
 def share_if_readable(options: Options) -> LearnedShare | None:
-    """Return the same, and None if the file cannot be used."""
+    """Return what `share_of` returns, or None if the spool's file cannot be used."""
     try:
         return share_of(options)
     except CFQueuesError:
@@ -36,7 +36,7 @@ def share_if_readable(options: Options) -> LearnedShare | None:
 def in_short(share: LearnedShare) -> str:
     """Describe *share* in a few words."""
     return (
-        f"this machine uses {share.part:.0%} of request_rate since "
+        f"this machine has used {share.part:.0%} of request_rate for "
         f"{console.duration(share.age_seconds)}"
     )
 
@@ -49,7 +49,7 @@ def in_full(share: LearnedShare) -> str:
         else "tries more while publishing waits"
     )
     return (
-        f"{in_short(share)}, {share.rate:.3g} requests per second: the token was blocked then, and "
-        f"about {share.own:,.0f} of the 1,200 requests before it were made here; it {more}. If "
-        f"several machines use the token, {WAYS_OUT}"
+        f"{in_short(share)}, {share.rate:.3g} requests per second: the token was blocked, and "
+        f"about {share.own:,.0f} of the 1,200 requests before the block were made here; it {more}. "
+        f"If several machines use the token, {WAYS_OUT}"
     )

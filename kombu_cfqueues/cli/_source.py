@@ -13,10 +13,10 @@ from typing import BinaryIO, Final, NamedTuple
 from ._stop import Stop
 
 MAX_LINE_BYTES: Final = 1 << 20
-"""Bytes of a line that are kept.  The rest is dropped: no message is that long."""
+"""Number of bytes of a line that are kept.  The rest is dropped: no message is that long."""
 
 READ_BYTES: Final = 1 << 16
-"""Most bytes that one read of a pipe returns."""
+"""Maximum number of bytes that one read of a pipe returns."""
 
 QUIET_SECONDS: Final = 0.2
 """Wait for the next line of a pipe, after which the lines read so far are published.

@@ -28,13 +28,13 @@ DEMO_SECONDS: Final = 20.0
 """Longest wait for the three messages to arrive."""
 
 DRAIN_SECONDS: Final = 0.5
-"""Longest that one call of ``drain_events`` waits for a message."""
+"""Longest wait of one call of ``drain_events`` for a message."""
 
 POLLING_SECONDS: Final = 0.2
-"""The consumer's ``polling_interval``: short, so that the demo is."""
+"""The consumer's ``polling_interval``: short, so that the demo is quick."""
 
 MESSAGES: Final = 3
-"""Messages that the demo publishes."""
+"""Number of messages that the demo publishes."""
 
 
 @click.command(epilog=examples("demo", "demo --stay"))

@@ -45,13 +45,13 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown":
     "--app",
     "-A",
     metavar="APP",
-    help="Read the settings of this Celery application, named as for 'celery -A', and say what "
-    "is wrong with them here.  Its broker URL and transport options are used.",
+    help="Check the settings of this Celery application, named as for 'celery -A', and use its "
+    "broker URL and transport options.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="With --app: how many threads of a process publish at one time.  "
+    help="With --app: assume that this many threads of a process publish at the same time.  "
     f"[default: {PUBLISHING_THREADS}]",
 )
 @console.takes_json
@@ -84,7 +84,7 @@ def command(
 def _examine_with(
     app: str, raw_options: RawOptions, names: tuple[str, ...], threads: int | None
 ) -> Iterator[Check]:
-    """Check the settings of a Celery application, and then what its broker URL leads to."""
+    """Check the settings of a Celery application, and then the account of its broker URL."""
     application = Application.of(load(app), raw_options.options, threads)
     yield from examine_application(application)
     if raw_options.source == "--broker":

@@ -51,7 +51,7 @@ from ._stop import stop_on_signals
 @click.option(
     "--rate-limit",
     type=click.IntRange(min=0),
-    help="Limit the requests of a token in 5 minutes; Cloudflare's limit is 1200.  "
+    help="Allow each token this many requests in 5 minutes; Cloudflare's limit is 1200.  "
     "[default: no limit]",
 )
 @click.option(
@@ -207,8 +207,8 @@ def _elsewhere(emulator: Emulator) -> str:
         return ""
     login = f"{emulator.account_id}:{quote(emulator.token, safe='')}"
     return f"""
-On other machines and in other containers, with the name or address of this one for HOST:
+On other machines and in other containers, replace HOST with this machine's name or address:
   export CFQUEUES_BROKER_URL=cfqueues://{login}@HOST:{emulator.port}/
-and the transport option allow_insecure_http=True (for the command: -o allow_insecure_http=true).
-If HOST has a dot and is no private address, also base_url="http://HOST:{emulator.port}".
+and set the transport option allow_insecure_http=True (command: -o allow_insecure_http=true).
+If HOST has a dot and is not a private address, also set base_url="http://HOST:{emulator.port}".
 """

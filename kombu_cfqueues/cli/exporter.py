@@ -28,8 +28,8 @@ from ._stop import Stop, stop_on_signals
     type=click.FloatRange(min=1),
     default=30.0,
     show_default=True,
-    help="Read each queue once per this many seconds, with one request. With very many queues, "
-    "readings take at most a quarter of the request rate, and so longer.",
+    help="Read each queue once per this many seconds, with one request. Readings use at most a "
+    "quarter of the request rate, so with very many queues they take longer.",
 )
 def command(
     options: Options, names: tuple[str, ...], host: str, port: int, interval: float
@@ -56,11 +56,11 @@ def command(
 
 
 def _keep_up(backlogs: Backlogs, stop: Stop, failure: CFQueuesError | None) -> None:
-    """Update until the command is told to stop; say once when it fails, and when it is over."""
+    """Update until the command is told to stop; print when updates begin to fail and recover."""
     failed = False
     while True:
         if failure is not None and not failed:
-            click.echo(f"Reading failed, and is tried again: {in_one_line(failure)}", err=True)
+            click.echo(f"Reading failed, trying again: {in_one_line(failure)}", err=True)
         elif failure is None and failed:
             click.echo("Every queue is read again.", err=True)
         failed = failure is not None

@@ -18,7 +18,7 @@ from ._messages import COLUMNS, by_age, decode, row
 from ._session import Session, open_session
 
 LEASE_SECONDS: Final = 60.0
-"""Lease of messages that ``--pull`` pulls: the delay of their redelivery if it is killed."""
+"""Lease of messages that ``--pull`` pulls.  If it is killed, they are redelivered after it."""
 
 
 @click.command(epilog=examples("peek mails", "peek mails -n 100 --json"))
@@ -81,8 +81,8 @@ def existing_pull_consumer(session: Session, queue: Queue) -> PullConsumer:
     """Return the queue's pull consumer.
 
     Raises:
-        PullNotEnabled: It has none.  None is created: a command that looks, or that is mistyped,
-            must not change who consumes a queue.
+        PullNotEnabled: It has none.  None is created: a command that only reads, or has a mistyped
+            name, must not change what consumes a queue.
     """
     consumers = session.call(session.client.list_consumers, queue.id)
     consumer = PullConsumer.from_json(consumers)

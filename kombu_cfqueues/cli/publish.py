@@ -36,8 +36,8 @@ from ._source import Line, Source
 from ._stop import Stop, stop_on_signals
 
 PUBLISH_BACKOFF: Final = Backoff(first_seconds=0.5, longest_seconds=5.0)
-"""Pauses between the tries of a batch that failed for a while.  The longest is the longest time to
-notice the end of an outage."""
+"""Pauses between the tries of a batch.  The longest is also the longest time to notice the end of
+an outage."""
 
 
 @dataclass
@@ -143,8 +143,8 @@ def command(  # noqa: PLR0917  one parameter per option; Click passes them by na
     Celery consumers read; -o body_format=plain sends the JSON alone.
 
     Ctrl-C waits for the requests in flight, then prints which lines are accepted and how to resume.
-    Nothing is lost or duplicated. Only if a response is lost, or the command is killed, may up to a
-    few hundred lines be published twice.
+    No line is lost. Lines are published twice only if a response is lost or the command is killed,
+    and then at most a few hundred.
     """
     if messages and source is not None:
         raise click.UsageError("give MESSAGES or --file, not both")
@@ -237,13 +237,13 @@ class Run:
         return not (self.failure or self.skipped or self.stop.requested)
 
     def publish(self, source: Iterable[Line | None], *, skip_invalid: bool) -> None:
-        """Publish the lines that are left, until the source ends, one fails or a signal comes."""
+        """Publish the lines that are left, until the source ends, a line fails or a signal."""
         started = time.monotonic()
         senders = ThreadPoolExecutor(self._max_in_flight, "cfqueues-publish")
         try:
             for batch in self._batches(source, skip_invalid=skip_invalid):
                 self._in_flight.append((batch, senders.submit(self._post, batch.messages)))
-                # One batch more than there are threads, so that a free thread never waits for one.
+                # One batch more than threads, so that a free thread never waits for a batch.
                 while len(self._in_flight) > self._max_in_flight + 1:
                     self._record_oldest()
                 if self.stop.requested or self.failure:

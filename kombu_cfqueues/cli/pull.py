@@ -60,10 +60,10 @@ def command(
     pulled. A message is acknowledged once its line is on the disk. So none is lost; if an
     acknowledgement fails, messages are in the file and in the queue.
 
-    With --keep, the messages count one more delivery, and consumers do not get them meanwhile.
+    With --keep, each message counts one more delivery, and consumers do not get it until the end.
     """
     if acks is None:
-        raise click.UsageError("say what becomes of the messages in the queue: --ack or --keep")
+        raise click.UsageError("choose what happens to the messages in the queue: --ack or --keep")
     with open_session(options) as session, stop_on_signals() as stop:
         found = session.queue(queue)
         consumer = existing_pull_consumer(session, found)
@@ -142,7 +142,7 @@ class Run:
             except CFQueuesError as error:
                 left = len(self._held) - start
                 self.failure = self.failure or (
-                    f"{console.plural(left, 'message')} could not be given back, and come back in "
+                    f"{console.plural(left, 'message')} could not be given back; the lease ends in "
                     f"{console.duration(RUN_LEASE_SECONDS)}: {in_one_line(error)}"
                 )
                 return

@@ -101,8 +101,8 @@ def create(  # noqa: PLR0917  one parameter per option; Click passes them by nam
 ) -> None:
     """Create each QUEUE that does not exist.
 
-    Cloudflare's defaults are no delay, and to keep messages for 4 days (free plan: 1 day). The
-    command fails if a queue exists, or is consumed, with other settings than those that are given.
+    By default, Cloudflare does not delay messages, and keeps them for 4 days (free plan: 1 day).
+    The command fails if a queue or its consumer exists with other settings than the given ones.
     """
     if dead_letter_queue and not pull:
         raise click.UsageError("--dead-letter-queue is a setting of the pull consumer: add --pull")
@@ -137,7 +137,7 @@ def _other_consumer(
 
 def _fail_if_unchanged(results: Sequence[Mapping[str, Any]]) -> None:
     ignored = [
-        f"queue {result['queue']!r} exists without the settings that are given "
+        f"queue {result['queue']!r} exists, but not with the given settings "
         f"({in_words(result['unchanged'])}): change it with 'cfqueues queues update'"
         for result in results
         if result["unchanged"]
@@ -200,8 +200,8 @@ def resume(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 def purge(options: Options, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete all messages of each QUEUE, and keep the queue.
 
-    Delayed messages are deleted too. The purge ends some time after the command. Messages that are
-    published meanwhile may survive, and messages that are leased may still be processed.
+    Delayed messages are deleted too. The purge ends some time after the command. Until then,
+    published messages may survive, and leased messages may still be processed.
     """
     with open_session(options) as session:
         queues = [session.queue(name) for name in names]

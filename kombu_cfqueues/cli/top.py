@@ -72,10 +72,11 @@ class Outage:
     why: str
 
     def text(self, snapshot: Snapshot) -> str:
-        """Return what to tell about the numbers of *snapshot*."""
+        """Return the text to print with the numbers of *snapshot*."""
         return (
-            f"Cannot read the queues since {_clock(self.since)}: {self.why} The numbers are from "
-            f"{_clock(snapshot.time)}, {console.duration(time.time() - snapshot.time)} ago."
+            f"Reading the queues has failed since {_clock(self.since)}: {self.why} "
+            f"The numbers are from {_clock(snapshot.time)}, "
+            f"{console.duration(time.time() - snapshot.time)} ago."
         )
 
 
@@ -136,8 +137,8 @@ class Watch:
     Attributes:
         snapshot: The last numbers.
         rates: By queue id, the messages per second by which each queue grew; empty if unknown.
-        outage: Why these are not the numbers of now; None if they are.
-        over: The outage that the last update ended, if one.
+        outage: Why the numbers are old; None if they are current.
+        over: The outage that the last update ended; None if it ended none.
     """
 
     snapshot: Snapshot
@@ -153,7 +154,7 @@ class Watch:
         """Read the queues.
 
         Raises:
-            CFQueuesError: The first reading failed, or a failure that does not pass.
+            CFQueuesError: The first reading failed, or a later one with a permanent error.
         """
         before = self.snapshot if self._session.retries is False else None
         self.over = None
@@ -213,7 +214,7 @@ def _back(outage: Outage) -> str:
 
 
 class _Plain:
-    """Prints a table for each update; what is told about an outage goes to stderr, once."""
+    """Prints a table for each update; prints the start and end of an outage to stderr, once."""
 
     def __init__(self) -> None:
         self._is_told = False

@@ -17,7 +17,7 @@ _PULL_ROUTES: Final = ("pull", "ack", "extend")
 
 
 _MAX_CALLERS: Final = 50
-"""Maximum number of callers that are told apart in one second."""
+"""Maximum number of callers that are counted separately in one second."""
 
 _MAX_CALLERS_SHOWN: Final = 10
 """Maximum number of callers in a description."""
@@ -25,7 +25,7 @@ _MAX_CALLERS_SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who made a request, as far as the emulator can know.
+    """The sender of a request, as far as the emulator can tell.
 
     Attributes:
         address: The address of the machine; "" if unknown.

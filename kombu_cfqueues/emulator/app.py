@@ -151,7 +151,7 @@ class Api:
 
 
 def application(api: Api, console: Console, hub: Hub) -> ASGIApp:
-    """Return the application that serves the API, the hub, the own endpoints, and the page."""
+    """Return the application that serves the API, the hub, the own endpoints and the page."""
     own = Starlette(routes=[*page.routes(), Mount("/_emulator", routes=console.routes())])
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""The configuration file of an emulator: what it has and does from its start.
+"""The configuration file of an emulator: its settings, knobs, faults and queues.
 
-It is TOML.  Queues can also come from the file in which wrangler, Cloudflare's tool, has them.
+It is TOML.  Queues can also come from the configuration file of wrangler, Cloudflare's tool.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ class Config:
     def apply(self, emulator: Emulator) -> None:
         """Set the faults, create the queues that do not exist, and configure those that do.
 
-        A dead-letter queue that is named but not configured is created too, as at Cloudflare
-        messages would be lost without it.
+        A dead-letter queue that is named but not configured is created too.
+
+        Raises:
+            ValueError: The emulator refuses a fault, a queue or a consumer.
         """
         for fault in self.faults:
             order(emulator.faults, fault)
@@ -134,7 +136,7 @@ def _faults(sent: Any) -> Iterator[Mapping[str, Any]]:
     for number, one in enumerate(sent, 1):
         with _naming(f"fault {number}"):
             if not isinstance(one, str | dict):
-                raise ValueError("it must be a text or a table")
+                raise ValueError("it must be a string or a table")
             fault = parse(one) if isinstance(one, str) else one
             order(Faults(), fault)  # only to check it
         yield fault
@@ -183,7 +185,7 @@ def _wranglers(sent: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def _of_wrangler(path: Path, environment: str | None) -> dict[str, ConfiguredQueue]:
-    """Return the queues of wrangler's configuration: of what it publishes to, and consumes from."""
+    """Return the queues that the Worker of wrangler's configuration publishes to or consumes."""
     try:
         sent = _toml(path) if path.suffix == ".toml" else _jsonc(path.read_text("utf-8-sig"))
     except OSError as error:
@@ -231,7 +233,7 @@ _WRANGLER_SETTINGS: Final = {
     "retry_delay": "retry_delay",
     "visibility_timeout_ms": "visibility_timeout_ms",
 }
-"""What wrangler calls a setting of a consumer, and what the API calls it."""
+"""wrangler's name of each setting of a consumer, and the API's."""
 
 
 def _wrangler_consumer(sent: Mapping[str, Any], script: str | None) -> dict[str, Any]:
@@ -282,7 +284,7 @@ def _table(sent: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_names(sent: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     unknown = sorted(set(sent) - set(known))
     if unknown:
-        raise ValueError(f"there is no setting {where}{unknown[0]}; there are {', '.join(known)}")
+        raise ValueError(f"there is no setting {where}{unknown[0]}; settings: {', '.join(known)}")
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class Console:
         async def endpoint(request: Request) -> Response:
             answer: Response
             try:
-                # A probe has no token, and learns nothing but that the emulator serves.
+                # A health probe has no token, and learns only that the emulator is running.
                 if handler != self._health:
                     self._check_caller(request)
                 result = await handler(request)
@@ -153,13 +153,13 @@ class Console:
         why = why_foreign(request.headers)
         if why is not None:
             raise Refusal(
-                403, 10000, f"the request was refused: {why}, and only this emulator's may call it"
+                403, 10000, f"the request was refused: {why}; only the emulator's page may send it"
             )
 
     # --- reading
 
     async def _health(self, _request: Request) -> dict[str, Any]:
-        """Tell that the emulator serves; Docker Compose and others ask before they go on."""
+        """Report that the emulator is running; Docker Compose and others wait for this."""
         with self._service.database.lock:
             self._service.database.connection.execute("SELECT count(*) FROM queues").fetchone()
         return {"status": "ok"}
@@ -181,7 +181,7 @@ class Console:
         }
 
     def _allowances(self) -> list[dict[str, Any]]:
-        """Describe the allowance of each token that made a request lately."""
+        """Describe the allowance of each token that made a request recently."""
         knobs = self._service.knobs
         described = [
             {"token": self._access.label(token), **self._allowance.describe(token, knobs)}

@@ -1,4 +1,4 @@
-"""What callers of the emulator's own endpoints send, checked."""
+"""Reads and checks what callers of the emulator's own endpoints send."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _SEARCH_BATCH: Final = 200
 """Number of messages that a search reads at a time."""
 
 _SEARCH_SECONDS: Final = 0.2
-"""How long a search may keep the emulator from serving the API; its caller goes on from there."""
+"""How long a search may block the API.  The answer says where the caller can continue."""
 
 _EXPORT_BATCH: Final = 200
 """Number of messages that an export reads at a time."""
@@ -37,7 +37,7 @@ _MAX_IMPORT_BYTES: Final = 64_000_000
 """Maximum size of one import; a larger file is sent in parts."""
 
 Changed = Callable[[dict[str, Any]], dict[str, Any]]
-"""Takes an answer, and makes the next state count the messages anew."""
+"""Returns the answer it takes, and makes the next request for the state count the messages."""
 
 
 class MessageConsole:
@@ -46,7 +46,7 @@ class MessageConsole:
     Args:
         service: The emulated account.
         token: The token for code that the answers contain.
-        changed: Called with the answer of what changed messages.
+        changed: Called with the answer of each request that changes messages.
     """
 
     def __init__(self, service: Service, token: str, changed: Changed) -> None:
@@ -68,7 +68,7 @@ class MessageConsole:
     # --- reading
 
     async def page(self, request: Request) -> dict[str, Any]:
-        """Return messages in an order, those with a text, and where the next ones begin."""
+        """Return a page of messages, sorted and filtered, and where the next page begins."""
         queue = self.queue(request)
         sent = request.query_params
         before = whole(sent.get("before"), "before")

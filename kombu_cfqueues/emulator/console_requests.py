@@ -30,7 +30,7 @@ class RequestConsole:
 
     Args:
         service: The emulated account.
-        access: The tokens, to tell whose a request is.
+        access: The tokens, to name the token of a request.
         requests: The log of API requests.
         token: The token for code that the answers contain.
     """

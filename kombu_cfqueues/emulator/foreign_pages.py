@@ -1,7 +1,7 @@
 """Requests of web pages that do not belong to the emulator.
 
-A browser on this machine carries them here, with the emulator's default token, which is known to
-everybody.
+A browser on this machine can send them here with the emulator's default token, which everybody
+knows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 
 def why_foreign(headers: Mapping[str, str]) -> str | None:
-    """Return what is wrong with a request of a foreign page; None if it is none.
+    """Return why a request is considered foreign; None if it is not.
 
     Args:
         headers: The request's headers, by lower-case name.

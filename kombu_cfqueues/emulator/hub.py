@@ -1,7 +1,7 @@
 """The router of the hub: which client gets a message.  ``docs/hub.md`` describes the protocol.
 
-A namespace remembers nothing but bindings of queues that connected clients hold, and for a minute
-the messages of remote control.  It does no I/O: it appends operations to its clients.
+A namespace stores only the bindings of queues that connected clients hold and, for a minute, the
+commands of remote control.  It does no I/O: it appends operations to ``Client.outgoing``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIMITS: Final = {
     "message": MAX_MESSAGE_BYTES,
     "unacknowledged": MAX_UNACKNOWLEDGED_BYTES,
 }
-"""The limits that clients are told."""
+"""The limits that a welcome tells the client."""
 
 TYPES: Final = ("direct", "topic", "fanout")
 
@@ -52,10 +52,10 @@ Operation = list[Any]
 
 
 class Violation(Exception):
-    """The client is disconnected.
+    """The client broke the protocol or a limit, and is disconnected.
 
     Args:
-        code: Code of the WebSocket's end.
+        code: Close code of the WebSocket.
         text: The reason.
     """
 
@@ -122,7 +122,7 @@ class _Kept(NamedTuple):
 
 
 class Namespace:
-    """What one hub knows: its clients, their queues, and the bindings of these queues."""
+    """The state of one hub: its clients, their queues, and the bindings of these queues."""
 
     def __init__(self) -> None:
         self.clients: list[Client] = []
@@ -134,10 +134,10 @@ class Namespace:
         self._turn = itertools.count()
 
     def join(self, client: Client) -> None:
-        """Let a client in.
+        """Add a client.
 
         Raises:
-            Violation: There are too many.
+            Violation: The hub has too many clients.
         """
         if len(self.clients) >= MAX_CLIENTS:
             raise Violation(TOO_MANY_CLIENTS, f"the hub has {MAX_CLIENTS} clients")
@@ -151,10 +151,10 @@ class Namespace:
                 self._let_go(client, queue)
 
     def handle(self, client: Client, frame: str) -> None:
-        """Do what the operations of *frame* say.
+        """Perform the operations of *frame*.
 
         Raises:
-            Violation: The frame is not one of the protocol.
+            Violation: The frame is too large, or breaks the protocol.
         """
         self.frames += 1
         if _size(frame) > MAX_FRAME_BYTES:
@@ -187,7 +187,7 @@ class Namespace:
         *given, request = arguments
         try:
             if not client.spend():
-                raise _Refusal("too-fast", f"more than {OPERATIONS_PER_SECOND} operations/s")
+                raise _Refusal("too-fast", f"over {OPERATIONS_PER_SECOND} operations per second")
             method: Callable[..., Any] = partial(_METHODS[name], self, client)
             value = method(*given)
         except _Refusal as refusal:
@@ -224,7 +224,7 @@ class Namespace:
         self, client: Client, queue: str, exchange: str, kind: str, key: str, since: Any
     ) -> Any:
         if kind not in TYPES:
-            raise _Refusal("type", f"an exchange is of type {', '.join(TYPES)}")
+            raise _Refusal("type", f"the type must be one of {', '.join(TYPES)}")
         if queue not in client.queues:
             raise _Refusal("not-held", "the client has not declared the queue")
         _checked(exchange)
@@ -318,7 +318,7 @@ class Namespace:
                 client.outgoing.append(operation)
 
     def describe(self) -> dict[str, Any]:
-        """Return who is connected, as ``GET /hub/NAMESPACE`` shows it."""
+        """Return the connected clients, as ``GET /hub/NAMESPACE`` shows them."""
         return {
             "clients": [
                 {
@@ -391,12 +391,12 @@ def _size(text: str) -> int:
 
 
 def _held_size(name: str) -> int:
-    """What a queue's name takes in the Durable Object, which stores it as ASCII or UTF-16."""
+    """Return the bytes of a queue's name in the Durable Object, which stores ASCII or UTF-16."""
     return 16 + (len(name) if name.isascii() else len(name.encode("utf-16-le", "surrogatepass")))
 
 
 def encode(operations: list[Operation]) -> str:
-    """Return a frame: JSON, in which only what UTF-8 does not have is escaped."""
+    """Return a frame: JSON, in which only what UTF-8 cannot encode is escaped."""
     text = json.dumps(operations, separators=(",", ":"), ensure_ascii=False)
     try:
         text.encode()
@@ -417,7 +417,7 @@ def _is_control(exchange: str) -> bool:
 
 
 def _is_kept(exchange: str) -> bool:
-    """Whether the messages of an exchange are kept for a minute: commands, and no replies."""
+    """Whether messages of an exchange are kept for a minute: commands are, replies are not."""
     return _is_control(exchange) and not exchange.startswith("reply.")
 
 

@@ -21,7 +21,7 @@ TRANSPORT: Final = "kombu_cfqueues.transport"
 """Key of the connection in an ASGI scope; the server sets it."""
 
 CLOSE_SECONDS: Final = 5.0
-"""How long a client has to take the end of its WebSocket; then its connection is cut."""
+"""How long a client has to confirm the end of its WebSocket; then its connection is cut."""
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -39,12 +39,12 @@ class Hub:
         self._sockets: dict[int, _Socket] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request: a WebSocket, or the question who is connected."""
+        """Serve one request: a WebSocket, or a GET that asks which clients are connected."""
         name = scope["path"].removeprefix(PREFIX)
         refusal = self._refusal(scope, name)
         if scope["type"] == "http":
             if refusal is None and (b"upgrade", b"websocket") in scope["headers"]:
-                refusal = 501, "the emulator's hub needs the package websockets: install it there"
+                refusal = 501, "the emulator needs the package websockets for the hub: install it"
             await self._answer(refusal, name, send)
         elif refusal is not None:
             await _refuse(send, *refusal)
@@ -53,7 +53,7 @@ class Hub:
             await self._serve(namespace, _Socket(send, scope[TRANSPORT]), receive)
 
     def describe(self) -> dict[str, Any]:
-        """Return who is connected, by namespace."""
+        """Return the connected clients, by namespace."""
         found = self._namespaces.items()
         return {name: one.describe() for name, one in sorted(found) if one.clients}
 
@@ -74,7 +74,7 @@ class Hub:
         status, text = refusal or (200, "")
         found = self._namespaces.get(name) or Namespace()
         body = json.dumps({"error": text} if refusal else found.describe()).encode()
-        length = str(len(body)).encode()  # some clients of WebSockets do not know chunks
+        length = str(len(body)).encode()  # some WebSocket clients read no chunks
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -117,7 +117,7 @@ class Hub:
 
 
 class _Socket:
-    """One client's WebSocket; what waits to be sent is bounded by what it has not acknowledged."""
+    """One client's WebSocket.  The limit on unacknowledged bytes bounds what waits to be sent."""
 
     def __init__(self, send: Send, transport: asyncio.Transport) -> None:
         self.client = Client()
@@ -143,7 +143,7 @@ class _Socket:
         await self._send({"type": "websocket.accept"})
 
     def end(self, code: int, reason: str) -> None:
-        """Close the socket once what waits is sent, unless it is closed."""
+        """Close the socket once what waits is sent, unless it is closed already."""
         if not self.has_ended:
             self.has_ended = True
             self._waiting.put_nowait({"type": "websocket.close", "code": code, "reason": reason})

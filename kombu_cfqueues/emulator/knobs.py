@@ -102,8 +102,8 @@ class Knobs:
     """Queues on one page of a list.  The examples have 20; no source says more."""
 
     visibility_alias: bool = False
-    """Take ``visibility_timeout`` of a pull for ``visibility_timeout_ms``, as old examples wrote
-    it.  Otherwise it is ignored, and such a pull leases for 30 s."""
+    """A pull may send ``visibility_timeout`` instead of ``visibility_timeout_ms``, as in old
+    examples.  Otherwise it is ignored, and such a pull leases for 30 s."""
 
     pull_default_size: Literal["consumer", "5"] = "consumer"
     """Batch size of a pull that does not set it: the consumer's ``batch_size``, or 5 if that is not
@@ -113,7 +113,7 @@ class Knobs:
     """Maximum number of leases in one ack call.  No source has a number."""
 
     metadata_bytes: int = limits.METADATA_BYTES
-    """Bytes that count toward a message's size in addition to its body.  Documented as about 100;
+    """Bytes that count towards a message's size in addition to its body.  Documented as about 100;
     miniflare counts none."""
 
     max_batch_bytes: int = limits.BATCH_BYTES

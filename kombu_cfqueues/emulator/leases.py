@@ -35,7 +35,7 @@ class Lease:
 class Leases:
     """Writes and reads lease ids.
 
-    A lease id contains its lease and a signature, so that an expired lease id can be told from an
+    A lease id contains its lease and a signature, which distinguish an expired lease id from an
     invalid one.  It has about the length of Cloudflare's lease ids and starts like them.
 
     Args:

@@ -48,14 +48,14 @@ class LoggedRequest:
         body: The raw body.
         time: Time of arrival in seconds since the epoch, by the machine's own clock.
         route: The route of the path (``push``, ``batch``, ``pull``, …); "" if it has none.
-        status: The status of the response; None until it is sent, and for good if a fault
+        status: The status of the response; None until it is sent, and for ever if a fault
             suppresses it.
         queue_id: The queue's id in the path, valid or not; "" if the path has none.
         code: The first error code of the response; None if it has none.
         seconds: Duration, including latency from faults; None while the request runs.
         fault: The kind of the fault that replaced the response; "" if none did.
         client: The client's address; "" if unknown.
-        answer: The response; None until it is sent, and for good if a fault suppresses it.
+        answer: The response; None until it is sent, and for ever if a fault suppresses it.
     """
 
     method: str

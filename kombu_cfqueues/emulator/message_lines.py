@@ -1,7 +1,7 @@
 """Messages as JSON lines: what an export writes and an import reads.
 
-A line is what a batch request to the API has for a message (``body``, ``content_type``,
-``delay_seconds``), and says what else is known about it.
+A line has the members of a message in a batch request to the API (``body``, ``content_type``,
+``delay_seconds``), and what else is known about the message.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CONTENT_TYPE: Final = "application/x-ndjson"
 def write(message: StoredMessage, now: float) -> bytes:
     """Return the line of *message*.
 
-    A message that is delayed until later is exported with what is left of its delay; one that is
-    leased is exported as one without a lease.
+    A delayed message is exported with the rest of its delay, a leased message as if it had no
+    lease.
 
     Args:
         message: The message.
@@ -51,7 +51,7 @@ def read(data: bytes, *, delay_seconds: int, metadata_bytes: int, first: int = 1
     Args:
         data: The lines, in UTF-8.
         delay_seconds: The delay of a message whose line has none.
-        metadata_bytes: What each message weighs in addition to its body.
+        metadata_bytes: Size of each message in addition to its body.
         first: The number of the first line, for errors.
 
     Raises:

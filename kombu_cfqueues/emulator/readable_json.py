@@ -18,11 +18,11 @@ _ESCAPES: Final = re.compile(r"\\[^u]|((?:\\u[0-9a-fA-F]{4})+)", re.DOTALL)
 _HIDDEN: Final = re.compile(
     "[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
 )
-"""Characters that one cannot see, among them those that reorder the text around them."""
+"""Invisible characters, among them those that reorder the text around them."""
 
 
 def readable(text: str) -> str:
-    r"""Return JSON with its ``\u`` escapes as characters, except for those that one cannot see.
+    r"""Return JSON with its ``\u`` escapes as characters, except for invisible ones.
 
     Args:
         text: JSON, or the beginning of it.
@@ -31,7 +31,7 @@ def readable(text: str) -> str:
 
 
 def pretty(text: str) -> str:
-    """Return valid JSON in lines, indented by two spaces a level, readable as ``readable()``."""
+    """Return valid JSON in lines, indented by two spaces per level, as ``readable()`` shows it."""
     lines: list[str] = []
     line, depth, previous = "", 0, ""
     for part in _parts(readable(text)):

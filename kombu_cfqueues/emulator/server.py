@@ -67,6 +67,7 @@ class Emulator:
             have the position, the account id or a token does not fit into a URL or header, or the
             file cannot be used.
         OSError: (``start()``) The server cannot listen on the address.
+        RuntimeError: (``start()``, ``stop()``) The server's thread failed.
     """
 
     def __init__(
@@ -258,16 +259,15 @@ class Emulator:
     def configure_queue(
         self, name: str, *, consumer: Mapping[str, Any] | None = None, **settings: Any
     ) -> str:
-        """Create a queue, or change one that exists; return its id.  Messages stay.
+        """Create a queue, or change the existing one; return its id.  Its messages stay.
 
         Args:
             name: Its name.
-            consumer: Its consumer, which replaces another one; None changes none.
+            consumer: Its consumer, which replaces any other; None keeps the current one.
             settings: As for ``create_queue()``.
 
         Raises:
-            ValueError: As for ``create_queue()``, except that the queue may exist.
-            TypeError: As for ``create_queue()``.
+            ValueError, TypeError: As for ``create_queue()``, except that the queue may exist.
         """
         queues = self._service.queues
         queue = queues.named(name, fold=self.knobs.fold_names)

@@ -1,4 +1,4 @@
-"""Code that does again what the page shows: publish a message, make a request."""
+"""Code that repeats what the page shows: publishes a message, or makes a request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether a client takes plain HTTP to this address without being told to."""
+        """Whether a client uses plain HTTP to this address without ``allow_insecure_http``."""
         return self.address.startswith(("127.", "localhost:", "[::1]"))
 
     @property
@@ -80,7 +80,7 @@ class Place:
 
 
 def first_steps(place: Place) -> dict[str, str]:
-    """Return how to reach an emulator that is empty: ``broker_url``, ``python`` and ``curl``."""
+    """Return how to reach an empty emulator: ``broker_url``, ``python`` and ``curl``."""
     token = TOKEN if place.token == TOKEN else f"${TOKEN_VARIABLE}"
     allow = 'app.conf.broker_transport_options = {"allow_insecure_http": True}'
     python = [
@@ -115,7 +115,7 @@ def of_message(message: StoredMessage, queue: tuple[str, str], place: Place) -> 
     body = json.dumps(message.body, ensure_ascii=False) if is_text else message.body
     sent = f'{{"body": {body}, {json.dumps(fields)[1:]}'
     path = f"/accounts/{place.account_id}/queues/{queue_id}/messages"
-    # The API refuses other JSON than arrays and objects here, and takes it in batches.
+    # This route refuses JSON other than arrays and objects; the batch route accepts it.
     if not is_text and body.lstrip()[:1] not in ("{", "["):
         path, sent = f"{path}/batch", f'{{"messages": [{sent}]}}'
         sdk = _call(

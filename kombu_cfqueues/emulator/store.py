@@ -119,7 +119,7 @@ class Store:
         self._rng = random.Random(knobs.seed)  # noqa: S311 - not used for secrets
         self._leases = Leases(database.setting("lease_key", secrets.token_bytes(32)))
         # Guarded by database.lock:
-        self._lease_ends_ms = 0.0  # no lease ends before
+        self._lease_ends_ms = 0.0  # no lease ends before this time
         # By queue, with the time of the measurement in milliseconds.
         self._metrics: dict[int, tuple[float, Metrics]] = {}
         with database.lock:

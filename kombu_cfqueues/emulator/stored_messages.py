@@ -1,4 +1,4 @@
-"""Messages in the store as tests and people look at them: which, in which order, from where on."""
+"""Reads messages of the store for tests and for the page: selected, sorted and in parts."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Query:
         _position(self.after)
 
     def cursor(self, message: StoredMessage) -> str:
-        """Return the value of ``after`` with which the messages after *message* begin."""
+        """Return the ``after`` of a query for the messages that follow *message*."""
         value = {
             "attempts": message.attempts,
             "size": len(message.body.encode()),

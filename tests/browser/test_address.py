@@ -110,9 +110,9 @@ def test_requests_are_found_and_sorted(open_page, emulator, jobs, shop):
     page.get_by_label("Find a text in the requests").fill("OTHER")
     expect(rows).to_have_count(1)
     page.get_by_label("Find a text in the requests").fill("nobody")
-    expect(page.get_by_text("None of the latest 3 requests fits.")).to_be_visible()
+    expect(page.get_by_text("None of the latest 3 requests matches.")).to_be_visible()
     page.reload()
-    expect(page.get_by_text("None of the latest 3 requests fits.")).to_be_visible()
+    expect(page.get_by_text("None of the latest 3 requests matches.")).to_be_visible()
 
 
 def test_queues_are_sorted_and_found(open_page, emulator, shop):

@@ -351,7 +351,7 @@ def test_a_token_that_the_api_has_stopped(run, tmp_path):
     assert verdicts(done)["allowance"] == "problem"
     assert "what else uses the token" in done.out
     assert verdicts(done)["share"] == "warning"
-    assert re.search(r"uses 2% of request_rate since \d+ s?", done.out)
+    assert re.search(r"has used 2% of request_rate for \d+ s?", done.out)
     assert "of the 1,200 requests" in done.out
     assert "budget_url" in done.out
 

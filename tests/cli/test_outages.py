@@ -53,7 +53,7 @@ def test_top_says_it_in_plain_lines_too(start, emulator):
     process.stdout.readline()
     with emulator.outage():
         said = process.stderr.readline()
-        assert re.match(r"Cannot read the queues since \d\d:\d\d:\d\d: .*nothing listens", said)
+        assert re.match(r"Reading the queues has failed since [\d:]{8}: .*nothing listens", said)
         assert re.search(r"The numbers are from \d\d:\d\d:\d\d, \d+ s ago\.", said)
     assert process.stderr.readline().startswith("The API answers again, after ")
     _, rest = end(process)
@@ -85,7 +85,7 @@ def test_on_a_terminal_old_numbers_look_old(emulator):
     try:
         appears(rb"1 queue at 127\.0\.0\.1")
         with emulator.outage():
-            appears(rb"\x1b\[1;31mCannot read the queues since")
+            appears(rb"\x1b\[1;31mReading the queues has failed since")
             appears(rb"\x1b\[2mjobs")  # dimmed
         appears(rb"The API answers again, after")
         appears(rb"\njobs")  # not dimmed

@@ -103,5 +103,5 @@ def test_create_fails_where_a_queue_has_other_settings(cfqueues, first, second, 
     cfqueues("queues", "create", "mails", *first)
     done = cfqueues("queues", "create", "mails", *second, *form, code=0 if said is None else 1)
     if said is not None:
-        assert f"queue 'mails' exists without the settings that are given {said}" in done.err
+        assert f"queue 'mails' exists, but not with the given settings {said}" in done.err
         assert "cfqueues queues update" in done.err

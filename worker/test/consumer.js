@@ -1,4 +1,4 @@
-// A consumer that tells the test what it got, and fails on demand.
+// A consumer that reports to the test what it got, and fails on demand.
 
 import { encodeTask } from "../celery-consumer/src/celery.js";
 import { consume, Reject, Retry } from "../celery-consumer/src/consume.js";
@@ -16,7 +16,7 @@ export default {
     const handlers = {
       tasks: tasksThat(record),
       async message(decoded, { message }) {
-        // By the hundred thousand, only what tells them apart.
+        // There are a hundred thousand of them: record only what distinguishes them.
         const brief = batch.queue === "bulk";
         record(message, brief ? { body: decoded.body } : describe(decoded));
       },

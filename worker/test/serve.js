@@ -8,7 +8,7 @@
 //
 // Ends when its standard input does, so that it never outlives the test that started it.  The line
 // "restart" there kills the runtime and starts it again, the gateway on the same port; "restarted"
-// is printed when it is back.  The queues are in the runtime's memory: to have them live on, run
+// is printed when it is back.  The queues are in the runtime's memory: to keep them, run
 // `--only consumer` and `--only gateway` as two processes with the same `--registry FOLDER`.
 
 import { createServer } from "node:http";
@@ -31,11 +31,11 @@ const COMPATIBILITY_DATE = "2026-10-01";
 
 const ACCOUNT = "0123456789abcdef0123456789abcdef";
 const TOKENS = { TOKEN_OLD: "old-token", TOKEN_NEW: "new-token", TOKEN_EMPTY: "" };
-// A setting that is no token, although its name begins like one.
+// A setting that is not a token, although its name begins like one.
 const SETTINGS = { TOKENIZER: "no-token-at-all" };
 
-// Bound to the gateway; they end at the test's consumer, but "edge", which the example has, and
-// "sink", which nobody has: there the runtime drops what it gets.
+// Bound to the gateway.  The test's consumer gets their messages, except those of "edge", which the
+// example gets, and of "sink", which has no consumer: the runtime drops them.
 const QUEUES = ["jobs", "emails-eu", "bulk", "flaky", "edge", "sink"];
 
 const records = [];
@@ -82,7 +82,7 @@ process.exit();
 
 function configuration(gatewayPort = 0) {
   return {
-    cf: false, // else it asks the internet
+    cf: false, // otherwise miniflare fetches it from the internet
     telemetry: { enabled: false },
     logRequests: false,
     log: new Log(LogLevel.NONE),

@@ -1,4 +1,4 @@
-// What the page shows stands in its address, so that a reload, a link and the back button keep it:
+// The address states what the page shows, so that a reload, a link and the back button keep it:
 // "#/queues/ID?state=ready&sort=oldest&text=ü&page=9-9&open=12.10&request=3".
 
 /** Return the id of the selected queue (null if none) and the parameters of the address. */
@@ -16,7 +16,7 @@ export const param = (name) => read().params.get(name) ?? "";
 /** Return a parameter that holds numbers, such as those of the open messages. */
 export const numbers = (name) => param(name).split(".").filter((part) => /^\d{1,15}$/.test(part)).map(Number);
 
-/** Change parameters; "" removes one.  `fresh` lets the back button return to what was there before. */
+/** Change parameters; "" removes one.  `fresh` lets the back button undo the change. */
 export function change(changes, { fresh = false } = {}) {
   const { queue, params } = read();
   for (const [name, value] of Object.entries(changes)) {
@@ -26,7 +26,7 @@ export function change(changes, { fresh = false } = {}) {
   go(queue, params, fresh);
 }
 
-/** Select a queue, or none; what concerns the messages of the last one is forgotten. */
+/** Select a queue, or none; forget the parameters for the messages of the previous queue. */
 export function select(queue) {
   const { params } = read();
   for (const name of ["state", "sort", "text", "page", "open"]) params.delete(name);

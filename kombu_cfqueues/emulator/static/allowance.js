@@ -1,4 +1,4 @@
-// The request limit: what is left of it, and which token is blocked, until when and because of whom.
+// The request limit: what is left of it, which token is blocked, until when, and which clients caused it.
 
 import { post } from "./api.js";
 import { attempt } from "./dialogs.js";
@@ -86,5 +86,5 @@ export function limitOf(allowance) {
   return `${counted} This emulator allows ${number(allowance.limit)} in ${duration(allowance.window)}.`;
 }
 
-/** Say what one token has asked, for the list of tokens. */
+/** Describe the requests of one token, for the list of tokens. */
 export const usageOf = (one) => `${one.token}: ${count(one.recent, "request")}${one.blocked_until === null ? "" : `, blocked until ${clock(one.blocked_until)}`}`;

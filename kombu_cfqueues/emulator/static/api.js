@@ -2,7 +2,7 @@
 
 const KEY = "cfqueues-emulator-token";
 
-/** The emulator answered with an error, whose message this error has. */
+/** The emulator answered with an error; this error has its message. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -17,7 +17,7 @@ export class Unreachable extends Error {
   }
 }
 
-/** JSON as somebody wrote it, which is sent as it is: JavaScript would round a large number. */
+/** JSON text that is sent unchanged: JavaScript would round a large number. */
 export class Written {
   constructor(text) {
     this.text = text;
@@ -53,7 +53,7 @@ async function answerOf(method, path, body, type) {
   throw new Refused(answer.status, result.error ?? `The emulator answered with status ${answer.status}.`);
 }
 
-/** Run what fails only if the connection does; the browser's own words for that help nobody. */
+/** Run an action that fails only if the connection does; the browser's message does not say so. */
 async function lost(action) {
   try {
     return await action();

@@ -20,10 +20,10 @@ export function text(element, value) {
   return element;
 }
 
-// Characters that one cannot see, among them those that reorder the text around them.
+// Invisible characters, among them those that reorder the text around them.
 const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]/;
 
-/** Set text that anybody may have written: characters that cannot be seen are shown by their codes. */
+/** Set text that anybody may have written: invisible characters are shown by their codes. */
 export function foreign(element, value) {
   const wanted = String(value);
   if (element.foreignText === wanted) return element;
@@ -42,7 +42,7 @@ function marked(value) {
       continue;
     }
     const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    parts.push(plain, el("span", { class: "hidden-character", title: "A character that cannot be seen" }, code));
+    parts.push(plain, el("span", { class: "hidden-character", title: "Invisible character" }, code));
     plain = "";
   }
   return [...parts, plain];
@@ -58,8 +58,8 @@ export function attribute(element, name, value) {
  * Show `items` as the children of `parent`, one element each.
  *
  * An element stays until its item is gone and moves only if necessary, so that the focus, a selection
- * and an open message survive an update every second.  If the element that has the focus goes, the one
- * that takes its place gets it, or `whenEmpty` if none is left.
+ * and an open message survive an update every second.  If the focused element goes, its successor gets
+ * the focus, or `whenEmpty` if no element is left.
  *
  * @param keyOf returns the key of an item
  * @param make makes the element of an item; the element has a method `update(item)`

@@ -1,4 +1,4 @@
-// Who is connected to the emulator's hub.
+// The clients that are connected to the emulator's hub.
 
 import { el, list, text } from "./dom.js";
 import { moment } from "./format.js";

@@ -66,7 +66,7 @@ export class QueuePanel {
     return param("text") ? `No ${kind} with “${param("text")}”${this.page.next === null ? "" : " yet"}` : `No ${kind}`;
   }
 
-  /** Return the messages with what is in the open ones; those that are not on this page come first. */
+  /** Return the messages, the open ones in full; open messages of other pages come first. */
   async withOpen(queue, messages) {
     const open = numbers("open").slice(-MOST_OPEN);
     for (const number of this.wholes.keys()) if (!open.includes(number)) this.wholes.delete(number);

@@ -58,7 +58,7 @@ function makeRow(queue) {
   const name = el("a", { href: ofQueue(queue.id) });
   name.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault(); // the address keeps what concerns the rest of the page
+    event.preventDefault(); // select() keeps the parameters of the rest of the page
     select(queue.id);
   });
   const paused = el("span", { class: "badge paused", hidden: true }, "paused");

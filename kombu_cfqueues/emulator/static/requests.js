@@ -21,13 +21,13 @@ let old = null; // the open request, if it is no longer among the latest ones
 /** How many requests to fetch: more if only some of them are shown. */
 export const wantedRequests = () => (narrowed() ? MOST : LATEST);
 
-/** Show the latest requests that fit, and the open one. */
+/** Show the latest requests that match, and the open one. */
 export async function showRequests(requests) {
   const wanted = at("request-filter").value.trim().toLowerCase();
   const shown = requests.filter((request) => fits(request, wanted)).sort(ORDERS[at("request-sort").value]);
   await keepOpen(requests, shown);
   at("no-requests").hidden = shown.length > 0;
-  text(at("no-requests"), narrowed() && requests.length ? `None of the latest ${count(requests.length, "request")} fits.` : "None yet. Requests appear here as they arrive.");
+  text(at("no-requests"), narrowed() && requests.length ? `None of the latest ${count(requests.length, "request")} matches.` : "None yet. Requests appear here as they arrive.");
   list(at("request-rows"), shown, (request) => request.number, makeRequest, at("requests-title"));
 }
 

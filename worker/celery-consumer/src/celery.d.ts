@@ -14,9 +14,9 @@ export interface Task {
   id: string;
   args: Value[];
   kwargs: { [name: string]: Value };
-  /** Not to be run before this moment. */
+  /** The task must not run before this moment. */
   eta: Date | null;
-  /** Not to be run from this moment on. */
+  /** The task must not run from this moment on. */
   expires: Date | null;
   /** How often Celery has retried the task; deliveries by the queue are `message.attempts`. */
   retries: number;
@@ -28,17 +28,17 @@ export interface Task {
   /** Soft limit of its run time, in seconds. */
   softTimeLimit: number | null;
   ignoreResult: boolean;
-  /** Who sent it: process id and host. */
+  /** The sender: process id and host. */
   origin: string | null;
   stamps: { [name: string]: unknown };
-  /** Signatures to be sent when the task has succeeded (`link`) or failed (`link_error`). */
+  /** Signatures to send when the task has succeeded (`link`) or failed (`link_error`). */
   callbacks: unknown[] | null;
   errbacks: unknown[] | null;
   chain: unknown[] | null;
   chord: unknown;
 }
 
-/** Why a message was put with the dead letters by kombu_cfqueues; another writer may leave parts out. */
+/** Why kombu_cfqueues dead-lettered a message; another writer may leave parts out. */
 export interface Death {
   /** The queue that it died in, by its name at Cloudflare. */
   queue: string;
@@ -71,14 +71,14 @@ export interface Decoded {
   properties: { [name: string]: any };
   /** For example `application/json`; null for a message without Kombu's envelope. */
   contentType: string | null;
-  /** Null if the message is no Celery task. */
+  /** Null if the message is not a Celery task. */
   task: Task | null;
   /** Why a dead letter died, the latest death first; empty for any other message. */
   deaths: Death[];
 }
 
 export interface DecodeOptions {
-  /** Most bytes that a compressed body may grow to.  Default: 16 MiB. */
+  /** Maximum size of a decompressed body, in bytes.  Default: 16 MiB. */
   maxBytes?: number;
 }
 
@@ -89,7 +89,7 @@ export interface EncodeOptions {
   countdown?: number;
   /** When the task may run; takes the place of `countdown`. */
   eta?: Date;
-  /** When the task is no longer to be run: a moment, or seconds from now. */
+  /** When the task expires: a moment, or seconds from now. */
   expires?: Date | number;
   /** Hard limit of its run time, in seconds. */
   timeLimit?: number;
@@ -127,7 +127,7 @@ export type Argument =
   | readonly Argument[]
   | { readonly [key: string]: Argument };
 
-/** The message is not what a Worker can read.  Delivering it again would not change that. */
+/** A Worker cannot read the message.  A redelivery would not change that. */
 export class DecodeError extends Error {}
 
 /**

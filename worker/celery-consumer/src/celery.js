@@ -6,7 +6,7 @@
 //   encodeTask(name, args, kwargs, …)  a call of a Celery task -> { id, body, options } for send()
 //   sendTask(queue, name, args, …)     the same, sent through a queue binding
 
-/** The message is not what a Worker can read.  Delivering it again would not change that. */
+/** A Worker cannot read the message.  A redelivery would not change that. */
 export class DecodeError extends Error {
   name = "DecodeError";
 }
@@ -14,7 +14,7 @@ export class DecodeError extends Error {
 /** Longest delay of a queue message, in seconds (Cloudflare's limit: 24 hours). */
 const LONGEST_DELAY = 86_400;
 
-/** Most bytes that a compressed body may grow to, unless told otherwise. */
+/** Default limit of the size of a decompressed body, in bytes. */
 const MOST_BYTES = 16 * 1024 * 1024;
 
 // ---------------------------------------------------------------------------------- decoding
@@ -145,7 +145,7 @@ function revive(key, value, { source }) {
     case "uuid":
       return content.hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
     default:
-      return value; // a type that the sender registered: it is for the handler to read
+      return value; // a type that the sender registered, which the handler reads
   }
 }
 
@@ -184,7 +184,7 @@ function taskOf(headers, body) {
 function dateOf(text, header) {
   if (!text) return null;
   const date = new Date(text);
-  if (Number.isNaN(date.getTime())) throw new DecodeError(`header ${header} is no time: ${text}`);
+  if (Number.isNaN(date.getTime())) throw new DecodeError(`${header} is not a time: ${text}`);
   return date;
 }
 
@@ -252,7 +252,7 @@ export async function sendTask(queue, name, args, kwargs, options) {
 
 /** JSON with Kombu's notation for what JSON lacks: the reverse of `revive`. */
 function stringify(value) {
-  // Date has a toJSON, which runs before the replacer: so it looks at the holder instead.
+  // The toJSON of a Date runs before the replacer, so read the original from its holder.
   return JSON.stringify(value, function (key, converted) {
     const original = this[key];
     if (original instanceof Date) return { __type__: "datetime", __value__: isoOf(original) };
@@ -274,8 +274,8 @@ function shorten(text) {
 }
 
 /**
- * The part of the way to `eta` that a queue can hold a message back; Python gives a task that comes
- * before its time back for the rest.  Without one, nothing: a delay of 0 would override the queue's.
+ * The delay until `eta`, at most the longest of a queue; a Python worker that gets the task early
+ * returns it to the queue.  Nothing without an `eta`: a delay of 0 would override the queue's own.
  */
 function delayUntil(eta, now) {
   if (!eta) return {};

@@ -1,5 +1,5 @@
-// From a batch of queue messages to handlers, and each message's outcome: acknowledged, retried
-// with a delay, or put with the dead letters.
+// Passes a batch of queue messages to handlers, and settles each message: acknowledges it, retries
+// it with a delay, or dead-letters it.
 
 import { decode, DecodeError, isExpired } from "./celery.js";
 
@@ -16,7 +16,7 @@ export class Retry extends Error {
   }
 }
 
-/** Thrown by a handler: trying again is no use, put the message with the dead letters. */
+/** Thrown by a handler: a retry cannot help, so dead-letter the message. */
 export class Reject extends Error {
   name = "Reject";
 }
@@ -25,7 +25,7 @@ export class Reject extends Error {
  * Handles each message of the batch on its own, so that one failure never repeats the others.
  *
  * `handlers.tasks` maps names of Celery tasks to `async (task, { message, env, ctx }) => …`;
- * `handlers.message`, if given, takes what is no Celery task: `async (decoded, { … }) => …`.
+ * `handlers.message`, if given, takes all other messages: `async (decoded, { … }) => …`.
  */
 export async function consume(batch, handlers, env, ctx) {
   await Promise.all(batch.messages.map((message) => settle(message, handlers, env, ctx)));
@@ -41,7 +41,7 @@ async function settle(message, handlers, env, ctx) {
     }
     const wait = secondsUntil(decoded.task?.eta);
     if (wait > 0) {
-      // Its eta was further off than the longest delay, so this is only a part of the way.
+      // Its eta was further away than the longest delay, so the message must wait again.
       message.retry({ delaySeconds: Math.min(wait, LONGEST_DELAY) });
       return;
     }
@@ -54,7 +54,7 @@ async function settle(message, handlers, env, ctx) {
 
 async function handle(decoded, handlers, context) {
   const { task } = decoded;
-  // Its own only: "toString" is no task, although every object has one.
+  // Own properties only: every object has a "toString", which is not a task.
   const tasks = handlers.tasks ?? {};
   const handler = task ? Object.hasOwn(tasks, task.name) && tasks[task.name] : handlers.message;
   if (!handler) throw new Reject(`nothing here handles ${nameOf(decoded)}`);
@@ -67,22 +67,23 @@ async function fail(message, error, env) {
   if (hopeless && env.DEAD_LETTERS && (await bury(message, env.DEAD_LETTERS))) {
     message.ack();
   } else {
-    // Past the consumer's max_retries, the queue itself moves it to the dead letters.
+    // After max_retries of the consumer, the queue itself dead-letters the message.
     message.retry({ delaySeconds: delayOf(error) ?? backOff(message.attempts) });
   }
 }
 
 /**
- * Whole seconds that the handler asked for, within what a queue takes: the runtime may throw at others
- * (seen at 1e12 on workerd 2026-10-23), which repeats the batch.  Nothing, if it asked for none.
+ * The whole seconds that the handler asked for, limited to what a queue accepts; undefined if it
+ * asked for none.  The runtime may throw for other values (seen for 1e12 on workerd 2026-10-23),
+ * and then redelivers the batch.
  */
 function delayOf(error) {
-  const seconds = Number(error?.delaySeconds ?? NaN); // whatever was thrown, null as well
+  const seconds = Number(error?.delaySeconds ?? NaN); // a handler may throw any value, also null
   if (Number.isNaN(seconds)) return undefined;
   return Math.ceil(Math.min(Math.max(seconds, 0), LONGEST_DELAY));
 }
 
-/** Sends the message on as it is, so that it can be sent back once the fault is mended. */
+/** Sends the message unchanged, so that it can be sent back once the fault is fixed. */
 async function bury({ id, body }, deadLetters) {
   const contentType =
     typeof body === "string" ? "text" : body instanceof ArrayBuffer ? "bytes" : "json";
@@ -90,13 +91,13 @@ async function bury({ id, body }, deadLetters) {
     await deadLetters.send(body, { contentType });
     return true;
   } catch (error) {
-    console.error(`message ${id} could not be put with the dead letters: ${error}`);
+    console.error(`message ${id} could not be dead-lettered: ${error}`);
     return false;
   }
 }
 
-/** 5, 10, 20 … seconds, an hour at most, and up to half as long again: so that messages that failed together
- * do not come back together. */
+/** 5, 10, 20 … seconds, at most an hour, plus up to half of that at random, so that messages that
+ * failed together are not redelivered together. */
 function backOff(attempts) {
   const seconds = Math.min(5 * 2 ** (attempts - 1), 3600);
   return Math.round(seconds * (1 + Math.random() / 2));
@@ -109,5 +110,5 @@ function secondsUntil(eta) {
 }
 
 function nameOf({ task }) {
-  return task ? `task ${task.name}` : "a message that is no Celery task";
+  return task ? `task ${task.name}` : "a message that is not a Celery task";
 }

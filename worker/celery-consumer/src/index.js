@@ -1,4 +1,4 @@
-// An example: a Worker that runs Celery tasks.  Replace the handlers by your own.
+// An example: a Worker that runs Celery tasks.  Replace the handlers with your own.
 
 import { sendTask } from "./celery.js";
 import { consume, Reject, Retry } from "./consume.js";
@@ -33,11 +33,11 @@ const handlers = {
       if (response.status >= 400 && response.status < 500) {
         throw new Reject(`the hook answered ${response.status}`);
       }
-      if (!response.ok) throw new Error(`the hook answered ${response.status}`); // back-off
+      if (!response.ok) throw new Error(`the hook answered ${response.status}`); // backs off
     },
   },
 
-  // What is no Celery task, for example from kombu.Producer.publish({"page": "/"}).
+  // Messages that are not Celery tasks, for example from kombu.Producer.publish({"page": "/"}).
   async message(decoded) {
     console.log("message:", decoded.body);
   },

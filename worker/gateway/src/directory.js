@@ -1,4 +1,4 @@
-// Which queues there are: those that wrangler.jsonc binds.
+// The queues that the gateway serves: those that wrangler.jsonc binds.
 
 import { Refusal, success } from "./answers.js";
 
@@ -7,8 +7,8 @@ const PER_PAGE = 100;
 /**
  * The bound queues, as `[{ id, name, binding }]`.
  *
- * A binding does not know its queue's name, so the name is read off the binding's own: EMAILS is
- * `emails`, EMAILS_EU is `emails-eu`.  QUEUE_NAMES says it where that is not so.
+ * A binding does not know its queue's name, so the name is derived from the binding's: EMAILS is
+ * `emails`, EMAILS_EU is `emails-eu`.  QUEUE_NAMES overrides the derived name.
  */
 export async function boundQueues(env) {
   const bindings = Object.keys(env).filter((key) => typeof env[key]?.sendBatch === "function");
@@ -26,7 +26,7 @@ export async function findQueue(id, env) {
   }
   const queue = (await boundQueues(env)).find((candidate) => candidate.id === id);
   if (!queue) {
-    throw new Refusal(404, 10104, "Queue does not exist: none of the gateway's has this id");
+    throw new Refusal(404, 10104, "Queue does not exist: no queue of the gateway has this id");
   }
   return queue;
 }

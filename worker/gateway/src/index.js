@@ -50,13 +50,13 @@ async function route(request, env) {
       throw new Refusal(
         403,
         10106,
-        `Unauthorized: the gateway publishes, and does not serve ${request.method} here. ` +
+        `Unauthorized: the gateway only publishes, and does not serve ${request.method} here. ` +
           "Consumers and administration need Cloudflare's API",
       );
   }
 }
 
-/** Its code is that of a token that lacks a permission, which clients tell from a wrong token. */
+/** The code means a missing permission, which clients distinguish from a wrong token. */
 async function refusedCreation(env) {
   const names = (await boundQueues(env)).map((queue) => queue.name);
   return new Refusal(

@@ -1,4 +1,4 @@
-// What a publishing request says, checked in full before anything is sent.
+// Reads a publishing request, and checks it in full before anything is sent.
 
 import { Refusal } from "./answers.js";
 import {
@@ -14,7 +14,7 @@ import {
 export async function readMessage(request) {
   const payload = await readJson(request);
   const message = readOne(payload, "");
-  // The API's own rule for this route, and not for batches.
+  // The API has this rule for this route, but not for batches.
   if (
     message.contentType === "json" &&
     (message.body === null || typeof message.body !== "object")
@@ -51,14 +51,14 @@ export async function readBatch(request) {
 async function readJson(request) {
   const bytes = await readBytes(request);
   try {
-    // Strict, because a byte that is replaced in silence is a message that was changed.
+    // Strict, because silently replacing a byte would change the message.
     return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (error) {
     throw new Refusal(400, 10208, `Request body is not JSON: ${error.message}`);
   }
 }
 
-/** The body, given up as soon as it is too long: one in chunks does not say its length before. */
+/** Reads the body until it is too long: a chunked body does not state its length. */
 async function readBytes(request) {
   const tooLong = new Refusal(413, 10205, `Request exceeds ${REQUEST_BYTES} bytes`);
   if (Number(request.headers.get("Content-Length")) > REQUEST_BYTES) throw tooLong;
@@ -89,12 +89,12 @@ function readOne(payload, pointer) {
     throw new Refusal(400, 10207, "Expected string, under content_type 'text'", `${pointer}/body`);
   }
   if (contentType === "text" && payload.body.includes("\0")) {
-    // The runtime cuts a text off at its first NUL without a word (seen on workerd 2026-10-23).
+    // The runtime silently cuts a text off at its first NUL (seen on workerd 2026-10-23).
     throw new Refusal(400, 10207, "text with a NUL cannot be sent", `${pointer}/body`);
   }
   if (contentType === "text" && !payload.body.isWellFormed()) {
-    // The runtime would put U+FFFD in its place, without a word either.
-    throw new Refusal(400, 10207, "text with half a surrogate pair is no text", `${pointer}/body`);
+    // The runtime would silently replace the half pair with U+FFFD.
+    throw new Refusal(400, 10207, "text with half a surrogate pair is invalid", `${pointer}/body`);
   }
   const message = { body: payload.body, contentType, ...readDelay(payload, 10203, pointer) };
   const bytes = sizeOf(message) + METADATA_BYTES;
@@ -109,7 +109,7 @@ function readOne(payload, pointer) {
   return message;
 }
 
-/** Nothing if no delay was given: the queue's own then holds, which 0 would override. */
+/** Nothing if no delay was given: then the queue's own applies, which 0 would override. */
 function readDelay(payload, code, pointer) {
   const seconds = payload.delay_seconds;
   if (seconds === undefined) return {};

@@ -1,10 +1,10 @@
-// Handing a request's messages to the runtime, and its refusals back to the client.
+// Passes a request's messages to the runtime, and the runtime's refusals to the client.
 
 import { Refusal, success } from "./answers.js";
 
 /**
- * Publishes with one call of the runtime, which takes all or none of it: were the messages split
- * over several calls, a failure of the second would be told of those that the first has sent.
+ * Publishes with one call of the runtime, which accepts all of the messages or none.  With several
+ * calls, a failure of the second would also be reported for the messages that the first had sent.
  */
 export async function publish(queue, { messages, options }) {
   let sent;
@@ -26,8 +26,8 @@ export function metricsOf(metrics) {
 
 /**
  * The runtime ends its errors with the code that the API would have answered: "Queue is
- * overloaded (10250)".  What has none says nothing of the messages, some of which may have been
- * written: a 500, which a client repeats, and never one of the codes for "none was".
+ * overloaded (10250)".  An error without a code does not tell whether messages were written.  It
+ * becomes a 500, which a client repeats, and never a code that means "none was written".
  */
 function translated(error) {
   console.error("sendBatch failed:", error.message);

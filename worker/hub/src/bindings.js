@@ -10,7 +10,7 @@ export class Bindings {
          exchange TEXT, queue TEXT, key TEXT, type TEXT, PRIMARY KEY (exchange, queue, key)
        ) WITHOUT ROWID`,
     );
-    // Reading rows is billed, and this is read with each message: once per life of the object.
+    // Reading rows is billed, and each message needs them: read them once per life of the object.
     this.rows = sql.exec("SELECT exchange, queue, key, type FROM bindings").toArray();
   }
 
@@ -18,7 +18,7 @@ export class Bindings {
     return this.rows.length;
   }
 
-  /** Adds a binding, unless it is there. */
+  /** Adds a binding, unless it exists. */
   add(binding) {
     const { exchange, queue, key, type } = binding;
     const same = (row) => row.exchange === exchange && row.queue === queue && row.key === key;
@@ -52,7 +52,7 @@ export class Bindings {
     return [...new Set(found.map((row) => row.queue))];
   }
 
-  /** The exchanges that a queue is bound to, but those of remote control. */
+  /** The exchanges that a queue is bound to, except those of remote control. */
   listened() {
     return new Set(this.rows.map((row) => row.exchange).filter((name) => !isControl(name)));
   }
@@ -68,7 +68,7 @@ export function isControl(exchange) {
   return exchange.endsWith(".pidbox");
 }
 
-/** Whether the messages of an exchange are kept for a minute: commands, and no replies. */
+/** Whether messages of an exchange are kept for a minute: commands are, replies are not. */
 export function isKept(exchange) {
   return isControl(exchange) && !exchange.startsWith("reply.");
 }

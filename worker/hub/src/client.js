@@ -8,7 +8,7 @@ import {
 } from "./limits.js";
 import { byteLength } from "./operations.js";
 
-/** The count of unacknowledged bytes is written to the attachment each time it has changed by this. */
+/** Change of the unacknowledged bytes after which the count is written to the attachment. */
 const NOTED_BYTES = 64 * 1024;
 
 export class Client {
@@ -67,7 +67,7 @@ export class Client {
     try {
       this.socket.send(frame);
     } catch {
-      this.hasEnded = true; // it has disconnected, of which webSocketClose tells
+      this.hasEnded = true; // it has disconnected; webSocketClose will be called
     }
   }
 

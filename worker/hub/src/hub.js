@@ -1,5 +1,5 @@
-// One namespace of the hub: a router that remembers nothing but which client holds which queue.
-// docs/hub.md describes the protocol.
+// One namespace of the hub: a router that stores only the bindings of queues that clients hold, and
+// for a minute the commands of remote control.  docs/hub.md describes the protocol.
 
 import { DurableObject } from "cloudflare:workers";
 import { Bindings, isControl, isKept, matches, TYPES } from "./bindings.js";
@@ -32,11 +32,11 @@ export class Hub extends DurableObject {
     this.turn = 0;
     const known = ctx.getWebSockets().map((socket) => new Client(socket));
     this.clients = new Map(known.filter((one) => !one.hasEnded).map((one) => [one.socket, one]));
-    // A client whose end was not heard, because the object was not there.
+    // Clients may have disconnected while the object did not exist.
     this.bindings.remove(({ queue }) => !this.isHeld(queue));
   }
 
-  /** A WebSocket, or the question who is connected. */
+  /** Serves a WebSocket, or a GET that asks which clients are connected. */
   fetch(request) {
     if (request.headers.get("Upgrade") !== "websocket") return Response.json(this.describe());
     const [theirs, ours] = Object.values(new WebSocketPair());
@@ -75,7 +75,7 @@ export class Hub extends DurableObject {
     this.webSocketClose(socket);
   }
 
-  /** Sends what waits, and forgets those that have ended: a client that hangs never says so. */
+  /** Sends what waits, and forgets ended clients: one that hangs never confirms its end. */
   flush() {
     let clients = [...this.clients.values()];
     while (clients.length > 0) {
@@ -85,7 +85,7 @@ export class Hub extends DurableObject {
       for (const client of ended) {
         for (const queue of client.queues.keys()) this.letGo(client, queue);
       }
-      // The others are told what nobody listens to any more.
+      // The other clients learn which exchanges have no listeners any more.
       clients = ended.length > 0 ? [...this.clients.values()] : [];
     }
   }
@@ -104,7 +104,7 @@ export class Hub extends DurableObject {
     const request = given.pop();
     try {
       if (!client.spend()) {
-        throw new Refusal("too-fast", `more than ${OPERATIONS_PER_SECOND} operations/s`);
+        throw new Refusal("too-fast", `over ${OPERATIONS_PER_SECOND} operations per second`);
       }
       const value = this[name](client, ...given) ?? null;
       if (request !== null) client.outgoing.push(["ok", request, value]);
@@ -147,7 +147,7 @@ export class Hub extends DurableObject {
 
   bind(client, queue, exchange, type, key, since) {
     if (!TYPES.includes(type)) {
-      throw new Refusal("type", `an exchange is of type ${TYPES.join(", ")}`);
+      throw new Refusal("type", `the type must be one of ${TYPES.join(", ")}`);
     }
     if (!client.queues.has(queue)) {
       throw new Refusal("not-held", "the client has not declared the queue");

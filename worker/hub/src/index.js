@@ -1,6 +1,6 @@
 // The hub: fanout and remote control for Kombu and Celery, on a Durable Object for each namespace.
 //
-//   GET /hub/{namespace}   a WebSocket; without an upgrade, who is connected
+//   GET /hub/{namespace}   a WebSocket; without an upgrade, the connected clients
 
 import { answer, refusal } from "./tokens.js";
 

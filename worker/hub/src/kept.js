@@ -1,4 +1,4 @@
-// The last messages of remote control, for clients that are away for a moment.
+// The latest commands of remote control, for clients that disconnect for a moment.
 
 import { KEPT_MESSAGES, KEPT_MS } from "./limits.js";
 
@@ -36,7 +36,7 @@ export class Kept {
     return this.number;
   }
 
-  /** The messages of the last minute after `since`, an epoch and a number; the newest is first. */
+  /** The messages of the last minute after `since`, an epoch and a number; newest first. */
   after([epoch, number]) {
     return this.sql
       .exec(

@@ -7,7 +7,7 @@ export const MAX_FRAME_BYTES = 576 * 1024;
 export const MAX_MESSAGE_BYTES = 256 * 1024;
 export const MAX_UNACKNOWLEDGED_BYTES = 1024 * 1024;
 export const MAX_NAME_BYTES = 255;
-/** The sum of the names of a client's queues, which its attachment (16 KB) holds. */
+/** Maximum sum of the names of a client's queues; its attachment (16 KB) holds them. */
 export const MAX_HELD_BYTES = 12 * 1024;
 export const MAX_CLIENTS = 5_000;
 export const MAX_BINDINGS = 10_000;
@@ -17,7 +17,7 @@ export const KEPT_MESSAGES = 100;
 export const KEPT_MS = 60_000;
 export const MAX_REPLAYED_BYTES = 256 * 1024;
 
-/** The limits that clients are told. */
+/** The limits that a welcome tells the client. */
 export const LIMITS = {
   frame: MAX_FRAME_BYTES,
   message: MAX_MESSAGE_BYTES,

@@ -2,7 +2,7 @@
 
 import { PROTOCOL_ERROR, TOO_LARGE, MAX_FRAME_BYTES, MAX_NAME_BYTES } from "./limits.js";
 
-/** The client is disconnected. */
+/** The client broke the protocol or a limit, and is disconnected. */
 export class Violation extends Error {
   constructor(code, reason) {
     super(reason);
@@ -74,7 +74,7 @@ export function checkedName(name) {
   return name;
 }
 
-/** What a queue's name takes in an attachment, which stores it as ASCII or UTF-16. */
+/** The bytes of a queue's name in an attachment, which stores ASCII or UTF-16. */
 export function heldSize(name) {
   return 16 + (byteLength(name) === name.length ? name.length : 2 * name.length);
 }

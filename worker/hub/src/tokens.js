@@ -18,8 +18,8 @@ export function answer(status, error) {
 async function isValid(presented, env) {
   const digest = await sha256(presented);
   let valid = false;
-  // Digests have one length, and every token is compared: time tells neither a token's length,
-  // nor how much of it was right, nor which one it was.
+  // Digests have one length, and every token is compared, so the duration reveals neither a token's
+  // length, nor how much of it was right, nor which token matched.
   for (const token of tokens(env)) {
     const same = crypto.subtle.timingSafeEqual(digest, await sha256(token));
     valid ||= same;
@@ -31,7 +31,7 @@ function tokens(env) {
   return Object.keys(env)
     .filter((name) => /^TOKEN(_|$)/.test(name) && typeof env[name] === "string")
     .map((name) => env[name].trim())
-    .filter((token) => token !== ""); // an empty secret must not open the door
+    .filter((token) => token !== ""); // an empty secret must not be a valid token
 }
 
 function sha256(text) {
