@@ -27,7 +27,7 @@ class Client:
 
     A method blocks until the response was read, at most until its deadline.  Methods about queues
     and consumers, `peek` and `request` block for a permit first.  The caller of `push` and
-    `push_batch` has a permit already; `pull` and `ack` do not count as requests.
+    `push_batch` has a permit already; `pull` and `ack` need none.
 
     Args:
         base_url: Where the API is served, up to and including ``/client/v4``.

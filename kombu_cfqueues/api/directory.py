@@ -67,8 +67,8 @@ class Directory:
     def probe(self, options: Options, *, deadline: float) -> None:
         """Make sure that the server answers and accepts the token; one request per machine.
 
-        The request reads the first page of the account's queues, which saves their look-ups.  None
-        is needed while the machine's facts say that the token works.
+        The request reads the first page of the account's queues, which saves their look-ups.  No
+        request is needed while the machine's facts say that the token works.
 
         Raises:
             CFQueuesError: What the request raised.  There is no retry: Kombu retries, and tries

@@ -132,7 +132,7 @@ def _integer(value: Any) -> int | None:
 
 
 def _has_more(info: Mapping[str, Any], page: int) -> bool:
-    """Whether a page follows, by those of the counters that the response has."""
+    """Whether another page follows, by the counters that the response has."""
     pages, total, per_page = (info.get(key) for key in ("total_pages", "total_count", "per_page"))
     if isinstance(pages, int):
         return page < pages

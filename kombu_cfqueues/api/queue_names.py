@@ -17,25 +17,25 @@ HASH_DIGITS: Final = 8
 
 
 def is_queue_id(name: str) -> bool:
-    """Whether *name* has the form of an id of Cloudflare's."""
+    """Whether *name* has the form of a queue id."""
     return limits.ID.fullmatch(name) is not None
 
 
 def id_as_name(name: str) -> ConfigurationError:
-    """Return the error of a queue whose name is an id, and which does not exist."""
+    """Return the error for a queue that does not exist and whose name is an id."""
     return ConfigurationError(
         f"queue {name!r} does not exist, and its name has the form of a queue id, so it is not "
         "created: use the queue's name, or name a queue and give its id in the option 'queues'"
     )
 
 
-@functools.lru_cache(maxsize=1024)  # each publish asks
+@functools.lru_cache(maxsize=1024)  # called for each publish
 def to_cloudflare_name(name: str) -> str:
     """Return the name at Cloudflare of Kombu's queue *name*, whose prefix is included.
 
     A dash replaces each character that Cloudflare does not allow.  Upper and lower case stay.  A
-    name with characters outside ASCII ends in 8 hex digits of its hash, because what is left of
-    ``tâche`` is left of ``tùche`` too.  So does a name over 63 characters, which is cut.
+    name with characters outside ASCII ends in 8 hex digits of its hash, because ``tâche`` and
+    ``tùche`` would both become ``t-che``.  So does a name over 63 characters, which is cut.
 
     >>> to_cloudflare_name("emails.high_priority")
     'emails-high-priority'

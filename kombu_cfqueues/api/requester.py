@@ -161,7 +161,7 @@ class Requester:
         )
 
     def open(self) -> Exchange:
-        """Return what sends requests; the first call imports requests, which takes a while."""
+        """Return the exchange; the first call imports the library requests, which takes a while."""
         exchange = self._exchange
         if exchange is None:
             # Not under the lock: to find the proxies, macOS may look up names.

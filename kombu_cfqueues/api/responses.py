@@ -139,7 +139,7 @@ _STATUSES: Final[Mapping[int, Meaning]] = {
     413: (MessageTooLarge, "A message may have 128 KB, a request 256 KB."),
     429: (RateLimited, "Every call with this token may be blocked for up to five minutes."),
 }
-"""What a status means on every other route, without a code that is known."""
+"""What a status means on the other routes, if the response has no known code."""
 
 
 def payload_of(

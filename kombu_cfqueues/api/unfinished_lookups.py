@@ -57,8 +57,8 @@ class UnfinishedLookups:
 
         Args:
             name: The queue's name at Cloudflare.
-            deadline: When the look-up ends, in monotonic seconds.  A caller with much time has a
-                low rate, and may try again only after as much time.
+            deadline: When the look-up ends, in monotonic seconds.  A caller with a late deadline
+                makes few requests, and may try again only after as long a time.
             creates: Whether the queue is created if it is missing.  If not, a look-up starts again
                 after it has read all pages: another program may have created the queue since.
         """

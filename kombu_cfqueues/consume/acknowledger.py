@@ -1,9 +1,9 @@
 """Acknowledgements and retries, sent in groups by background threads.
 
-Settling a message never blocks its caller.  The acknowledgements of a queue share a request: it
-leaves once it is full, or `ACK_HOLD_SECONDS` after the first one and at least `SPACING_SECONDS`
-after the request before.  A retry leaves at once, because a consumer may be waiting for the
-message.  A request that fails is repeated until the leases end.
+Settling a message never blocks its caller.  The acknowledgements of a queue share a request.  The
+request leaves once it is full, or `ACK_HOLD_SECONDS` after its first acknowledgement and at least
+`SPACING_SECONDS` after the previous request.  A retry leaves at once, because a consumer may be
+waiting for the message.  A request that fails is repeated until the leases end.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ SPACING_SECONDS: Final = 0.1
 stream of acknowledgements takes at most ten requests per second."""
 
 REQUESTS_PER_QUEUE: Final = 2
-"""Requests in flight for one queue."""
+"""Maximum number of requests in flight for one queue."""
 
 FULL_REQUESTS_PER_QUEUE: Final = 5
-"""The same while full ones wait: as many as pulls may be in flight."""
+"""The same while full requests wait: as many as a queue may have pulls in flight."""
 
 SENDERS: Final = 8
 """Maximum number of sending threads.  With several, a request that hangs does not delay the other
 queues."""
 
 MAX_UNSENT: Final = 2 * MAX_LEASES
-"""A queue for which more leases wait is not pulled.  An application may acknowledge faster than the
-requests leave, and what waits takes memory."""
+"""A queue is not pulled while more than this number of its leases wait.  An application may
+acknowledge faster than the requests leave, and waiting leases take memory."""
 
 ACK_REQUEST_SECONDS: Final = 10.0
 """Maximum duration of one request."""
@@ -99,7 +99,7 @@ class _PendingLease(NamedTuple):
 
 
 class _Outbox:
-    """The leases to be settled of one queue.  Times are seconds of `time.monotonic`."""
+    """The leases of one queue that are to be settled.  Times are seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.waiting: deque[_PendingLease] = deque()
@@ -174,7 +174,7 @@ class Acknowledger:
     def returning(self, queue_id: str) -> bool:
         """Whether messages of the queue are being given back, so that a pull now would miss them.
 
-        False while requests fail: they may have to wait for longer than a pull should.
+        False while requests fail, because a pull should not wait for an outage to end.
         """
         outbox = self._outboxes.get(queue_id)
         return outbox is not None and outbox.returning > 0 and not outbox.backs_off
@@ -297,7 +297,7 @@ class Acknowledger:
         self._send(queue_id, batch, time.monotonic() + ACK_REQUEST_SECONDS)
 
     def _send(self, queue_id: str, batch: list[_PendingLease], deadline: float) -> bool:
-        """Send a batch; return False if something of it must be sent again."""
+        """Send a batch; return False if part of it must be sent again."""
         failed = batch  # if anything else ends this thread, nothing of the batch is lost
         error: CFQueuesError | None = None
         try:
@@ -401,8 +401,8 @@ def _log_expired(queue: str, count: int, error: CFQueuesError | None) -> None:
 
 def _log_refusals(queue: str, batch: Sequence[_PendingLease], warnings: Mapping[str, str]) -> None:
     """Log a warning if the server did not settle leases of a batch."""
-    # If the response to a first request is lost, the server warns at the second one about leases
-    # that the first one settled.
+    # If the response to a request is lost, the server answers the repeated request with warnings
+    # about the leases that the first request settled.
     asked = {lease.delivery.lease_id for lease in batch if lease.fresh}
     refusals = [text for lease_id, text in warnings.items() if lease_id in asked]
     if refusals:
@@ -417,7 +417,7 @@ def _log_refusals(queue: str, batch: Sequence[_PendingLease], warnings: Mapping[
 
 
 def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | None) -> None:
-    """Log the begin and the end of an outage, once each."""
+    """Log the beginning and the end of an outage, once each."""
     if is_passing(before):
         before = None
     if is_passing(now):
@@ -429,7 +429,7 @@ def _log_outage(queue: str, before: CFQueuesError | None, now: CFQueuesError | N
             now,
         )
     elif before is None and now is not None:
-        # Such as a token that is refused.  The next pull raises that in the application's thread.
+        # For example, the token is refused.  The next pull raises that in the application's thread.
         logger.debug("messages of queue %r cannot be settled: %s", queue, now)
     elif isinstance(before, TransientError) and now is None:
         logger.info("messages of queue %r are settled again", queue)

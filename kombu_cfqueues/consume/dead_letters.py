@@ -1,6 +1,6 @@
-"""Dead letters, and messages without retries left: both leave their queue by a copy.
+"""Dead letters, and messages without retries left: a copy replaces each of them.
 
-The API cannot move a message.  So a copy is published to its destination, and the original is
+The API cannot move a message.  So a copy is published to the destination, and the original is
 acknowledged afterwards.  If the process ends between the two, the message is in both queues; it is
 never in neither.
 """
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 COPY_SECONDS: Final = 30.0
 """Maximum duration of one copy.  It waits for the request allowance like any publisher, so it gets
-the time that ``publish_timeout`` gives those by default."""
+the default of ``publish_timeout``."""
 
 COPY_RETRY_SECONDS: Final = 1.0
 """Pause after a copy that failed, so that an outage does not become a busy loop."""
@@ -43,7 +43,7 @@ class _Copy(NamedTuple):
     delivery: Delivery
     delay: int  # seconds
     dead_letter_queue: str  # its name at Cloudflare; "" to copy to the message's own queue
-    death: Mapping[str, Any] | None = None  # what the dead letter says of it
+    death: Mapping[str, Any] | None = None  # see `_death`
 
 
 class Forwarder:
@@ -53,7 +53,7 @@ class Forwarder:
         publish: Publishes a copy.
         find: Returns the id of the queue with a name at Cloudflare; creates it if it is missing.
         ack: Acknowledges a message that was copied.
-        on_returned: Called with the id of a queue when a copy of its own message is in it.
+        on_returned: Called with the id of a queue once a copy of its own message is in it.
     """
 
     def __init__(
@@ -169,12 +169,12 @@ def _packed(copy: _Copy) -> Packed:
     try:
         return envelope.repack(raw, delay_seconds=copy.delay, death=copy.death)
     except MessageTooLarge:
-        # It fitted before, and is worth more than the reason.
+        # The message fitted before, and keeping it matters more than the reason.
         return envelope.repack(raw, delay_seconds=copy.delay)
 
 
 def _death(delivery: Delivery, reason: str) -> dict[str, Any]:
-    """Return what a dead letter says of its death.
+    """Return what a dead letter records about its dead-lettering.
 
     Args:
         delivery: The message.

@@ -21,7 +21,7 @@ class Delivery(NamedTuple):
         raw: The message as the API returned it.
         message: Kombu's dictionary of the message.
         leased_at: When the lease began, on the same clock.
-        failed: The application's callback raised an exception over it.
+        failed: Whether the application's callback raised an exception for it.
         cause: Why the application gives it up; None if it did not say so.
     """
 

@@ -33,12 +33,12 @@ from ..spool import Listener, Listeners, Spool
 logger = logging.getLogger(__name__)
 
 TIDY_SECONDS: Final = 5.0
-"""How often the listening thread looks which queues are still consumed.  It ends, and the socket is
-removed, if none is.  A consumer that is soon opened again finds it."""
+"""How often the listening thread checks which queues are still consumed.  If none is, the thread
+removes the socket and ends.  A consumer that is opened again before that finds the socket."""
 
 REOPEN_SECONDS: Final = 60.0
-"""Pause before another try to open a socket, after the folder, the system or a missing thread did
-not allow one."""
+"""Pause before another attempt to open a socket, after the folder or the system refused it, or no
+thread could start."""
 
 MAX_PATH_BYTES: Final = 103
 """The longest path of a socket that every system accepts: 107 bytes on Linux, 103 on macOS."""
@@ -54,7 +54,7 @@ class Beyond(Protocol):
         """Ring for the queue *key*.  Neither blocks nor raises."""
 
     def listen(self, on_ring: Callable[[str], None], on_gap: Callable[[], None]) -> None:
-        """Call *on_ring* with the key of each bell from now on; once for a process is enough.
+        """Call *on_ring* with the key of each bell from now on; one call per process is enough.
 
         Args:
             on_ring: Called with a key.
@@ -83,7 +83,7 @@ class Doorbell:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Leave the socket to the parent: while a child has it open, it outlives its owner."""
+        """Leave the socket to the parent: if a child kept it open, it would outlive its owner."""
         if self._bells is not None:
             self._bells.abandon()
         self._lock = threading.Lock()  # guards the fields below while they are set
@@ -139,7 +139,7 @@ class Doorbell:
         """Hear the bells for a queue as long as it is consumed.  Never raises.
 
         Args:
-            queue_id: What bells are reported with.
+            queue_id: The id with which bells are reported.
             names: What publishers may call the queue: see `Address.name`.
         """
         keys = [self._key(name) for name in names]
@@ -165,7 +165,7 @@ class Doorbell:
     def _listen_for(
         self, listeners: Listeners, queue_id: str, keys: list[str]
     ) -> _BellSocket | None:
-        """Enter a queue; return the socket if it was opened for it.  The caller holds the lock."""
+        """Enter a queue; return the socket if this call opened it.  The caller holds the lock."""
         bells = self._bells
         if bells is not None and not bells.listener.socket.exists():
             self._leave()
@@ -185,7 +185,7 @@ class Doorbell:
 
     def _give_up(self, error: Exception) -> None:
         """Poll only, for some time.  The caller holds the lock."""
-        logger.debug("no doorbell: consumers are not woken, and poll: %s", error)
+        logger.debug("no doorbell, so consumers only poll: %s", error)
         self._reopen_at = time.monotonic() + REOPEN_SECONDS
         self._leave()
 
@@ -195,13 +195,13 @@ class Doorbell:
             self._on_ring(queue_id)
 
     def _missed_beyond(self) -> None:
-        """Look at each queue once, as if its bell had been heard."""
+        """Report a bell for each queue, because some may have been missed."""
         for queue_id in set(self._keys_beyond.copy().values()):  # several keys may name a queue
             if self._is_consumed(queue_id):
                 self._on_ring(queue_id)
 
     def is_alone(self, queue_id: str) -> bool:
-        """Whether no other process that hears the bells consumes a queue, as far as is known."""
+        """Whether, as far as is known, no other process hears the bells of a queue."""
         bells = self._bells
         if bells is None or self._listeners is None or self._beyond is not None:
             return False
@@ -215,7 +215,7 @@ class Doorbell:
             self._leave()
 
     def _leave(self) -> None:
-        """Remove what the socket has in the folder.  The caller holds the lock."""
+        """Remove the socket's files from the folder.  The caller holds the lock."""
         bells, self._bells = self._bells, None
         keys, self._keys = self._keys, {}
         if bells is not None and self._listeners is not None:
@@ -282,7 +282,7 @@ class _BellSocket:
             undo.pop_all()
 
     def hear(self) -> str | None:
-        """Wait for a bell, and return its key; ``""`` after some seconds, None if it is closed."""
+        """Wait for a bell and return its key; ``""`` after some seconds, None once it is closed."""
         try:
             return self._socket.recv(KEY_CHARACTERS).decode("ascii", "replace")
         except TimeoutError:
@@ -304,7 +304,7 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
-@functools.lru_cache(maxsize=1024)  # each request asks
+@functools.lru_cache(maxsize=1024)  # called for each request
 def _key(account_id: str, name: str) -> str:
     text = f"{account_id}\n{name.lower()}"
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]
@@ -316,7 +316,7 @@ def _send(sender: socket.socket, target: Path, key: str) -> bool:
         with _reachable(target) as path:
             sender.sendto(key.encode(), path)
     except OSError:
-        # A socket that is full has been rung, but its owner may be dead and a child hold it open.
+        # A full socket was rung already, but its owner may be dead and a child may hold it open.
         return False
     return True
 

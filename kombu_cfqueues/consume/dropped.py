@@ -18,10 +18,10 @@ class Holder(Protocol):
     """A channel that has delivered messages."""
 
     def restore_unacked(self) -> object:
-        """Give back all of them.  Returns at once."""
+        """Give back those that are not settled.  Returns at once."""
 
     def deliveries(self) -> list[Delivery]:
-        """Return those of them that are not settled."""
+        """Return those that are not settled."""
 
 
 class DroppedMessages:

@@ -30,14 +30,14 @@ class Flow:
         self._failed_at = float("-inf")  # in seconds of time.monotonic
 
     def pulled(self, *, full: bool) -> None:
-        """Note a pull that was answered: whether with as many messages as it asked for."""
+        """Note a pull that was answered, *full* if with as many messages as it asked for."""
         self._full_pulls = self._full_pulls + 1 if full else 0
 
     def failed(self, started: float, now: float) -> bool:
         """Note a pull that failed; return whether it is the first of those in flight to fail.
 
-        Pulls that overlap fail together, which is no reason to back off once for each.  Times are
-        seconds of `time.monotonic`.
+        Pulls that overlap fail together, which is not a reason to back off once for each.  Times
+        are seconds of `time.monotonic`.
         """
         before, self._failed_at = self._failed_at, now
         self._full_pulls = 0
@@ -58,7 +58,7 @@ class Flow:
 
         Args:
             in_flight: Its pulls that are in flight.
-            of_all: The same of every queue, this one included.  Pulls beyond the second leave
+            of_all: The same for every queue, this one included.  Pulls beyond the second leave
                 threads to the other queues, in case the server hangs.
         """
         if in_flight < OVERLAPPING_PULLS:

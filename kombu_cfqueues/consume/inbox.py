@@ -34,8 +34,8 @@ class Subscription:
         options: The options to pull it with.
         window: The channel's slots.
         inbox: Where pulled messages wait for their delivery.
-        fails_over: Whether an outage of ``failover_after`` is raised to the application, because
-            Kombu has another URL.
+        fails_over: Whether an outage that lasts ``failover_after`` is raised to the application,
+            because Kombu has another URL.
         is_reply: Whether results of tasks come to the queue.
 
     Attributes:
@@ -101,11 +101,11 @@ class Subscription:
     def publishers_names(self) -> tuple[str, ...]:
         """What publishers may call the queue: see `Address.name`."""
         by_id = Address.of_id(self.queue.id).name
-        # An id that the application gave says nothing of the name at Cloudflare.
+        # If the application gave an id, the name at Cloudflare is unknown.
         return (by_id,) if self.name in self.options.queues else (by_id, self.queue.name)
 
     def renew_after_fork(self) -> None:
-        """Forget the pulls of the parent, which gets their responses, and when it pulls next."""
+        """Forget the parent's pulls, whose responses the parent gets, and when the next is due."""
         self.in_flight = 0
         self.searching = False
         self.pulse = Pulse()
@@ -162,6 +162,8 @@ class Inbox:
     Args:
         lock: The receiver's lock.
         on_pull_wanted: Called, with the lock held, when a pull may have become due.
+        on_left: Called, with the lock held, before an outage is raised so that Kombu leaves the
+            broker.
 
     Attributes:
         subscriptions: What the connection consumes.
@@ -201,7 +203,7 @@ class Inbox:
             deadline: When to stop waiting, in seconds of `time.monotonic`; None waits forever.
 
         Returns:
-            The message, or what delivers it; None if the deadline has passed, and after
+            The message, or a call that delivers one; None if the deadline has passed, and after
             `interrupt`.
 
         Raises:
@@ -322,7 +324,7 @@ class Inbox:
         )
 
     def found(self, subscription: Subscription, source: Source) -> None:
-        """Note what a subscription pulls; it takes over what waits for earlier ones to it."""
+        """Note what a subscription pulls; the newest one takes over messages of earlier ones."""
         subscription.queue, subscription.consumer = source
         subscription.found = True
         if subscription.cancelled:
@@ -335,7 +337,7 @@ class Inbox:
                 subscription.window.held += 1
                 arrival = Arrival(subscription, arrival.delivery)  # noqa: PLW2901
             self._arrivals.append(arrival)
-        if self._on_ready is not None:  # a loop always wants messages, and asks for none
+        if self._on_ready is not None:  # an event loop always wants messages
             self._ask_for_messages()
         self.notify()
 

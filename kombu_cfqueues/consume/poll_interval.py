@@ -27,19 +27,19 @@ QUIET_SHARE: Final = 1 / 10
 message waits for at most a tenth of the quiet time before it."""
 
 REPLY_INTERVAL_SECONDS: Final = 0.1
-"""Shortest pause of a queue to which a task was told to send its result.  Most results come soon,
-and somebody usually waits for them."""
+"""Shortest pause for a queue that receives results of tasks.  Most results come soon, and somebody
+usually waits for them."""
 
 REPLY_SHARE: Final = 1 / 4
 """The share of the quiet time for such a queue, so that a result waits for at most a quarter of the
 time that the task has taken."""
 
 EXPECTED_SECONDS: Final = 1.0
-"""Shorter pauses are not cut when a task is sent whose result will come to the queue."""
+"""Pauses up to this length stay when a task is sent whose result will come to the queue."""
 
 SECOND_LOOK_SECONDS: Final = 0.1
-"""Pause after a bell's pull that found nothing, and half of the next pause: the server may not show
-a message as soon as it has accepted it."""
+"""Pause after a bell's pull that found nothing; each further pause is twice as long.  The server
+may not show a message as soon as it has accepted it."""
 
 LAST_LOOK_SECONDS: Final = 0.4
 """Longest of these pauses.  After it, the queue is pulled as often as without a bell."""

@@ -51,7 +51,7 @@ class PrefetchHint:
             self._is_due = idle_seconds - self._idle_before > (now - self._began) / 2
 
     def give(self, queue: str, prefetch: int) -> None:
-        """Log the hint and put it into `stats`, if there is reason to and no queue had it before.
+        """Log the hint and put it into `stats`, if it is due and no queue had it before.
 
         Args:
             queue: Name of the queue.

@@ -54,7 +54,7 @@ class PrefetchWindow:
     def __init__(self, pull_batch_size: int) -> None:
         self._pull_batch_size = pull_batch_size
         self._usual_target = PULLS_AHEAD * pull_batch_size
-        self._target = 1  # messages to pull ahead, as the application has shown to need them
+        self._target = 1  # messages to pull ahead; grows if the application has to wait
         self._asked = False  # the application asked for a message, and none was there
         self._delivered_at = self._waited_at = -LOOP_SECONDS
         self._room_since = self._idle_since = 0.0
@@ -105,7 +105,7 @@ class PrefetchWindow:
             return math.inf
         if room >= enough or not self.held:
             return 0.0
-        # There is time until this pull is as large as those that are held.
+        # Enough messages are held, so there is time for this pull to become as large.
         if self.held >= enough:
             return math.inf
         return self._room_since + GATHER_SECONDS

@@ -235,8 +235,8 @@ def _begin_outage(
 def _failover(subscription: Subscription, error: TransientError) -> TransientError | None:
     """Return what to raise so that Kombu goes on to its next URL; None to keep trying.
 
-    A broker is left once none of the connection's queues could be pulled for ``failover_after``.  A
-    paused queue is no reason.  The caller holds the receiver's lock.
+    A broker is left once none of the connection's queues could be pulled for ``failover_after``,
+    unless one of them is paused: then the server answers.  The caller holds the receiver's lock.
 
     Args:
         subscription: What was pulled, or looked for.

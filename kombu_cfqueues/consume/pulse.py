@@ -15,8 +15,8 @@ class Pulse:
 
     Attributes:
         answered_at: When a request was last answered; None if none was.
-        unanswered_since: When the first request left after which none was answered; None if the
-            last one was.
+        unanswered_since: When the first request after the last answer left; None if none has left
+            since.
         error: What the last request failed with; None if it was answered.
     """
 
@@ -48,7 +48,7 @@ class Pulse:
         return isinstance(self.error, PermanentError)
 
     def copy(self) -> Pulse:
-        """Return the same for a thread that has no lock."""
+        """Return a copy for a thread that does not hold the lock."""
         copied = Pulse()
         copied.__dict__.update(self.__dict__)
         return copied

@@ -42,8 +42,8 @@ MAX_PULLS: Final = 8
 
 SUBSCRIBE_SECONDS: Final = 1.0
 """How long a call that starts to consume waits for its queue to be found.  Short, because a caller
-such as ``SimpleQueue.get(timeout=1)`` counts its own timeout from then on.  Several requests are
-answered within this time, so that a mistake is usually raised where it was made."""
+such as ``SimpleQueue.get(timeout=1)`` counts its own timeout from then on.  Long enough for several
+requests, so that a mistake is usually raised where it was made."""
 
 PULL_SECONDS: Final = 15.0
 """Maximum duration of one pull, and of the requests that repair a pull that failed."""
@@ -123,8 +123,8 @@ class Receiver:
     def subscribe(self, subscription: Subscription) -> None:
         """Pull a queue once a message is asked of the inbox; create the queue if it is missing.
 
-        Blocks for `SUBSCRIBE_SECONDS` at most, and no longer once the server fails.  Then the queue
-        is looked for in the background, and what is wrong with it is raised by the inbox.
+        Blocks for `SUBSCRIBE_SECONDS` at most, and returns early if the server fails.  The search
+        then goes on in the background, and the inbox raises its errors.
 
         Call `cancel` if this raises.
 
@@ -244,7 +244,7 @@ class Receiver:
             self.cancel(subscription)
 
     def vitals(self) -> Vitals:
-        """Return what a health check asks.  Makes no request."""
+        """Return what a health check asks for.  Makes no request."""
         unsettled = [one for holder in living(self.holders) for one in holder.deliveries()]
         settling = self._acknowledger.settling()
         with self._lock:
@@ -416,7 +416,7 @@ class Receiver:
         subscription.hint.give(subscription.name, subscription.window.prefetch)
 
     def _take(self, subscription: Subscription, count: int, deadline: float) -> list[Delivery]:
-        # Before the pull, which finds what was published before this process listened.
+        # Listen first: the pull then finds what was published before.
         self._doorbell.listen_for(subscription.queue.id, subscription.publishers_names)
         name, options = subscription.name, subscription.options
         source = Source(subscription.queue, subscription.consumer)

@@ -31,7 +31,7 @@ class Source(NamedTuple):
     def unknown(cls, name: str) -> Source:
         """Return what stands for the source of Kombu's queue *name* until it is found.
 
-        Its id is that of no queue at Cloudflare.
+        No queue at Cloudflare has its id.
         """
         return cls(Queue(f"unknown: {name}", name, None), PullConsumer(0, ""))
 

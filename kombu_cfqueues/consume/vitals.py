@@ -29,7 +29,8 @@ class Settling(NamedTuple):
     """What a process tells the server about messages that are settled.
 
     Attributes:
-        queues: By queue, whether the acknowledgements are answered that wait or are in flight.
+        queues: For each queue with acknowledgements that wait or are in flight, its name and
+            whether they are answered.
         settled_at: When an acknowledgement was last answered, in seconds of `time.monotonic`; None
             if none was.
     """
@@ -48,8 +49,8 @@ class Vitals(NamedTuple):
         prefetch: The prefetch counts of all channels together; 0 if none has one.
         waiting: Messages that were pulled, and wait for their delivery.
         unsettled: Messages that were delivered, and are not settled.
-        leased_at: When the oldest of both was leased, in seconds of `time.monotonic`; None if there
-            is none.
+        leased_at: When the oldest of these messages was leased, in seconds of `time.monotonic`;
+            None if there is none.
     """
 
     is_open: bool

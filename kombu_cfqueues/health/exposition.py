@@ -10,7 +10,7 @@ from ..metrics import PROCESS_COUNTS, QUEUE_COUNTS, stats
 from .judge import Report
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""That of Prometheus's text format."""
+"""The content type of Prometheus's text format."""
 
 Sample = tuple[Mapping[str, str], float]
 """Labels and a value."""
@@ -33,7 +33,7 @@ def _counts() -> Iterator[str]:
         yield _family(f"cfqueues_{name}_total", "counter", text, samples)
     for name, text in PROCESS_COUNTS.items():
         yield _family(f"cfqueues_{name}_total", "counter", text, [({}, numbers[name])])
-    text = "Part of the request rate that is this machine's."
+    text = "This machine's share of the request rate."
     yield _family("cfqueues_share_ratio", "gauge", text, [({}, numbers["share"])])
 
 

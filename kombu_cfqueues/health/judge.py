@@ -13,7 +13,7 @@ from ..runtime.fork import renew_in_child
 
 PATIENCE_SECONDS: Final = 15.0
 """How long pulls and acknowledgements may go unanswered.  Longer than one request that times out,
-and short enough to say so within 30 seconds: an idle queue may be pulled only after 10."""
+and short enough to report it within 30 seconds: the next pull of an idle queue may be due in 10."""
 
 
 class Report(NamedTuple):

@@ -17,21 +17,21 @@ from .judge import Report, judge
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_SECONDS: Final = 5.0
-"""How long a client may take to send its request, so that a silent one costs a thread for a
-moment only."""
+"""How long a client may take to send its request, so that a silent client occupies a thread only
+briefly."""
 
 
 class ProbeListener:
     """Listens at an address; a thread of its own answers each probe.
 
-    The thread that calls `answer` waits in ``accept``, which gevent and eventlet make cooperative;
-    the selectors of ``serve_forever`` they may not.
+    The thread that calls `answer` waits in ``accept``, which gevent and eventlet make cooperative.
+    They may not do so with the selectors of ``serve_forever``.
 
     Args:
         address: Where to listen.
 
     Raises:
-        OSError: The address is in use, or not of this machine.
+        OSError: The address is in use, or does not belong to this machine.
     """
 
     def __init__(self, address: HostPort) -> None:
@@ -59,7 +59,7 @@ class ProbeListener:
         self._server.server_close()
 
     def abandon(self) -> None:
-        """Free the parent's address in a forked child, which would hold it after the parent."""
+        """Free the parent's address in a forked child, which would keep it in use otherwise."""
         abandon(self._server.socket, [self._server.socket.fileno()])
 
 

@@ -23,8 +23,8 @@ TICK_SECONDS: Final = 1.0
 """How often the thread looks at the process, and touches the file."""
 
 BIND_RETRY_SECONDS: Final = 5.0
-"""Pause before another try to listen at an address that is in use.  A worker that stops keeps the
-address until its last task has ended, and its successor then takes it over."""
+"""Pause before another attempt to listen at an address that is in use.  A worker that stops keeps
+the address until its last task has ended, and its successor then takes it over."""
 
 
 class Service:
@@ -32,7 +32,7 @@ class Service:
 
     Args:
         address: Where to answer; None to answer nowhere.
-        file: A file to touch while the process is healthy; None for none.
+        file: A file to touch while the process is healthy; None for no file.
     """
 
     def __init__(self, address: HostPort | None, file: str | None) -> None:
@@ -42,11 +42,11 @@ class Service:
         self._run_token: object | None = None  # of the thread that is to go on
         self._retry_at = 0.0
         self._is_healthy = True  # as far as the log says
-        self._complaints: set[str] = set()  # what the log was told
+        self._complaints: set[str] = set()  # problems that were logged
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Watch nothing: the child is no consumer yet, and the parent answers for itself."""
+        """Watch nothing: the child does not consume yet, and the parent answers for itself."""
         listener, self._listener, self._run_token = self._listener, None, None
         self._is_healthy, self._complaints, self._retry_at = True, set(), 0.0
         if listener is not None:
@@ -178,7 +178,7 @@ def serve(address: HostPort | None, file: str | None) -> Service | None:
 
     Args:
         address: Where to answer; None to answer nowhere.
-        file: A file to touch while the process is healthy; None for none.
+        file: A file to touch while the process is healthy; None for no file.
 
     Returns:
         The service; None where no thread can run.

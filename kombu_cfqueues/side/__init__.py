@@ -1,7 +1,7 @@
 """The control broker, which reaches every process at once: fanout, remote control, events.
 
-Cloudflare Queues cannot broadcast.  The option ``control_url`` names a broker that can, and this
-package is what one process has there: one connection, which one thread owns.
+Cloudflare Queues cannot broadcast.  The option ``control_url`` names a broker that can.  This
+package is a process's connection to that broker, which one thread owns.
 """
 
 from .bell import ControlBell

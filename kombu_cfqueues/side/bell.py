@@ -34,7 +34,7 @@ class ControlBell:
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
-        """Listen anew: the parent hears its bells."""
+        """Forget the parent's port, which hears bells for the parent."""
         self._port: Port | None = None
 
     def ring(self, key: str) -> None:
@@ -47,7 +47,7 @@ class ControlBell:
 
         Args:
             on_ring: Called with the key of each bell, in the owner thread; must not block.
-            on_gap: Called when bells may have been missed, in the same way: after each reconnect,
+            on_gap: Called in the same way when bells may have been missed: after each reconnect,
                 and once if listening has begun only after this method returned.
         """
         if self._port is not None:

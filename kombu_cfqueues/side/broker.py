@@ -16,11 +16,11 @@ from .port import Arrived, Port, Step
 from .request import Request, unavailable
 
 CONTROL_REQUEST_SECONDS: Final = 2.0
-"""How long a request waits for the control broker if it has no time-out of its own."""
+"""How long a request waits for the control broker if its caller gives no timeout."""
 
 STEPS_SECONDS: Final = 1.0
-"""How long a new consumer waits until it is known to the control broker, so that a worker that says
-that it is ready can be controlled.  It starts all the same if that takes longer."""
+"""How long a new consumer waits until the control broker knows it, so that a worker that reports
+ready can be controlled.  If this takes longer, the consumer starts anyway."""
 
 EXISTS_SECONDS: Final = 60.0
 """How long it is remembered that an exchange exists at the control broker."""
@@ -53,7 +53,7 @@ class ControlBroker(OwnerThread):
                 self._ring()
 
     def delete_exchange(self, exchange: str) -> None:
-        """Forget an exchange; other processes may use it still."""
+        """Forget an exchange; other processes may still use it."""
         with self.lock:
             self._exchanges.pop(exchange, None)
 
@@ -68,7 +68,7 @@ class ControlBroker(OwnerThread):
             self._ring()
 
     def send(self, message: Any, exchange: str, routing_key: str) -> None:
-        """Publish an event or a reply some time, or never.  Neither blocks nor raises."""
+        """Publish an event or a reply later, or drop it.  Neither blocks nor raises."""
         notice_fork()
         with self.lock:
             self._outbox.put(Publication(message, exchange, routing_key))
@@ -76,7 +76,7 @@ class ControlBroker(OwnerThread):
             self._ring()
 
     def send_latest(self, exchange: str, key: str, message: Any) -> None:
-        """Publish *message* some time, or never; one that waits for the same *key* is enough."""
+        """Publish *message* later, or drop it; it replaces one that waits for the same *key*."""
         notice_fork()
         with self.lock:
             self._outbox.put_latest(key, Publication(message, exchange, ""))
@@ -84,7 +84,7 @@ class ControlBroker(OwnerThread):
             self._ring()
 
     def publish(self, message: Any, exchange: str, routing_key: str, seconds: float | None) -> None:
-        """Publish what somebody waits for; block until the control broker has it.
+        """Publish a message; block until the control broker has it.
 
         Args:
             message: Kombu's dictionary.
@@ -93,7 +93,8 @@ class ControlBroker(OwnerThread):
             seconds: Maximum time; None means `CONTROL_REQUEST_SECONDS`.
 
         Raises:
-            ControlUnavailable: It may or may not have been delivered: see its ``delivered``.
+            ControlUnavailable: The message may have been delivered: see the error's ``delivered``.
+            MessageTooLarge, HubRefused: See `ask`.
         """
 
         def act(link: Link) -> None:
@@ -129,7 +130,7 @@ class ControlBroker(OwnerThread):
             act: What to do; it is not repeated.
             what: Its description, for the error.
             seconds: Maximum time; None means `CONTROL_REQUEST_SECONDS`.
-            port: Whose channel *act* uses, if it uses one.
+            port: The port whose channel *act* uses, if it uses one.
 
         Raises:
             ControlUnavailable, MessageTooLarge, HubRefused: It was not done in time, or it failed.

@@ -1,7 +1,8 @@
 """``cfhub://:TOKEN@HOST/NAMESPACE``: a Kombu transport for the hub.
 
-The hub routes and remembers nothing: a queue lives in the connection that declared it, and ends
-with that.  So it broadcasts, and is no broker for tasks.  ``docs/hub.md`` says what is promised.
+The hub routes messages and holds no queues: a queue lives in the connection that declared it, and
+ends with that connection.  So the hub broadcasts, and is not a broker for tasks.  ``docs/hub.md``
+lists what it guarantees.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ CONNECT_SECONDS: Final = 5.0
 """Maximum time for connecting, if the application has no ``connect_timeout``."""
 
 HELD_BACK_SECONDS: Final = 0.05
-"""How often a consumer whose prefetch count is used up looks whether another thread has
-acknowledged a message."""
+"""Poll interval of a consumer whose prefetch count is used up: another thread may acknowledge a
+message."""
 
 WAIT_SECONDS: Final = 5.0
-"""Longest wait for the hub at once; between two waits, a silent connection is pinged."""
+"""Maximum duration of one wait for the hub; between two waits, a silent connection is pinged."""
 
 MAX_DELIVERIES: Final = 100
-"""Messages that the event loop gets at once."""
+"""Maximum number of messages that the event loop delivers at once."""
 
 TEXT_AS_BYTES: Final = "utf-8"
-"""The ``body_encoding`` of a body that was bytes, and is text in the message."""
+"""The ``body_encoding`` of a body that was given as bytes and is sent as text."""
 
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -100,7 +101,7 @@ class Channel(virtual.Channel):
         """Bind a queue that this process holds, for the publishers of all processes.
 
         Raises:
-            HubRefused: Elsewhere, the exchange is of another type.
+            HubRefused: Another process uses the exchange with another type.
         """
         exchange = exchange or "amq.direct"
         if not self.state.has_binding(queue, exchange, routing_key):
@@ -124,7 +125,7 @@ class Channel(virtual.Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
     ) -> None:
-        """Let go of a queue, its messages and its bindings."""
+        """Delete a queue, its messages and its bindings."""
         if (if_empty and self._size(queue)) or (if_unused and self.connection.consumers(queue)):
             return
         self.state.queue_bindings_delete(queue)
@@ -152,7 +153,7 @@ class Channel(virtual.Channel):
         confirm: bool = True,
         **_: Any,
     ) -> None:
-        """Publish a message to those that are connected now.
+        """Publish a message to the processes that are connected now.
 
         Args:
             message: Kombu's dictionary.
@@ -170,7 +171,7 @@ class Channel(virtual.Channel):
         self.session.publish(exchange or "", routing_key or "", text, confirm=confirm)
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Leave text as it is, also where it comes as bytes; encode other bytes."""
+        """Leave text as it is, even if it is given as bytes; encode other bytes."""
         if not isinstance(body, bytes):
             return body, None
         try:
@@ -234,7 +235,7 @@ class Channel(virtual.Channel):
         self.session.put_back(given["queue"], entry)
 
     def close(self) -> None:
-        """Close the channel; what it has not acknowledged returns to its queues."""
+        """Close the channel; its unacknowledged messages return to their queues."""
         if not self.closed and self._qos is not None:
             self._qos.restore_unacked()
         super().close()
@@ -278,7 +279,7 @@ class Transport(virtual.Transport):
         """The connection to the hub.
 
         Raises:
-            ConnectionResetError: There is none.
+            ConnectionResetError: The connection is closed.
         """
         if self._session is None:
             raise ConnectionResetError("the connection to the hub is closed")
@@ -297,7 +298,7 @@ class Transport(virtual.Transport):
         """Check the URL, without connecting.
 
         Raises:
-            ConfigurationError: It is not complete.
+            ConfigurationError: The URL is not complete.
         """
         client: Any = self.client
         address_of(client)
@@ -308,7 +309,7 @@ class Transport(virtual.Transport):
 
         Raises:
             ConnectionFailed: The hub does not answer.
-            AuthenticationFailed: It does not know the token.
+            AuthenticationFailed: The hub does not know the token.
             ConfigurationError: The URL is not complete.
         """
         client: Any = self.client
@@ -361,10 +362,10 @@ class Transport(virtual.Transport):
 
         Args:
             connection: This.
-            timeout: Maximum time in seconds; None for ever.
+            timeout: Maximum time in seconds; None waits forever.
 
         Raises:
-            socket.timeout: None came in time.
+            socket.timeout: No message came in time.
             ConnectionFailed: The connection is lost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -417,7 +418,7 @@ def address_of(client: Any) -> Address:
     """Return where the hub of a Kombu connection is.
 
     Raises:
-        ConfigurationError: The URL does not say it.
+        ConfigurationError: The URL does not name a hub.
     """
     host, namespace = client.hostname, (client.virtual_host or "").strip("/")
     if not host or not NAMESPACE.fullmatch(namespace):

@@ -27,10 +27,11 @@ MAX_QUEUED_CHARACTERS: Final = 8 * 1024 * 1024
 """Maximum size of the messages in a queue."""
 
 FRAME_BYTES: Final = 64 * 1024
-"""What is not waited for is sent when it is this much, or when the session next receives."""
+"""Operations that nobody waits for are sent once they have this size, or when the session next
+receives."""
 
 ACKNOWLEDGED_BYTES: Final = 64 * 1024
-"""The session acknowledges after this much; the hub disconnects at 1 MiB."""
+"""The session acknowledges after it has received this much; the hub disconnects at 1 MiB."""
 
 KEEPALIVE_SECONDS: Final = 20.0
 """A connection on which nothing has arrived for this long is pinged, so that proxies keep it open.
@@ -40,11 +41,11 @@ PROBE_SECONDS: Final = 2.0
 """How long `probe` waits for the answer to a ping."""
 
 MAX_POSITIONS: Final = 1_000
-"""For how many queues of this process it is remembered how far they were read."""
+"""Maximum number of queues for which this process remembers how far they were read."""
 
 
 class HubRefused(PermanentError):
-    """The hub does not do what it is asked for: a limit, or the type of an exchange."""
+    """The hub refused an operation because of a limit, or of the type of an exchange."""
 
 
 class Entry(NamedTuple):
@@ -64,11 +65,11 @@ class Entry(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a queue was read of the messages that the hub keeps for a minute.
+    """How far a process has read the messages for a queue that the hub keeps for a minute.
 
     Attributes:
-        epoch: Numbers count from the beginning of this.
-        number: Of the last message that was taken from the queue.
+        epoch: The hub's period in which the number counts; a restart begins another one.
+        number: Number of the last message that was taken from the queue.
     """
 
     epoch: str
@@ -76,7 +77,7 @@ class Position(NamedTuple):
 
 
 _positions: Final[dict[tuple[Address, str], Position]] = {}
-"""How far queues were read, also those of earlier connections of this process."""
+"""How far queues were read, those of this process's earlier connections included."""
 
 
 class Session:
@@ -131,12 +132,12 @@ class Session:
         return queue in self._queues
 
     def delete(self, queue: str) -> None:
-        """Let go of *queue* and of its messages."""
+        """Delete *queue* and its messages."""
         if self._queues.pop(queue, None) is not None:
             self._post(["delete", queue, None])
 
     def consume(self, queue: str, *, consumes: bool) -> None:
-        """Tell the hub whether *queue* is consumed here; where several hold it, that one gets."""
+        """Tell the hub whether *queue* is consumed here; consumers get its messages first."""
         if queue in self._queues:
             self._post(["consume", queue, consumes, None])
 
@@ -154,7 +155,7 @@ class Session:
                 _positions.pop(next(iter(_positions)), None)
             _positions[place] = position
         elif since is not None and since.epoch != position.epoch:
-            _positions[place] = Position(position.epoch, 0)  # all that is kept now has come
+            _positions[place] = Position(position.epoch, 0)  # the hub sends all that it keeps
 
     def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Remove a binding."""
@@ -182,7 +183,7 @@ class Session:
         if size > limit:
             raise MessageTooLarge(
                 f"a message of {size:,} bytes to exchange {exchange!r} is larger than the hub's "
-                f"limit of {limit:,} bytes: send less with it"
+                f"limit of {limit:,} bytes: send less data"
             )
         operation = ["publish", exchange, key, message]
         if confirm:
@@ -219,8 +220,8 @@ class Session:
         limit = self._limits.get("frame")
         if limit is not None and size + len("[]") > limit:
             raise MessageTooLarge(
-                f"a message is {size:,} bytes with what must be escaped, and the hub takes "
-                f"{limit:,}: send less with it"
+                f"a message of {size:,} bytes, escaped as JSON, is larger than the hub's limit of "
+                f"{limit:,} bytes: send less data"
             )
         if self._waiting and self._waiting_bytes + size > FRAME_BYTES:
             self.flush()
@@ -334,7 +335,7 @@ class Session:
         """
         now, heard_at = time.monotonic(), self._socket.heard_at
         if now - heard_at > 2 * KEEPALIVE_SECONDS and self._pinged_at > heard_at:
-            raise ConnectionFailed("the hub does not answer to pings", delivered="unknown")
+            raise ConnectionFailed("the hub does not answer pings", delivered="unknown")
         if now - max(heard_at, self._pinged_at) > KEEPALIVE_SECONDS:
             self._pinged_at = now
             self._socket.ping()

@@ -1,7 +1,7 @@
 """One WebSocket to a hub: it sends and receives texts, and blocks for seconds at most.
 
-``websockets`` knows the protocol, and this file the socket.  So there is no thread and no lock in
-it, and gevent and eventlet need nothing special.  Only one thread at a time may use it.
+``websockets`` implements the protocol, and this file uses the socket.  So it needs no thread and no
+lock, and nothing special for gevent and eventlet.  Only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 """Maximum size of what the hub sends at once; see ``docs/hub.md``."""
 
 RECEIVE_BYTES: Final = 65_536
-"""How much is read from the socket at once.  A record of TLS is smaller, so nothing of one is left
-where the socket does not tell of it."""
+"""How much is read from the socket at once.  A TLS record is smaller, so no part of it stays in the
+TLS layer, where waiting for the socket would not notice it."""
 
 
 class Address(NamedTuple):
@@ -52,7 +52,7 @@ class Address(NamedTuple):
 
 
 def checked_token(token: str) -> str:
-    """Return *token*, if it can be sent.
+    """Return *token* if a header can carry it.
 
     Raises:
         ConfigurationError: Otherwise.
@@ -78,7 +78,7 @@ class HubSocket:
         pongs: How many pings it has answered.
 
     Raises:
-        ConnectionFailed: Nobody answers, or not with a WebSocket.
+        ConnectionFailed: The address does not answer, or not as a WebSocket.
         AuthenticationFailed: The hub does not know the token.
         ConfigurationError: The token cannot be sent.
     """
@@ -124,7 +124,7 @@ class HubSocket:
                 if isinstance(event, Response):
                     self._check(event)
                     return
-                raise ConnectionFailed(f"{self._where} does not answer as a WebSocket does")
+                raise ConnectionFailed(f"{self._where} does not answer as a WebSocket server")
             if self._protocol.handshake_exc is not None:
                 self._check(None)
         raise ConnectionFailed(f"{self._where} did not answer in time")
@@ -231,7 +231,7 @@ class HubSocket:
             self._protocol.receive_data(data)
         except WebSocketException as error:
             raise self._lost(error) from error
-        self._transmit()  # answers to pings, and to the end
+        self._transmit()  # answers to a ping or a close
         return list(self._protocol.events_received())
 
     def _take(self, frame: Frame, texts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""One connection to the control broker, and what its kinds of brokers do differently.
+"""One connection to the control broker, and the differences between kinds of brokers.
 
 Only the thread that opened a link may use it.
 """
@@ -21,7 +21,7 @@ from .redis_channel import control_channel, open_files
 
 OPERATION_SECONDS: Final = 2.0
 """Maximum time for the control broker to connect, and to answer one operation.  A broker that is
-stopped must not keep the owner thread from connecting anew."""
+stopped must not keep the owner thread from reconnecting."""
 
 HEARTBEAT_SECONDS: Final = 10.0
 """Heartbeat of a connection to RabbitMQ, by which each side notices that the other is gone."""
@@ -31,18 +31,17 @@ FRAME_SECONDS: Final = 0.001
 incomplete."""
 
 POLL_SECONDS: Final = 0.05
-"""How often a broker is asked for messages whose connection cannot be waited for, as
-``memory://``."""
+"""Poll interval for brokers whose connection cannot be waited for, such as ``memory://``."""
 
 MAX_READS: Final = 100
-"""Messages that are read before the owner thread looks for something else to do."""
+"""Maximum number of messages to read before the owner thread looks for something else to do."""
 
 EVENTS: Final = "events"
 """The kind of Celery's exchange of events, which depends on the driver."""
 
 FANOUT_EVENTS: Final = ("redis", "gcpubsub")
-"""Drivers on which Celery's exchange of events is a fanout exchange.  Elsewhere it is a topic.
-Celery asks its own transport for the driver, which here is ours."""
+"""Drivers on which Celery's exchange of events is a fanout exchange.  On others it is a topic
+exchange.  Celery asks its own transport for the driver, and that transport is ours."""
 
 
 class Link:
@@ -52,7 +51,8 @@ class Link:
 
     Args:
         url: The URL of the control broker, which may list several.
-        number: Which try this is.  If the URL lists several brokers, each try takes the next one.
+        number: Number of the attempt.  If the URL lists several brokers, each attempt takes the
+            next one.
 
     Attributes:
         driver: Kombu's type of the transport, such as ``redis``.
@@ -97,25 +97,25 @@ class Link:
     def is_refusal(self, error: BaseException) -> bool:
         """Whether *error* says that an operation is not allowed, and the connection still works."""
         if isinstance(error, OSError) or getattr(error, "reply_code", 0) == 405:
-            return False  # RESOURCE_LOCKED: our own connection of before is not quite gone
+            return False  # RESOURCE_LOCKED: our previous connection is not quite gone
         return not isinstance(error, self._connection.connection_errors)
 
     def closes_channel(self, refusal: Exception) -> bool:
         """Whether the channel of a refused operation was closed, and all that it consumed ended.
 
-        py-amqp has opened another one under its number by then.
+        By then, py-amqp has opened another channel under its number.
         """
         return self.driver == "amqp" and isinstance(refusal, self._connection.channel_errors)
 
     # Publishing
 
     def declare_exchange(self, exchange: str, kind: str, **given: Any) -> None:
-        """Declare an exchange; it is another one's business whether its channel survives that."""
+        """Declare an exchange, on a channel that RabbitMQ may close."""
         with self._own_channel() as channel:
             channel.exchange_declare(exchange=exchange, type=self._kind(kind), **given)
 
     def publish(self, message: Any, exchange: str, routing_key: str, *, confirm: bool) -> None:
-        """Publish Kombu's dictionary *message*, as one of ours; with *confirm* await the broker."""
+        """Publish Kombu's dictionary *message*; with *confirm*, block until the broker has it."""
         channel = self._requests if confirm else self._events
         publish = channel.basic_publish
         if confirm and self.driver == "amqp":
@@ -128,7 +128,7 @@ class Link:
         publish(for_channel(channel, message), exchange=exchange, routing_key=routing_key)
 
     def one_request(self) -> contextlib.AbstractContextManager[Any]:
-        """Publish the events of a block at its end, in one request where the broker has that."""
+        """Publish the events of a block at its end, in one request if the broker allows that."""
         if self.driver != "redis":
             return contextlib.nullcontext()
         together: contextlib.AbstractContextManager[Any] = self._events.one_request()
@@ -206,14 +206,14 @@ class Link:
 
     def subscribed_anew(self, channel: Any) -> None:
         """Note that *channel* has one more consumer."""
-        # Kombu subscribes a channel at Redis once, to what it consumes then.
+        # At Redis, Kombu subscribes a channel only once, to the queues that it consumes then.
         if getattr(channel, "_in_listen", None):
             channel._in_listen = None
         self._files()  # at Redis, that subscribes: what is published from now on arrives
 
     def cancelled(self, channel: Any) -> None:
         """Note that *channel* has one consumer less."""
-        # Redis is still asked for messages of that queue, and for a second of no other.
+        # A read of that queue is still open at Redis, and would delay other reads by a second.
         if getattr(channel, "_in_poll", None) and not channel.active_queues:
             channel.client.connection.disconnect()
 
@@ -247,8 +247,8 @@ class Link:
             self._connection.release()
 
     def drop(self) -> None:
-        """Close the sockets, and tell the broker nothing: it does not answer."""
-        # Each library has its own errors for a connection that is no more.
+        """Close the sockets without telling the broker, which does not answer."""
+        # Each library has its own errors for a lost connection.
         with contextlib.suppress(Exception):
             if self.driver == "amqp":
                 self._connection.collect()
@@ -302,13 +302,13 @@ def _check_one(url: str) -> None:
             transport.check_url()
     except ConfigurationError as error:
         raise ConfigurationError(f"control_url ({scheme}://...) cannot be used: {error}") from None
-    # A client library that is missing, a port that is no number, a scheme that nobody knows.
+    # Such as a missing client library, a port that is not a number, or an unknown scheme.
     except Exception as error:  # noqa: BLE001
         why = str(error) if isinstance(error, ImportError) else type(error).__name__
         raise ConfigurationError(
-            f"control_url ({scheme}://...) cannot be used: {why}; it is not shown "
-            "because it may hold a password: check its form, and that the client library of its "
-            "broker is installed (pip install redis, for example)"
+            f"control_url ({scheme}://...) cannot be used: {why}; check its form (it is "
+            "not shown, because it may hold a password), and that the client library of its broker "
+            "is installed (pip install redis, for example)"
         ) from None
     if "fanout" not in implements.exchange_type:
         raise ConfigurationError(
@@ -342,9 +342,9 @@ def _new_connection(url: str) -> Connection:
 
 
 def _tls(url: str) -> dict[str, Any] | bool:
-    """Return how TLS is spoken where the URL does not say it: the server proves who it is.
+    """Return TLS options that verify the server, in case the URL has none.
 
-    Kombu asks a Redis server for no valid certificate, and RabbitMQ for one of any host.
+    By default, Kombu does not verify the certificate of Redis, nor the host in that of RabbitMQ.
     """
     schemes = {one.partition("://")[0] for one in url.split(";")}
     if schemes == {"rediss"}:

@@ -11,12 +11,12 @@ from ..metrics import metrics
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGES: Final = 1000
-"""Maximum number of messages that wait.  A worker sends an event each 2 seconds, and with ``-E``
-three for each task; what a broker missed for longer is out of date."""
+"""Maximum number of messages that wait.  A worker sends an event every 2 seconds, and with ``-E``
+three for each task; events that wait for longer are out of date."""
 
 MAX_TOGETHER: Final = 100
-"""Maximum number of messages that are sent together.  A request, which somebody waits for, waits
-for them."""
+"""Maximum number of messages that are sent together.  A request, for which a caller waits, may have
+to wait for them."""
 
 
 class Publication(NamedTuple):
@@ -34,7 +34,7 @@ class Publication(NamedTuple):
 
 
 class Outbox:
-    """A queue that drops its oldest message when it is full.  The broker's lock guards it."""
+    """A queue that drops its oldest message when it is full.  `OwnerThread.lock` guards it."""
 
     def __init__(self) -> None:
         self._waiting: deque[Publication] = deque()
@@ -59,7 +59,7 @@ class Outbox:
         self._waiting.append(publication)
 
     def put_latest(self, key: str, publication: Publication) -> None:
-        """Add a message, in the place of one with the same *key* that still waits."""
+        """Add a message; it replaces one with the same *key* that still waits."""
         if key in self._latest or len(self._latest) < MAX_MESSAGES:
             self._latest[key] = publication
 

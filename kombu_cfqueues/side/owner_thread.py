@@ -1,8 +1,9 @@
 """The thread that owns the connection to a control broker.
 
-The thread alone touches the connection, because client libraries hang or mix up answers if several
-threads do.  It starts when the process first uses the control broker, connects, does what others
-hand it, and connects anew after each failure, for ever.  Nothing that a worker does waits for it.
+Only this thread uses the connection, because client libraries hang or mix up answers if several
+threads do.  It starts when the process first uses the control broker, connects, does what other
+threads hand over, and reconnects after each failure, forever.  Nothing that a worker does waits
+for it.
 """
 
 from __future__ import annotations
@@ -30,19 +31,18 @@ from .waker import Waker
 logger = logging.getLogger(__name__)
 
 RECONNECT_BACKOFF: Final = Backoff(first_seconds=0.2, longest_seconds=1.0)
-"""Pauses between the tries to connect.  Short, because remote control is to work again within
-seconds, and a try costs one connection."""
+"""Pauses between attempts to connect.  Short, because remote control should work again within
+seconds, and an attempt costs only one connection."""
 
 CONTROL_PROBE_SECONDS: Final = 5.0
 """How often the connection is tested.  Only a test shows that a silent broker is gone."""
 
 STALE_SECONDS: Final = 1.0
-"""A request tests a connection that was not used for this long, because the request is not repeated
-after a failure: the broker may have it."""
+"""Before a request, a connection that was not used for this long is tested.  A request that failed
+is not repeated, because the broker may have it."""
 
 FULL_SECONDS: Final = 0.1
-"""How often the owner thread looks whether an application has taken messages, of which too many
-wait for it."""
+"""Poll interval of the owner thread while too many messages wait for the application."""
 
 CONTROL_EXIT_SECONDS: Final = 1.0
 """How long the end of a process waits for its last events and replies to be sent."""
@@ -86,7 +86,7 @@ class OwnerThread:
         self._waker: Waker | None = None  # None without a thread
         self._has_ended = threading.Event()
         self._ends = self._ends_at_exit = False
-        self._failure = ""  # of the last try to connect, or of the connection
+        self._failure = ""  # of the last attempt to connect, or of the connection
         self._tries = 0
         self._used_at = 0.0
 
@@ -242,7 +242,7 @@ class OwnerThread:
         """Do all that a port has on its record, on a new channel."""
         with self.lock:
             steps = list(port.record.values())
-            # What still waits would be done twice, or undo what the record says now.
+            # Steps that still wait would be done twice, or undo what the record says now.
             self._todo = deque(one for one in self._todo if not _is_recorded(one, port))
         if not all(self._is_done(link, port, step) for step in steps):
             self._apply(link, port)  # with at least one step less

@@ -28,7 +28,7 @@ Key = tuple[str, ...]
 
 
 class Step(NamedTuple):
-    """A part of the record, or the end of some: what to do, its description, what it is about."""
+    """A change of the record: what to do, its description, and the keys that it concerns."""
 
     act: Act
     what: str
@@ -39,7 +39,7 @@ class Arrived(NamedTuple):
     """A message that has arrived from the control broker.
 
     Attributes:
-        consumer_tag: Of the consumer that gets it.
+        consumer_tag: Tag of the consumer that gets it.
         payload: Kombu's dictionary.
         errors: What Kombu could not decode.
     """
@@ -67,13 +67,13 @@ class Port:
     """One of our channels at the control broker.
 
     Args:
-        owner: Has its changes done.
+        owner: Makes the port's changes.
         deliver: Called with each message, in the owner thread.
 
     Attributes:
         cell: Holds the control channel, if there is one.  It outlives the port.
         record: What to do at each connect, in this order.
-        is_closed: Whether the port is of no use any more.
+        is_closed: Whether the port was closed.
     """
 
     def __init__(self, owner: Owner, deliver: Callable[[Arrived], None]) -> None:
@@ -103,7 +103,7 @@ class Port:
 
     @property
     def is_full(self) -> bool:
-        """Whether the application has many messages to take."""
+        """Whether too many messages wait for the application."""
         return self._waiting >= MAX_UNREAD
 
     def taken(self) -> None:
@@ -191,7 +191,7 @@ class Port:
         """Set how many unsettled messages the broker may deliver; 0 means no limit."""
 
         def act(link: Link, channel: Any) -> None:
-            if link.driver == "amqp":  # Redis would be read in vain while the limit is reached
+            if link.driver == "amqp":  # Kombu would read Redis in vain while the limit is reached
                 channel.basic_qos(0, count, False)
 
         self._do(("prefetch",), act, "set the prefetch count")

@@ -8,9 +8,9 @@ from typing import Any
 
 
 def open_files(poller: Any) -> list[int]:
-    """Return the files of Kombu's poller, which this makes forget those that are closed.
+    """Remove closed files from Kombu's poller, and return the open ones.
 
-    A closed one would look readable for ever, and its number may be another file's by now.
+    A closed file would look readable forever, and its number may belong to another file by now.
     """
     sockets: dict[Any, Any] = poller._chan_to_sock
     for key in [key for key, sock in sockets.items() if sock.fileno() < 0]:
@@ -33,7 +33,7 @@ def control_channel(base: Any) -> Any:
     from redis.retry import Retry  # noqa: PLC0415
 
     class ControlChannel(base):  # type: ignore[misc]
-        """A channel that does not retry by itself, for seconds, and can publish many at once."""
+        """A channel that does not retry for seconds, and can publish many messages at once."""
 
         _one_client: Any = None
         _pipeline: Any = None
@@ -52,9 +52,9 @@ def control_channel(base: Any) -> Any:
 
         @contextlib.contextmanager
         def one_request(self) -> Iterator[None]:
-            """Send what is published to fanout exchanges in this block at its end, in one request.
+            """At its end, send what the block published to fanout exchanges, in one request.
 
-            Else the thread would wait for an answer, and for Python's global lock, for each.
+            Otherwise the thread would wait for an answer, and for the GIL, for each message.
             """
             with self._create_client().pipeline(transaction=False) as pipeline:
                 self._pipeline = pipeline

@@ -12,10 +12,10 @@ _brokers: Final[dict[ControlUrl, ControlBroker]] = {}
 
 
 def control_broker(url: ControlUrl) -> ControlBroker:
-    """Return what this process has at the control broker *url*.
+    """Return this process's `ControlBroker` for *url*.
 
     Raises:
-        ConfigurationError: Kombu does not know it, or it cannot broadcast.
+        ConfigurationError: Kombu does not know the broker, or it cannot broadcast.
     """
     found = _brokers.get(url)
     if found is None:

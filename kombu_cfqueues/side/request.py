@@ -24,7 +24,7 @@ class Request:
         is_begun: Whether it may have had an effect.  The broker's lock guards this and
             `is_withdrawn`.
         is_done: Whether `result` or `error` is set.
-        is_withdrawn: Whether the caller has given up; it is not begun any more.
+        is_withdrawn: Whether the caller has given up, so that the request must not begin.
         result: What *act* returned.
         error: What *act* raised.
     """
@@ -65,7 +65,7 @@ class Request:
 def unavailable(
     what: str, seconds: float, error: Exception | None, failure: str, *, unsure: bool
 ) -> PermanentError:
-    """Return the error of a request that was not done; the hub's refusals are errors of ours.
+    """Return the error for a request that was not done; *error* itself if it is permanent.
 
     Args:
         what: Its description.

@@ -23,13 +23,13 @@ class Waker:
         """Wake the thread.  Any thread and any finalizer may call this."""
         if not self._rung:
             self._rung = True
-            with contextlib.suppress(OSError):  # a pipe that is full can be read; or it is closed
+            with contextlib.suppress(OSError):  # a full pipe can be read; or it is closed
                 os.write(self._end, b"\0")
 
     def clear(self) -> None:
-        """Wait for the next ring; only if the file can be read, or this would block in eventlet."""
+        """Empty the pipe.  If the file cannot be read, this would block under eventlet."""
         os.read(self.file, 1024)
-        # After the read: who rings between the two has handed over its work before.
+        # After the read: a thread that rings between the two has handed over its work before.
         self._rung = False
 
     def close(self) -> None:
