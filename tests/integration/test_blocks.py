@@ -6,6 +6,7 @@ comes back with a full burst earns the next block.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -304,6 +305,27 @@ def test_a_thread_that_tells_late_of_a_block_tells_nothing_new(caplog, clock):
         log.stopped(blocked, until)
         log.resumed()
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.parametrize("options", {**ALONE, **MACHINE}.values(), ids=[*ALONE, *MACHINE])
+@pytest.mark.parametrize(("code", "reaches_others"), [(10250, True), (10253, False)])
+def test_a_429_stops_the_queue_or_all_publishing(spool, options, code, reaches_others):
+    """10250 is the limit of one queue, 10253 that of all publishing."""
+    api = Api(["jobs", "others"])
+    busy = Failure(429, code, Retry_After="60")
+    options = {**spool, **options, "publish_timeout": 1}
+    options["queues"] = {name: api.ids[name] for name in options.get("queues", ())}
+    jobs = f"/{api.ids['jobs']}/messages"
+    with ScriptedServer(otherwise=lambda r: busy if jobs in r.path else api(r)) as server:
+        with Connection(server.broker_url, transport_options=options) as connection:
+            producer = connection.Producer()
+            for _ in range(2):
+                with pytest.raises(CFQueuesError):
+                    producer.publish("x", routing_key="jobs")
+            with contextlib.nullcontext() if reaches_others else pytest.raises(CFQueuesError):
+                producer.publish("x", routing_key="others")
+        assert len(posts(server)) == 1 + reaches_others
+    assert len(api.messages["others"]) == reaches_others
 
 
 def test_a_queue_that_is_overloaded_is_no_block(spool, caplog):
