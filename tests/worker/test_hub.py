@@ -22,7 +22,7 @@ from kombu_cfqueues.errors import (
     MessageTooLarge,
 )
 from kombu_cfqueues.side.hub import address_of
-from kombu_cfqueues.side.hub_session import HubRefused, Session
+from kombu_cfqueues.side.hub_session import MAX_QUEUED_CHARACTERS, HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
 
 NEWS = Exchange("news", type="fanout", durable=False)
@@ -251,6 +251,27 @@ def test_a_queue_that_nobody_reads_keeps_the_newest(connect_to, caplog):
         publish(message, "news", "", confirm=False)
     connection.transport.session.find("news")
     assert queue.get(no_ack=True).body == b"5"
+    assert caplog.text.count("'full'") == 1
+
+
+@pytest.mark.parametrize("sizes", [[100] * 900 + [200_000] * 60, [200_000] * 40 + [7_000] * 200])
+def test_a_queue_that_nobody_reads_is_bounded_in_size(connect_to, caplog, sizes):
+    """A large message drives out as many small ones as it takes, and small ones a large one."""
+    connection = connect_to()
+    channel = connection.default_channel
+    queue = Queue("full", NEWS)(channel)
+    queue.declare()
+    for number, size in enumerate(sizes):
+        message = channel.prepare_message(f"{number} ".ljust(size, "x"))
+        # What is confirmed lets the connection read, so that the hub does not end it.
+        channel.basic_publish(message, "news", "", confirm=size > 100)
+    connection.transport.session.find("news")
+    kept = []
+    while (message := queue.get(no_ack=True)) is not None:
+        kept.append(message.body)
+    assert sum(map(len, kept)) <= MAX_QUEUED_CHARACTERS < sum(sizes)
+    numbers = [int(body.split()[0]) for body in kept]
+    assert numbers == [*range(len(sizes) - len(kept), len(sizes))]
     assert caplog.text.count("'full'") == 1
 
 
