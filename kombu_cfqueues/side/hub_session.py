@@ -159,8 +159,10 @@ class Session:
             deadline = time.monotonic() + seconds
             while not self._limits:
                 self._await(deadline)
-        except BaseException:
+        except BaseException as error:
             self._socket.close()
+            if isinstance(error, ConnectionFailed):
+                error.delivered = "no"  # only the greeting was sent
             raise
 
     @property

@@ -12,7 +12,8 @@ from kombu.exceptions import ChannelError
 from support.forms import LONG, long
 from support.hub_servers import OTHER, QUOTED, TOKEN, drain
 from support.processes import Script, eventually, needs
-from support.scripted import CA_BUNDLE
+from support.redis_server import free_port
+from support.scripted import CA_BUNDLE, Drop, ScriptedServer
 from support.tls_front import TlsFront
 
 from kombu_cfqueues.errors import (
@@ -21,6 +22,7 @@ from kombu_cfqueues.errors import (
     ConnectionFailed,
     MessageTooLarge,
 )
+from kombu_cfqueues.side import hub_session
 from kombu_cfqueues.side.hub import address_of
 from kombu_cfqueues.side.hub_session import MAX_QUEUED_CHARACTERS, HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
@@ -104,6 +106,22 @@ def test_each_token_is_valid(hub):
 
 def test_the_status_needs_a_token(hub):
     assert requests.get(f"http://{hub.address}/hub/tests", timeout=30).status_code == 401
+
+
+@pytest.mark.parametrize("cause", ["nothing listens", "no answer", "refused greeting"])
+def test_a_failure_to_connect_says_that_nothing_was_delivered(hub, cause, monkeypatch):
+    """So the application may publish the message again."""
+    url = hub.url()
+    if cause == "nothing listens":
+        url = url.replace(hub.address, f"127.0.0.1:{free_port()}")
+    if cause == "refused greeting":
+        monkeypatch.setattr(hub_session, "VERSION", 99)
+    with ScriptedServer(Drop()) as server:
+        if cause == "no answer":
+            url = url.replace(hub.address, server.netloc)
+        with Connection(url) as connection, pytest.raises(ConnectionFailed) as failed:
+            connection.transport.establish_connection()
+    assert failed.value.delivered == "no"
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b"])
