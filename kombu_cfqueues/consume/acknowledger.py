@@ -132,10 +132,14 @@ class _Outbox:
         most = FULL_REQUESTS_PER_QUEUE if full else REQUESTS_PER_QUEUE
         return bool(self.waiting) and self.in_flight < most
 
+    @property
+    def is_used(self) -> bool:
+        """Whether leases are left to settle."""
+        return bool(self.waiting or self.in_flight)
+
     def is_idle(self, now: float) -> bool:
-        """Whether nothing would change if the outbox were forgotten."""
-        used = self.waiting or self.in_flight or self.last_error
-        return not used and now >= self.sent_at + SPACING_SECONDS
+        """Whether no request would leave earlier if the outbox were forgotten."""
+        return not self.is_used and now >= max(self.sent_at + SPACING_SECONDS, self.backoff.due)
 
 
 class Acknowledger:
@@ -233,7 +237,7 @@ class Acknowledger:
     def settling(self) -> Settling:
         """Return whether requests are answered, for a health check."""
         with self._lock:
-            busy = [box for box in self._outboxes.values() if box.waiting or box.in_flight]
+            busy = [box for box in self._outboxes.values() if box.is_used]
             return Settling([(box.name, box.pulse.copy()) for box in busy], self._settled_at)
 
     # -- what waits
@@ -373,9 +377,11 @@ class Acknowledger:
                 outbox.backoff.reset(0.0)
             else:
                 outbox.backoff.failed(now, error.retry_after)
-            # An outage is logged for one queue only.
+            # An outage is logged for one queue only: not for one whose leases have all ended.
             others_fail = any(
-                box.last_error for box in self._outboxes.values() if box is not outbox
+                box.last_error and box.is_used
+                for box in self._outboxes.values()
+                if box is not outbox
             )
             self._settled.notify_all()
             if outbox.waiting:

@@ -172,16 +172,19 @@ class Doorbell:
             bells = None
         if bells is None and time.monotonic() < self._reopen_at:
             return None
+        opened = None
         try:
-            here = bells or _BellSocket(listeners)
-            self._bells = here
+            if bells is None:
+                self._bells = bells = opened = _BellSocket(listeners)
             for key in keys:
-                listeners.enter(here.listener, key)
+                listeners.enter(bells.listener, key)
                 self._keys[key] = queue_id
         except (OSError, RuntimeError, SpoolUnavailable) as error:
             self._give_up(error)
+            if opened is not None:
+                opened.close()  # no thread listens to it yet
             return None
-        return here if bells is None else None
+        return opened
 
     def _give_up(self, error: Exception) -> None:
         """Poll only, for some time.  The caller holds the lock."""

@@ -52,7 +52,11 @@ class ProbeListener:
         except OSError as error:
             logger.debug("a health check could not be accepted: %s", error)
             return
-        self._server.process_request(request, client)
+        try:
+            self._server.process_request(request, client)
+        except RuntimeError as error:  # the system allows no more threads
+            logger.debug("a health check from %s was not answered: %s", client, error)
+            self._server.shutdown_request(request)
 
     def close(self) -> None:
         """Stop listening.  Only the thread that calls `answer` may do this."""

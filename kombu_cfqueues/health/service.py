@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -59,7 +60,8 @@ class Service:
         token = self._run_token = object()
         judge.begin()
         error = start_thread("cfqueues-health", partial(self._run, token))
-        if error is not None:  # the interpreter is ending
+        if error is not None:  # the interpreter is ending, or the system allows no more threads
+            self._run_token = None
             logger.debug("no health checks: %s", error)
 
     def stop(self) -> None:
@@ -70,23 +72,38 @@ class Service:
                 self._file.unlink()
 
     def _run(self, token: object) -> None:
-        # False also in a forked child that has inherited this greenlet.
-        while self._run_token is token:
-            try:
-                self._listen()
-                self._tick()
-            # Whatever the cause is, a worker must not lose its health check over it.
-            except Exception:
-                logger.exception("a health check of this process failed")
-            listener = self._listener
-            if listener is None:
-                time.sleep(TICK_SECONDS)
-            else:
-                listener.answer(TICK_SECONDS)
-        if self._run_token is None:
-            listener, self._listener = self._listener, None
-            if listener is not None:
-                listener.close()
+        try:
+            # False also in a forked child that has inherited this greenlet.
+            while self._run_token is token:
+                self._attempt(self._look)
+                self._attempt(self._answer)
+        finally:
+            if self._run_token is token:  # its greenlet was killed: the next `start` replaces it
+                self._run_token = None
+            if self._run_token is None:
+                listener, self._listener = self._listener, None
+                if listener is not None:
+                    listener.close()
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        # Whatever the cause is, a worker must not lose its health check over it.
+        except Exception:
+            logger.exception("a health check of this process failed")
+            time.sleep(TICK_SECONDS)
+
+    def _look(self) -> None:
+        self._listen()
+        self._tick()
+
+    def _answer(self) -> None:
+        """Answer one probe, or wait for `TICK_SECONDS`."""
+        listener = self._listener
+        if listener is None:
+            time.sleep(TICK_SECONDS)
+        else:
+            listener.answer(TICK_SECONDS)
 
     def _listen(self) -> None:
         address = self._address

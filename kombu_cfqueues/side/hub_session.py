@@ -24,7 +24,7 @@ MAX_QUEUED: Final = 1_000
 """Maximum number of messages in a queue; further ones replace the oldest."""
 
 MAX_QUEUED_CHARACTERS: Final = 8 * 1024 * 1024
-"""Maximum size of the messages in a queue."""
+"""Maximum size of the messages in a queue; beyond it, the oldest are dropped."""
 
 FRAME_BYTES: Final = 64 * 1024
 """Operations that nobody waits for are sent once they have this size, or when the session next
@@ -80,6 +80,56 @@ _positions: Final[dict[tuple[Address, str], Position]] = {}
 """How far queues were read, those of this process's earlier connections included."""
 
 
+class _HeldQueue:
+    """A queue that a session holds; it drops its oldest messages when it is full."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._entries: deque[Entry] = deque()
+        self._characters = 0  # of all texts
+        self._is_full = False  # as far as the log says
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, entry: Entry) -> None:
+        """Add a message at the end."""
+        self._entries.append(entry)
+        self._characters += len(entry.text)
+        while len(self._entries) > MAX_QUEUED or self._characters > MAX_QUEUED_CHARACTERS:
+            self._characters -= len(self._entries.popleft().text)
+            if not self._is_full:
+                self._is_full = True
+                logger.warning(
+                    "queue %r of the hub is full, because nobody takes its messages: the oldest "
+                    "are dropped",
+                    self._name,
+                )
+
+    def put_back(self, entry: Entry) -> None:
+        """Add a message at the front."""
+        self._entries.appendleft(entry)
+        self._characters += len(entry.text)
+
+    def take(self) -> Entry:
+        """Remove and return the first message.
+
+        Raises:
+            Empty: There is none.
+        """
+        if not self._entries:
+            self._is_full = False
+            raise Empty
+        entry = self._entries.popleft()
+        self._characters -= len(entry.text)
+        return entry
+
+    def clear(self) -> None:
+        """Drop all messages."""
+        self._entries.clear()
+        self._characters = 0
+
+
 class Session:
     """An open connection to a hub.
 
@@ -96,8 +146,7 @@ class Session:
     def __init__(self, address: Address, token: str, seconds: float, name: str) -> None:
         self.listened: set[str] = set()
         self._limits: dict[str, int] = {}
-        self._queues: dict[str, deque[Entry]] = {}
-        self._full: set[str] = set()
+        self._queues: dict[str, _HeldQueue] = {}
         self._waiting: list[str] = []
         self._waiting_bytes = 0
         self._unacknowledged = 0
@@ -110,8 +159,10 @@ class Session:
             deadline = time.monotonic() + seconds
             while not self._limits:
                 self._await(deadline)
-        except BaseException:
+        except BaseException as error:
             self._socket.close()
+            if isinstance(error, ConnectionFailed):
+                error.delivered = "no"  # only the greeting was sent
             raise
 
     @property
@@ -125,7 +176,7 @@ class Session:
         """Hold *queue* from now on, in this process."""
         if queue not in self._queues:
             self._ask(["declare", queue])
-            self._queues.setdefault(queue, deque())
+            self._queues.setdefault(queue, _HeldQueue(queue))
 
     def holds(self, queue: str) -> bool:
         """Whether this session holds *queue*."""
@@ -262,7 +313,8 @@ class Session:
         if name == "message":
             queues, *entry = given
             for queue in queues:
-                self._put(queue, Entry(*entry))
+                if queue in self._queues:
+                    self._queues[queue].put(Entry(*entry))
         elif name == "listened":
             (self.listened.add if given[1] else self.listened.discard)(given[0])
         elif name == "welcome":
@@ -273,23 +325,6 @@ class Session:
         else:
             logger.warning("the hub refused an operation: %s", given[-1])
 
-    def _put(self, queue: str, entry: Entry) -> None:
-        entries = self._queues.get(queue)
-        if entries is None:
-            return
-        entries.append(entry)
-        size = sum(len(one.text) for one in entries) if len(entry.text) > 8192 else 0
-        if len(entries) <= MAX_QUEUED and size <= MAX_QUEUED_CHARACTERS:
-            return
-        entries.popleft()
-        if queue not in self._full:
-            self._full.add(queue)
-            logger.warning(
-                "queue %r of the hub is full, because nobody takes its messages: the oldest are "
-                "dropped",
-                queue,
-            )
-
     # The queues
 
     def take(self, queue: str) -> Entry:
@@ -298,11 +333,10 @@ class Session:
         Raises:
             Empty: There is none here.
         """
-        entries = self._queues.get(queue)
-        if not entries:
-            self._full.discard(queue)
+        held = self._queues.get(queue)
+        if held is None:
             raise Empty
-        entry = entries.popleft()
+        entry = held.take()
         place = (self._socket.address, queue)
         position = _positions.get(place)
         if position is not None and entry.number is not None:
@@ -312,7 +346,7 @@ class Session:
     def put_back(self, queue: str, entry: Entry) -> None:
         """Make *entry* the next message of *queue*."""
         if queue in self._queues:
-            self._queues[queue].appendleft(entry)
+            self._queues[queue].put_back(entry)
 
     def size(self, queue: str) -> int:
         """Return how many messages of *queue* are here."""

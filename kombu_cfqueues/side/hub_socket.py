@@ -90,17 +90,17 @@ class HubSocket:
         self._parts: list[bytes] = []
         self._pid = os.getpid()
         self._protocol = ClientProtocol(parse_uri(address.url), max_size=MAX_FRAME_BYTES)
+        self._is_connected = False  # before that, nothing of a message is sent
         self._socket = self._open(seconds)
-        connected = False
         try:
             self._socket.settimeout(seconds)
             self._shake_hands(token, time.monotonic() + seconds)
             self._socket.settimeout(HUB_OPERATION_SECONDS)
-            connected = True
+            self._is_connected = True
         except OSError as error:
             raise self._lost(error) from error
         finally:
-            if not connected:
+            if not self._is_connected:
                 self._socket.close()
 
     def _open(self, seconds: float) -> socket.socket:
@@ -154,7 +154,10 @@ class HubSocket:
 
     def _lost(self, error: Exception | None, what: str = "") -> ConnectionFailed:
         why = what or f"{type(error).__name__}: {error}"
-        return ConnectionFailed(f"no connection to {self._where}: {why}", delivered="unknown")
+        return ConnectionFailed(
+            f"no connection to {self._where}: {why}",
+            delivered="unknown" if self._is_connected else "no",
+        )
 
     def fileno(self) -> int:
         """Return the descriptor, which is readable when something arrives; -1 if it is closed."""

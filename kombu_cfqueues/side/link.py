@@ -62,9 +62,9 @@ class Link:
     """
 
     def __init__(self, url: str, number: int = 0) -> None:
-        self._connection = _new_connection(url)
-        for _ in range(number % max(1, len(self._connection.alt or ()))):
-            self._connection.maybe_switch_next()
+        # Given the list, Kombu would use the TLS options of the first URL for all of them.
+        urls = url.split(";")
+        self._connection = _new_connection(urls[number % len(urls)])
         transport = self._connection.transport
         self.driver: str = transport.driver_type
         self._connection.transport_options = _options(self.driver)
@@ -346,10 +346,10 @@ def _tls(url: str) -> dict[str, Any] | bool:
 
     By default, Kombu does not verify the certificate of Redis, nor the host in that of RabbitMQ.
     """
-    schemes = {one.partition("://")[0] for one in url.split(";")}
-    if schemes == {"rediss"}:
+    scheme = url.partition("://")[0]
+    if scheme == "rediss":
         return {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-    if schemes == {"amqps"}:
+    if scheme == "amqps":
         return {"server_hostname": None}  # Kombu puts the host of the URL here
     return False
 

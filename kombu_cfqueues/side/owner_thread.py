@@ -95,6 +95,7 @@ class OwnerThread:
         if self._waker is not None or self._ends:
             return
         self._waker = waker = Waker()
+        self._has_ended.clear()
         # Not `threading.Thread`: under gevent and eventlet, starting one switches to another
         # greenlet, and that one may wait for the lock.
         try:
@@ -127,11 +128,23 @@ class OwnerThread:
     # -- in the thread
 
     def _serve(self, waker: Waker) -> None:
+        try:
+            self._reconnect(waker)
+        finally:
+            # However it ends: if its greenlet was killed, the next use starts another thread.
+            if self._waker is waker:
+                self._link = None
+                self._has_ended.set()
+                self._waker = None
+                waker.close()
+
+    def _reconnect(self, waker: Waker) -> None:
+        """Connect and work until the process ends."""
         backoff = RECONNECT_BACKOFF
         while self._waker is waker:  # else this is a greenlet of the parent, in a forked child
             try:
                 self._connect_and_work(waker)
-                break
+                return
             # Kombu's transports and their libraries have errors of their own.
             except Exception as error:  # noqa: BLE001
                 if self._waker is not waker:
@@ -139,13 +152,9 @@ class OwnerThread:
                 failed_at_once = self._link is None
                 self._broken(error)
                 if self._ends:
-                    break
+                    return
                 backoff = (backoff if failed_at_once else RECONNECT_BACKOFF).after_failure()
             time.sleep(backoff.pause_seconds(least=0.5))
-        if self._waker is waker:
-            self._waker = None
-            waker.close()
-            self._has_ended.set()
 
     def _connect_and_work(self, waker: Waker) -> None:
         """Work with a new connection until the process ends, or until the connection fails."""

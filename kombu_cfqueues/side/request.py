@@ -35,17 +35,17 @@ class Request:
         self._flag = Flag(Clock())
         self.is_begun = self.is_done = self.is_withdrawn = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def perform(self, link: Link) -> None:
         """Do it.  Runs in the owner thread.
 
         Raises:
-            Exception: What *act* raised; the caller is told.
+            BaseException: What *act* raised; the caller is told.
         """
         try:
             self.result = self._act(link)
-        except Exception as error:
+        except BaseException as error:  # a killed greenlet must not look like success
             self.error = error
             raise
         finally:
@@ -63,7 +63,7 @@ class Request:
 
 
 def unavailable(
-    what: str, seconds: float, error: Exception | None, failure: str, *, unsure: bool
+    what: str, seconds: float, error: BaseException | None, failure: str, *, unsure: bool
 ) -> PermanentError:
     """Return the error for a request that was not done; *error* itself if it is permanent.
 
@@ -87,7 +87,7 @@ def unavailable(
     return raised
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return *error* as text that surely shows no URL."""
     text = str(error)
     shows_url = "://" in text or "@" in text

@@ -313,3 +313,24 @@ def test_a_certificate_that_nobody_trusts_is_refused(connect, tls_redis):
     connection = connect(control_url=tls_redis.url.partition("?")[0])
     with pytest.raises(ControlUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
         connection.Producer().publish("x", exchange=NEWS, declare=[NEWS])
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("other", ["redis://127.0.0.1:{}/0", "rediss://127.0.0.1:{}/0?{}"])
+def test_a_certificate_is_checked_whatever_the_list_says_of_others(
+    connect, tls_redis, other, place
+):
+    """The other broker does not answer, so the encrypted one is tried."""
+    urls = [tls_redis.url.partition("?")[0], other.format(free_port(), "ssl_cert_reqs=none")]
+    connection = connect(control_url=";".join(urls if place == "first" else urls[::-1]))
+    with pytest.raises(ControlUnavailable):
+        connection.Producer().publish("x", exchange=NEWS, declare=[NEWS])
+
+
+def test_a_list_of_mixed_schemes_reaches_a_broker_that_is_trusted(connect, tls_redis):
+    connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0;{tls_redis.url}")
+    got = []
+    with listener(connection, private("mixed"), got):
+        connection.Producer().publish("x", exchange=NEWS)
+        connection.drain_events(timeout=20)
+    assert got == ["x"]

@@ -1,4 +1,4 @@
-"""Forks, ends of processes, and processes that never use the control broker."""
+"""Forks, ends of processes and threads, and processes that never use the control broker."""
 
 from __future__ import annotations
 
@@ -140,3 +140,42 @@ def test_greenlets_go_on_while_a_request_waits(green, emulator, redis_server):
     finally:
         redis_server.go_on()
     assert ticks > 10
+
+
+KILLED = """
+import gc, signal, gevent
+from kombu import Exchange
+from kombu_cfqueues.errors import ControlUnavailable
+
+connection = connect()
+exchange = Exchange("news", type="fanout", durable=False)
+
+def publish(text):
+    connection.Producer().publish(text, exchange=exchange, declare=[exchange])
+
+def kill_all():
+    gevent.killall([one for one in gc.get_objects() if isinstance(one, gevent.Greenlet)
+                    and one is not gevent.getcurrent()])
+
+publish("before")
+os.kill({server}, signal.SIGSTOP)
+gevent.spawn_later(0.2, kill_all)
+try:
+    publish("lost")
+    print(json.dumps("delivered"))
+except ControlUnavailable as error:
+    print(json.dumps(error.delivered))
+finally:
+    os.kill({server}, signal.SIGCONT)
+publish("after")
+print(json.dumps("after"))
+"""
+
+
+def test_a_publish_whose_greenlets_are_killed_is_an_error(emulator, redis_server):
+    """The broker has not confirmed it.  The next publish finds a new connection."""
+    needs("gevent")
+    code = KILLED.format(server=redis_server.pid)
+    options = {"control_url": redis_server.url}
+    with Script(code, emulator.broker_url, options, green="gevent") as script:
+        assert script.wait() == ["unknown", "after"]

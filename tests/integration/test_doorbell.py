@@ -217,13 +217,20 @@ def test_a_consumer_that_is_told_off_polls(server, options):
 # --- Bells that are lost
 
 
-@pytest.mark.parametrize("lost", ["socket", "folder", "folder_that_cannot_be", "no_sockets"])
+@pytest.mark.parametrize(
+    "lost", ["socket", "folder", "folder_that_cannot_be", "queue_that_cannot_be", "no_sockets"]
+)
 def test_where_there_is_no_bell_the_message_comes_by_polling(
     server, options, lost, monkeypatch, caplog
 ):
     options |= {"polling_interval": 0.5, "max_polling_interval": 2}
     if lost == "folder_that_cannot_be":
         Path(options["spool_dir"]).write_text("a file")
+    if lost == "queue_that_cannot_be":
+        # Nothing can be made there, and by then the socket exists.
+        queues = Path(options["spool_dir"]) / "doorbells" / "queues"
+        queues.parent.mkdir(mode=0o700, parents=True)
+        queues.symlink_to("/proc")
     if lost == "no_sockets":
         monkeypatch.delattr("socket.AF_UNIX")
     got = Collector()

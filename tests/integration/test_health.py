@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -199,6 +200,43 @@ def test_a_file_that_cannot_be_written_is_said_once(server, tmp_path, caplog):
         until(lambda: "cannot be written" in caplog.text)
         time.sleep(2.5)
     assert caplog.text.count("cannot be written") == 1
+
+
+@contextlib.contextmanager
+def no_threads():
+    """The system allows this process no more threads: it has no memory for a stack of this size."""
+    threading.stack_size(1 << 47)
+    try:
+        yield
+    finally:
+        threading.stack_size(0)
+
+
+def test_a_probe_that_no_thread_can_answer_ends_no_health_check(server, port, tmp_path):
+    """The probe fails at once, and those that follow are answered when threads can start again."""
+    file = tmp_path / "healthy"
+    with consumer(server, **at(port, health_file=file)):
+        until(lambda: status(port) == 200)
+        with no_threads():
+            began = time.monotonic()
+            assert status(port) == 0
+            assert time.monotonic() - began < 5  # the client was not left waiting
+        os.utime(file, (0, 0))
+        until(lambda: status(port) == 200)
+        until(lambda: file.stat().st_mtime > 0)
+
+
+def test_health_checks_start_once_a_thread_can(server, port):
+    """The next consumer of the process starts them."""
+    with consumer(server, **BRISK):  # its threads run already
+        with (
+            no_threads(),
+            Connection(server.broker_url, transport_options=at(port)) as late,
+            consume(late, Collector(), prefetch_count=1),
+        ):
+            assert status(port) == 0
+        with consumer(server, **at(port)):
+            until(lambda: status(port) == 200)
 
 
 def test_two_processes_at_one_address(server, port, tmp_path, caplog, monkeypatch):

@@ -93,6 +93,11 @@ class RedisServer:
         """Whether it was started, and not killed since."""
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """End it as no handler can hear."""
         self._process.kill()

@@ -12,7 +12,8 @@ from kombu.exceptions import ChannelError
 from support.forms import LONG, long
 from support.hub_servers import OTHER, QUOTED, TOKEN, drain
 from support.processes import Script, eventually, needs
-from support.scripted import CA_BUNDLE
+from support.redis_server import free_port
+from support.scripted import CA_BUNDLE, Drop, ScriptedServer
 from support.tls_front import TlsFront
 
 from kombu_cfqueues.errors import (
@@ -21,8 +22,9 @@ from kombu_cfqueues.errors import (
     ConnectionFailed,
     MessageTooLarge,
 )
+from kombu_cfqueues.side import hub_session
 from kombu_cfqueues.side.hub import address_of
-from kombu_cfqueues.side.hub_session import HubRefused, Session
+from kombu_cfqueues.side.hub_session import MAX_QUEUED_CHARACTERS, HubRefused, Session
 from kombu_cfqueues.side.hub_socket import Address, HubSocket
 
 NEWS = Exchange("news", type="fanout", durable=False)
@@ -104,6 +106,22 @@ def test_each_token_is_valid(hub):
 
 def test_the_status_needs_a_token(hub):
     assert requests.get(f"http://{hub.address}/hub/tests", timeout=30).status_code == 401
+
+
+@pytest.mark.parametrize("cause", ["nothing listens", "no answer", "refused greeting"])
+def test_a_failure_to_connect_says_that_nothing_was_delivered(hub, cause, monkeypatch):
+    """So the application may publish the message again."""
+    url = hub.url()
+    if cause == "nothing listens":
+        url = url.replace(hub.address, f"127.0.0.1:{free_port()}")
+    if cause == "refused greeting":
+        monkeypatch.setattr(hub_session, "VERSION", 99)
+    with ScriptedServer(Drop()) as server:
+        if cause == "no answer":
+            url = url.replace(hub.address, server.netloc)
+        with Connection(url) as connection, pytest.raises(ConnectionFailed) as failed:
+            connection.transport.establish_connection()
+    assert failed.value.delivered == "no"
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b"])
@@ -251,6 +269,27 @@ def test_a_queue_that_nobody_reads_keeps_the_newest(connect_to, caplog):
         publish(message, "news", "", confirm=False)
     connection.transport.session.find("news")
     assert queue.get(no_ack=True).body == b"5"
+    assert caplog.text.count("'full'") == 1
+
+
+@pytest.mark.parametrize("sizes", [[100] * 900 + [200_000] * 60, [200_000] * 40 + [7_000] * 200])
+def test_a_queue_that_nobody_reads_is_bounded_in_size(connect_to, caplog, sizes):
+    """A large message drives out as many small ones as it takes, and small ones a large one."""
+    connection = connect_to()
+    channel = connection.default_channel
+    queue = Queue("full", NEWS)(channel)
+    queue.declare()
+    for number, size in enumerate(sizes):
+        message = channel.prepare_message(f"{number} ".ljust(size, "x"))
+        # What is confirmed lets the connection read, so that the hub does not end it.
+        channel.basic_publish(message, "news", "", confirm=size > 100)
+    connection.transport.session.find("news")
+    kept = []
+    while (message := queue.get(no_ack=True)) is not None:
+        kept.append(message.body)
+    assert sum(map(len, kept)) <= MAX_QUEUED_CHARACTERS < sum(sizes)
+    numbers = [int(body.split()[0]) for body in kept]
+    assert numbers == [*range(len(sizes) - len(kept), len(sizes))]
     assert caplog.text.count("'full'") == 1
 
 

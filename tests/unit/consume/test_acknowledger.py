@@ -173,6 +173,18 @@ def test_trouble_of_one_queue_is_told_once_whatever_others_do(acknowledger, serv
     assert caplog.text.count("settled again") == 1
 
 
+def test_a_queue_whose_leases_have_ended_hides_no_outage_of_others(acknowledger, server, caplog):
+    """Nothing of that queue is left to settle, so nothing would ever end its outage."""
+    caplog.set_level("INFO")
+    server.down = {JOBS.id, MORE.id}
+    acknowledger.ack(delivery("L", lasts=0.0))
+    wait_for(lambda: "1 messages of queue 'jobs' could not be settled" in caplog.text)
+    acknowledger.ack(delivery("M", queue=MORE))
+    wait_for(lambda: "messages of queue 'more' cannot be settled now" in caplog.text)
+    server.down = set()
+    wait_for(lambda: "messages of queue 'more' are settled again" in caplog.text)
+
+
 def test_what_cannot_be_given_back_now_holds_up_no_pull(acknowledger, server, caplog):
     server.failures = [ConnectionFailed("gone")]
     acknowledger.ack(delivery("L1"))
