@@ -117,7 +117,10 @@ def test_a_hundred_acks_do_not_wait(acknowledger, server, monkeypatch):
     assert len(server.sent[0][1]) == 100
 
 
-def test_a_retry_leaves_at_once_and_takes_what_waits_along(acknowledger, server, returned):
+def test_a_retry_leaves_at_once_and_takes_what_waits_along(
+    acknowledger, server, returned, monkeypatch
+):
+    monkeypatch.setattr("kombu_cfqueues.consume.acknowledger.ACK_HOLD_SECONDS", 300.0)
     acknowledger.ack(delivery("L1"))
     acknowledger.retry(delivery("L2"), 0)
 
