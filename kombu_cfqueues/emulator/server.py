@@ -278,14 +278,16 @@ class Emulator:
         _check_settings(settings)
         with admin.refusals_as_value_errors():
             checked = admin.queue_settings({"settings": settings})
-            for setting, value in checked.items():
-                setattr(queue, setting, value)
-            queues.save(queue)
+            new_consumer = None
             if consumer is not None:
                 new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
-                for old in list(queue.consumers.values()):
-                    queues.delete_consumer(queue, old)
-                queues.put_consumer(queue, new_consumer)
+        for setting, value in checked.items():
+            setattr(queue, setting, value)
+        queues.save(queue)
+        if new_consumer is not None:
+            for old in list(queue.consumers.values()):
+                queues.delete_consumer(queue, old)
+            queues.put_consumer(queue, new_consumer)
         return queue.id
 
     def queue_names(self) -> list[str]:
