@@ -283,6 +283,8 @@ class Channel(ConsumingChannel):
     ) -> queue_declare_ok_t:
         """Declare a queue.  Makes no request unless *passive*: the first use creates the queue.
 
+        Blocks for ``publish_timeout`` at most.
+
         Args:
             queue: Its name; None for a new name.
             passive: Make one or two requests to see whether the queue exists and about how many
@@ -293,10 +295,15 @@ class Channel(ConsumingChannel):
             ChannelError: *passive* is set, and the queue does not exist.
             CFQueuesError: *passive* is set, and a request failed.
         """
-        declared: queue_declare_ok_t = super().queue_declare(queue, passive=passive, **kwargs)
-        if not passive or is_control_queue(declared.queue):
+        declared: queue_declare_ok_t
+        if not passive:
+            declared = super().queue_declare(queue, **kwargs)
             return declared
-        count = self._backlog(declared.queue) or 0
+        deadline = self.session.deadline()  # that of the look-up, which begins now
+        declared = super().queue_declare(queue, passive=True, **kwargs)
+        if is_control_queue(declared.queue):
+            return declared
+        count = self._backlog(declared.queue, deadline) or 0
         return queue_declare_ok_t(declared.queue, count, declared.consumer_count)
 
     def queue_delete(
@@ -318,18 +325,18 @@ class Channel(ConsumingChannel):
         if if_unused and consumers:
             return
         if not is_control_queue(queue):
-            if if_empty and self._backlog(queue) != 0:
+            deadline = self.session.deadline()
+            if if_empty and self._backlog(queue, deadline) != 0:
                 return
-            self.session.delete_queue(queue, self.session.deadline())
+            self.session.delete_queue(queue, deadline)
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
         exit_work.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
-    def _backlog(self, queue: str) -> int | None:
+    def _backlog(self, queue: str, deadline: float) -> int | None:
         """Return about how many messages a queue has; None if that cannot be read."""
-        deadline = self.session.deadline()
         found = self.session.find_queue(queue, deadline)
         if found is None:
             return 0
