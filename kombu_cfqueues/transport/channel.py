@@ -56,7 +56,8 @@ class Channel(ConsumingChannel):
     ) -> promise | None:
         """Publish to every queue that the exchange routes to; block until all have accepted it.
 
-        With ``publish_mode="spool"``, block until the message is on the disk of this machine.
+        With ``publish_mode="spool"``, block until the message is on the disk of this machine.  All
+        queues together take ``publish_timeout`` at most.
 
         Args:
             message: Kombu's dictionary, as `prepare_message` returned it.
@@ -122,9 +123,14 @@ class Channel(ConsumingChannel):
         """Publish to each queue; return where the spooled messages are."""
         client = self.connection.client if self.session.has_alternates else None
         in_doubt = client is not None and uncertain.begin(client, content)
+        began = time.monotonic()
         try:
             with no_reentry:
-                spooled = [one for queue in queues for one in self._put(queue, message, **given)]
+                spooled = [
+                    one
+                    for queue in queues
+                    for one in self._put(queue, message, began=began, **given)
+                ]
         except CFQueuesError as error:
             if in_doubt:
                 error.delivered = "unknown"
@@ -141,20 +147,26 @@ class Channel(ConsumingChannel):
         message: dict[str, Any],
         timeout: float | None = None,
         confirm_timeout: float | None = None,
+        *,
+        began: float | None = None,
         **_: Any,
     ) -> list[Place]:
-        """Publish to one queue; return where the message is if it is spooled."""
+        """Publish to one queue; return where the message is if it is spooled.
+
+        The time of the publish runs from *began*, in monotonic seconds; from now if it is None.
+        """
         if is_control_queue(queue):
             return []  # without fanout no process receives it, so it must not cost a request
         packed = envelope.pack(message, queue, self.session.options)
         seconds = self._seconds(timeout, confirm_timeout)
+        deadline = (time.monotonic() if began is None else began) + seconds
         if self.session.options.publish_mode == "spool":
             return self.session.account.publisher.spool(
                 [self._spooled(queue, packed, message)],
                 max_bytes=self.session.options.spool_max_bytes,
-                deadline=time.monotonic() + seconds,
+                deadline=deadline,
             )
-        self._submit(queue, packed, seconds)
+        self._submit(queue, packed, seconds, deadline)
         return []
 
     def _collect(self, queue: str, message: dict[str, Any], batch: Batch) -> None:
@@ -173,12 +185,11 @@ class Channel(ConsumingChannel):
         given = (self.session.options.publish_timeout, *timeouts)
         return min(seconds for seconds in given if seconds is not None)
 
-    def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
-        """Publish to one queue; block for *seconds* at most."""
+    def _submit(self, queue: str, packed: Packed, seconds: float, deadline: float) -> None:
+        """Publish to one queue; block until *deadline*, of a publish that may take *seconds*."""
         # If another thread has closed the connection, `self.session` raises `ConnectionFailed`, and
         # Kombu publishes again over a new one.  After the message is accepted, use only `account`.
         account = self.session.account
-        deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
             error = envelope.retention_error(packed, queue, target.retention_seconds)

@@ -159,8 +159,9 @@ def test_a_question_about_a_queue_does_not_wait_for_a_permit_that_comes_too_late
     [
         (("metrics", "delete"), lambda c: c.default_channel.queue_delete("empty", if_empty=True)),
         (("list", "metrics"), lambda c: c.default_channel.queue_declare("unknown", passive=True)),
+        (("push", "batch"), lambda c: c.Producer(exchange=FANOUT).publish("x")),
     ],
-    ids=["queue_delete", "queue_declare"],
+    ids=["queue_delete", "queue_declare", "publish"],
 )
 def test_several_requests_of_one_call_share_its_time(server, folder, routes, call):
     """Each alone would be in time.  All together take no longer than one may."""
