@@ -90,8 +90,9 @@ local granted = 0
 if not stops and wait <= longest then
     granted = 1
     state[1] = state[1] + (now < state[4] and math.max(step, state[5]) or step)
-    save()
 end
+-- Also without a permit: the machine tells only once what the API reported, and that it was alone.
+if granted == 1 or anew or reset > 0 then save() end
 return {granted, free, tostring(wait), tostring(stopped), tostring(publishing_stopped)}
 """
 )
@@ -186,7 +187,8 @@ class RedisAllowance:
             self._inherited.append(self._client)
         self._client = None
         self._report: tuple[int, float] | None = None
-        self._lock = threading.Lock()  # guards _answers; held only during an assignment
+        # Guards _report and _answers; held only during an assignment.
+        self._lock = threading.Lock()
         self._answers: bool | None = None  # None until Redis was asked
 
     def ask(self, token: str, *, publishing: bool, anew: bool = False) -> Answer:
@@ -201,15 +203,21 @@ class RedisAllowance:
         Raises:
             BudgetUnavailable: Redis did not answer in time, or refused.
         """
-        return self._ask(token, LONGEST_WAIT_SECONDS, anew=anew, publishing=publishing)
+        report = self._report
+        left, reset = _left_now(report)
+        answer = self._ask(token, LONGEST_WAIT_SECONDS, int(anew), int(publishing), left, reset)
+        with self._lock:
+            if self._report is report:  # not one that arrived meanwhile
+                self._report = None
+        return answer
 
     def look(self, token: str) -> Answer:
-        """Return what `ask` would, but reserve nothing.
+        """Return what `ask` would, but change nothing.
 
         Raises:
             BudgetUnavailable: Redis did not answer in time, or refused.
         """
-        return self._ask(token, -1.0, anew=False, publishing=False)
+        return self._ask(token, -1.0, 0, 0, *_left_now(None))
 
     def stop(self, token: str, scope: Scope, seconds: float) -> None:
         """Record that the API has stopped *scope*, for every machine.
@@ -220,15 +228,12 @@ class RedisAllowance:
         self._run(STOP, token, seconds, int(scope is Scope.PUBLISHING))
 
     def heed(self, left: int, reset_seconds: float) -> None:
-        """Tell Redis with the next `ask` how many requests the API has left until its reset."""
-        self._report = left, time.monotonic() + reset_seconds
+        """Tell Redis how many requests the API has left until its reset.
 
-    def _reported(self) -> tuple[int, float]:
-        """Return the latest arguments of `heed`, once; zeros if there are no new ones."""
-        report, self._report = self._report, None
-        if report is None:
-            return 0, 0.0
-        return report[0], max(0.0, report[1] - time.monotonic())
+        The next `ask` sends it; if that fails, so does the one after.
+        """
+        with self._lock:
+            self._report = left, time.monotonic() + reset_seconds
 
     def log(self, trouble: str | None, *, asked: bool = False) -> None:
         """Log once that Redis does not answer, and once that it does again.
@@ -254,9 +259,8 @@ class RedisAllowance:
         elif before is not None:
             logger.info("the request allowance is shared through %s again", self.shown)
 
-    def _ask(self, token: str, longest: float, *, anew: bool, publishing: bool) -> Answer:
-        left, reset = self._reported()
-        answer = self._run(ASK, token, longest, int(anew), int(publishing), left, reset)
+    def _ask(self, token: str, *arguments: float) -> Answer:
+        answer = self._run(ASK, token, *arguments)
         try:
             granted, free, wait, stopped, publishing_stopped = answer
             return Answer(
@@ -291,6 +295,13 @@ class RedisAllowance:
         raise BudgetUnavailable(
             f"{self.shown} failed ({text.replace(password, '**') if password else text})"
         )
+
+
+def _left_now(report: tuple[int, float] | None) -> tuple[int, float]:
+    """Return the requests that are left and the seconds until the reset; zeros without a report."""
+    if report is None:
+        return 0, 0.0
+    return report[0], max(0.0, report[1] - time.monotonic())
 
 
 def shown(url: str) -> str:

@@ -189,10 +189,10 @@ class Requester:
             )
         token = Secret(given) if isinstance(given, str) else Secret()
         del given  # not a Secret, so an error reporter would print it
-        # An HTTP header can carry a token of printable ASCII without blanks.
+        # An HTTP header can carry a token of printable ASCII without spaces.
         if not re.fullmatch(r"[!-~]+", token):
             raise AuthenticationFailed(
-                "the API token is malformed: it is empty, or contains a blank, a line break or a "
+                "the API token is malformed: it is empty, or contains a space, a line break or a "
                 "letter that no token has (the word 'Bearer' is not part of it); check api_token"
             )
         return token

@@ -126,7 +126,7 @@ the source of wrangler (100xxx), and from responses that people reported (the re
 
 PULL_STATUSES: Final[Mapping[int, Meaning]] = {
     405: (PullNotEnabled, "The queue has no HTTP pull consumer, or a Worker consumes it."),
-    409: (QueueDisabled, "Delivery from the queue is paused; resume it in the dashboard."),
+    409: (QueueDisabled, "Delivery is paused; resume it with 'cfqueues queues resume'."),
 }
 """What these statuses mean on the route that pulls."""
 

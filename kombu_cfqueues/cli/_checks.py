@@ -268,7 +268,8 @@ def _queue(session: Session, name: str, queue: Queue) -> Check:
     if few:
         parts.append(
             f"a message is deleted or dead-lettered after {few[0]} deliveries, and a worker that "
-            "stops while it holds the message uses one up: set max_retries to 100 in the dashboard"
+            "stops while it holds the message uses one up: raise it with 'cfqueues queues update "
+            f"{name} --max-retries 100'"
         )
     return Check(_label(name), "warning" if few or queue.paused else "ok", "; ".join(parts))
 

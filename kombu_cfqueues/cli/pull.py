@@ -48,7 +48,8 @@ from .peek import existing_pull_consumer
     "--number",
     "-n",
     type=click.IntRange(min=1),
-    help="Maximum number of messages.  [default: until the queue has no more]",
+    help="Maximum number of messages.  [default: until the queue has no more; with --keep, "
+    f"{MAX_HELD:,}]",
 )
 @console.takes_json
 def command(

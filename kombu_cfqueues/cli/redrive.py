@@ -193,7 +193,9 @@ class Move:
     def _is_over(self, give_back_at: float) -> bool:
         if not self.failure and len(self._held) >= MAX_HELD:
             self.failure = (
-                f"{MAX_HELD:,} messages were not moved, the limit of one run: run the command again"
+                f"one run holds no more than {MAX_HELD:,} messages that are not moved, and the "
+                "next run may meet the same ones: move those to another queue first, with --to "
+                "QUEUE and a --match that selects them"
             )
         if not self.failure and self._held and time.monotonic() > give_back_at:
             self.failure = "the lease of messages not moved expires soon: run the command again"

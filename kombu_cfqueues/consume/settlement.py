@@ -77,6 +77,7 @@ class Settlement:
 def _warn_of_deletion(queue: str) -> None:
     logger.warning(
         "a rejected message of queue %r was deleted, and so will be the next ones: the queue has "
-        "no dead-letter queue (set the option dead_letter_queue, or use the dashboard)",
+        "no dead-letter queue (add one with 'cfqueues queues update QUEUE --dead-letter-queue "
+        "DEAD', and restart the worker)",
         queue,
     )

@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -124,8 +124,10 @@ class Emulator:
 
     def stop(self) -> None:
         """Cut all connections, stop the server, and close the database."""
-        self._disconnect()
-        self._service.close()
+        try:
+            self._disconnect()
+        finally:
+            self._service.close()
 
     def __enter__(self) -> Emulator:  # noqa: PYI034 - Self is not in Python 3.10
         try:
@@ -276,14 +278,16 @@ class Emulator:
         _check_settings(settings)
         with admin.refusals_as_value_errors():
             checked = admin.queue_settings({"settings": settings})
-            for setting, value in checked.items():
-                setattr(queue, setting, value)
-            queues.save(queue)
+            new_consumer = None
             if consumer is not None:
                 new_consumer = admin.new_consumer(self.clock.now_ms(), consumer)
-                for old in list(queue.consumers.values()):
-                    queues.delete_consumer(queue, old)
-                queues.put_consumer(queue, new_consumer)
+        for setting, value in checked.items():
+            setattr(queue, setting, value)
+        queues.save(queue)
+        if new_consumer is not None:
+            for old in list(queue.consumers.values()):
+                queues.delete_consumer(queue, old)
+            queues.put_consumer(queue, new_consumer)
         return queue.id
 
     def queue_names(self) -> list[str]:
@@ -328,9 +332,9 @@ class Emulator:
         return queue
 
     def _disconnect(self) -> None:
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
 
 
 ACCEPTING_ROUNDS: Final = 5
@@ -392,7 +396,8 @@ class _Server(uvicorn.Server):
     def halt(self) -> None:
         """Stop the server; called from another thread."""
         if self._loop is not None and self._halt is not None:
-            self._loop.call_soon_threadsafe(self._halt.set)
+            with suppress(RuntimeError):  # the loop is closed: the server has failed already
+                self._loop.call_soon_threadsafe(self._halt.set)
 
 
 class _ServerThread:

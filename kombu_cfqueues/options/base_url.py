@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
+from ..runtime.once import once
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,11 @@ def _check_scheme(scheme: str, host: str, *, insecure: bool) -> None:
             f"base_url would send the API token unencrypted to {host}: use https, or set "
             "allow_insecure_http=True if you trust that network"
         )
+    _warn_of_plain_http(host)
+
+
+@once
+def _warn_of_plain_http(host: str) -> None:
     logger.warning("the API token travels unencrypted to %s (allow_insecure_http is set)", host)
 
 

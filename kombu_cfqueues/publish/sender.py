@@ -124,7 +124,6 @@ class Sender:
         """Seconds that the last accepted request took."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
-        self._queue = QUEUE_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
         self._unsettled: deque[tuple[Claim, ClaimOutcome, float]] = deque()
         # By queue: the errors with which it refused the first single messages of a split batch;

@@ -168,7 +168,7 @@ def _file_system(folder: Path) -> str | None:
         left, separator, right = line.partition(b" - ")
         if not separator:
             continue
-        # The kernel writes blanks and backslashes as octal numbers, and other bytes as they are.
+        # The kernel writes spaces and backslashes as octal numbers, and other bytes as they are.
         escaped = left.split()[4]
         mount = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), escaped))
         if len(mount) >= len(best) and path.is_relative_to(mount):  # later ones cover earlier ones

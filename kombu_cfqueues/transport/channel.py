@@ -56,7 +56,8 @@ class Channel(ConsumingChannel):
     ) -> promise | None:
         """Publish to every queue that the exchange routes to; block until all have accepted it.
 
-        With ``publish_mode="spool"``, block until the message is on the disk of this machine.
+        With ``publish_mode="spool"``, block until the message is on the disk of this machine.  All
+        queues together take ``publish_timeout`` at most.
 
         Args:
             message: Kombu's dictionary, as `prepare_message` returned it.
@@ -122,9 +123,14 @@ class Channel(ConsumingChannel):
         """Publish to each queue; return where the spooled messages are."""
         client = self.connection.client if self.session.has_alternates else None
         in_doubt = client is not None and uncertain.begin(client, content)
+        began = time.monotonic()
         try:
             with no_reentry:
-                spooled = [one for queue in queues for one in self._put(queue, message, **given)]
+                spooled = [
+                    one
+                    for queue in queues
+                    for one in self._put(queue, message, began=began, **given)
+                ]
         except CFQueuesError as error:
             if in_doubt:
                 error.delivered = "unknown"
@@ -141,20 +147,26 @@ class Channel(ConsumingChannel):
         message: dict[str, Any],
         timeout: float | None = None,
         confirm_timeout: float | None = None,
+        *,
+        began: float | None = None,
         **_: Any,
     ) -> list[Place]:
-        """Publish to one queue; return where the message is if it is spooled."""
+        """Publish to one queue; return where the message is if it is spooled.
+
+        The time of the publish runs from *began*, in monotonic seconds; from now if it is None.
+        """
         if is_control_queue(queue):
             return []  # without fanout no process receives it, so it must not cost a request
         packed = envelope.pack(message, queue, self.session.options)
         seconds = self._seconds(timeout, confirm_timeout)
+        deadline = (time.monotonic() if began is None else began) + seconds
         if self.session.options.publish_mode == "spool":
             return self.session.account.publisher.spool(
                 [self._spooled(queue, packed, message)],
                 max_bytes=self.session.options.spool_max_bytes,
-                deadline=time.monotonic() + seconds,
+                deadline=deadline,
             )
-        self._submit(queue, packed, seconds)
+        self._submit(queue, packed, seconds, deadline)
         return []
 
     def _collect(self, queue: str, message: dict[str, Any], batch: Batch) -> None:
@@ -173,12 +185,11 @@ class Channel(ConsumingChannel):
         given = (self.session.options.publish_timeout, *timeouts)
         return min(seconds for seconds in given if seconds is not None)
 
-    def _submit(self, queue: str, packed: Packed, seconds: float) -> None:
-        """Publish to one queue; block for *seconds* at most."""
+    def _submit(self, queue: str, packed: Packed, seconds: float, deadline: float) -> None:
+        """Publish to one queue; block until *deadline*, of a publish that may take *seconds*."""
         # If another thread has closed the connection, `self.session` raises `ConnectionFailed`, and
         # Kombu publishes again over a new one.  After the message is accepted, use only `account`.
         account = self.session.account
-        deadline = time.monotonic() + seconds
 
         def submit(target: Queue) -> None:
             error = envelope.retention_error(packed, queue, target.retention_seconds)
@@ -283,6 +294,8 @@ class Channel(ConsumingChannel):
     ) -> queue_declare_ok_t:
         """Declare a queue.  Makes no request unless *passive*: the first use creates the queue.
 
+        Blocks for ``publish_timeout`` at most.
+
         Args:
             queue: Its name; None for a new name.
             passive: Make one or two requests to see whether the queue exists and about how many
@@ -293,10 +306,15 @@ class Channel(ConsumingChannel):
             ChannelError: *passive* is set, and the queue does not exist.
             CFQueuesError: *passive* is set, and a request failed.
         """
-        declared: queue_declare_ok_t = super().queue_declare(queue, passive=passive, **kwargs)
-        if not passive or is_control_queue(declared.queue):
+        declared: queue_declare_ok_t
+        if not passive:
+            declared = super().queue_declare(queue, **kwargs)
             return declared
-        count = self._backlog(declared.queue) or 0
+        deadline = self.session.deadline()  # that of the look-up, which begins now
+        declared = super().queue_declare(queue, passive=True, **kwargs)
+        if is_control_queue(declared.queue):
+            return declared
+        count = self._backlog(declared.queue, deadline) or 0
         return queue_declare_ok_t(declared.queue, count, declared.consumer_count)
 
     def queue_delete(
@@ -318,18 +336,18 @@ class Channel(ConsumingChannel):
         if if_unused and consumers:
             return
         if not is_control_queue(queue):
-            if if_empty and self._backlog(queue) != 0:
+            deadline = self.session.deadline()
+            if if_empty and self._backlog(queue, deadline) != 0:
                 return
-            self.session.delete_queue(queue, self.session.deadline())
+            self.session.delete_queue(queue, deadline)
         for tag in consumers:
             self.basic_cancel(tag)
         self._to_delete.discard(queue)
         exit_work.keep(self.session, queue)
         self.state.queue_bindings_delete(queue)
 
-    def _backlog(self, queue: str) -> int | None:
+    def _backlog(self, queue: str, deadline: float) -> int | None:
         """Return about how many messages a queue has; None if that cannot be read."""
-        deadline = self.session.deadline()
         found = self.session.find_queue(queue, deadline)
         if found is None:
             return 0

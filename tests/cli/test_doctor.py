@@ -192,20 +192,27 @@ def test_a_given_id_that_does_not_exist(cfqueues):
 
 
 @pytest.mark.parametrize(
-    ("queue", "words"),
+    ("queue", "command"),
     [
-        ({"consumer": {"type": "http_pull", "settings": {"max_retries": 3}}}, "max_retries to 100"),
-        ({"delivery_paused": True}, "cfqueues queues resume jobs"),
+        (
+            {"consumer": {"type": "http_pull", "settings": {"max_retries": 3}}},
+            "queues update jobs --max-retries 100",
+        ),
+        ({"delivery_paused": True}, "queues resume jobs"),
     ],
 )
-def test_what_will_hurt_later_is_a_warning(cfqueues, emulator, queue, words):
+def test_what_will_hurt_later_is_a_warning_with_the_command_that_helps(
+    cfqueues, emulator, queue, command
+):
     emulator.create_queue("jobs", **queue)
 
     done = cfqueues("doctor", "jobs")
 
     (line,) = [line for line in done.out.splitlines() if line.startswith("warning")]
-    assert words in line
+    assert f"'cfqueues {command}'" in line
     assert done.out.endswith("1 warning.\n")
+    cfqueues(*command.split())
+    assert "warning" not in cfqueues("doctor", "jobs").out
 
 
 def test_a_workers_queue_names_the_worker(cfqueues, emulator):

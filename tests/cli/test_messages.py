@@ -253,6 +253,24 @@ def test_a_dead_letter_queue_with_few_retries_loses_nothing(cfqueues, emulator, 
     assert [message.content for message in emulator.messages("few")] == ["precious"]
 
 
+@pytest.mark.long
+def test_more_unselected_messages_than_a_run_holds_are_moved_away_first(cfqueues, emulator, dead):
+    """The run gives them back, so the next one would meet the same; the error says what helps."""
+    emulator.create_queue("parked")
+    cfqueues("publish", dead, stdin='"other"\n' * 10_500 + '"wanted"\n')
+
+    done = cfqueues("redrive", dead, "--match", "wanted", code=1)
+    assert "10,000 messages stayed" in done.out
+    assert "one run holds no more than 10,000 messages that are not moved" in done.err
+    assert "another queue first, with --to" in done.err
+    assert emulator.messages("orders") == []
+
+    cfqueues("redrive", dead, "--to", "parked", "--match", "other")
+    cfqueues("redrive", dead, "--match", "wanted")
+    assert [message.content for message in emulator.messages("orders")] == ["wanted"]
+    assert emulator.messages(dead) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_at_any_point_nothing_is_lost(start, cfqueues, emulator, dead, number):
     """Ctrl-C leaves each in one queue; a kill may leave some in both."""

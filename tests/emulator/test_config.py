@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import requests
+from emulator.client import Api
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.config import load
@@ -140,6 +141,19 @@ def test_a_queue_that_exists_keeps_its_messages_and_is_configured(write, tmp_pat
         assert [message.body for message in emulator.messages("emails")] == ["kept"]
         [consumer] = emulator.consumers("emails")
         assert (consumer.type, consumer.max_retries) == ("http_pull", 7)
+
+
+def test_an_invalid_consumer_leaves_the_queue_as_it_was():
+    """A configuration is applied as a whole, so the error needs no repair."""
+    with Emulator() as emulator:
+        emulator.create_queue("jobs", delivery_delay=1, consumer={"type": "http_pull"})
+        with pytest.raises(ValueError, match="type is"):
+            emulator.configure_queue("jobs", delivery_delay=60, consumer={"type": "http"})
+        Api(emulator).push("x")
+        [message] = emulator.messages("jobs")
+        [consumer] = emulator.consumers("jobs")
+    assert message.delay_seconds == 1
+    assert consumer.type == "http_pull"
 
 
 @pytest.mark.parametrize(

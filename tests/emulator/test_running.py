@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -176,6 +177,43 @@ def test_a_file_is_one_emulators(make, tmp_path):
     make(db=db)
     with pytest.raises(ValueError, match="in use by another emulator"):
         Emulator(db=db)
+
+
+def test_an_emulator_whose_server_failed_closes_its_file(tmp_path):
+    """The error comes once, and the next emulator can use the file."""
+    db = tmp_path / "queues.db"
+    server = []
+
+    def find_server(body):
+        server[:] = threading.current_thread(), asyncio.get_running_loop()
+
+    def fail():
+        raise SystemExit("a callback of the test's own")
+
+    emulator = Emulator(db=db).start()
+    emulator.create_queue("jobs")
+    emulator.faults.refuse_messages(find_server)
+    path = f"accounts/{emulator.account_id}/queues/{emulator.queue_id('jobs')}/messages"
+    body = b'{"body": "x", "content_type": "text"}'
+    head = (
+        f"POST /client/v4/{path} HTTP/1.1\r\nHost: {emulator.host}\r\n"
+        f"Authorization: Bearer {emulator.token}\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((emulator.host, emulator.port), timeout=10) as client:
+        client.sendall(head.encode() + body)
+        while client.recv(10_000):  # until the server has closed its socket, which would leak
+            pass
+    thread, loop = server
+    loop.call_soon_threadsafe(fail)
+    thread.join(10)
+
+    with pytest.raises(RuntimeError, match="did not stop as it should") as failed:
+        emulator.stop()
+    assert isinstance(failed.value.__cause__, SystemExit)
+    with Emulator(db=db) as after:
+        assert after.queue_names() == ["jobs"]
+    emulator.stop()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):

@@ -322,6 +322,19 @@ def test_machines_that_were_alone_do_not_return_with_a_full_burst(redis_server):
     assert fleet.look("token").free < 50
 
 
+def test_a_machine_that_was_alone_has_no_full_burst_after_a_stop_either(redis_server):
+    """It says only once that it was alone, and publishing may be stopped at that moment."""
+    fleet = RedisAllowance(Secret(redis_server.url), "https://api", "account", Limit(1.0, 50))
+    fleet.ask("token", publishing=False)
+    with redis_server.client() as client:  # as after a quiet time
+        for key in client.keys("cfqueues:budget:*"):
+            client.hset(key, "busy_until", 1)
+    assert fleet.look("token").free == 50
+    fleet.stop("token", Scope.PUBLISHING, 60)
+    assert not fleet.ask("token", publishing=True, anew=True).granted
+    assert fleet.look("token").free < 50
+
+
 def test_without_redis_a_machine_has_the_share_that_a_block_has_taught(redis_server, tmp_path):
     """Else a sixteenth.  With Redis, a share that was learned changes nothing."""
     limit = Limit(16.0, 60)
@@ -377,6 +390,29 @@ def test_what_the_api_reports_slows_the_fleet(redis_server):
     fleet.heed(1000, 10)
     waits = [fleet.ask("a", publishing=True).wait for _ in range(3)]
     assert waits[2] - waits[1] == pytest.approx(0.1, abs=0.09)
+
+
+@pytest.mark.parametrize("meanwhile", ["redis fails", "publishing is stopped", "doctor looks"])
+def test_what_the_api_reports_reaches_the_fleet_later(redis_server, meanwhile):
+    """A report is sent until Redis has recorded it: the other machines learn it only from there."""
+    url, limit = Secret(redis_server.url), Limit(10.0, 5)
+    one = RedisAllowance(url, "https://api", "account", limit)
+    other = RedisAllowance(url, "https://api", "account", limit)
+    one.heed(5, 10)
+    if meanwhile == "redis fails":
+        redis_server.kill()
+        with pytest.raises(BudgetUnavailable):
+            one.ask("a", publishing=False)
+        redis_server.start()
+        one.ask("a", publishing=False)
+    elif meanwhile == "publishing is stopped":
+        other.stop("a", Scope.PUBLISHING, 60)
+        assert not one.ask("a", publishing=True).granted
+    else:
+        one.look("a")
+        one.ask("a", publishing=False)
+    waits = [other.ask("a", publishing=False).wait for _ in range(3)]
+    assert waits[2] - waits[1] == pytest.approx(2.0, abs=0.5)
 
 
 def test_a_wrong_password_is_said_and_not_shown(machine, redis_server, server, caplog):

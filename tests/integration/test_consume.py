@@ -505,6 +505,7 @@ def test_a_rejected_message_without_a_dead_letter_queue_is_dropped_with_one_warn
             message.reject()
         settled(emulator, "drops")
     warnings = [r for r in caplog.records if "no dead-letter queue" in r.getMessage()]
+    assert "cfqueues queues update QUEUE --dead-letter-queue" in warnings[0].getMessage()
     assert len(warnings) == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-#: As the kernel writes it: UTF-8 as it is, and octal for blank, tab, line feed and backslash.
+#: As the kernel writes it: UTF-8 as it is, and octal for space, tab, line feed and backslash.
 LINE = "99 1 0:50 / {point} rw,relatime shared:1 - nfs4 server:/export rw\n"
 
 

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from kombu import Connection, Producer
+from kombu import Connection, Exchange, Producer, Queue
 from support.processes import Script
 
 from kombu_cfqueues import errors
@@ -29,6 +29,10 @@ AT_ONCE = 2.0
 PATIENCE = 6.0
 """``publish_timeout`` of those who must not need it."""
 
+SHORT = 2.0
+"""``publish_timeout`` of those who do not get what they ask for."""
+
+FANOUT = Exchange("to-all", "fanout")
 
 SERVER = {"latency": 0.02}
 
@@ -145,6 +149,36 @@ def test_a_question_about_a_queue_does_not_wait_for_a_permit_that_comes_too_late
         error, seconds = attempt(queue.qsize)
     assert isinstance(error, errors.RateLimited)
     assert seconds < AT_ONCE
+
+
+# -- calls that make several requests
+
+
+@pytest.mark.parametrize(
+    ("routes", "call"),
+    [
+        (("metrics", "delete"), lambda c: c.default_channel.queue_delete("empty", if_empty=True)),
+        (("list", "metrics"), lambda c: c.default_channel.queue_declare("unknown", passive=True)),
+        (("push", "batch"), lambda c: c.Producer(exchange=FANOUT).publish("x")),
+    ],
+    ids=["queue_delete", "queue_declare", "publish"],
+)
+def test_several_requests_of_one_call_share_its_time(server, folder, routes, call):
+    """Each alone would be in time.  All together take no longer than one may."""
+    for name in ("more", "empty"):
+        server.create_queue(name)
+    with Connection(server.broker_url, transport_options=folder) as connection:
+        for name in ("jobs", "more"):
+            Queue(name, FANOUT, channel=connection.default_channel).declare()
+        connection.Producer(exchange=FANOUT).publish("x")
+    server.create_queue("unknown")  # so its id has to be looked up
+    server.faults.latency(*routes, seconds=0.75 * SHORT)
+    options = folder | {"publish_timeout": SHORT}
+    with Connection(server.broker_url, transport_options=options) as connection:
+        connection.connect()
+        error, seconds = attempt(call, connection)
+    assert isinstance(error, errors.CFQueuesError)
+    assert seconds < 1.3 * SHORT
 
 
 def test_a_process_that_finds_the_machines_permits_spent_says_so_at_once(server, folder):

@@ -144,6 +144,6 @@ def test_another_server_may_have_tokens_of_any_form(token):
 
 
 @pytest.mark.parametrize("around", ["'", '"', " ", "\n"])
-def test_quotes_and_blanks_around_a_url_are_named(around):
+def test_quotes_and_spaces_around_a_url_are_named(around):
     with pytest.raises(ConfigurationError, match="around it"):
         read("cfqueues://", {"CFQUEUES_BROKER_URL": f"{around}{URL}{around}"})

@@ -183,14 +183,19 @@ def test_plain_http_to_another_host_needs_to_be_allowed(host):
     assert host in text
 
 
-def test_plain_http_that_is_allowed_is_logged_each_time(caplog):
-    given = {"base_url": "http://emulator:8787", "allow_insecure_http": True}
+def test_plain_http_that_is_allowed_is_logged_once_for_each_host(caplog):
+    """However many connections a process makes."""
+    hosts = ["in-the-clear", "in-the-clear", "in-the-clear-2"]  # of no other test
 
-    for _ in range(2):
-        assert read(transport_options=given).base_url == "http://emulator:8787/client/v4"
+    for host in hosts:
+        given = {"base_url": f"http://{host}:8787", "allow_insecure_http": True}
+        assert read(transport_options=given).base_url == f"http://{host}:8787/client/v4"
 
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "unencrypted to emulator" in caplog.text
+    assert [(record.levelname, record.args) for record in caplog.records] == [
+        ("WARNING", ("in-the-clear",)),
+        ("WARNING", ("in-the-clear-2",)),
+    ]
+    assert "unencrypted to in-the-clear (" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ OPTION_MISTAKES = {
     "virtual host": (f"cfqueues://{ACCOUNT}:{SECRET}@/production", {}),
     "a path that is the token": (f"cfqueues://{ACCOUNT}:x@/{SECRET}", {}),
     "three slashes": (f"cfqueues:///{ACCOUNT}:{SECRET}@/", {}),
-    "a blank before it": (f" cfqueues://{ACCOUNT}:{SECRET}@/", {}),
+    "a space before it": (f" cfqueues://{ACCOUNT}:{SECRET}@/", {}),
     "account": (f"cfqueues://acme:{SECRET}@/", {}),
     "no account": (f"cfqueues://:{SECRET}@/", {}),
     "timeout": (f"cfqueues://{ACCOUNT}:{SECRET}@/", {"publish_timeout": -1}),

@@ -222,7 +222,7 @@ def test_a_malformed_token_is_refused_before_any_request(token, called):
         assert "returned no token" in str(error)
     else:
         assert type(error) is errors.AuthenticationFailed
-        assert "malformed" in str(error)
+        assert "malformed: it is empty, or contains a space, a line break or" in str(error)
     assert not token or str(token).strip() not in str(error)
     assert not server.requests
 
