@@ -51,7 +51,7 @@ mutation: $(VENV)/.mutation ## Break the library in small ways, and see tests fa
 fuzz: $(VENV)/.fuzz ## Search for messages and answers that break their reading (ten minutes)
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-versions: ## Test with each Kombu, Celery and Python (half an hour; ARGS=--ends for a short form)
+versions: ## Test with each Kombu, Celery and Python (over an hour; ARGS=--ends for a short form)
 	.ci/versions $(ARGS)
 
 endurance: $(VENV)/.dev ## Kill, starve and race the processes of a machine for minutes (ARGS=kills: one run)
