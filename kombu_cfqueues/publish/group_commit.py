@@ -241,16 +241,14 @@ class GroupCommit:
             leader = self._leadership.leader
             if leader is caller:
                 return
-            if leader is not None:
-                wake_at = min(wake_at, leader.acts_by + LEADER_LEASE_SECONDS)
-                resumes_at = self._times.resumes_at(caller)
-                if leader.paused_until > resumes_at and not caller.is_late:
-                    if resumes_at <= now:
-                        self._leadership.appoint(now, caller)
-                        return
-                    wake_at = min(wake_at, resumes_at)
-            else:
-                wake_at = min(wake_at, now + LEADER_LEASE_SECONDS)
+            acts_by = now if leader is None else leader.acts_by
+            wake_at = min(wake_at, acts_by + LEADER_LEASE_SECONDS)
+            resumes_at = self._times.resumes_at(caller)
+            if leader is not None and leader.paused_until > resumes_at and not caller.is_late:
+                if resumes_at <= now:
+                    self._leadership.appoint(now, caller)
+                    return
+                wake_at = min(wake_at, resumes_at)
         caller.sleep(wake_at - now)
 
     # -- the leader's work --------------------------------------------------------------------
@@ -295,7 +293,6 @@ class GroupCommit:
         latest = caller.deadline + DEADLINE_TOLERANCE_SECONDS
         return ClaimTerms(
             caller.new_claim(),
-            (Kind.SINGLE, Kind.BULK, Kind.SPOOLED),
             busy=self._in_flight.full_queues(caller.kind, now),
             only_own=not self.sender.trusted or left < OWN_MESSAGES_SECONDS,
             latest=inf if left >= self.sender.post_seconds else latest,

@@ -7,7 +7,7 @@ import random
 import weakref
 
 import pytest
-from group_commit_parts import ROUND_TRIP, Commit, Permits, Server, bad
+from group_commit_parts import POST_SECONDS, ROUND_TRIP, Commit, Permits, Server, bad
 from virtual_time import VirtualTime
 
 from kombu_cfqueues.errors import (
@@ -581,6 +581,18 @@ def test_whatever_ends_a_leader_the_others_are_served(time, server, permits, sub
     assert type(leader.error) is end
     assert outcomes(others) == [None] * 20
     assert time.now < 6.0 or moment > 5.0
+
+
+def test_who_came_first_leads_if_there_is_time_for_a_whole_request(time, server, submit):
+    """A caller with even more time does not pass it."""
+    submit("in flight")
+    submit("leads now", at=0.001, size=200_000)
+    first = submit("first", at=0.002, size=200_000, timeout=2 * POST_SECONDS)
+    second = submit("second", at=0.003, size=200_000, timeout=20 * POST_SECONDS)
+    server.refuse = lambda items: KeyboardInterrupt() if len(server.requests) == 3 else None
+    time.run()
+
+    assert kinds([first, second]) == [KeyboardInterrupt, type(None)]
 
 
 def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, submit):
