@@ -303,7 +303,7 @@ def test_tls_with_an_authority_of_its_own(connect, tls_redis):
     connection = connect(control_url=tls_redis.url)
     got = []
     with listener(connection, private("sealed"), got):
-        connection.Producer().publish("x", exchange=NEWS)
+        connection.Producer().publish("x", exchange=NEWS, timeout=20)
         connection.drain_events(timeout=20)
     assert got == ["x"]
 

@@ -201,7 +201,9 @@ PROGRAM = """
     import atexit, contextlib, json, multiprocessing, os, signal, sys, threading, time
     from kombu import Connection
     import kombu_cfqueues
+    from kombu_cfqueues.publish import relay
 
+    relay.RELAY_EXIT_SECONDS = 60.0  # not how soon a busy machine delivers is asked here
     URL, SPOOL_URL, SPOOLING = json.loads(os.environ["SITE"])
 
     class Both:

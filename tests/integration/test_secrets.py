@@ -127,19 +127,26 @@ def test_neither_the_spool_nor_what_lists_it_has_the_token(emulator, tmp_path):
     assert TOKEN not in "".join(said)
 
 
+def ours_alive() -> list:
+    """The objects of this library, without those of the emulator."""
+    return [
+        one
+        for one in gc.get_objects()
+        if str(type(one).__module__).startswith("kombu_cfqueues.")
+        and not type(one).__module__.startswith("kombu_cfqueues.emulator")
+    ]
+
+
 def test_nothing_of_ours_that_lives_in_a_process_shows_the_token(emulator):
     """Reporters of errors print objects as they are, and what they hold."""
     options = {"publish_mode": "spool", "request_rate": 100.0}
+    of_earlier_tests = ours_alive()  # the traceback of a failure, say
+    before = {id(one) for one in of_earlier_tests}
     with Connection(emulator.broker_url, transport_options=options) as connection:
         connection.Producer().publish("x", routing_key="jobs")
         with connection.SimpleQueue("jobs") as queue:
             queue.get(timeout=20).ack()
-            ours = [
-                one
-                for one in gc.get_objects()
-                if str(type(one).__module__).startswith("kombu_cfqueues.")
-                and not type(one).__module__.startswith("kombu_cfqueues.emulator")
-            ]
+            ours = [one for one in ours_alive() if id(one) not in before]
             shown = [
                 (type(one).__qualname__, text)
                 for one in ours
