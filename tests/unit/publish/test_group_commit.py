@@ -20,6 +20,7 @@ from kombu_cfqueues.errors import (
     RateLimited,
     ServerError,
 )
+from kombu_cfqueues.publish.callers import Caller
 from kombu_cfqueues.publish.sender import REFUSED_ALIKE
 from kombu_cfqueues.runtime.rng import rng
 
@@ -581,6 +582,26 @@ def test_whatever_ends_a_leader_the_others_are_served(time, server, permits, sub
     assert type(leader.error) is end
     assert outcomes(others) == [None] * 20
     assert time.now < 6.0 or moment > 5.0
+
+
+def test_a_leader_whose_thread_does_not_run_is_replaced(time, server, permits, submit, monkeypatch):
+    """Its thread has died without a word, or nobody wakes its greenlet."""
+    sleep, stopped = Caller.sleep, []
+
+    def sleep_or_stop(caller, seconds):
+        stopped.append(caller)
+        if caller is stopped[0]:
+            time.sleep(1_000)
+        else:
+            sleep(caller, seconds)
+
+    monkeypatch.setattr(Caller, "sleep", sleep_or_stop)
+    permits.at = [5.0]
+    submit("leader")
+    others = [submit(n, at=0.1) for n in range(3)]
+    time.run()
+
+    assert outcomes(others) == [None] * 3
 
 
 def test_who_came_first_leads_if_there_is_time_for_a_whole_request(time, server, submit):
