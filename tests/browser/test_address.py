@@ -10,6 +10,7 @@ from browser.scene import messages
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright from PyPI").expect
 
 
+@pytest.mark.long
 def test_a_reload_shows_the_same(open_page, jobs, shop):
     for n in range(60):
         shop.push("jobs", f"message {n:02}", delay_seconds=60 if n % 2 else 0)

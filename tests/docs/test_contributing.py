@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.forms import long
 
 ROOT = Path(__file__).parents[2]
 TESTS = """
@@ -25,7 +26,7 @@ def test_that_is_left_to_the_long_form():
 """
 
 
-@pytest.mark.parametrize(("ci", "status"), [("", 0), ("true", 1)])
+@pytest.mark.parametrize(("ci", "status"), [long("", 0), ("true", 1)])
 def test_a_skipped_test_is_a_failure_in_ci_and_only_there(ci, status, tmp_path):
     """A test that skips itself in CI has shown nothing, and nobody would notice."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())

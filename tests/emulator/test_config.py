@@ -202,6 +202,7 @@ def test_the_command_refuses_a_wrong_file_in_one_line(command, write):
     assert command("--config", "absent.toml")[0] == 2
 
 
+@pytest.mark.long
 def test_messages_are_exported_and_imported_by_command(command, tmp_path):
     with Emulator(token="own") as emulator:
         emulator.create_queue("jobs")

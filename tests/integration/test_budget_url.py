@@ -143,6 +143,7 @@ def test_three_machines_have_the_allowance_of_one(machine, server):
     assert min(requests) > max(requests) / 3, requests
 
 
+@pytest.mark.long
 def test_the_spools_of_two_machines_share_it_too(machine, server):
     """Each machine empties its own spool, at the pace of the fleet."""
     with contextlib.ExitStack() as stack:

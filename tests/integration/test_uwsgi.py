@@ -139,7 +139,7 @@ def pids_by_socket(tap: Tap, server: Emulator) -> list[set[bytes]]:
         ["--master"],
         long(["--master", "--threads", "4"]),
         long(["--master", "--lazy-apps"]),
-        ["--master", "--lazy-apps", "--threads", "4"],
+        long(["--master", "--lazy-apps", "--threads", "4"]),
         long(["--master", "--py-call-osafterfork"]),
         long([]),
     ],

@@ -133,6 +133,7 @@ with Emulator() as emulator, Connection(emulator.broker_url) as connection:
 """)
 
 
+@pytest.mark.long
 def test_commands_work(command, emulator):
     assert "No problems found" in command("doctor")
     assert "Created queue 'jobs'" in command("queues", "create", "jobs", "--pull")

@@ -1,6 +1,6 @@
 """``celery worker`` as a process of its own, in every pool.
 
-The regular run has three pools once; ``CFQUEUES_WORKER_MATRIX=1`` has each with early and with late
+The regular run has prefork once; ``CFQUEUES_WORKER_MATRIX=1`` has each with early and with late
 acknowledgement, and outages of a minute.
 """
 
@@ -33,7 +33,7 @@ COUNT = 40
 
 every_pool = pytest.mark.parametrize(
     ("pool", "late"),
-    [long(*case) if case[0] in ("threads", "solo", "eventlet") else case for case in CASES],
+    [long(*case) if case[0] != "prefork" else case for case in CASES],
     ids=[f"{pool}-{'late' if late else 'early'}" for pool, late in CASES],
 )
 

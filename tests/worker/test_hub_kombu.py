@@ -14,7 +14,6 @@ from pathlib import Path
 
 import kombu
 import pytest
-from support.forms import long
 from support.locks import one_at_a_time
 
 SUITE = Path(__file__).parents[1] / "support/kombu_suite.py"
@@ -43,7 +42,8 @@ def kombu_source(pytestconfig, tmp_path_factory):
     return unpacked
 
 
-@pytest.mark.parametrize("hub", ["workerd", long("emulator")], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("hub", ["workerd", "emulator"], indirect=True)
 def test_kombus_own_integration_tests_pass(hub, kombu_source):
     """Of connections, each type of exchange, messages, the event loop and fail-over."""
     environ = {"KOMBU_SOURCE": str(kombu_source), "HUB_URL": hub.url()}
