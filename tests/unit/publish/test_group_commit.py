@@ -468,6 +468,20 @@ def test_the_publisher_is_told_when_its_message_may_have_arrived(time, server, s
     assert isinstance(caller.error.__cause__, ServerError)
 
 
+def test_a_message_whose_publisher_is_gone_is_not_posted_again(time, server, permits, submit):
+    """It was told that the message may have arrived, and may have published it anew."""
+    permits.at = [5.0]
+    server.round_trip = 20.0
+    server.refuse = lambda items: ServerError("down", status=503) if time.now < 30 else None
+    patient = submit("patient", timeout=100.0)
+    gone = submit("gone", timeout=15.0)
+    time.run()
+
+    assert kinds([patient, gone]) == [type(None), PublishTimeout]
+    assert server.requests[0] == ["patient", "gone"]
+    assert all("gone" not in items for items in server.requests[1:])
+
+
 def test_a_lost_response_is_repeated_by_default(time, server, submit):
     server.round_trip = 0.0  # else a last try may have no time for its answer
     answers = [ConnectionFailed("response lost", delivered="unknown")]
