@@ -261,14 +261,19 @@ def test_a_process_that_has_asked_workers_uses_no_processor_afterwards(redis, co
         assert used < 0.2
 
 
+def carries_a_message(connection):
+    """What is published to a fanout exchange comes back through the control broker."""
+    got = []
+    with listener(connection, private("listens"), got):
+        connection.Producer().publish("x", exchange=NEWS, timeout=20)
+        connection.drain_events(timeout=20)
+    assert got == ["x"]
+
+
 def test_a_list_of_control_brokers_is_tried_one_after_the_other(connect, redis):
     """The first one does not answer."""
     connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0;{redis.url}")
-    got = []
-    with listener(connection, private("listed"), got):
-        connection.Producer().publish("x", exchange=NEWS)
-        connection.drain_events(timeout=20)
-    assert got == ["x"]
+    carries_a_message(connection)
 
 
 def test_each_url_of_a_list_is_checked_at_the_connect(connect):
@@ -301,11 +306,7 @@ def test_tls_of_rabbitmq(connect, tls_rabbit, monkeypatch):
 
 def test_tls_with_an_authority_of_its_own(connect, tls_redis):
     connection = connect(control_url=tls_redis.url)
-    got = []
-    with listener(connection, private("sealed"), got):
-        connection.Producer().publish("x", exchange=NEWS, timeout=20)
-        connection.drain_events(timeout=20)
-    assert got == ["x"]
+    carries_a_message(connection)
 
 
 def test_a_certificate_that_nobody_trusts_is_refused(connect, tls_redis):
@@ -329,8 +330,4 @@ def test_a_certificate_is_checked_whatever_the_list_says_of_others(
 
 def test_a_list_of_mixed_schemes_reaches_a_broker_that_is_trusted(connect, tls_redis):
     connection = connect(control_url=f"redis://127.0.0.1:{free_port()}/0;{tls_redis.url}")
-    got = []
-    with listener(connection, private("mixed"), got):
-        connection.Producer().publish("x", exchange=NEWS)
-        connection.drain_events(timeout=20)
-    assert got == ["x"]
+    carries_a_message(connection)
