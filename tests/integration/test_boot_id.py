@@ -8,10 +8,7 @@ from support.processes import Script, needs
 #: Linux with macOS's way to learn the id of the boot, and a command that takes some time.
 CODE = """
     import threading
-    from kombu_cfqueues.publish import relay
     from kombu_cfqueues.spool import schema
-
-    relay.RELAY_EXIT_SECONDS = 60.0  # not how soon a busy machine delivers is asked here
 
     real = schema.subprocess.run
     schema.platform.system = lambda: "Darwin"
