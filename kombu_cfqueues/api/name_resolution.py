@@ -10,9 +10,10 @@ import contextlib
 import copy
 import ipaddress
 import socket
+import sys
 import threading
 from collections.abc import Callable, Hashable
-from typing import cast
+from typing import Any, cast
 
 from urllib3.util.connection import allowed_gai_family
 
@@ -44,7 +45,7 @@ class NameResolver:
         family = allowed_gai_family()
 
         def resolve() -> list[str]:
-            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            found = _getaddrinfo(host, port, family)
             return list(dict.fromkeys(cast("str", address[0]) for *_, address in found))
 
         if _is_address(host):
@@ -89,6 +90,25 @@ class _Lookup:
         finally:
             self._on_end()
             self._ended.set()
+
+
+def _getaddrinfo(host: str, port: int, family: int) -> list[Any]:
+    """As ``socket.getaddrinfo``, also where no thread can start any more.
+
+    gevent asks the system's resolver in a thread, even for a numeric address.  Python 3.12 starts
+    no thread once the interpreter is exiting, and only then can a greenlet not start one.
+    """
+    try:
+        return list(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+    except RuntimeError:
+        gevent = sys.modules.get("gevent")
+        if gevent is None:
+            raise
+        from gevent.resolver.blocking import Resolver  # type: ignore[import-untyped]  # noqa: PLC0415
+
+        # For all greenlets: whoever connects then asks gevent again, with the address.
+        gevent.get_hub().resolver = Resolver()
+        return list(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
 
 
 def _is_address(host: str) -> bool:

@@ -72,6 +72,31 @@ def test_a_process_that_ends_delivers_what_it_spooled(
     assert eventually(lambda: len(server.messages("jobs")) == expected, 0.2)
 
 
+#: Python 3.12 starts no threads while it exits.  gevent asks for names in threads.
+NO_MORE_THREADS = """
+    import gevent.threadpool
+
+    def refuse(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    gevent.threadpool.start_new_thread = refuse
+"""
+
+
+@pytest.mark.parametrize("mode", ["confirm", "spool"])
+def test_a_program_of_greenlets_delivers_though_no_thread_can_start(server, tmp_path, mode):
+    """Whatever needs the first connection of the process: our exit handler, or another one."""
+    needs("gevent")
+    options = {"publish_mode": mode, "spool_dir": str(tmp_path / "spool")}
+    code = SETUP + PROGRAMS["an exit handler that runs after ours"]
+    if mode == "confirm":
+        code = code.replace("publish(1)", "atexit.register(publish, 1)")
+    with Script(code + NO_MORE_THREADS, server.broker_url, options, green="gevent") as script:
+        script.wait(60)
+    assert script.errors == ""
+    assert len(server.messages("jobs")) == 2
+
+
 def test_a_child_of_multiprocessing_that_ends_has_acknowledged(server):
     """It does not close its connection, and runs no exit handlers of Python."""
     server.create_queue("work")
