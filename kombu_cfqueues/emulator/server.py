@@ -420,7 +420,9 @@ class _ServerThread:
             app,
             http=_Protocol,
             ws=websocket_class(),
-            ws_max_size=MAX_FRAME_BYTES,
+            # The hub refuses a large frame itself, once it has read it.  uvicorn does not read it
+            # first, so the client would meet a reset connection instead of the reason.
+            ws_max_size=4 * MAX_FRAME_BYTES,
             ws_per_message_deflate=False,
             ws_ping_interval=None,  # clients do that
             loop="asyncio",
