@@ -59,23 +59,27 @@ def sweep(file: File, *, until: float, forgets: bool) -> None:
         SpoolFull: The disk is full.
         SpoolUnavailable: The file cannot be used.
     """
-    dead = file.locks.dead()
+    locks = file.locks
+    dead = locks.dead()
 
-    def work(connection: sqlite3.Connection) -> None:
-        for name in dead:
+    def work(connection: sqlite3.Connection) -> list[str]:
+        # Look again: a process takes its lock a moment after it made the lock's file, and this
+        # transaction may have waited for others since.
+        gone = [name for name in dead if not locks.is_alive(name)]
+        for name in gone:
             forget(connection, name)
         _clear(connection, file.clock.monotonic())
         if forgets:
             _forget_unused(connection, file.clock.monotonic())
+        return gone
 
     def is_due(connection: sqlite3.Connection) -> bool:
         return forgets or bool(dead) or _has_stale(connection, file.clock.monotonic())
 
     # Read first: only one process at a time can write, and there is rarely anything to do.
     if file.read(is_due, until=until):
-        file.write(work, until=until)
-    for name in dead:
-        file.locks.remove_lock_file(name)
+        for name in file.write(work, until=until):
+            locks.remove_lock_file(name)
 
 
 def _has_stale(connection: sqlite3.Connection, now: float) -> bool:

@@ -11,6 +11,7 @@ from kombu_cfqueues.publish.sender import QUEUE_BACKOFF, REFUSED_ALIKE, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.spool.election import RELAY_SILENCE_SECONDS
 from kombu_cfqueues.spool.listing import Listing
+from kombu_cfqueues.spool.liveness import LivenessLocks
 from kombu_cfqueues.spool.permit_scheduler import PERMIT_RESERVED_SECONDS
 from kombu_cfqueues.waiting_room import Claim, Kind, Wait, Withdrawn
 
@@ -312,6 +313,27 @@ def test_a_claim_is_free_the_moment_its_poster_is_dead(peer, clock):
     victim.die()
     other.room.sweep()
     assert texts(other.claim()) == ["waits"]
+
+
+def test_a_process_that_was_about_to_show_itself_alive_loses_no_outcome(peer, monkeypatch):
+    """Its lock's file exists before it is locked, and a sweep may wait for the file meanwhile."""
+    starts, poster = peer(), peer()
+    row = starts.enter()
+    poster.settle(poster.claim())
+    look = LivenessLocks.dead
+
+    def dead(locks):
+        starts.file._alive.release()
+        try:
+            return look(locks)
+        finally:
+            assert starts.file._alive.acquire()
+
+    monkeypatch.setattr(LivenessLocks, "dead", dead)
+    poster.room.sweep()
+
+    assert starts.outcomes() == ({row: None}, False)
+    assert poster.file.is_alive(starts.file.me)
 
 
 def test_what_a_process_that_ends_has_claimed_is_free_at_once(peer):
