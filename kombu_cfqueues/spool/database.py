@@ -54,11 +54,14 @@ SPARE_PAGES: Final = 256
 FIRST_PAUSE_SECONDS: Final = 0.0003
 """Pause before the first retry of a busy file: about the time of one transaction."""
 
-MAX_PAUSE_SECONDS: Final = 0.004
+MAX_PAUSE_SECONDS: Final = 0.012
 """Longest pause before a busy file is retried.
 
 The pauses double up to this value.  Longer pauses would leave the file idle; shorter ones would
 cost CPU time in every process."""
+
+MAX_URGENT_PAUSE_SECONDS: Final = 2 * FIRST_PAUSE_SECONDS
+"""The same for a transaction that must not wait for its turn among a hundred processes."""
 
 MAX_OPEN_PAUSE_SECONDS: Final = 0.12
 """Longest pause before a busy file is opened again.
@@ -80,9 +83,14 @@ class Database:
         path: The file.  It is created if it is missing, and again if it is removed.
         file_mode: The file's permissions.
         version: The schema's version, written into new files and required of existing ones.
-        prepare: Called in a transaction each time the file is opened, with True if it is new and
-            empty.
+        prepare: Called in the first transaction that writes after the file was opened, with True
+            if the file is new and empty.
+        may_read: Called in the first transaction that only reads, if `prepare` has not run;
+            returns False if it must run first.
         clock: Tells the time and sleeps.
+
+    Opening an existing file writes nothing, since among processes that start together only one at
+    a time can write.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class Database:
         file_mode: int,
         version: int,
         prepare: Callable[[sqlite3.Connection, bool], None],
+        may_read: Callable[[sqlite3.Connection], bool] = lambda _: True,
         *,
         clock: Clock | None = None,
     ) -> None:
@@ -98,6 +107,7 @@ class Database:
         self._file_mode = file_mode
         self._version = version
         self._prepare = prepare
+        self._may_read = may_read
         self._clock = clock or Clock()
         self._connection: sqlite3.Connection | None = None
         self._forks = 0
@@ -113,6 +123,7 @@ class Database:
         self._connection = None
         self._identity: Identity | None = None
         self._durable = False
+        self._is_readable = self._is_prepared = False
         self._forks += 1
         self._in_use = False
         self._lock = self._clock.lock()  # guards the fields above and all use of the connection
@@ -146,6 +157,7 @@ class Database:
         *,
         durable: bool = False,
         until: float = inf,
+        urgent: bool = False,
     ) -> T:
         """Do *work* in a write transaction; among all processes, only one runs at a time.
 
@@ -156,13 +168,15 @@ class Database:
             durable: Whether to return only once the data survives a power failure.  Otherwise it
                 survives the end of any process.
             until: When to stop retrying, in monotonic seconds.  The first try is always made.
+            urgent: Whether to retry a busy file more often than other processes do.
 
         Raises:
             RoomBusy: Other processes used the file until then.
             SpoolFull: The disk is full.
             SpoolUnavailable: The file cannot be used.
         """
-        return self._run("BEGIN IMMEDIATE", work, durable, until)
+        max_pause = MAX_URGENT_PAUSE_SECONDS if urgent else MAX_PAUSE_SECONDS
+        return self._run("BEGIN IMMEDIATE", work, durable, until, max_pause)
 
     def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
         """Do *work*, which only reads, in a transaction; see `write`."""
@@ -196,6 +210,7 @@ class Database:
         work: Callable[[sqlite3.Connection], T],
         durable: bool | None,
         until: float,
+        max_pause: float = MAX_PAUSE_SECONDS,
     ) -> T:
         stuck_at = self._clock.monotonic() + BUSY_TIMEOUT_SECONDS
         pause, repaired = FIRST_PAUSE_SECONDS, False
@@ -208,7 +223,7 @@ class Database:
                     pause = min(pause, until - now)
                     self._clock.sleep(rng.uniform(pause / 2, pause))
                     is_open = self._connection is not None
-                    pause = min(2 * pause, MAX_PAUSE_SECONDS if is_open else MAX_OPEN_PAUSE_SECONDS)
+                    pause = min(2 * pause, max_pause if is_open else MAX_OPEN_PAUSE_SECONDS)
                 elif failure is Failure.UNREADABLE and now < min(stuck_at, until):
                     # A process that has the removed log open may write its contents to the file.
                     self.close()
@@ -236,10 +251,15 @@ class Database:
         with self._lock:
             self._holder = me
             connection = self._open()
-            if durable is not None and durable is not self._durable:
+            if durable is None:
+                self._prepare_to_read(connection)
+                return self._transact(connection, begin, work)
+            if durable is not self._durable:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._durable = durable
-            return self._transact(connection, begin, work)
+            result = self._transact(connection, begin, self._after_set_up(work))
+            self._is_prepared = True
+            return result
 
     # -- below, the caller of each method holds _lock -----------------------------------------
 
@@ -266,7 +286,27 @@ class Database:
             connection = self._connect(found)
         self._connection = connection
         self._identity = companions.identify(self.path)
+        self._is_readable = self._is_prepared = False
         return connection
+
+    def _prepare_to_read(self, connection: sqlite3.Connection) -> None:
+        if self._is_readable or self._is_prepared:
+            return
+        if not self._transact(connection, "BEGIN", self._may_read):
+            self._transact(connection, "BEGIN IMMEDIATE", self._set_up)
+            self._is_prepared = True
+        self._is_readable = True
+
+    def _after_set_up(self, work: Callable[[sqlite3.Connection], T]) -> Callable[..., T]:
+        """Return *work*, preceded by what the first transaction that writes does."""
+        if self._is_prepared:
+            return work
+
+        def set_up_and_work(connection: sqlite3.Connection) -> T:
+            self._set_up(connection)
+            return work(connection)
+
+        return set_up_and_work
 
     def _leave(self, found: Identity) -> None:
         """Close the file, because the files that were opened were replaced by *found*."""
@@ -316,28 +356,31 @@ class Database:
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
         try:
-            self._check(connection)
+            is_new = self._check(connection)
             if found.log not in (None, companions.identify(self.path).log):
                 connection.close()
                 return None
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            if is_new:  # in an existing file, it would wait for the process that writes
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA journal_size_limit=16777216")
             if sys.platform == "darwin":
                 connection.execute("PRAGMA fullfsync=1")
-            self._transact(connection, "BEGIN IMMEDIATE", self._set_up)
+            if is_new:
+                self._transact(connection, "BEGIN IMMEDIATE", self._set_up)
         except BaseException:
             connection.close()
             raise
         self._durable = False
         return connection
 
-    def _check(self, connection: sqlite3.Connection) -> None:
+    def _check(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the file is new; raise if it is not ours."""
         # In one transaction, since another process may be setting up the file.
         application, version, tables = self._transact(connection, "BEGIN", _marks)
         if (application, version, tables) == (0, 0, 0):
-            return  # new
+            return True
         if application != APPLICATION_ID:
             raise sqlite3.DatabaseError("file is not a database of this package")
         if version != self._version:
@@ -345,6 +388,7 @@ class Database:
                 f"{self.path} was made by another version of this package (its schema version is "
                 f"{version}, this one needs {self._version}); use the same version everywhere"
             )
+        return False
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

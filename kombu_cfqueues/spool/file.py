@@ -22,7 +22,7 @@ from . import place
 from .bucket import NO_LIMIT, Bucket
 from .fleet_bucket import FleetBucket
 from .liveness import KernelLock, LivenessLocks
-from .schema import FILE_VERSION, begin_anew, boot_id, forget, prepare, same_boot
+from .schema import FILE_VERSION, begin_anew, boot_id, file_and_boot, forget, prepare, same_boot
 
 if TYPE_CHECKING:
     import sqlite3
@@ -138,11 +138,12 @@ class File:
         *,
         durable: bool = False,
         until: float = inf,
+        urgent: bool = False,
     ) -> T:
         """Do *work* in a transaction; see `Database.write`."""
         database = self._open()
         try:
-            return database.write(work, durable=durable, until=until)
+            return database.write(work, durable=durable, until=until, urgent=urgent)
         except SpoolUnavailable:
             self._begin_anew_without(database.path.parent)
             raise
@@ -191,7 +192,9 @@ class File:
         for version in range(1, FILE_VERSION):
             path = self.path.with_name(f"{self._name}-v{version}.db")
             if path.exists() and not self._locks_of(path).living():
-                yield self._database_at(path, version, lambda *_: None)
+                yield _load_database()(
+                    path, self._place.file_mode, version, lambda *_: None, clock=self.clock
+                )
 
     def close(self) -> None:
         """Leave the file and close it.  The next use joins again."""
@@ -246,18 +249,20 @@ class File:
         self._me, self._alive = locks.register(previous)
         self._lock_path = locks.path_of(self._me)
         if self._database is not None and self._database.path == path:
-            self._database.close()  # the next opening records the name
+            self._database.close()  # the next transaction that writes records the name
         else:
-            self._database = self._database_at(path, FILE_VERSION, self._prepare)
+            self._database = _load_database()(
+                path,
+                self._place.file_mode,
+                FILE_VERSION,
+                self._prepare,
+                self._may_read,
+                clock=self.clock,
+            )
         self._locks = locks
         if not self._leaves_at_exit:
             self._leaves_at_exit = True
             atexit.register(_close, weakref.ref(self))
-
-    def _database_at(
-        self, path: Path, version: int, prepare: Callable[[sqlite3.Connection, bool], None]
-    ) -> Database:
-        return _load_database()(path, self._place.file_mode, version, prepare, clock=self.clock)
 
     def _locks_of(self, path: Path) -> LivenessLocks:
         here = self._place
@@ -272,6 +277,12 @@ class File:
             me=self._me,
             is_alive=self.is_alive,
         )
+
+    def _may_read(self, connection: sqlite3.Connection) -> bool:
+        found, boot = file_and_boot(connection)
+        if boot == self._boot:
+            self.id = found
+        return boot == self._boot
 
     def is_alive(self, name: str) -> bool:
         """Whether the process of this name is alive.  May be called in a transaction."""

@@ -108,7 +108,8 @@ class SpoolRoom:
         # What this process waits for, by file and row.  Each access is atomic and needs no lock.
         self._own: dict[Any, Item] = {}
         self._reservation = Reservation()
-        self._swept_at = 0.0
+        # Not at once, or processes that start together would all look at one another's locks.
+        self._swept_at = self._file.clock.monotonic()
         self._forgot_at = 0.0
         self._empty_polls = 0
         self._waiting_since: float | None = None  # for a permit
@@ -348,7 +349,11 @@ class SpoolRoom:
                 self._own.pop(item.place, None)
         if not _is_written(claim, outcome):
             return {}
-        places = self._file.write(lambda c: self._settle(c, claim, outcome), until=until)
+        # Urgent: if this process ends first, its claim is released, and other processes post the
+        # messages again.
+        places = self._file.write(
+            lambda c: self._settle(c, claim, outcome), until=until, urgent=True
+        )
         given_up = [self._own.pop(place, None) for place in places]
         return {item: outcome.give_up for item in given_up if item is not None}
 

@@ -193,12 +193,17 @@ def prepare(
     if new:
         _create(connection, boot)
     else:
-        (seen,) = connection.execute("SELECT boot FROM machine").fetchone()
+        _, seen = file_and_boot(connection)
         if seen != boot and not same_boot(connection, me, is_alive):
             begin_anew(connection, boot, now)
     connection.execute("INSERT OR IGNORE INTO process (name) VALUES (?)", (me,))
-    (file,) = connection.execute("SELECT file FROM machine").fetchone()
-    return str(file)
+    return file_and_boot(connection)[0]
+
+
+def file_and_boot(connection: sqlite3.Connection) -> tuple[str, str]:
+    """Return the file's id, and the boot whose monotonic clock it uses."""
+    file, boot = connection.execute("SELECT file, boot FROM machine").fetchone()
+    return str(file), str(boot)
 
 
 def _create(connection: sqlite3.Connection, boot: str) -> None:

@@ -519,19 +519,59 @@ def test_a_lock_is_one_processes_at_a_time(tmp_path):
     second.release()
 
 
-def test_who_opens_a_busy_file_leaves_the_processor_to_those_who_use_it(tmp_path, monkeypatch):
-    """A hundred processes that start together would take it from each other."""
+def test_who_opens_a_file_does_not_wait_for_those_who_write(tmp_path, monkeypatch):
+    """Else a hundred processes that start together would take the processor from each other."""
     path = tmp_path / "spool.db"
-    database(path).write(lambda c: None)
+    database(path, tables="CREATE TABLE t (x)").write(
+        lambda c: c.execute("INSERT INTO t VALUES (1)")
+    )
     tries, connect = [], Database._connect
     monkeypatch.setattr(
         Database, "_connect", lambda self, found: tries.append(1) or connect(self, found)
     )
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    clock = Hours()
-    file = Database(path, 0o600, 1, lambda c, new: None, clock=clock)
+    prepared = []
+    file = Database(path, 0o600, 1, lambda c, new: prepared.append(new), clock=Hours())
+    assert file.read(lambda c: c.execute("SELECT x FROM t").fetchall()) == [(1,)]
+    assert prepared == []
     with pytest.raises(errors.CFQueuesError, match="in use by other processes"):
-        file.write(lambda c: None, until=clock.now + 2)
+        file.write(lambda c: None, until=file._clock.now + 2)
+    holder.execute("ROLLBACK")
+    file.write(lambda c: None)
     holder.close()
-    assert 1 < len(tries) < 60
+    assert prepared == [False]
+    assert tries == [1]
+
+
+def test_a_file_that_must_be_prepared_is_not_read_before(tmp_path):
+    """Such as one whose times are those of the clock before a reboot."""
+    path = tmp_path / "spool.db"
+    database(path, tables="CREATE TABLE t (x)").write(lambda c: None)
+    done = []
+    for may_read in (False, True):
+        file = Database(
+            path, 0o600, 1, lambda c, new: done.append("prepare"), lambda c, may=may_read: may
+        )
+        for _ in range(2):
+            file.read(lambda c: done.append("read"))
+    assert done == ["prepare", "read", "read", "read", "read"]
+
+
+def test_what_is_urgent_gets_its_turn_among_many(tmp_path):
+    """The outcome of a request: until it is written, other processes may post the messages."""
+    path = tmp_path / "spool.db"
+    database(path).write(lambda c: None)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+
+    def tries(**given):
+        clock, slept = Hours(), []
+        clock.sleep = lambda s: slept.append(s) or setattr(clock, "now", clock.now + s)
+        file = Database(path, 0o600, 1, lambda c, new: None, clock=clock)
+        with pytest.raises(errors.CFQueuesError, match="in use by other processes"):
+            file.write(lambda c: None, until=clock.now + 1, **given)
+        return len(slept)
+
+    assert tries(urgent=True) > 8 * tries()
+    holder.close()
