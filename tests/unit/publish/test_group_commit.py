@@ -2,14 +2,16 @@
 
 import gc
 import itertools
+import math
 import pickle
 import random
 import weakref
 
 import pytest
-from group_commit_parts import POST_SECONDS, ROUND_TRIP, Commit, Permits, Server, bad
+from group_commit_parts import ADDRESS, POST_SECONDS, ROUND_TRIP, Commit, Permits, Server, bad
 from virtual_time import VirtualTime
 
+from kombu_cfqueues.envelope import Packed
 from kombu_cfqueues.errors import (
     AuthenticationFailed,
     CFQueuesError,
@@ -21,8 +23,11 @@ from kombu_cfqueues.errors import (
     ServerError,
 )
 from kombu_cfqueues.publish.callers import Caller
+from kombu_cfqueues.publish.group_commit import ROOM_TIMEOUT_SECONDS
+from kombu_cfqueues.publish.memory_room import MemoryRoom
 from kombu_cfqueues.publish.sender import REFUSED_ALIKE
 from kombu_cfqueues.runtime.rng import rng
+from kombu_cfqueues.waiting_room import ClaimTerms, Item
 
 
 @pytest.fixture
@@ -628,6 +633,45 @@ def test_who_came_first_leads_if_there_is_time_for_a_whole_request(time, server,
     time.run()
 
     assert kinds([first, second]) == [KeyboardInterrupt, type(None)]
+
+
+def test_who_has_time_for_a_whole_request_leads_before_the_only_other_one(time, server, submit):
+    """The leader's deadline ends the request."""
+    submit("in flight")
+    submit("leads now", at=0.001, size=200_000)
+    submit("hasty", at=0.002, size=200_000, timeout=POST_SECONDS / 2)
+    submit("patient", at=0.003, size=200_000, timeout=20 * POST_SECONDS)
+    time.run()
+
+    assert server.requests[2:] == [["hasty"], ["patient"]]
+    assert server.deadlines[2] > POST_SECONDS / 2 + 1
+
+
+def test_a_look_for_messages_ends_soon_where_the_room_is_busy(time, lane, submit, monkeypatch):
+    """Others may lead meanwhile."""
+    claim, left = lane.room.claim, []
+
+    def note(terms):
+        left.append(terms.until - time.now)
+        return claim(terms)
+
+    monkeypatch.setattr(lane.room, "claim", note)
+    submit("one")
+    time.run()
+
+    assert left == [ROOM_TIMEOUT_SECONDS]
+
+
+def test_what_a_released_claim_held_waits_again(permits):
+    """Its thread ended between the claim and the request."""
+    room = MemoryRoom(permits, "", extends=False)
+    item = Item(ADDRESS, Packed(b"x", 1))
+    room.enter([item], number=1, may_skip=False, until=math.inf)
+    room.claim(ClaimTerms(2))
+    assert not room.outcomes(until=math.inf).waiting
+    room.release(2)
+    assert room.outcomes(until=math.inf).waiting
+    assert room.claim(ClaimTerms(3)).items == [item]
 
 
 def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, submit):
