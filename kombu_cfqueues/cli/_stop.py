@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,25 +18,26 @@ class Stop:
     """Whether the command has been asked to stop; `stop_on_signals` makes one.
 
     Attributes:
-        event: Set by the first signal.
+        requested: Whether a signal has arrived.
     """
 
     def __init__(self) -> None:
-        self.event = threading.Event()
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has arrived."""
-        return self.event.is_set()
+        self.requested = False
+        # Not a `threading.Event`, whose lock the interrupted thread may hold: the handler would
+        # wait for it forever.  A handler may call `SimpleQueue.put` at any moment.
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def wait(self, seconds: float) -> bool:
         """Wait up to *seconds* for a signal, and return whether one has arrived."""
-        return self.event.wait(seconds)
+        if not self.requested:
+            with contextlib.suppress(queue.Empty):
+                self._signals.put(self._signals.get(timeout=seconds))  # for others that wait
+        return self.requested
 
     def wait_for_signal(self) -> None:
         """Block until a signal arrives."""
         # Windows handles no signal during a wait without a timeout.
-        while not self.event.wait(SIGNAL_POLL_SECONDS):
+        while not self.wait(SIGNAL_POLL_SECONDS):
             pass
 
     def handle_signal(self, _signal: int, _frame: FrameType | None) -> None:
@@ -44,8 +46,8 @@ class Stop:
         Raises:
             KeyboardInterrupt: It is the second one.
         """
-        second = self.event.is_set()
-        self.event.set()
+        second, self.requested = self.requested, True
+        self._signals.put(None)
         if second:
             raise KeyboardInterrupt
 

@@ -34,7 +34,7 @@ def command(options: Options, interval: float) -> None:
         try:
             relay = account.publisher.relay
             click.echo(f"Delivering from {relay.path} until Ctrl-C.")
-            relay.run(stop.event, idle_seconds=interval)
+            relay.run(stop, idle_seconds=interval)
         finally:
             account.close()
     click.echo("Stopped.")

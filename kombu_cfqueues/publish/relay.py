@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vine import promise
 
@@ -79,6 +79,17 @@ after which process managers kill it (Docker: 10 seconds)."""
 
 RELAY_EXIT_POLL_SECONDS: Final = 0.02
 """Poll interval of a process that exits and waits for its thread."""
+
+
+class StopRequest(Protocol):
+    """What ends `Relay.run`."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+
+    def wait(self, seconds: float) -> object:
+        """Block until a stop is requested, for *seconds* at most."""
 
 
 class Relay:
@@ -171,14 +182,14 @@ class Relay:
             logger.debug("the spool is not emptied by this process: the interpreter is exiting")
             self._thread = None
 
-    def run(self, stop: threading.Event, *, idle_seconds: float) -> None:
-        """Empty the spool in this thread; block until *stop* is set.
+    def run(self, stop: StopRequest, *, idle_seconds: float) -> None:
+        """Empty the spool in this thread; block until a stop is requested.
 
         Args:
             stop: Checked between requests.
             idle_seconds: Poll interval while the spool is empty.
         """
-        while not stop.is_set():
+        while not stop.requested:
             pause = self._step_safely()
             stop.wait(idle_seconds if pause is None else pause)
         self._resign()
