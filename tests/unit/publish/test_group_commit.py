@@ -672,6 +672,7 @@ def test_what_a_released_claim_held_waits_again(permits):
     room.release(2)
     assert room.outcomes(until=math.inf).waiting
     assert room.claim(ClaimTerms(3)).items == [item]
+    assert item.uncertain  # nobody knows how far the request came
 
 
 def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, submit):

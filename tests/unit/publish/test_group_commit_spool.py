@@ -238,6 +238,30 @@ def test_who_waits_for_anothers_answer_looks_often_and_then_less_so(virtual):
     assert virtual_time.now == pytest.approx(1010.0)
 
 
+def test_those_for_whom_it_is_too_late_still_hear_of_a_request_under_way(virtual):
+    """Another process posts their messages, and they have no time for a request of their own."""
+    virtual_time, own, other = virtual
+    assert own.enter("has the permit", may_skip=True) is None
+    a_commit, ends = commit(own, lambda *_: pytest.fail("another process posts")), []
+    a_commit.sender.request_seconds = 3.0
+
+    def submit_and_note(text):
+        a_commit.submit(ADDRESS, packed(text), deadline=1010.0)
+        ends.append(virtual_time.now)
+
+    callers = [virtual_time.spawn(lambda n=n: submit_and_note(str(n))) for n in range(2)]
+    virtual_time.run(until=1001.999)
+    virtual_time.now = 1002.0  # the next permit
+    under_way = other.try_claim()
+    assert len(under_way.items) == 2
+    virtual_time.run(until=1008.0)
+    other.settle(under_way)
+    virtual_time.run()
+
+    assert [caller.error for caller in callers] == [None, None]
+    assert max(ends) < 1009
+
+
 def test_where_the_file_cannot_be_asked_at_the_deadline_nothing_is_known(virtual):
     """Least of all that the message was accepted."""
     virtual_time, own, _ = virtual
