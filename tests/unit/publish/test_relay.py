@@ -1,5 +1,6 @@
 """Who empties the spool, and what its publishers hear of it."""
 
+import signal
 import threading
 import time
 
@@ -8,6 +9,7 @@ from support.processes import eventually
 from support.spools import Peer
 
 from kombu_cfqueues import errors
+from kombu_cfqueues.cli._stop import Stop
 from kombu_cfqueues.publish import relay as module
 from kombu_cfqueues.publish.group_commit import GroupCommit
 from kombu_cfqueues.publish.relay import Relay
@@ -186,7 +188,7 @@ def test_a_bug_ends_nothing(process, caplog, monkeypatch):
 
 
 def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
-    one, stop = process(), threading.Event()
+    one, stop = process(), Stop()
     one.peer.spool(count=3)
     runner = threading.Thread(
         target=one.relay.run, args=(stop,), kwargs={"idle_seconds": 0.02}, daemon=True
@@ -196,7 +198,7 @@ def test_a_command_empties_the_spool_until_it_is_told_to_stop(process):
     assert eventually(lambda: len(one.posted) == 3)
     one.peer.spool(count=2)
     assert eventually(lambda: len(one.posted) == 5)
-    stop.set()
+    stop.handle_signal(signal.SIGTERM, None)
     runner.join(30)
     assert not runner.is_alive()
     assert process().machine.election.win(), "it has stood down"
