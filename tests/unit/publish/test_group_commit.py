@@ -647,6 +647,28 @@ def test_who_has_time_for_a_whole_request_leads_before_the_only_other_one(time, 
     assert server.deadlines[2] > POST_SECONDS / 2 + 1
 
 
+def test_who_has_no_time_left_when_a_request_fails_hears_so_at_once(time, lane, server, permits):
+    """Its message was on its way when the last moment for another request passed."""
+    permits.at, server.round_trip, ends = [1.0], 3.0, []
+    lane.commit.sender.request_seconds = 2.0
+    server.refuse = lambda items: ConnectionFailed("down") if len(server.requests) == 1 else None
+
+    def publish(item, deadline):
+        try:
+            lane.submit(item, 1, deadline)
+        finally:
+            ends.append((item, time.now))
+
+    time.spawn(publish, "patient", 60.0)
+    hasty = time.spawn(publish, "hasty", 5.0)
+    time.run()
+
+    assert server.requests == [["patient", "hasty"], ["patient"]]
+    assert isinstance(hasty.error, PublishTimeout)
+    assert hasty.error.delivered == "no"
+    assert dict(ends)["hasty"] < 4.5
+
+
 def test_a_look_for_messages_ends_soon_where_the_room_is_busy(time, lane, submit, monkeypatch):
     """Others may lead meanwhile."""
     claim, left = lane.room.claim, []
