@@ -171,7 +171,8 @@ def _translation_of(links: Sequence[BaseException], host: str) -> _Translation:
             if translation is _UNREACHABLE and is_refused and _is_here(host):
                 return _NOTHING_LISTENS
             return _PLAIN if translation is _UNREACHABLE and is_plain else translation
-    return _PLAIN if is_plain else _BROKEN
+    # Here `is_plain` proves nothing: OpenSSL says the same of a spoilt record of the answer.
+    return _BROKEN
 
 
 def _is_no_tls(link: BaseException) -> bool:

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import re
+import select
 import socket
 import ssl
 import threading
@@ -610,6 +611,37 @@ def relay(listener, port):
         onwards.sendall(connection.recv(1 << 16))
         connection.sendall(onwards.recv(1 << 16))
         connection.recv(1 << 16)
+
+
+def test_an_answer_whose_encryption_is_spoilt_may_belong_to_a_message_that_arrived(monkeypatch):
+    """OpenSSL calls it the wrong version, as when the server speaks no TLS at all."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CA_BUNDLE))
+    with (
+        ScriptedServer(Success(), tls=True) as server,
+        socket.create_server(("127.0.0.1", 0)) as spoilt,
+    ):
+        thread = threading.Thread(target=spoil_answer, args=(spoilt, server))
+        thread.start()
+        error = failure(connect(server, base_url=f"https://127.0.0.1:{spoilt.getsockname()[1]}"))
+        thread.join(15)
+
+    assert len(server.requests) == 1
+    assert type(error) is errors.ConnectionFailed
+    assert error.delivered == "unknown"
+
+
+def spoil_answer(listener, server):
+    """Carry one TLS connection on, with a flipped bit in the first record of the answer."""
+    connection, _ = listener.accept()
+    with connection, socket.create_connection(("127.0.0.1", server.port)) as onwards:
+        while ready := select.select([connection, onwards], [], [], 10)[0]:
+            for source in ready:
+                data = bytearray(source.recv(1 << 16))
+                if not data:
+                    return
+                if source is onwards and server.requests:
+                    data[1] ^= 4
+                (connection if source is onwards else onwards).sendall(data)
 
 
 def test_a_ca_bundle_that_is_no_file_is_the_configurations_fault(monkeypatch, tmp_path):
