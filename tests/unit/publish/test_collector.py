@@ -57,3 +57,17 @@ def test_the_error_of_a_batch_has_the_first_error_as_its_cause(collector):
     assert [outcome.error for outcome in failed.value.refused] == [refused] * 3
     assert outlet.posted == [3]
     assert collector.ended
+
+
+def test_what_a_batch_had_not_sent_is_in_its_error_and_says_why():
+    """`publish` returned for it."""
+    collector, outlet = Collector(max_size=1), Outlet(InvalidMessage("too many headers"))
+    collector.collect(outlet, "jobs", message())
+    collector.send_full()
+    collector.collect(outlet, "other", message())
+    with pytest.raises(BatchPublishError) as failed:
+        collector.flush()
+    sent, unsent = failed.value.refused
+    assert (sent.queue, unsent.queue) == ("jobs", "other")
+    assert str(unsent.error) == "the message was not sent: earlier messages of its batch failed"
+    assert outlet.posted == [1]

@@ -1,0 +1,60 @@
+"""When a request for a caller may leave, amid the pauses after failures."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from group_commit_parts import ADDRESS
+
+from kombu_cfqueues.errors import ConnectionFailed
+from kombu_cfqueues.publish.callers import Caller
+from kombu_cfqueues.publish.sender import Pause
+from kombu_cfqueues.publish.try_times import TryTimes
+from kombu_cfqueues.waiting_room import Item, Kind
+
+
+def caller(seconds, *, failed=True):
+    """One whose time began at 100."""
+    made = Caller(
+        ADDRESS, Kind.SINGLE, now=100.0, deadline=100.0 + seconds, asleep=threading.Lock()
+    )
+    item = Item(ADDRESS, None)
+    item.error = ConnectionFailed("down") if failed else None
+    made.unsettled = {item: None}
+    return made
+
+
+def times(*, asked_until=100.0, request_seconds=0.0, shared=False):
+    pause = Pause(100.0, 160.0, asked_until, ConnectionFailed("down"))
+    sender = SimpleNamespace(pause=pause, request_seconds=request_seconds)
+    return TryTimes(sender, shared=shared)
+
+
+@pytest.mark.parametrize(("seconds", "resumes_at"), [(30.0, 129.5), (1.0, 100.9)])
+def test_a_pause_ends_for_a_last_try(seconds, resumes_at):
+    """Half a second before the end, or a tenth of the time of a caller that has little."""
+    assert times().resumes_at(caller(seconds)) == pytest.approx(resumes_at)
+
+
+def test_a_pause_ends_for_a_first_try_in_the_middle_of_the_time():
+    assert times().resumes_at(caller(30.0, failed=False)) == 115.0
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_the_server_asks_for_is_kept(failed):
+    assert times(asked_until=140.0).resumes_at(caller(30.0, failed=failed)) == 140.0
+
+
+def test_a_request_leaves_early_enough_for_its_answer():
+    """But half of the time is open to tries, however slow the last answer was."""
+    assert times(request_seconds=4.0).last_moment(caller(30.0)) == 126.0
+    assert times(request_seconds=40.0).last_moment(caller(30.0)) == 115.0
+
+
+@pytest.mark.parametrize(
+    ("asked_until", "shared", "is_too_long"),
+    [(100.0, True, False), (131.0, True, True), (131.0, False, True), (100.0, False, False)],
+)
+def test_only_what_the_server_asks_for_stops_the_other_processes(asked_until, shared, is_too_long):
+    judged = times(asked_until=asked_until, shared=shared)
+    assert judged.pause_is_too_long(caller(30.0)) is is_too_long
