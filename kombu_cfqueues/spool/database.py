@@ -54,7 +54,7 @@ SPARE_PAGES: Final = 256
 FIRST_PAUSE_SECONDS: Final = 0.0003
 """Pause before the first retry of a busy file: about the time of one transaction."""
 
-MAX_PAUSE_SECONDS: Final = 0.012
+MAX_PAUSE_SECONDS: Final = 0.004
 """Longest pause before a busy file is retried.
 
 The pauses double up to this value.  Longer pauses would leave the file idle; shorter ones would
@@ -175,8 +175,7 @@ class Database:
             SpoolFull: The disk is full.
             SpoolUnavailable: The file cannot be used.
         """
-        max_pause = MAX_URGENT_PAUSE_SECONDS if urgent else MAX_PAUSE_SECONDS
-        return self._run("BEGIN IMMEDIATE", work, durable, until, max_pause)
+        return self._run("BEGIN IMMEDIATE", work, durable, until, urgent=urgent)
 
     def read(self, work: Callable[[sqlite3.Connection], T], *, until: float = inf) -> T:
         """Do *work*, which only reads, in a transaction; see `write`."""
@@ -210,7 +209,8 @@ class Database:
         work: Callable[[sqlite3.Connection], T],
         durable: bool | None,
         until: float,
-        max_pause: float = MAX_PAUSE_SECONDS,
+        *,
+        urgent: bool = False,
     ) -> T:
         stuck_at = self._clock.monotonic() + BUSY_TIMEOUT_SECONDS
         pause, repaired = FIRST_PAUSE_SECONDS, False
@@ -222,8 +222,7 @@ class Database:
                 if failure is Failure.BUSY and now < min(stuck_at, until):
                     pause = min(pause, until - now)
                     self._clock.sleep(rng.uniform(pause / 2, pause))
-                    is_open = self._connection is not None
-                    pause = min(2 * pause, max_pause if is_open else MAX_OPEN_PAUSE_SECONDS)
+                    pause = min(2 * pause, self._longest_pause(urgent=urgent))
                 elif failure is Failure.UNREADABLE and now < min(stuck_at, until):
                     # A process that has the removed log open may write its contents to the file.
                     self.close()
@@ -237,6 +236,11 @@ class Database:
                     raise self._translate(error, is_stuck=until >= stuck_at) from error
             except OSError as error:
                 raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
+
+    def _longest_pause(self, *, urgent: bool) -> float:
+        if self._connection is None:
+            return MAX_OPEN_PAUSE_SECONDS
+        return MAX_URGENT_PAUSE_SECONDS if urgent else MAX_PAUSE_SECONDS
 
     def _translate(self, error: sqlite3.Error, *, is_stuck: bool) -> CFQueuesError:
         failure = failure_of(error)

@@ -31,8 +31,9 @@ NO_BATCHES = pytest.mark.skipif(
 REQUESTS_FOR_A_BAD_ONE = 14
 """To find one message in a hundred takes seven halvings, two requests each."""
 
-ENOUGH = 60
-"""Requests after which it is clear that a queue takes nothing."""
+ENOUGH = 75
+"""Requests after which it is clear that a queue takes nothing.  Which messages are asked alone is
+random: 61 were counted once."""
 
 
 @pytest.fixture
