@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -30,8 +29,9 @@ class Stop:
     def wait(self, seconds: float) -> bool:
         """Wait up to *seconds* for a signal, and return whether one has arrived."""
         if not self.requested:
-            with contextlib.suppress(queue.Empty):
-                self._signals.put(self._signals.get(timeout=seconds))  # for others that wait
+            with suppress(queue.Empty):
+                self._signals.get(timeout=max(0.0, seconds))
+                self._signals.put(None)  # for others that wait
         return self.requested
 
     def wait_for_signal(self) -> None:

@@ -48,3 +48,8 @@ def test_each_thread_that_waits_hears_a_signal():
     for thread in threads:
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_wait_that_is_over_before_it_begins_returns_at_once():
+    """Such as a pause whose end has passed while the command worked."""
+    assert not Stop().wait(-1.0)
