@@ -68,7 +68,10 @@ class MessageConsole:
     # --- reading
 
     async def page(self, request: Request) -> dict[str, Any]:
-        """Return a page of messages, sorted and filtered, and where the next page begins."""
+        """Return a page of messages, sorted and filtered, and where the next page begins.
+
+        ``cpu_seconds`` is for how long the query blocked the thread that serves the API.
+        """
         queue = self.queue(request)
         sent = request.query_params
         before = whole(sent.get("before"), "before")
@@ -79,9 +82,11 @@ class MessageConsole:
             limit=min(whole(sent.get("limit"), "limit") or 50, _MAX_MESSAGES),
         )
         text = sent.get("text", "").casefold()
+        began = time.thread_time()
         stored, following, searched = self._find(queue, query, text)
         return {
             "messages": [_as_json(message) for message in stored],
+            "cpu_seconds": time.thread_time() - began,
             "more": following is not None,
             "next": following,
             "searched": searched,

@@ -47,6 +47,23 @@ def test_queues_show_their_counts_and_follow_live(open_page, emulator, shop):
     expect(row_of(page, "webhooks").locator("td.ready")).to_have_text("13")
 
 
+def test_a_slow_answer_does_not_stop_the_list(open_page, emulator, jobs, shop):
+    """A busy machine or network says nothing about what the query costs the emulator."""
+    page = open_page()
+    page.route(
+        "**/messages?*",
+        # As slow as that, the query would not be repeated within the patience of a test.
+        lambda route: (page.wait_for_timeout(3_000), route.continue_()),
+        times=1,
+    )
+    shop.push("jobs", "early")
+    page.goto(f"{emulator.page_url}#/queues/{jobs}")
+    expect(messages(page)).to_have_count(1)
+
+    shop.push("jobs", "late")
+    expect(messages(page)).to_have_count(2)
+
+
 def test_rates_show_what_flows(open_page, emulator, jobs, shop):
     page = open_page()
     expect(row_of(page, "jobs")).to_be_visible()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import requests
 
@@ -52,6 +54,25 @@ def test_the_state_counts_messages_by_state_and_what_happened(api, console):
     api.emulator.clock.advance(31)
     assert queue_of(console)["totals"]["lease_expired"] == 1
     assert queue_of(console)["ready"] == 2
+
+
+def test_counts_that_had_to_wait_are_not_kept_longer(api, console):
+    """What counting costs decides how long its result is reused, not what it waits for."""
+    locked, counted = threading.Event(), threading.Event()
+
+    def keep_waiting():
+        with api.emulator._service.database.lock:
+            locked.set()
+            counted.wait(0.5)
+
+    other = threading.Thread(target=keep_waiting)
+    other.start()
+    assert locked.wait(10)
+    assert queue_of(console)["ready"] == 0
+    other.join()
+    api.push("1")
+
+    assert queue_of(console)["ready"] == 1
 
 
 def test_messages_are_listed_decoded_and_in_pages(api, console):
