@@ -235,6 +235,8 @@ class GroupCommit:
     def _follow(self, caller: Caller, now: float) -> None:
         """Sleep until woken; lead if the leader is dead or pauses longer than this caller must."""
         wake_at = self._limit_of_sleep(caller)
+        if not caller.is_late:
+            wake_at = min(wake_at, self._times.next_within_pause(caller, now))
         with self._lock:
             self._leadership.callers[caller] = None  # it was removed if it was considered dead
             self._leadership.appoint(now)

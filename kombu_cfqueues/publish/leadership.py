@@ -113,6 +113,4 @@ class Leadership:
         free = [c for c in free if c not in dead]
         free = [c for c in free if not c.is_late] or free
         full = {kind: self._in_flight.full_queues(kind, now) for kind in {c.kind for c in free}}
-        if not any(full.values()):
-            return free
         return [c for c in free if c.address.name not in full[c.kind]] or free

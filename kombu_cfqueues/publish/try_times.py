@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from ..retry import LAST_TRY_SECONDS
 from .callers import Caller
 from .sender import Sender
@@ -39,11 +41,24 @@ class TryTimes:
         until = pause.until
         if not caller.has_failed():
             until = min(until, caller.half_time)
-        margin = min(LAST_TRY_SECONDS, (caller.deadline - caller.half_time) / 5)
-        last_try = self.last_moment(caller) - margin
+        last_try = self._last_try(caller)
         if pause.since < last_try:
             until = min(until, last_try)
         return max(until, pause.asked_until)
+
+    def next_within_pause(self, caller: Caller, now: float) -> float:
+        """Return when *caller* may next try amid a pause, in monotonic seconds; `inf` for never.
+
+        The pause may begin at any time before, and nobody tells the caller of it.
+        """
+        tries = [self._last_try(caller)]
+        if not caller.has_failed():
+            tries.append(caller.half_time)
+        return min((at for at in tries if at > now), default=inf)
+
+    def _last_try(self, caller: Caller) -> float:
+        margin = min(LAST_TRY_SECONDS, (caller.deadline - caller.half_time) / 5)
+        return self.last_moment(caller) - margin
 
     def pause_is_too_long(self, caller: Caller) -> bool:
         """Whether the pause ends after the last moment at which *caller* may post."""

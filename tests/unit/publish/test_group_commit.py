@@ -707,6 +707,24 @@ def test_a_caller_in_a_hurry_tries_once_amid_the_pauses_of_others(time, server, 
     assert outcomes([patient, *hasty]) == [None] * 51
 
 
+@pytest.mark.parametrize("first", ["patient", "hasty"])
+def test_a_caller_tries_a_last_time_amid_a_pause_that_began_while_it_waited(
+    time, server, submit, monkeypatch, first
+):
+    monkeypatch.setattr(rng, "uniform", lambda low, high: high)  # tries after 3.15 and 6.38 seconds
+    server.refuse = until(5.0, time, ConnectionFailed("down"))
+    timeouts = {"patient": 60.0, "hasty": 6.0}
+    order = sorted(timeouts, key=lambda name: name != first)
+    callers = {
+        name: submit(name, timeout=timeouts[name], at=n / 10) for n, name in enumerate(order)
+    }
+    time.run()
+
+    assert callers["hasty"].error is None
+    assert callers["patient"].error is None
+    assert 5.0 < callers["hasty"].result < 6.0
+
+
 def test_pauses_double_up_to_five_seconds(time, server, submit, monkeypatch):
     """At the longest: each is random up to a length."""
     monkeypatch.setattr(rng, "uniform", lambda low, high: high)

@@ -1,5 +1,6 @@
 """When a request for a caller may leave, amid the pauses after failures."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -43,6 +44,20 @@ def test_a_pause_ends_for_a_first_try_in_the_middle_of_the_time():
 @pytest.mark.parametrize("failed", [True, False])
 def test_what_the_server_asks_for_is_kept(failed):
     assert times(asked_until=140.0).resumes_at(caller(30.0, failed=failed)) == 140.0
+
+
+@pytest.mark.parametrize(
+    ("now", "failed", "looks_at"),
+    [
+        (100.0, False, 115.0),
+        (115.0, False, 129.5),
+        (100.0, True, 129.5),
+        (129.5, False, math.inf),
+        (129.5, True, math.inf),
+    ],
+)
+def test_a_caller_looks_for_a_pause_when_it_may_try_within_one(now, failed, looks_at):
+    assert times().next_within_pause(caller(30.0, failed=failed), now) == looks_at
 
 
 def test_a_request_leaves_early_enough_for_its_answer():
