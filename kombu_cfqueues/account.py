@@ -17,10 +17,8 @@ from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
 from .runtime.fork import living, notice_fork, renew_in_child
-from .runtime.imports import importing
 from .runtime.once import once
 from .spool import SharedBudget, Spool
-from .telemetry import instruments
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +56,6 @@ class Account:
     """
 
     def __init__(self, options: Options) -> None:
-        # Load OpenTelemetry here and not in a thread that makes requests: a child that is forked
-        # during the import would find the module half loaded.
-        instruments()
         self._options = options
         self._connections = 0  # guarded by the registry's lock
         rate = options.request_rate
@@ -252,5 +247,3 @@ class _Registry:
 
 
 _registry = _Registry()
-
-importing.before_forks(instruments)

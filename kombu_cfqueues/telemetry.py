@@ -1,4 +1,4 @@
-"""What `metrics` counts, as OpenTelemetry instruments, if OpenTelemetry's API is installed.
+"""What `metrics` counts, as OpenTelemetry instruments, if the program uses OpenTelemetry's metrics.
 
 Names and attributes follow OpenTelemetry's semantic conventions for messaging clients
 (opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics, status: development).  Names that
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .errors import CFQueuesError
@@ -43,15 +45,15 @@ _SIZE_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 75, 99, 100)
 class Instruments:
     """The OpenTelemetry instruments of this package.
 
+    Args:
+        api: The module `opentelemetry.metrics`.
+
     Raises:
-        ImportError: ``opentelemetry-api`` is not installed.
         TypeError: ``opentelemetry-api`` is older than 1.30, where histograms take no bounds.
     """
 
-    def __init__(self) -> None:
-        from opentelemetry import metrics  # noqa: PLC0415 - an extra
-
-        meter = metrics.get_meter("kombu_cfqueues")
+    def __init__(self, api: ModuleType) -> None:
+        meter: Meter = api.get_meter("kombu_cfqueues")
         self._duration = meter.create_histogram(
             "messaging.client.operation.duration",
             "s",
@@ -185,13 +187,23 @@ def _of_error(kind: str) -> _Attributes:
     return _SYSTEM | {"error.type": kind}
 
 
-@functools.cache
 def instruments() -> Instruments | None:
-    """Return the instruments; None if OpenTelemetry's API is not installed or cannot be used."""
-    try:
-        return Instruments()
-    except ImportError:
+    """Return the instruments; None where they would be of no use.
+
+    Who reads OpenTelemetry's metrics has imported its API.  Nobody else pays for the import, which
+    takes as long as half of a process's first publish; and nothing is imported here, where a child
+    that is forked meanwhile would find the module half loaded.
+    """
+    api = sys.modules.get("opentelemetry.metrics")
+    if api is None or "get_meter" not in vars(api):  # another thread may be importing it
         return None
+    return _instruments_of(api)
+
+
+@functools.cache
+def _instruments_of(api: ModuleType) -> Instruments | None:
+    try:
+        return Instruments(api)
     # A version before 1.30 or a provider of the application may raise anything.  That must not
     # fail a publish.
     except Exception:

@@ -202,18 +202,22 @@ def test_stats_tells_of_leases_that_ended_too_soon(emulator):
 
 #: Publishes and consumes with OpenTelemetry's own SDK, and prints what its reader reads.
 WITH_SDK = """
-    import json, os
-    from opentelemetry import metrics
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    import json, os, sys
     from kombu import Connection
     import kombu_cfqueues
 
-    reader = InMemoryMetricReader()
+    if os.environ.get("LATE") != "import":
+        from opentelemetry import metrics
     with Connection(os.environ["URL"], transport_options={"request_rate": 100}) as connection:
         producer = connection.Producer()
         if os.environ.get("LATE"):
             producer.publish("a", routing_key="warm")
+        if os.environ.get("LATE") == "import":
+            assert "opentelemetry" not in sys.modules
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        reader = InMemoryMetricReader()
         metrics.set_meter_provider(MeterProvider([reader]))
         producer.publish("a", routing_key="jobs")
         producer.publish("a", routing_key="jobs")
@@ -250,9 +254,12 @@ def points(found: dict, name: str, **attributes) -> list:
     ]
 
 
-@pytest.mark.parametrize("late", ["", "yes"])
+@pytest.mark.parametrize("late", ["", "provider", "import"])
 def test_opentelemetry_gets_the_same_by_the_names_of_its_conventions(emulator, late):
-    """Also where the application sets its provider after the first message."""
+    """Also where the application sets its provider, or imports it at all, after the first message.
+
+    Who does not use it does not wait for its import.
+    """
     if not late:
         emulator.faults.error("push", status=503)
     found = run(WITH_SDK, emulator, LATE=late)
