@@ -261,10 +261,15 @@ class Sender:
         while True:
             try:
                 return self._room.settle(claim, outcome, until=until)
-            except (SpoolFull, SpoolUnavailable, RoomBusy):  # noqa: PERF203  errors are rare
+            except (SpoolFull, SpoolUnavailable, RoomBusy) as error:  # noqa: PERF203  they are rare
                 left = until - self._clock.monotonic()
                 if left <= 0:
                     self._unsettled.append((claim, outcome, now + self.post_seconds))
+                    logger.warning(
+                        "the outcome of %d messages to queue %r is not recorded yet; if this "
+                        "process ends before it is, they may be sent again: %s",
+                        *(len(claim.items), claim.address.name, error),
+                    )
                     return {}
                 self._clock.sleep(min(ROOM_RETRY_SECONDS, left))
 
@@ -278,6 +283,8 @@ class Sender:
             now = self._clock.monotonic()
             try:
                 report(_owned_here(self._room.settle(claim, outcome, until=now)))
+                recorded = "the outcome of %d messages to queue %r is recorded now"
+                logger.info(recorded, len(claim.items), claim.address.name)
             except (SpoolFull, SpoolUnavailable, RoomBusy) as error:
                 if now < end:
                     self._unsettled.append((claim, outcome, end))

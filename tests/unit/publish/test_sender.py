@@ -1,5 +1,6 @@
 """What a poster makes of the server's answers: outcomes, pauses, and whom it posts for."""
 
+import logging
 import math
 
 import pytest
@@ -371,19 +372,22 @@ def test_what_became_of_messages_is_noted_as_soon_as_the_file_can_be_written(
     claim, stuck, told = poster.process.claim(), Stuck(clock, times), {}
     sender = Sender(stuck, poster.post, post_seconds=POST_SECONDS, clock=clock)
     began = clock.now
+    caplog.set_level(logging.INFO)
 
     sender.send(claim, told.update, deadline=math.inf)
 
     assert told == {item: None}
     assert clock.now - began < 2
+    assert "1 messages to queue 'jobs' is not recorded yet" in caplog.text
     for _ in range(30):
         clock.now += 1
         sender.catch_up(told.update)
     assert bool(stuck.outcomes) is noted
+    assert ("1 messages to queue 'jobs' is recorded now" in caplog.text) is noted
     assert ("1 messages to queue 'jobs' could not be recorded" in caplog.text) is not noted
 
 
-def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, clock):
+def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, clock, caplog):
     item = poster.process.enter()
     claim, stuck, told = poster.process.claim(), Stuck(clock, 2, at_once=True), {}
     sender = Sender(stuck, poster.post, post_seconds=POST_SECONDS, clock=clock)
@@ -393,6 +397,7 @@ def test_a_file_that_fails_for_a_moment_is_written_by_the_poster_itself(poster, 
 
     assert told == {item: None}
     assert len(stuck.outcomes) == 1
+    assert caplog.text == ""
     assert clock.now - began == pytest.approx(2 * ROOM_RETRY_SECONDS)
 
 
