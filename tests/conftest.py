@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,12 +104,20 @@ def control_app(emulator):
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    """Each test begins as a process does; nothing goes on emptying the spool of an earlier one."""
+    """Each test begins as a process does; nothing of an earlier one goes on behind it.
+
+    Not the emptying of its spool, nor settling messages at a server that is gone: when their leases
+    end, that is a line in the log of another test.
+    """
     yield
     for one in account._registry.accounts.values():
         relay = one.publisher._relay
         if relay is not None and relay._thread is not None:
             relay.finish(0.0)
+        acknowledger = one.receiver._acknowledger
+        with acknowledger._lock:
+            for outbox in acknowledger._outboxes.values():
+                outbox.waiting = deque(maxlen=0)  # whatever a thread puts back is dropped, too
     account._registry.accounts.clear()
     bindings._bindings.clear()
 
