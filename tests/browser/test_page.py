@@ -401,6 +401,15 @@ def test_a_lost_emulator_is_reported_and_found_again(browser, emulator):
     context.close()
 
 
+def test_an_emulator_that_hangs_is_reported_and_found_again(open_page, emulator):
+    page = open_page()
+    expect(page.locator("#live")).to_have_text("Live")
+    with emulator._service.database.lock:  # whatever needs it waits, and the server's loop with it
+        expect(page.get_by_role("alert")).to_contain_text("does not answer")
+        expect(page.locator("#live")).to_have_text("Not connected")
+    expect(page.locator("#live")).to_have_text("Live")
+
+
 def test_on_a_network_the_page_asks_for_the_token(open_page):
     with Emulator("0.0.0.0", token="mine") as guarded:
         guarded.create_queue("jobs")

@@ -1,6 +1,7 @@
 // Calls of the emulator's own endpoints, with a token if the emulator requires one.
 
 const KEY = "cfqueues-emulator-token";
+const PATIENCE_MS = 10_000; // a query of a million messages takes some seconds
 
 /** The emulator answered with an error; this error has its message. */
 export class Refused extends Error {
@@ -27,7 +28,8 @@ export class Written {
 /** Store the token for this tab. */
 export const setToken = (token) => sessionStorage.setItem(KEY, token);
 
-export const get = (path) => call("GET", path);
+/** Fetch what is shown; an emulator that hangs counts as one that does not answer. */
+export const get = (path) => call("GET", path, undefined, undefined, AbortSignal.timeout(PATIENCE_MS));
 export const post = (path, body = {}) => call("POST", path, encode(body), "application/json");
 export const remove = (path) => call("DELETE", path);
 
@@ -37,17 +39,17 @@ export const postLines = (path, lines) => call("POST", path, lines, "application
 /** Fetch a file. */
 export const download = async (path) => (await answerOf("GET", path)).blob();
 
-async function call(method, path, body, type) {
-  const answer = await answerOf(method, path, body, type);
+async function call(method, path, body, type, signal) {
+  const answer = await answerOf(method, path, body, type, signal);
   return lost(() => answer.json());
 }
 
-async function answerOf(method, path, body, type) {
+async function answerOf(method, path, body, type, signal) {
   const headers = {};
   const token = sessionStorage.getItem(KEY);
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body !== undefined) headers["Content-Type"] = type;
-  const answer = await lost(() => fetch(`/_emulator${path}`, { method, headers, body }));
+  const answer = await lost(() => fetch(`/_emulator${path}`, { method, headers, body, signal }));
   if (answer.ok) return answer;
   const result = await answer.json().catch(() => ({}));
   throw new Refused(answer.status, result.error ?? `The emulator answered with status ${answer.status}.`);
