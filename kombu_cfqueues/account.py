@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import Final
 
@@ -17,6 +16,7 @@ from .publish.publisher import Publisher, lookup_seconds, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
 from .runtime.fork import living, notice_fork, renew_in_child
+from .runtime.locks import new_lock
 from .runtime.once import once
 from .spool import SharedBudget, Spool
 
@@ -237,7 +237,7 @@ class _Registry:
 
     def renew_after_fork(self) -> None:
         """Keep the accounts, but replace the lock: a thread of the parent may have held it."""
-        self.lock = threading.Lock()  # guards accounts and each account's _connections
+        self.lock = new_lock()  # guards accounts and each account's _connections
 
     def forget_idle(self) -> None:
         """Forget the idle accounts that were opened longest ago.  The caller holds the lock."""

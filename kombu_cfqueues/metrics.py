@@ -8,13 +8,13 @@ child starts at 0.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict
 from typing import Any, Final
 
 from .errors import CFQueuesError
 from .runtime.fork import notice_fork, renew_in_child
+from .runtime.locks import new_reentrant_lock
 from .telemetry import Operation, instruments
 
 QUEUE_COUNTS: Final = {
@@ -68,7 +68,7 @@ class Metrics:
         """Start at 0: the parent reports its own counts."""
         # Guards all fields below; held only during arithmetic.  Reentrant, because a signal
         # handler or a finalizer that interrupts a thread here may make requests too.
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._since = time.time()
         self._queues: set[str] = set()
         self._counts: defaultdict[tuple[str, str], float] = defaultdict(int)  # by queue and name

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -23,6 +22,7 @@ from .rate_limit import INITIAL_TOKENS, Limit
 from .runtime.extras import install_command
 from .runtime.fork import renew_in_child
 from .runtime.imports import importing
+from .runtime.locks import new_lock
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class RedisAllowance:
         self._client = None
         self._report: tuple[int, float] | None = None
         # Guards _report and _answers; held only during an assignment.
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._answers: bool | None = None  # None until Redis was asked
 
     def ask(self, token: str, *, publishing: bool, anew: bool = False) -> Answer:

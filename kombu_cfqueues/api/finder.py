@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterable
 
 from ..errors import QueueNameConflict, copy_of
 from ..runtime.fork import renew_in_child
+from ..runtime.locks import new_lock
 from ..runtime.recent import Recent
 from ..shared_facts import KnownQueue, SharedFacts, Unneeded
 from .client import Client
@@ -52,7 +52,7 @@ class Finder:
 
     def renew_after_fork(self) -> None:
         """Keep what the parent has learned; wait for no thread of the parent."""
-        self._lock = threading.Lock()  # held while _queues changes, never over a request
+        self._lock = new_lock()  # held while _queues changes, never over a request
         self._flights = SingleFlight()
 
     def known(self, name: str) -> Queue | None:

@@ -7,13 +7,13 @@ each counted as a revoked token, workers would stop and publishes would fail.
 from __future__ import annotations
 
 import re
-import threading
 import time
 from typing import Final
 
 from ..errors import AuthenticationFailed, CFQueuesError, ServerError
 from ..options import Secret
 from ..runtime.fork import renew_in_child
+from ..runtime.locks import new_lock
 
 PASSING_CODES: Final = frozenset({10000, 10001})
 """Codes that the API also gives to a valid token."""
@@ -44,7 +44,7 @@ class PassingRefusals:
 
     def renew_after_fork(self) -> None:
         """Replace the lock: a thread of the parent may have held it."""
-        self._lock = threading.Lock()  # guards _refused
+        self._lock = new_lock()  # guards _refused
         # Kind of request -> when it was refused first and last (monotonic seconds).
         self._refused: dict[str, tuple[float, float]] = {}
 

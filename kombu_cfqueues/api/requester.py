@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from ..errors import AuthenticationFailed, CFQueuesError, ConnectionFailed
 from ..options import Secret, Token, is_missing
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.imports import importing
+from ..runtime.locks import new_lock
 from .passing_refusals import PassingRefusals
 from .permits import RequestPermits
 from .responses import PULL_STATUSES, Response, payload_of
@@ -81,13 +81,13 @@ class Requester:
         self.latest_headers: Mapping[str, str] = {}
         self._exchanges_of_parent: list[Exchange] = []
         self._exchange: Exchange | None = None  # guarded by _lock
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._refusals = PassingRefusals()
         renew_in_child(self)
 
     def renew_after_fork(self) -> None:
         """Let a forked child open its own connections."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         if self._exchange is not None:
             # Keep it: closing it here would close the parent's connections at the server.
             self._exchanges_of_parent.append(self._exchange)

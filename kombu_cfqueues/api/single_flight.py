@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
 from ..errors import ConnectionFailed, PermanentError, copy_of
+from ..runtime.locks import new_lock
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ class SingleFlight:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _flights; never held over a request
+        self._lock = new_lock()  # guards _flights; never held over a request
         self._flights: dict[Hashable, _Flight] = {}
 
     def run(

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import socket
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from ..options import Options
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.inherited import abandon
+from ..runtime.locks import new_lock
 from ..runtime.threads import start_thread
 from ..spool import Listener, Listeners, Spool
 
@@ -86,7 +86,7 @@ class Doorbell:
         """Leave the socket to the parent: if a child kept it open, it would outlive its owner."""
         if self._bells is not None:
             self._bells.abandon()
-        self._lock = threading.Lock()  # guards the fields below while they are set
+        self._lock = new_lock()  # guards the fields below while they are set
         self._bells = None
         self._keys_beyond: dict[str, str] = {}
         self._keys: dict[str, str] = {}  # of the queues that are listened for -> the queue's id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Final
 from ..options import HostPort
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.locks import new_lock
 from ..runtime.threads import start_thread, threads_can_run
 from .judge import judge
 from .listener import ProbeListener
@@ -164,7 +164,7 @@ class _Services:
 
     def renew_after_fork(self) -> None:
         """Replace the lock: a thread of the parent may have held it."""
-        self._lock = threading.Lock()  # guards _services
+        self._lock = new_lock()  # guards _services
         self._ends_at_exit = False
 
     def serve(self, address: HostPort | None, file: str | None) -> Service:

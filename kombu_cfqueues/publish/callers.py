@@ -6,7 +6,7 @@ import threading
 
 from ..envelope import Address
 from ..errors import CFQueuesError
-from ..runtime.clock import Lock
+from ..runtime.locks import Lock
 from ..runtime.rng import rng
 from ..waiting_room import Item, Kind
 

@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from types import TracebackType
-from typing import Protocol
 
-
-class Lock(Protocol):
-    """The methods of ``threading.Lock`` that the library uses.
-
-    Under gevent and eventlet, their replacement of ``threading.Lock`` has them too.
-    """
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...  # noqa: D102
-
-    def release(self) -> None: ...  # noqa: D102
-
-    def locked(self) -> bool: ...  # noqa: D102
-
-    def __enter__(self) -> bool: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+from .locks import Lock, new_lock
 
 
 class Clock:
@@ -47,4 +24,4 @@ class Clock:
 
     def lock(self) -> Lock:
         """Return a new lock.  Its timeouts use this clock."""
-        return threading.Lock()
+        return new_lock()

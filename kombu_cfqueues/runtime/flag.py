@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from .clock import Clock, Lock
+from .clock import Clock
+from .locks import Lock
 
 
 class Flag:

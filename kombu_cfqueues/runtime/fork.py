@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
+
+from .locks import Lock, new_reentrant_lock
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ _pausables: WeakKeyDictionary[Pausable, int] = WeakKeyDictionary()  # by order o
 _numbers = itertools.count()
 _paused: list[Pausable] = []
 _owner = os.getpid()  # the process to which all renewable objects belong
-_renewing: dict[int, threading.RLock] = {}  # by process
+_renewing: dict[int, Lock] = {}  # by process
 
 
 def renew_in_child(thing: Renewable) -> None:
@@ -76,7 +77,7 @@ def _renew_unless_done() -> None:
     pid = os.getpid()
     # A lock of this process: the parent's may be locked forever.  Reentrant, because a signal
     # handler may interrupt the renewal and enter the library.
-    with _renewing.setdefault(pid, threading.RLock()):
+    with _renewing.setdefault(pid, new_reentrant_lock()):
         if pid != _owner:
             _renew_all()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from .fork import pause_at_fork, renew_in_child
+from .locks import new_reentrant_lock
 
 IMPORT_FORK_TIMEOUT_SECONDS: Final = 5.0
 """Longest time that a fork waits for a thread that imports a module.
@@ -35,7 +35,7 @@ class Importing:
     def renew_after_fork(self) -> None:
         """Replace the lock: a thread of the parent may have held it."""
         # Reentrant, because a signal handler that interrupts the import may fork.
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._is_paused = False
 
     def pause_for_fork(self) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from .clock import Clock
 from .fork import renew_in_child
+from .locks import new_reentrant_lock
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,7 +41,7 @@ class Recent(Generic[K, V]):
     def renew_after_fork(self) -> None:
         """Keep the entries, but replace the lock: a thread of the parent may have held it."""
         # Held only for an access.  Reentrant, because a signal handler may publish.
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
 
     def __len__(self) -> int:
         return len(self._entries)

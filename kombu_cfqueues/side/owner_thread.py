@@ -22,6 +22,7 @@ from ..options import ControlUrl
 from ..retry import Backoff
 from ..runtime.exits import call_at_exit
 from ..runtime.fork import notice_fork, renew_in_child
+from ..runtime.locks import new_reentrant_lock
 from .link import Link
 from .outbox import Outbox, Publication
 from .port import Port, Step
@@ -78,7 +79,7 @@ class OwnerThread:
         link, self._link = self._link, None
         if link is not None:
             link.abandon()
-        self.lock = threading.RLock()
+        self.lock = new_reentrant_lock()
         self._ports: weakref.WeakSet[Port] = weakref.WeakSet()
         self._todo: deque[Work | Request] = deque()  # in the order in which they were handed over
         self._outbox = Outbox()

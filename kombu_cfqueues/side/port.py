@@ -8,11 +8,11 @@ applies anew at each connect.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..runtime.fork import renew_in_child
+from ..runtime.locks import Lock
 from ..runtime.rng import new_id
 from .link import Link
 
@@ -53,7 +53,7 @@ class Owner(Protocol):
     """What a port needs of the thread that owns the connection."""
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> Lock:
         """Guards the records of all ports, and the steps that wait."""
 
     def do(self, port: Port, step: Step, *, connects: bool) -> None:

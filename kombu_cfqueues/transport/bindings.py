@@ -6,7 +6,6 @@ queues on one connection and publishes over others, for instance those of Celery
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +13,7 @@ from kombu.transport import virtual
 
 from ..options import Options
 from ..runtime.fork import renew_in_child
+from ..runtime.locks import new_reentrant_lock
 
 
 class Bindings(virtual.BrokerState):
@@ -40,7 +40,7 @@ class Bindings(virtual.BrokerState):
 
     def renew_after_fork(self) -> None:
         """Keep the bindings, but replace the lock: a thread of the parent may have held it."""
-        self.lock = threading.RLock()
+        self.lock = new_reentrant_lock()
 
     def table(self, exchange: str) -> list[Any]:
         """Return a copy of the routing table of *exchange*: (routing key, pattern, queue).

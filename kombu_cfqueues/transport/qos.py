@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 import weakref
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..consume.delivery import Delivery
 from ..consume.prefetch_window import PrefetchWindow
 from ..consume.receiver import Receiver
 from ..runtime.fork import renew_in_child
+from ..runtime.locks import new_lock
 from ..runtime.rng import new_id
 
 
@@ -50,7 +50,7 @@ class Prefetch(virtual.QoS):
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles what it delivered."""
-        self._lock = threading.Lock()  # guards _deliveries
+        self._lock = new_lock()  # guards _deliveries
         self._deliveries.clear()
         self._tags = map(f"{new_id()}-{{}}".format, itertools.count(1))
         self.window.held = self.window.unsettled = 0
