@@ -51,10 +51,11 @@ def command(port: int, stay: bool, as_json: bool) -> None:
 
     The exit status is 0 if every message arrived.
     """
+    emulator = Emulator(port=port)
     try:
-        emulator = Emulator(port=port)
         emulator.start()
     except OSError as error:
+        emulator.stop()
         raise cannot_listen("emulator", "127.0.0.1", port, error) from error
     with emulator:
         options = RawOptions(emulator.broker_url, {}, token=True).read()
