@@ -1,5 +1,6 @@
 """``cfqueues publish``: what arrives, what is refused, and how a run goes on."""
 
+import contextlib
 import json
 import os
 import random
@@ -258,7 +259,12 @@ def test_a_second_ctrl_c_waits_for_nothing_and_says_what_is_uncertain(start, tmp
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
-        process.send_signal(signal.SIGINT)
+        # Two signals are one to a process that has not run in between, as on a busy machine.
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(4)
+                break
         out, err = process.communicate(timeout=20)
 
     told = json.loads(out)
