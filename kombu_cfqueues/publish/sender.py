@@ -121,7 +121,8 @@ class Sender:
         """Whether this process may post messages of other processes.  After a failure it may not,
         until one of its requests succeeds: the cause may be its own proxy or token."""
         self.request_seconds = 0.0
-        """Seconds that the last accepted request took."""
+        """Seconds that the last answer took.  Any answer counts, because after a slow one it is the
+        quick answers of an outage that leave time for another try."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
@@ -166,6 +167,8 @@ class Sender:
             if error.__traceback__ is not None:
                 # Drop our frame, so that the traceback does not keep the batch alive.
                 error.__traceback__ = error.__traceback__.tb_next
+            if error.status is not None:
+                self.request_seconds = self._clock.monotonic() - started
             return self._failed(claim, error)
         self.request_seconds = self._clock.monotonic() - started
         self._succeeded(claim.address)

@@ -297,6 +297,18 @@ def test_an_outage_that_ends_before_the_deadline_fails_no_publish(server, folder
     assert not raised
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_one_slow_answer_moves_no_last_try(server, folder, scope):
+    """What counts is how long the server takes to answer now, not what one request took before."""
+    options = folder | {"publish_timeout": 5.0, "budget_scope": scope}
+    with Connection(server.broker_url, transport_options=options) as connection:
+        server.faults.latency("push", "batch", seconds=1.5, times=1)
+        publishing(connection, 1)()
+        with Outage(server, 4.0):
+            publishing(connection, 2)()
+    assert bodies(server) == [1, 2]
+
+
 def test_an_outage_that_ends_before_the_deadline_fails_no_process_of_a_machine(server, folder):
     """Twelve processes share the machine's allowance; each has its last try."""
     options = folder | {"publish_timeout": 5.0, "request_rate": 60.0, "request_burst": 30}
