@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -93,11 +94,25 @@ def remove(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def begin_log_anew(path: Path, mode: int) -> None:
-    """Replace a removed log, whose contents are in the database, with an empty one.
+def write_down_log(connection: sqlite3.Connection, path: Path, mode: int) -> None:
+    """Write the contents of a removed log to the database, so that others can open it again.
 
-    The shared memory describes the frames of the old log, so it is removed too.
+    An empty log takes its place.  The shared memory describes the frames of the old log, so it is
+    removed too.
+
+    Args:
+        connection: Has the database and the removed log open.
+        path: The database; no other process may open it meanwhile.
+        mode: Permissions of the new log.
+
+    Raises:
+        sqlite3.OperationalError: The log is in use.
     """
+    if identify(path).log is not None:
+        return  # another process was first
+    busy, frames, written = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+    if busy or frames != written:
+        raise sqlite3.OperationalError("database is locked: its log is in use")
     remove(path)
     os.close(os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
 

@@ -7,14 +7,11 @@ network or for another lock.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import sqlite3
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import Final, TypeVar
@@ -27,10 +24,8 @@ from ..waiting_room import RoomBusy
 from . import companions
 from .abandoned import abandon
 from .companions import Identity
-from .liveness import KernelLock
+from .repair import RepairLock, is_broken, put_aside
 from .sqlite_failures import Failure, failure_of
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -109,6 +104,7 @@ class Database:
         self._prepare = prepare
         self._may_read = may_read
         self._clock = clock or Clock()
+        self._repair_lock = RepairLock(path, file_mode, self._clock)
         self._connection: sqlite3.Connection | None = None
         self._forks = 0
         self._in_use = False  # a thread was inside SQLite when the process forked
@@ -276,7 +272,7 @@ class Database:
             self._leave(found)  # a file was removed or renamed
         # Opening the file while another process renames it would leave a write-ahead log behind,
         # which SQLite would apply to the next file.
-        with self._repair_lock(shared=self.path.exists()):
+        with self._repair_lock.held(shared=self.path.exists()):
             return self._open_anew()
 
     def _open_anew(self) -> sqlite3.Connection:
@@ -316,31 +312,10 @@ class Database:
         """Close the file, because the files that were opened were replaced by *found*."""
         before = self._identity
         if before is not None and found.database == before.database and found.log is None:
-            with self._repair_lock():
-                self._write_down_log()
+            with self._repair_lock.held():
+                if self._connection is not None:
+                    companions.write_down_log(self._connection, self.path, self._file_mode)
         self._close()
-
-    def _write_down_log(self) -> None:
-        """Write the contents of a removed log to the file, so that others can open it again."""
-        if companions.identify(self.path).log is not None or self._connection is None:
-            return  # another process was first
-        busy, frames, written = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        if busy or frames != written:
-            raise sqlite3.OperationalError("database is locked: its log is in use")
-        companions.begin_log_anew(self.path, self._file_mode)
-
-    @contextlib.contextmanager
-    def _repair_lock(self, *, shared: bool = False, waits: bool = False) -> Iterator[None]:
-        """Let no other process open or repair the file; with *shared*, let none repair it."""
-        lock = KernelLock(self.path.with_suffix(".repair"), self._file_mode)
-        while not lock.acquire(shared=shared):
-            if not waits:
-                raise sqlite3.OperationalError("database is locked: it is being repaired")
-            self._clock.sleep(MAX_PAUSE_SECONDS)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _create(self) -> None:
         companions.remove(self.path)
@@ -432,31 +407,13 @@ class Database:
     # -- repair -------------------------------------------------------------------------------
 
     def _repair(self, why: str) -> None:
+        """Put a broken or foreign file aside, unless another process has done so."""
         try:
-            self._put_aside(why)
+            with self._repair_lock.held(waits=True):
+                if self._is_broken():
+                    put_aside(self.path, why)
         except OSError as error:  # the folder was removed meanwhile
             raise SpoolUnavailable(f"{self.path} cannot be used: {error.strerror}") from error
-
-    def _put_aside(self, why: str) -> None:
-        """Rename a broken or foreign file, in one process only; never delete it."""
-        with self._repair_lock(waits=True):
-            if not self._is_broken():
-                return  # another process has renamed it
-            logger.error(
-                "the spool's file could not be used (%s) and was renamed to %s; messages in it "
-                "have not been delivered",
-                why,
-                self._rename(),
-            )
-
-    def _rename(self) -> Path:
-        stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{rng.getrandbits(16):04x}"
-        aside = self.path.with_name(f"{self.path.name}.unusable-{stamp}")
-        for suffix in (*companions.SUFFIXES, ""):
-            source = Path(f"{self.path}{suffix}")
-            if source.exists():
-                source.rename(f"{aside}{suffix}")
-        return aside
 
     def _is_broken(self) -> bool:
         me = threading.get_ident()
@@ -468,23 +425,13 @@ class Database:
                     self._open_anew(), "BEGIN", lambda c: c.execute("PRAGMA quick_check").fetchall()
                 )
         except sqlite3.Error as error:
-            failure = failure_of(error)
-            broken = failure is Failure.BROKEN or (
-                failure is Failure.UNREADABLE and self._has_lost_its_log()
-            )
+            broken = is_broken(self.path, error)
         except (OSError, SpoolUnavailable):
             broken = False
         else:
             broken = rows != [("ok",)]
         self.close()
         return broken
-
-    def _has_lost_its_log(self) -> bool:
-        """Whether the log is empty or missing.  Otherwise, an I/O error comes from the disk."""
-        try:
-            return Path(f"{self.path}-wal").stat().st_size == 0
-        except FileNotFoundError:
-            return True
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
