@@ -377,12 +377,7 @@ class Acknowledger:
                 outbox.backoff.reset(0.0)
             else:
                 outbox.backoff.failed(now, error.retry_after)
-            # An outage is logged for one queue only: not for one whose leases have all ended.
-            others_fail = any(
-                box.last_error and box.is_used
-                for box in self._outboxes.values()
-                if box is not outbox
-            )
+            others_fail = self._others_fail(outbox)
             self._settled.notify_all()
             if outbox.waiting:
                 self._threads.call()
@@ -393,6 +388,15 @@ class Acknowledger:
             _log_expired(name, len(failed) - len(again), error)
         if not others_fail:
             _log_outage(name, before, error)
+
+    def _others_fail(self, outbox: _Outbox) -> bool:
+        """Whether the outage is that of another queue as well, so that it is logged already.
+
+        A queue whose leases have all ended does not count.  The caller holds the lock.
+        """
+        return any(
+            box.last_error and box.is_used for box in self._outboxes.values() if box is not outbox
+        )
 
 
 def _log_expired(queue: str, count: int, error: CFQueuesError | None) -> None:
