@@ -11,12 +11,12 @@ import copy
 import ipaddress
 import socket
 import sys
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 from urllib3.util.connection import allowed_gai_family
 
+from ..runtime.flag import Event
 from ..runtime.fork import renew_in_child
 from ..runtime.threads import start_thread
 
@@ -65,7 +65,7 @@ class _Lookup:
     def __init__(self, resolve: Callable[[], list[str]], on_end: Callable[[], object]) -> None:
         self._resolve = resolve
         self._on_end = on_end
-        self._ended = threading.Event()
+        self._ended = Event()
         self._found: list[str] = []
         self._error: Exception | None = OSError("the thread that looked up the host was stopped")
 

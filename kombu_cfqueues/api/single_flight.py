@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
 from ..errors import ConnectionFailed, PermanentError, copy_of
+from ..runtime.flag import Event
 from ..runtime.locks import new_lock
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class SingleFlight:
             finally:
                 # Even after a KeyboardInterrupt: nothing else would wake the other threads.
                 self._end(key, own)
-            if not flight.landed.wait(max(0.0, deadline - time.monotonic())):
+            if not flight.landed.wait(deadline - time.monotonic()):
                 raise _timeout(action)
             if flight.error is not None:
                 raise copy_of(flight.error)
@@ -89,7 +89,7 @@ class _Flight:
     """
 
     def __init__(self) -> None:
-        self.landed = threading.Event()
+        self.landed = Event()
         self.results: list[Any] = []
         self.error: PermanentError | None = None
 

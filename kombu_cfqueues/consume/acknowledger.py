@@ -28,8 +28,10 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import metrics
+from ..runtime.condition import Condition
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, StartingLock, ThreadPool
+from ..runtime.locks import new_lock
+from ..runtime.thread_pool import Job, ThreadPool
 from .delivery import Delivery
 from .poll_interval import PollInterval
 from .pulse import Pulse
@@ -158,10 +160,10 @@ class Acknowledger:
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent settles the leases that it holds."""
-        lock = StartingLock()
+        lock = new_lock()
         # Guards all fields below; never held during a request.
         self._lock = lock
-        self._settled = lock.condition()
+        self._settled = Condition(lock)
         self._outboxes: dict[str, _Outbox] = {}  # by queue id
         self._threads = ThreadPool("cfqueues-ack", SENDERS, lock, self._next_job)
         self._gave_up_at = float("-inf")

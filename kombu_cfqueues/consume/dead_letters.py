@@ -18,8 +18,10 @@ from typing import Any, Final, NamedTuple, Protocol
 from .. import envelope
 from ..envelope import Packed
 from ..errors import CFQueuesError, MessageTooLarge, PublishTimeout, TransientError
+from ..runtime.condition import Condition
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import Job, StartingLock, ThreadPool
+from ..runtime.locks import new_lock
+from ..runtime.thread_pool import Job, ThreadPool
 from .cause import Cause
 from .delivery import Delivery
 
@@ -72,9 +74,9 @@ class Forwarder:
 
     def renew_after_fork(self) -> None:
         """Start empty: the parent copies the messages that it holds."""
-        lock = StartingLock()
+        lock = new_lock()
         self._lock = lock  # guards all fields below; never held during a request
-        self._done = lock.condition()
+        self._done = Condition(lock)
         self._waiting: deque[_Copy] = deque()
         self._running = 0  # copies that are being made
         self._threads = ThreadPool("cfqueues-copy", 1, lock, self._next_job)

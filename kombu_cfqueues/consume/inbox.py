@@ -15,8 +15,9 @@ from ..envelope import Address
 from ..errors import CFQueuesError, ConnectionFailed, TransientError
 from ..metrics import metrics
 from ..options import Options
+from ..runtime.condition import Condition
 from ..runtime.fork import renew_in_child
-from ..runtime.thread_pool import StartingLock
+from ..runtime.locks import Lock
 from .delivery import Delivery
 from .flow import Flow
 from .poll_interval import PollInterval
@@ -176,7 +177,7 @@ class Inbox:
 
     def __init__(
         self,
-        lock: StartingLock,
+        lock: Lock,
         on_pull_wanted: Callable[[], None],
         on_left: Callable[[TransientError], None],
     ) -> None:
@@ -186,10 +187,10 @@ class Inbox:
         self._on_pull_wanted = on_pull_wanted
         self.renew(lock)
 
-    def renew(self, lock: StartingLock) -> None:
+    def renew(self, lock: Lock) -> None:
         """Start empty in a forked child: the parent delivers what it pulled."""
         self._lock = lock
-        self._changed = lock.condition()
+        self._changed = Condition(lock)
         self._arrivals: deque[Arrival] = deque()
         self._calls: deque[Call] = deque()
         self._missed = False  # the last `take` found no message at once
@@ -349,7 +350,7 @@ class Inbox:
 
     def wait_for_change(self, deadline: float) -> None:
         """Block until the next `notify` or `put`, or until *deadline* (monotonic seconds)."""
-        self._changed.wait(max(0.0, deadline - time.monotonic()))
+        self._changed.wait(deadline - time.monotonic())
 
     def withdraw(self, subscription: Subscription) -> list[Delivery]:
         """Remove and return the messages of *subscription*, and free their slots."""

@@ -21,7 +21,8 @@ from ..envelope import Address
 from ..errors import CFQueuesError
 from ..options import Options
 from ..runtime.fork import living, renew_in_child
-from ..runtime.thread_pool import Job, StartingLock, ThreadPool
+from ..runtime.locks import new_lock
+from ..runtime.thread_pool import Job, ThreadPool
 from .acknowledger import Acknowledger
 from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
@@ -101,7 +102,7 @@ class Receiver:
         self.dropped.renew_after_fork()
         # Guards the windows, inboxes and subscriptions of all connections, and the threads.
         # Never held during a request.
-        self._lock = StartingLock()
+        self._lock = new_lock()
         self._threads = ThreadPool("cfqueues-pull", MAX_PULLS, self._lock, self._next_job)
         for inbox in self._inboxes:
             inbox.renew(self._lock)
@@ -140,8 +141,6 @@ class Receiver:
             inbox.subscriptions.append(subscription)
             inbox.is_open = True
             self._threads.call()
-        # Threads start when the lock is released.
-        with self._lock:
             inbox.await_search(subscription, deadline=time.monotonic() + SUBSCRIBE_SECONDS)
 
     def cancel(self, subscription: Subscription) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import Generic, TypeVar
 
-from ..runtime.thread_pool import Job, StartingLock, ThreadPool
+from ..runtime.locks import new_lock
+from ..runtime.thread_pool import Job, ThreadPool
 from .group_commit import BULK_IN_FLIGHT
 
 R = TypeVar("R")
@@ -19,7 +20,7 @@ class RequestThreads(Generic[R, A]):
     """Sends requests (`R`) in threads of its own, and keeps their answers (`A`) as futures.
 
     Not a `ThreadPoolExecutor`, which starts threads under a lock that all executors of the process
-    share: see `StartingLock`.
+    share: see `ThreadPool.call`.
 
     Args:
         post: Sends one request, and returns the answer.
@@ -27,7 +28,7 @@ class RequestThreads(Generic[R, A]):
 
     def __init__(self, post: Callable[[R], A]) -> None:
         self._post = post
-        self._lock = StartingLock()  # guards the next two
+        self._lock = new_lock()  # guards the next two
         self._waiting: deque[tuple[R, Future[A]]] = deque()
         self._running: set[Future[A]] = set()
         self._threads = ThreadPool(

@@ -5,12 +5,16 @@ Under gevent and eventlet they are greenlets.  A forked child has none of its pa
 
 from __future__ import annotations
 
+import _thread
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
+
+from .condition import Condition
+from .locks import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -22,52 +26,6 @@ BUG_PAUSE_SECONDS: Final = 1.0
 
 Without the pause, a job that always fails would fill the log and use a whole CPU.
 """
-
-
-class StartingLock:
-    """A lock whose holder may ask for threads; they start when the lock is released.
-
-    Starting a thread under gevent or eventlet switches to another greenlet.  This lock may have
-    been made before gevent patched locks (``gunicorn --preload``).  A greenlet that waits for such
-    a lock while its holder starts a thread blocks all greenlets forever.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._on_release: list[Callable[[], None]] = []
-
-    def on_release(self, act: Callable[[], None]) -> None:
-        """Call *act* once the lock is free.  The caller holds the lock."""
-        self._on_release.append(act)
-
-    def condition(self) -> threading.Condition:
-        """Return a new condition variable that uses this lock."""
-        return threading.Condition(self)  # type: ignore[arg-type]  # it uses only these methods
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Do what ``threading.Lock.acquire`` does."""
-        return self._lock.acquire(blocking, timeout)
-
-    def release(self) -> None:
-        """Release the lock, and call what was passed to `on_release`."""
-        self._lock.release()
-        # One at a time: if a signal handler raises here, the next release does the rest.
-        while self._on_release:
-            try:
-                act = self._on_release.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            act()
-
-    def locked(self) -> bool:
-        """Return what ``threading.Lock.locked`` returns."""
-        return self._lock.locked()
-
-    def __enter__(self) -> bool:
-        return self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 class Job(NamedTuple):
@@ -100,7 +58,7 @@ class ThreadPool:
         self,
         name: str,
         max_threads: int,
-        lock: StartingLock,
+        lock: Lock,
         next_job: Callable[[], Job],
         *,
         linger_seconds: float | None = None,
@@ -110,41 +68,50 @@ class ThreadPool:
         self._lock = lock
         self._next_job = next_job
         self._linger_seconds = linger_seconds
-        self._called = lock.condition()
-        self._threads = 0  # guarded by the lock, as is _idle
+        self._called = Condition(lock)
+        # The lock guards the next two.
+        self._threads: set[object] = set()  # a place for each, also for those that start just now
         self._idle = 0
 
     def call(self) -> None:
         """Have one thread look for work: an idle one, else a new one.  The caller holds the lock.
 
-        A new thread starts when the lock is released.  If the system cannot start it, that is
-        logged.
+        If the system cannot start a thread, that is logged.
         """
         if self._idle:
             self._called.notify()
-        elif self._threads < self._max_threads:
-            self._threads += 1
-            self._lock.on_release(self._start)
+        elif len(self._threads) < self._max_threads:
+            place = object()
+            try:
+                self._threads.add(place)
+                # Not `Thread.start`, which waits.  Under gevent and eventlet another greenlet would
+                # run meanwhile, and if it wanted the lock, and the lock was made before they
+                # replaced locks (``gunicorn --preload``), all greenlets would wait forever.
+                _thread.start_new_thread(self._start, (place,))
+            except RuntimeError as error:
+                self._threads.discard(place)
+                self._log_start_failure(error)
+            except BaseException:  # from a signal handler; the thread may have started
+                self._threads.discard(place)
+                raise
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+    def _start(self, place: object) -> None:
+        thread = threading.Thread(target=self._work, args=(place,), name=self._name, daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:
-            with self._lock:
-                self._threads -= 1
-                none_left = not self._threads
-            # An interpreter that is shutting down starts no threads.  This is not worth a warning:
-            # the exit handlers send what remains in their own thread.  While they run, only the
-            # error's text shows the shutdown (Python 3.12 and newer).
-            ends = sys.is_finalizing() or "interpreter shutdown" in str(error)
-            if none_left and not ends:
-                logger.warning("no thread %s could be started: %s", self._name, error)
-        except BaseException:  # for instance from a signal handler
-            if thread.ident is None:
-                with self._lock:
-                    self._threads -= 1
+        except RuntimeError:  # the system allows no further thread, so this one works
+            self._work(place)
+        except BaseException:  # for example if gevent ends all greenlets
+            self._replace(place)
             raise
+
+    def _log_start_failure(self, error: RuntimeError) -> None:
+        # An interpreter that is shutting down starts no threads.  This is not worth a warning: the
+        # exit handlers send what remains in their own thread.  While they run, only the error's
+        # text shows the shutdown (Python 3.12 and newer).
+        ends = sys.is_finalizing() or "interpreter shutdown" in str(error)
+        if not self._threads and not ends:
+            logger.warning("no thread %s could be started: %s", self._name, error)
 
     @property
     def absent(self) -> bool:
@@ -159,12 +126,12 @@ class ThreadPool:
         """
         self._called.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, place: object) -> None:
         has_left = False
         try:
             while not has_left:
                 try:
-                    work = self._await_work()
+                    work = self._await_work(place)
                     if work is None:
                         has_left = True
                     else:
@@ -174,16 +141,20 @@ class ThreadPool:
                     logger.exception("a bug in kombu_cfqueues; thread %s continues", self._name)
                     time.sleep(BUG_PAUSE_SECONDS)
         finally:
-            if not has_left:  # an exception ends this thread, so another thread replaces it
-                with self._lock:
-                    self._threads -= 1
-                    self.call()
+            if not has_left:
+                self._replace(place)
 
-    def _await_work(self) -> Callable[[], None] | None:
+    def _replace(self, place: object) -> None:
+        """Call another thread for one that an exception ends."""
+        with self._lock:
+            self._threads.discard(place)
+            self.call()
+
+    def _await_work(self, place: object) -> Callable[[], None] | None:
         """Block until there is work.  Return None if this thread is to end."""
         with self._lock:
             leave_at = None
-            while True:
+            while place in self._threads:
                 job = self._next_job()
                 if job.work is not None:
                     if job.more:
@@ -196,12 +167,13 @@ class ThreadPool:
                     leave_at = leave_at or now + (LINGER_SECONDS if linger is None else linger)
                     wait = leave_at - now
                     if wait <= 0:
-                        self._threads -= 1
-                        return None
+                        self._threads.remove(place)
+                        break
                 else:
                     leave_at = None
                 self._idle += 1
                 try:
-                    self._called.wait(min(wait, threading.TIMEOUT_MAX))
+                    self._called.wait(wait)
                 finally:
                     self._idle -= 1
+        return None

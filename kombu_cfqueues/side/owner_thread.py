@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _thread
 import logging
-import threading
 import time
 import weakref
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from ..options import ControlUrl
 from ..retry import Backoff
 from ..runtime.exits import call_at_exit
+from ..runtime.flag import Event
 from ..runtime.fork import notice_fork, renew_in_child
 from ..runtime.locks import new_reentrant_lock
 from .link import Link
@@ -85,7 +85,7 @@ class OwnerThread:
         self._outbox = Outbox()
         self._lost: deque[list[Any]] = deque()  # channels of ports that were garbage-collected
         self._waker: Waker | None = None  # None without a thread
-        self._has_ended = threading.Event()
+        self._has_ended = Event()
         self._ends = self._ends_at_exit = False
         self._failure = ""  # of the last attempt to connect, or of the connection
         self._tries = 0
@@ -96,7 +96,7 @@ class OwnerThread:
         if self._waker is not None or self._ends:
             return
         self._waker = waker = Waker()
-        self._has_ended.clear()
+        self._has_ended = Event()
         # Not `threading.Thread`: under gevent and eventlet, starting one switches to another
         # greenlet, and that one may wait for the lock.
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import base64
 import contextlib
 import logging
@@ -16,6 +17,7 @@ from kombu.mixins import ConsumerMixin
 
 from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.emulator.store import Draft
+from kombu_cfqueues.runtime.thread_pool import ThreadPool
 
 from .consuming import (
     FAST,
@@ -296,22 +298,23 @@ def test_a_machine_without_room_for_threads_is_told_of_and_waited_for(
     connection, emulator, caplog, monkeypatch
 ):
     publish(connection, *range(3))
-    start, refused = threading.Thread.start, []
+    start, refused = _thread.start_new_thread, []
 
-    def refuse_some(thread):
-        if thread.name.startswith("cfqueues-") and refused.count(thread.name) < 2:
-            refused.append(thread.name)
+    def refuse_some(function, args):
+        pool = getattr(function, "__self__", None)
+        if isinstance(pool, ThreadPool) and refused.count(pool) < 2:
+            refused.append(pool)
             raise RuntimeError("can't start new thread")
-        start(thread)
+        return start(function, args)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse_some)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_some)
     got = Collector()
     with consume(connection, got, prefetch_count=3):
         while len(got.bodies) < 3:
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=0.1)
         settled(emulator)
-    assert {"cfqueues-pull", "cfqueues-ack"} <= set(refused)
+    assert {"cfqueues-pull", "cfqueues-ack"} <= {pool._name for pool in refused}
     assert "no thread cfqueues-pull could be started: can't start new thread" in caplog.text
 
 

@@ -20,13 +20,14 @@ from support.processes import Script, eventually
 
 TESTS = Path(__file__).parents[1]
 
-#: Options of the three ways in which messages leave.
+#: Options of the ways in which messages leave.
 MODES = {
     "memory": {"request_rate": None, "budget_scope": "process"},
     "memory, limited": {"request_rate": 200.0, "budget_scope": "process"},
     "host": {"request_rate": 200.0, "budget_scope": "host"},
     "host, waiting": {"request_rate": 60.0, "request_burst": 1, "budget_scope": "host"},
     "spool": {"request_rate": 200.0, "publish_mode": "spool"},
+    "batch": {"request_rate": 200.0, "batches": True},
 }
 
 #: Tokens, each with state of its own in a process: where one is broken, the next is taken.
@@ -41,9 +42,10 @@ def bodies(server):
 
 
 HARNESS = f"""
-    import contextlib, faulthandler, queue, threading
+    import contextlib, queue, threading
+    import kombu_cfqueues
     sys.path.insert(0, {str(TESTS)!r})
-    from support.interrupts import Interrupt, at, interrupt, places
+    from support.interrupts import Interrupt, at, end_if_stuck, interrupt, places
 
     PROMPT = 3.0  # seconds; a healthy publish takes a few milliseconds
     now = [None]  # where the main thread is, for the watchdog
@@ -84,9 +86,12 @@ HARNESS = f"""
             self.interrupts = None
 
         def publish(self, body):
-            self.producer.publish(
-                body, routing_key="jobs", serializer="json", timeout=PROMPT + 1
-            )
+            with contextlib.ExitStack() as stack:
+                if OPTIONS.get("batches"):
+                    stack.enter_context(kombu_cfqueues.batch(self.connection))
+                self.producer.publish(
+                    body, routing_key="jobs", serializer="json", timeout=PROMPT + 1
+                )
 
         def serve(self):
             producer = self.connection.clone().Producer()
@@ -116,18 +121,7 @@ HARNESS = f"""
                 return None
             return said or f"it took {{seconds:.1f}} s"
 
-    def watch():
-        \"\"\"End the process if the main thread stands still.\"\"\"
-        before = None
-        while True:
-            time.sleep(PROMPT + 4)
-            if now[0] is not None and now[0] is before:
-                say({{"stuck": str(now[0])}})
-                faulthandler.dump_traceback()
-                os._exit(1)
-            before = now[0]
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_if_stuck(now, PROMPT + 4, lambda place: say({{"stuck": place}}))
     expected, tokens = [], iter({TOKENS!r})
     user = User(next(tokens))
 

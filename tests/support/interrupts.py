@@ -9,9 +9,12 @@ Nothing here knows what the library's modules are called.
 from __future__ import annotations
 
 import dis
+import faulthandler
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -166,3 +169,25 @@ def at(place: Place, act: Callable[[], None], call: Callable[[], object]) -> boo
 def interrupt() -> None:
     """Raise what a handler raises."""
     raise Interrupt
+
+
+def end_if_stuck(now: Sequence[Place | None], seconds: float, say: Callable[[str], object]) -> None:
+    """End this process once the main thread has been at the same place for so many seconds.
+
+    Args:
+        now: The place that is tried, as its one element; None when all are done.
+        seconds: How long one place may take.
+        say: Called with the place, before the process ends.
+    """
+
+    def watch() -> None:
+        before = None
+        while True:
+            time.sleep(seconds)
+            if now[0] is not None and now[0] is before:
+                say(str(now[0]))
+                faulthandler.dump_traceback()
+                os._exit(1)
+            before = now[0]
+
+    threading.Thread(target=watch, daemon=True).start()

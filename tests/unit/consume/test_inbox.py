@@ -14,7 +14,7 @@ from kombu_cfqueues.consume.prefetch_window import PrefetchWindow
 from kombu_cfqueues.consume.source import Source
 from kombu_cfqueues.errors import AuthenticationFailed
 from kombu_cfqueues.options import Options, Secret
-from kombu_cfqueues.runtime.thread_pool import StartingLock
+from kombu_cfqueues.runtime.locks import new_lock
 
 OPTIONS = Options(account_id="a", api_token=Secret("t"))
 
@@ -23,7 +23,7 @@ class Mail:
     """An inbox with one subscription, and what the receiver would do with it."""
 
     def __init__(self, prefetch: int = 10) -> None:
-        self.lock = StartingLock()
+        self.lock = new_lock()
         self.wanted = 0
         self.inbox = Inbox(self.lock, self.want, lambda failure: None)
         self.window = PrefetchWindow(100)

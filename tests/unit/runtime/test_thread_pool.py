@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 
 import pytest
 
 from kombu_cfqueues.runtime import thread_pool as module
-from kombu_cfqueues.runtime.thread_pool import Job, StartingLock, ThreadPool
+from kombu_cfqueues.runtime.condition import Condition
+from kombu_cfqueues.runtime.locks import new_lock
+from kombu_cfqueues.runtime.thread_pool import Job, ThreadPool
 
 
 class Work:
@@ -17,7 +20,7 @@ class Work:
     def __init__(self, most: int) -> None:
         Work.made += 1
         self.name = f"test-pool-{Work.made}"
-        self.lock = StartingLock()
+        self.lock = new_lock()
         self.jobs = []
         self.raises = []
         self.pool = ThreadPool(self.name, most, self.lock, self.next_job)
@@ -130,19 +133,9 @@ def _stop():
     raise SystemExit
 
 
-def test_threads_start_when_the_lock_is_free():
-    """Starting one switches greenlets, and another greenlet may want the lock."""
-    work, done = Work(1), threading.Event()
-    with work.lock:
-        work.jobs.append(done.set)
-        work.pool.call()
-        assert work.threads == 0
-    assert done.wait(30)
-
-
 def test_a_wait_for_a_condition_starts_threads_too():
     work = Work(1)
-    changed = work.lock.condition()
+    changed = Condition(work.lock)
 
     def job():
         with work.lock:
@@ -160,3 +153,63 @@ def test_no_thread_keeps_a_process_alive():
     assert done.wait(30)
 
     assert all(t.daemon for t in threading.enumerate() if t.name == work.name)
+
+
+def test_a_caller_that_holds_the_lock_waits_for_no_thread(monkeypatch):
+    """Under gevent, another greenlet would run meanwhile, and may want the lock."""
+    work, done = Work(1), threading.Event()
+    start = threading.Thread.start
+
+    def start_with_the_lock(thread):
+        with work.lock:
+            start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_with_the_lock)
+    work.add(done.set)
+    assert done.wait(30)
+
+
+def test_the_last_thread_of_a_machine_does_the_work(monkeypatch):
+    work, done = Work(1), threading.Event()
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    work.add(done.set)
+    assert done.wait(30)
+
+
+def test_a_start_that_was_interrupted_counts_no_thread(monkeypatch):
+    """The place of a thread that never comes would be taken forever."""
+    start = _thread.start_new_thread
+    for starts in (False, True):
+        work, done = Work(1), threading.Event()
+
+        def interrupt(function, args, starts=starts):
+            if starts:
+                start(function, args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(_thread, "start_new_thread", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                work.add(done.set)
+        work.add()
+        assert done.wait(30)
+        wait_for(lambda work=work: work.threads == 1)
+
+
+def test_a_thread_that_is_stopped_while_it_starts_is_replaced(monkeypatch):
+    """As gevent does when an application kills all greenlets."""
+    work, done = Work(1), threading.Event()
+    start, stops = threading.Thread.start, [SystemExit()]
+
+    def stop_first(thread):
+        if stops:
+            raise stops.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", stop_first)
+    work.add(done.set)
+    assert done.wait(30)

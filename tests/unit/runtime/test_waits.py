@@ -1,0 +1,124 @@
+"""Waits for other threads, amid signal handlers that raise."""
+
+import random
+import signal
+import threading
+
+import pytest
+
+from kombu_cfqueues.runtime.condition import Condition
+from kombu_cfqueues.runtime.flag import Event
+from kombu_cfqueues.runtime.locks import new_lock
+
+ROUNDS = 3_000
+
+
+class Interrupted(Exception):
+    """Raised by the signal handler, as Ctrl-C and time limits do."""
+
+
+@pytest.fixture
+def interrupted():
+    """Repeats a call until the handler raises, within 0.2 ms, what is expected of the call."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+
+    def raise_interrupted(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, raise_interrupted)
+
+    def repeat(call):
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 2e-4))
+        while True:
+            call()
+
+    def repeat_until_interrupted(call):
+        with pytest.raises(Interrupted):
+            repeat(call)
+
+    yield repeat_until_interrupted
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def notifies():
+    """Notifies a condition without end, in a thread, so that its waits end in every way."""
+    ends, threads = threading.Event(), []
+
+    def begin(lock, condition):
+        def notify():
+            while not ends.is_set():
+                with lock:
+                    condition.notify_all()
+
+        threads.append(threading.Thread(target=notify))
+        threads[0].start()
+
+    yield begin
+    ends.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(("is_notified", "rounds"), [(False, ROUNDS), (True, 500)])
+def test_no_interrupt_of_a_wait_loses_the_lock(interrupted, notifies, is_notified, rounds):
+    """It is not over with the `RuntimeError` of a lock that is not locked, either."""
+    lock = new_lock()
+    condition = Condition(lock)
+
+    def wait():
+        with lock:
+            condition.wait(0.00001)
+
+    if is_notified:
+        notifies(lock, condition)
+    for _ in range(rounds):
+        interrupted(wait)
+    assert lock.acquire(timeout=30)
+    lock.release()
+
+
+def test_no_interrupt_of_a_wait_keeps_an_event_from_happening(interrupted):
+    for _ in range(ROUNDS):
+        event = Event()
+        interrupted(lambda event=event: event.wait(0.00001))
+        setter = threading.Thread(target=event.set, daemon=True)
+        setter.start()
+        setter.join(30)
+        assert not setter.is_alive()
+        assert event.wait(0)
+
+
+def test_a_wait_says_whether_it_was_notified():
+    lock = new_lock()
+    condition = Condition(lock)
+    heard = []
+
+    def listen():
+        with lock:
+            heard.append(condition.wait(30))
+
+    listener = threading.Thread(target=listen)
+    with lock:
+        assert not condition.wait(0)
+        listener.start()
+        while not condition._waiters:
+            condition.wait(0.001)
+        condition.notify()  # the wait that is over is forgotten, so this wakes the listener
+    listener.join(30)
+    assert heard == [True]
+
+
+def test_all_who_wait_for_an_event_are_woken():
+    event, heard = Event(), []
+    listeners = [threading.Thread(target=lambda: heard.append(event.wait(30))) for _ in range(5)]
+    for listener in listeners:
+        listener.start()
+    assert not event.wait(0)
+    event.set()
+    for listener in listeners:
+        listener.join(30)
+    assert heard == [True] * 5
