@@ -54,7 +54,7 @@ REQUESTS_PER_QUEUE: Final = 2
 """Maximum number of requests in flight for one queue."""
 
 FULL_REQUESTS_PER_QUEUE: Final = 5
-"""The same while full requests wait: as many as a queue may have pulls in flight."""
+"""The same while full requests wait: as many as full pulls are made ahead (`MAX_PULLS_AHEAD`)."""
 
 SENDERS: Final = 8
 """Maximum number of sending threads.  With several, a request that hangs does not delay the other

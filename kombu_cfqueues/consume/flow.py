@@ -13,13 +13,16 @@ from typing import Final
 OVERLAPPING_PULLS: Final = 2
 """Maximum number of pulls in flight for a queue whose last pull was full."""
 
-FLOWING_PULLS: Final = 5
+FLOWING_PULLS: Final = 8
 """A queue whose messages flow may have this many pulls in flight, minus the pulls of other queues:
-four for a quarter of the window each, and one more while the messages of a pull are processed."""
+one for each slot of a small window (`prefetch_window.SMALL_WINDOW`)."""
 
 FULL_PULLS: Final = 8
-"""Messages flow after this number of full pulls in a row.  The end of a flow may cost three empty
-pulls more than `OVERLAPPING_PULLS` do, and it comes after at least this number of full ones."""
+"""Messages flow after this number of full pulls in a row."""
+
+FULL_FOR_EACH: Final = 2
+"""Full pulls in a row for each pull in flight.  The end of a flow so costs at most half as many
+empty pulls as full ones came before."""
 
 
 class Flow:
@@ -63,4 +66,5 @@ class Flow:
         """
         if in_flight < OVERLAPPING_PULLS:
             return self.may_go_on or not in_flight
-        return self.is_steady and sum(of_all) < FLOWING_PULLS
+        most = min(FLOWING_PULLS, self._full_pulls // FULL_FOR_EACH)
+        return self.is_steady and sum(of_all) < most

@@ -23,10 +23,14 @@ QUEUES_AHEAD: Final = 8
 """Maximum number of queues that are pulled at once for an application without a prefetch count.
 Pulled one after the other, empty queues would delay those that have messages."""
 
+SMALL_WINDOW: Final = 8
+"""While messages flow, a window of at most this many slots has a pull for each slot: one that
+waited for another slot would be empty for several milliseconds of each round trip."""
+
 SMALL_PULL: Final = 16
-"""While messages flow, a pull is for a quarter of the slots, if that is at most this many: then
-little of a small window waits for the next pull.  Otherwise it is for half of them, because each
-pull costs as much CPU as some ten messages."""
+"""In a larger window, a pull is for a quarter of the slots, if that is at most this many: then
+little of the window waits for the next pull.  Otherwise it is for half of them, because each pull
+costs as much CPU as some ten messages."""
 
 GATHER_SECONDS: Final = 0.01
 """A pull for few free slots waits this long for more.  Short tasks free their slots one after the
@@ -96,6 +100,8 @@ class PrefetchWindow:
         capacity = self.capacity
         half, quarter = (capacity + 1) // 2, (capacity + 3) // 4
         half = min(half, self._pull_batch_size)
+        if capacity <= SMALL_WINDOW:
+            return 1, half
         return (quarter if quarter <= SMALL_PULL else half), half
 
     def pull_at(self, *, flows: bool) -> float:

@@ -28,6 +28,7 @@ from .dead_letters import Forwarder, Publish
 from .delivery import Delivery
 from .doorbell import Doorbell
 from .dropped import DroppedMessages, Holder
+from .flow import FLOWING_PULLS
 from .inbox import Arrival, Inbox, Subscription
 from .lease import deliverable, lease
 from .prefetch_window import PrefetchWindow
@@ -38,8 +39,9 @@ from .vitals import Vitals, take_vitals
 
 logger = logging.getLogger(__name__)
 
-MAX_PULLS: Final = 8
-"""Maximum number of pulls in flight, of all queues together."""
+MAX_PULLS: Final = FLOWING_PULLS + 3
+"""Maximum number of pulls in flight, of all queues together.  A queue whose messages flow leaves
+three to the other queues, in case the server hangs."""
 
 SUBSCRIBE_SECONDS: Final = 1.0
 """How long a call that starts to consume waits for its queue to be found.  Short, because a caller

@@ -5,7 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kombu_cfqueues.consume.flow import FLOWING_PULLS, FULL_PULLS, OVERLAPPING_PULLS, Flow
+from kombu_cfqueues.consume.flow import (
+    FLOWING_PULLS,
+    FULL_FOR_EACH,
+    FULL_PULLS,
+    OVERLAPPING_PULLS,
+    Flow,
+)
+
+LONG_FLOW = [True] * FULL_FOR_EACH * FLOWING_PULLS
 
 
 def after(*full: bool) -> Flow:
@@ -29,15 +37,17 @@ def test_a_full_pull_may_be_followed_by_two():
 
 
 def test_pulls_overlap_further_after_several_full_ones_in_a_row():
-    assert most(after(*[True] * FULL_PULLS)) == FLOWING_PULLS
+    assert most(after(*[True] * (FULL_PULLS - 1))) == OVERLAPPING_PULLS
+    assert most(after(*[True] * FULL_PULLS)) == FULL_PULLS // FULL_FOR_EACH
+    assert most(after(*LONG_FLOW)) == most(after(*LONG_FLOW, True, True)) == FLOWING_PULLS
 
 
 def test_a_queue_that_flows_leaves_pulls_to_the_other_queues():
     """A server that hangs for one queue must not keep the others from being pulled."""
-    flow = after(*[True] * FULL_PULLS)
+    flow = after(*LONG_FLOW)
 
-    assert most(flow, of_others=2) == 3
-    assert most(flow, of_others=7) == OVERLAPPING_PULLS
+    assert most(flow, of_others=2) == FLOWING_PULLS - 2
+    assert most(flow, of_others=FLOWING_PULLS - 1) == OVERLAPPING_PULLS
 
 
 def test_a_pull_that_is_not_full_or_fails_ends_the_flow():
@@ -59,8 +69,9 @@ def test_pulls_that_fail_together_are_one_failure():
 
 @given(st.lists(st.booleans(), max_size=100))
 def test_an_almost_empty_queue_is_pulled_no_more_often_than_its_last_answer_justifies(full):
-    """An empty pull is billed.  More than two need as many full ones as `FULL_PULLS` before."""
+    """An empty pull is billed.  Each of more than two needs `FULL_FOR_EACH` full ones before."""
     flow = after(*full)
 
+    assert most(flow) <= OVERLAPPING_PULLS or all(full[-FULL_FOR_EACH * most(flow) :])
     assert most(flow) <= OVERLAPPING_PULLS or all(full[-FULL_PULLS:])
     assert most(flow) == 1 or full[-1]

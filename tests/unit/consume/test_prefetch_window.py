@@ -14,6 +14,7 @@ from kombu_cfqueues.consume.prefetch_window import (
     PULLS_AHEAD,
     QUEUES_AHEAD,
     SMALL_PULL,
+    SMALL_WINDOW,
     PrefetchWindow,
 )
 
@@ -168,11 +169,25 @@ def test_much_room_or_an_empty_hand_does_not_wait():
 
 def test_a_quarter_of_the_room_is_enough_while_messages_flow():
     """The next pull starts when the first messages of the window are settled."""
-    made = window(8)
-    made.held, made.unsettled = 1, 5
+    made = window(16)
+    made.held, made.unsettled = 3, 9
 
     assert made.pull_at(flows=True) == 0
     assert made.pull_at(flows=False) == GATHER_SECONDS
+
+
+def test_each_slot_of_a_small_window_is_pulled_for_while_messages_flow():
+    made = window(SMALL_WINDOW)
+    made.held, made.unsettled = 0, SMALL_WINDOW
+
+    made.unsettled -= 1
+    assert made.freed(100.0)
+    assert made.pull_at(flows=True) == 0
+    made.held += 1
+    made.unsettled -= 1
+    assert made.freed(100.0)
+    assert made.pull_at(flows=True) == 0
+    assert made.pull_at(flows=False) > 0
 
 
 def test_a_window_of_many_messages_is_not_divided_into_more_pulls():
