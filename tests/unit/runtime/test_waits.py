@@ -1,7 +1,5 @@
 """Waits for other threads, amid signal handlers that raise."""
 
-import random
-import signal
 import threading
 
 import pytest
@@ -11,36 +9,6 @@ from kombu_cfqueues.runtime.flag import Event
 from kombu_cfqueues.runtime.locks import new_lock
 
 ROUNDS = 3_000
-
-
-class Interrupted(Exception):
-    """Raised by the signal handler, as Ctrl-C and time limits do."""
-
-
-@pytest.fixture
-def interrupted():
-    """Repeats a call until the handler raises, within 0.2 ms, what is expected of the call."""
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-
-    def raise_interrupted(*_):
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, raise_interrupted)
-
-    def repeat(call):
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 2e-4))
-        while True:
-            call()
-
-    def repeat_until_interrupted(call):
-        with pytest.raises(Interrupted):
-            repeat(call)
-
-    yield repeat_until_interrupted
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
