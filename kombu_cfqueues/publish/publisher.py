@@ -40,6 +40,7 @@ from ..waiting_room import RoomBusy, WaitingRoom
 from .group_commit import GroupCommit
 from .memory_room import MemoryRoom
 from .relay import Relay
+from .request_time import RequestTime
 from .sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Publisher:
         self._lacks_shared_rate = lacks_shared_rate(options)
         self._frozen_spool_advice = frozen_spool_advice()
         self._spool_of_machine = spool
+        self._request_time = RequestTime()
         self._shared: GroupCommit | None = None
         self._relay: Relay | None = None
         if spool is not None:
@@ -94,6 +96,7 @@ class Publisher:
                 self._post_for_all,
                 post_seconds=post_seconds(options),
                 lookup_seconds=lookup_seconds(options),
+                request_time=self._request_time,
             )
             self._shared = self._commit(spool.room, sender)
             self._relay = Relay(spool, self._shared)
@@ -234,7 +237,12 @@ class Publisher:
             budget = self._budget
             permits = budget.alone if isinstance(budget, SharedBudget) else budget
             room = MemoryRoom(permits, queue_id, extends=self._options.max_in_flight == 1)
-            sender = Sender(room, self._post_by_id, post_seconds=post_seconds(self._options))
+            sender = Sender(
+                room,
+                self._post_by_id,
+                post_seconds=post_seconds(self._options),
+                request_time=self._request_time,
+            )
             return self._commit(room, sender)
 
         return self._alone.get_or_make(queue_id, make)

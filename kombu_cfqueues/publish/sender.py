@@ -30,6 +30,7 @@ from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.recent import Recent
 from ..waiting_room import Claim, ClaimOutcome, Item, Kind, RoomBusy, Settled, WaitingRoom
+from .request_time import RequestTime
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Sender:
         post_seconds: Maximum seconds that one post takes.
         lookup_seconds: Maximum seconds that *post* waits for permits, in order to look up the id or
             the retention of the queue.
+        request_time: How long requests take, of all senders of a process.
         clock: Tells the time and sleeps.
     """
 
@@ -103,9 +105,11 @@ class Sender:
         *,
         post_seconds: float,
         lookup_seconds: float = 0.0,
+        request_time: RequestTime | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.post_seconds = post_seconds
+        self.request_time = request_time or RequestTime()
         self._lookup_seconds = lookup_seconds
         self._room = room
         self._post = post
@@ -120,9 +124,6 @@ class Sender:
         self.trusted = True
         """Whether this process may post messages of other processes.  After a failure it may not,
         until one of its requests succeeds: the cause may be its own proxy or token."""
-        self.request_seconds = 0.0
-        """Seconds that the last answer took.  Any answer counts, because after a slow one it is the
-        quick answers of an outage that leave time for another try."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
@@ -130,6 +131,11 @@ class Sender:
         # By queue: the errors with which it refused the first single messages of a split batch;
         # None if it has accepted some of that batch.
         self._refusals: Recent[str, list[tuple[type[CFQueuesError], int | None]] | None] = Recent()
+
+    @property
+    def request_seconds(self) -> float:
+        """How many seconds an accepted request takes; 0 if this process has made none."""
+        return self.request_time.seconds
 
     def suspected(self) -> Collection[str]:
         """Return the queues for which the next message of a split batch is picked at random."""
@@ -167,10 +173,8 @@ class Sender:
             if error.__traceback__ is not None:
                 # Drop our frame, so that the traceback does not keep the batch alive.
                 error.__traceback__ = error.__traceback__.tb_next
-            if error.status is not None:
-                self.request_seconds = self._clock.monotonic() - started
             return self._failed(claim, error)
-        self.request_seconds = self._clock.monotonic() - started
+        self.request_time.note(self._clock.monotonic() - started)
         self._succeeded(claim.address)
         return ClaimOutcome(dict.fromkeys(claim.items))
 

@@ -650,7 +650,7 @@ def test_who_has_time_for_a_whole_request_leads_before_the_only_other_one(time, 
 def test_who_has_no_time_left_when_a_request_fails_hears_so_at_once(time, lane, server, permits):
     """Its message was on its way when the last moment for another request passed."""
     permits.at, server.round_trip, ends = [1.0], 3.0, []
-    lane.commit.sender.request_seconds = 2.0
+    lane.commit.sender.request_time.note(2.0)
     server.refuse = lambda items: ConnectionFailed("down") if len(server.requests) == 1 else None
 
     def publish(item, deadline):

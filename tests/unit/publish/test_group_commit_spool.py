@@ -243,7 +243,7 @@ def test_those_for_whom_it_is_too_late_still_hear_of_a_request_under_way(virtual
     virtual_time, own, other = virtual
     assert own.enter("has the permit", may_skip=True) is None
     a_commit, ends = commit(own, lambda *_: pytest.fail("another process posts")), []
-    a_commit.sender.request_seconds = 3.0
+    a_commit.sender.request_time.note(3.0)
 
     def submit_and_note(text):
         a_commit.submit(ADDRESS, packed(text), deadline=1010.0)

@@ -1,0 +1,18 @@
+"""How long a request takes."""
+
+from kombu_cfqueues.publish.request_time import RequestTime
+
+
+def test_it_is_the_shorter_one_of_the_last_two():
+    time = RequestTime()
+    assert time.seconds == 0.0
+    for took, seconds in [(0.3, 0.3), (2.0, 0.3), (2.5, 2.0), (0.1, 0.1), (0.2, 0.1)]:
+        time.note(took)
+        assert time.seconds == seconds
+
+
+def test_a_forked_child_has_made_no_request():
+    time = RequestTime()
+    time.note(0.3)
+    time.renew_after_fork()
+    assert time.seconds == 0.0
