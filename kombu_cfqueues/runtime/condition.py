@@ -48,13 +48,9 @@ class Condition:
     def notify(self) -> None:
         """Wake one thread that waits."""
         if self._waiters:
-            self._wake(self._waiters.popleft())
+            self._waiters.popleft().release()
 
     def notify_all(self) -> None:
         """Wake all threads that wait."""
         while self._waiters:
-            self._wake(self._waiters.popleft())
-
-    def _wake(self, waiter: Lock) -> None:
-        if waiter.locked():
-            waiter.release()
+            self._waiters.popleft().release()
