@@ -24,12 +24,13 @@ QUEUES_AHEAD: Final = 8
 Pulled one after the other, empty queues would delay those that have messages."""
 
 SMALL_WINDOW: Final = 8
-"""While messages flow, a window of at most this many slots has a pull for each slot: one that
-waited for another slot would be empty for several milliseconds of each round trip."""
+"""While messages flow and the application has to wait for them, a window of at most this many slots
+has a pull for each slot: one that waited for another slot would be empty for several milliseconds
+of each round trip."""
 
 SMALL_PULL: Final = 16
-"""In a larger window, a pull is for a quarter of the slots, if that is at most this many: then
-little of the window waits for the next pull.  Otherwise it is for half of them, because each pull
+"""Otherwise, a pull is for a quarter of the slots, if that is at most this many: then
+little of the window waits for the next pull.  In a larger window it is for half of them, because each pull
 costs as much CPU as some ten messages."""
 
 GATHER_SECONDS: Final = 0.01
@@ -100,7 +101,8 @@ class PrefetchWindow:
         capacity = self.capacity
         half, quarter = (capacity + 1) // 2, (capacity + 3) // 4
         half = min(half, self._pull_batch_size)
-        if capacity <= SMALL_WINDOW:
+        waits = self._delivered_at - self._waited_at < LOOP_SECONDS
+        if waits and capacity <= SMALL_WINDOW:
             return 1, half
         return (quarter if quarter <= SMALL_PULL else half), half
 

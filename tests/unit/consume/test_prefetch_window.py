@@ -177,7 +177,15 @@ def test_a_quarter_of_the_room_is_enough_while_messages_flow():
 
 
 def test_each_slot_of_a_small_window_is_pulled_for_while_messages_flow():
+    """As long as the application has to wait for them."""
     made = window(SMALL_WINDOW)
+    made.held = 2
+    made.delivered(10.0, had_to_wait=True)
+    made.delivered(11.5, had_to_wait=False)
+    assert made.enough_room(flows=True) == SMALL_WINDOW / 4
+
+    made.held = 1
+    made.delivered(11.6, had_to_wait=True)
     made.held, made.unsettled = 0, SMALL_WINDOW
 
     made.unsettled -= 1
