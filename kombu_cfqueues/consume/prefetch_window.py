@@ -29,9 +29,9 @@ has a pull for each slot: one that waited for another slot would be empty for se
 of each round trip."""
 
 SMALL_PULL: Final = 16
-"""Otherwise, a pull is for a quarter of the slots, if that is at most this many: then
-little of the window waits for the next pull.  In a larger window it is for half of them, because each pull
-costs as much CPU as some ten messages."""
+"""Otherwise, a pull is for a quarter of the slots, if that is at most this many: then little of the
+window waits for the next pull.  In a larger window it is for half of them, because each pull costs
+as much CPU as some ten messages."""
 
 GATHER_SECONDS: Final = 0.01
 """A pull for few free slots waits this long for more.  Short tasks free their slots one after the
