@@ -344,7 +344,7 @@ def test_a_process_that_only_publishes_makes_nothing(server, options):
     before = threading.enumerate()
     with Connection(server.broker_url, transport_options=options) as connection:
         publish(connection, "one", "two")
-        assert threading.enumerate() == before
+        assert set(threading.enumerate()) <= set(before)  # earlier ones may end
     assert not Path(options["spool_dir"]).exists()
 
 
