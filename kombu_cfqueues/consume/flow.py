@@ -14,8 +14,12 @@ OVERLAPPING_PULLS: Final = 2
 """Maximum number of pulls in flight for a queue whose last pull was full."""
 
 FLOWING_PULLS: Final = 8
-"""A queue whose messages flow may have this many pulls in flight, minus the pulls of other queues:
-one for each slot of a small window (`prefetch_window.SMALL_WINDOW`)."""
+"""The only queue of a process may have this many pulls in flight while its messages flow: one for
+each slot of a small window (`prefetch_window.SMALL_WINDOW`)."""
+
+SHARED_PULLS: Final = 5
+"""The same for all queues together if there are several.  Three of `receiver.MAX_PULLS` are left to
+queues whose messages do not flow, in case the server hangs."""
 
 FULL_PULLS: Final = 8
 """Messages flow after this number of full pulls in a row."""
@@ -61,10 +65,12 @@ class Flow:
 
         Args:
             in_flight: Its pulls that are in flight.
-            of_all: The same for every queue, this one included.  Pulls beyond the second leave
-                threads to the other queues, in case the server hangs.
+            of_all: The same for every queue, this one included.
         """
         if in_flight < OVERLAPPING_PULLS:
             return self.may_go_on or not in_flight
-        most = min(FLOWING_PULLS, self._full_pulls // FULL_FOR_EACH)
-        return self.is_steady and sum(of_all) < most
+        if not self.is_steady:
+            return False
+        pulls = list(of_all)
+        most = FLOWING_PULLS if len(pulls) == 1 else SHARED_PULLS
+        return sum(pulls) < min(most, self._full_pulls // FULL_FOR_EACH)

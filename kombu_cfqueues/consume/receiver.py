@@ -39,9 +39,8 @@ from .vitals import Vitals, take_vitals
 
 logger = logging.getLogger(__name__)
 
-MAX_PULLS: Final = FLOWING_PULLS + 3
-"""Maximum number of pulls in flight, of all queues together.  A queue whose messages flow leaves
-three to the other queues, in case the server hangs."""
+MAX_PULLS: Final = FLOWING_PULLS
+"""Maximum number of pulls in flight, of all queues together."""
 
 SUBSCRIBE_SECONDS: Final = 1.0
 """How long a call that starts to consume waits for its queue to be found.  Short, because a caller

@@ -10,6 +10,7 @@ from kombu_cfqueues.consume.flow import (
     FULL_FOR_EACH,
     FULL_PULLS,
     OVERLAPPING_PULLS,
+    SHARED_PULLS,
     Flow,
 )
 
@@ -23,9 +24,9 @@ def after(*full: bool) -> Flow:
     return flow
 
 
-def most(flow: Flow, of_others: int = 0) -> int:
+def most(flow: Flow, *of_others: int) -> int:
     """How many pulls may be in flight."""
-    return next(n for n in range(100) if not flow.allows(n, [n, of_others]))
+    return next(n for n in range(100) if not flow.allows(n, [n, *of_others]))
 
 
 def test_a_queue_that_may_be_empty_is_pulled_once_at_a_time():
@@ -46,8 +47,9 @@ def test_a_queue_that_flows_leaves_pulls_to_the_other_queues():
     """A server that hangs for one queue must not keep the others from being pulled."""
     flow = after(*LONG_FLOW)
 
-    assert most(flow, of_others=2) == FLOWING_PULLS - 2
-    assert most(flow, of_others=FLOWING_PULLS - 1) == OVERLAPPING_PULLS
+    assert most(flow, 0) == SHARED_PULLS
+    assert most(flow, 1, 1) == SHARED_PULLS - 2
+    assert most(flow, 2, 4) == OVERLAPPING_PULLS
 
 
 def test_a_pull_that_is_not_full_or_fails_ends_the_flow():
