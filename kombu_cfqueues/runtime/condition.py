@@ -35,15 +35,25 @@ class Condition:
         waiter.acquire()
         self._waiters.append(waiter)
         timeout = -1 if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX)
+        taken, interrupt = False, None
         try:
             # Signal handlers run after calls of C functions.  So none runs between the beginning of
             # this block and the release, or before the lock is taken back.
             self._release()
             return waiter.acquire(timeout=timeout)
         finally:
-            self._acquire()
+            # Not a function of its own, because a handler may run where that begins.  What one
+            # raises while another thread has the lock is raised once the lock is taken.
+            while not taken:
+                try:
+                    for taken in iter(self._acquire, None):  # noqa: B007  no handler in between
+                        break
+                except BaseException as error:  # noqa: BLE001  raised below
+                    interrupt = error
             with contextlib.suppress(ValueError):  # it was notified
                 self._waiters.remove(waiter)
+            if interrupt is not None:
+                raise interrupt
 
     def notify(self) -> None:
         """Wake one thread that waits."""
