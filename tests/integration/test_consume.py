@@ -619,7 +619,8 @@ def test_fifty_queues_do_not_hold_each_other_up(emulator, prefetch):
             nothing_comes(connection, 0.2)
             until(lambda: len({request.path for request in emulator.requests.of("pull")}) == 50)
             pulls = emulator.requests.of("pull")
-            assert len(pulls) <= within(50, 150)
+            # No queue is asked again before the others were; requests overtake each other, though.
+            assert len({request.path for request in pulls[: 50 + 8]}) == 50
             for name in names[::10]:
                 publish(connection, name, queue=name)
             published = time.monotonic()
