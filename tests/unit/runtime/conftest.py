@@ -3,6 +3,7 @@
 import gc
 import random
 import signal
+from typing import NamedTuple
 
 import pytest
 
@@ -11,15 +12,31 @@ class Interrupted(Exception):
     """Raised by the signal handler, as Ctrl-C and time limits do."""
 
 
+class Raising(NamedTuple):
+    """A signal whose handler raises, and what it raises."""
+
+    signal: int
+    error: type[Exception]
+
+
 @pytest.fixture
-def interrupted():
+def raising():
+    """A signal whose handler raises."""
+
+    def raise_interrupted(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, raise_interrupted)
+    yield Raising(signal.SIGALRM, Interrupted)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def interrupted(raising):
     """Repeats a call until the handler raises, within 0.2 ms, what is expected of the call."""
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
-
-    def raise_interrupted(*_):
-        raise Interrupted
 
     def repeat(call):
         # Python swallows what is raised in a callback of the garbage collector, of which Hypothesis
@@ -29,15 +46,13 @@ def interrupted():
             call()
 
     def repeat_until_interrupted(call):
-        with pytest.raises(Interrupted):
+        with pytest.raises(raising.error):
             repeat(call)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    before = signal.signal(signal.SIGALRM, raise_interrupted)
     collects = gc.isenabled()
     gc.disable()
     yield repeat_until_interrupted
     signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
     if collects:
         gc.enable()

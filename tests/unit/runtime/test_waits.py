@@ -1,6 +1,8 @@
 """Waits for other threads, amid signal handlers that raise."""
 
+import signal
 import threading
+import time
 
 import pytest
 
@@ -47,6 +49,36 @@ def test_no_interrupt_of_a_wait_loses_the_lock(interrupted, notifies, is_notifie
         interrupted(wait)
     assert lock.acquire(timeout=30)
     lock.release()
+
+
+def test_an_interrupt_does_not_end_a_wait_while_another_thread_has_the_lock(raising):
+    lock = new_lock()
+    condition = Condition(lock)
+    waiter, has_let_go = threading.get_ident(), []
+
+    def interrupt_and_keep_the_lock():
+        with lock:
+            for _ in range(20):
+                signal.pthread_kill(waiter, raising.signal)
+                time.sleep(0.002)
+            has_let_go.append(True)
+
+    def wait():
+        with lock:
+            keeper.start()  # and it takes the lock once the wait has given it up
+            try:
+                condition.wait(30)
+            finally:
+                assert has_let_go
+
+    keeper = threading.Thread(target=interrupt_and_keep_the_lock)
+    try:
+        with pytest.raises(raising.error):
+            wait()
+    finally:
+        signal.signal(raising.signal, signal.SIG_IGN)
+        keeper.join(30)
+    assert not lock.locked()
 
 
 def test_no_interrupt_of_a_wait_keeps_an_event_from_happening(interrupted):
