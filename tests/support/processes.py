@@ -28,9 +28,11 @@ def connect(**given):
 """
 
 
-#: What makes a script's threads greenlets.
+#: What makes a script's threads greenlets.  gevent handles SIGCHLD only once it watches a child, so
+#: it would wait forever for a first one that ends before ``fork`` returns in its parent.
 GREEN = {
-    "gevent": "from gevent import monkey; monkey.patch_all()\n",
+    "gevent": "from gevent import get_hub, monkey; monkey.patch_all()\n"
+    "get_hub().loop.install_sigchld()\n",
     "eventlet": "import eventlet; eventlet.monkey_patch()\n",
 }
 
