@@ -118,3 +118,11 @@ def test_what_ran_twice_is_explained_by_what_went_wrong(lines, cause):
 )
 def test_what_ran_twice_for_no_reason_is_not(lines):
     assert judged(*TWICE, *lines).unexplained
+
+
+def test_how_many_posts_had_no_answer_and_what_that_repeated():
+    lines = [*post(1, "unknown"), *post(2, "yes"), *post(3, "no"), *post(4, None)]
+    verdict = judged(*TWICE, *lines)
+    assert (verdict.posts, verdict.unanswered, verdict.in_unanswered) == (4, 1, 1)
+    assert (verdict.share_repeated, verdict.share_otherwise) == (1, 0)
+    assert judged(*TWICE, pull(3), pull(64)).share_otherwise == 1

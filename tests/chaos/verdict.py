@@ -61,6 +61,9 @@ class Verdict:
         ran: Different messages that ran.
         twice: Runs above one for each message.
         causes: Of these runs, by `CAUSES`.
+        posts: Requests that published.
+        unanswered: Those of them whose answer never came, or did not say what became of them.
+        in_unanswered: Messages in them.
         unexplained: Messages that ran more often than anything explains.
         stories: What is known of each of them.
         faults: What was ordered and done, by kind.
@@ -73,6 +76,9 @@ class Verdict:
     ran: int
     twice: int
     causes: Counter[str]
+    posts: int
+    unanswered: int
+    in_unanswered: int
     unexplained: list[str]
     stories: list[str]
     faults: Counter[str]
@@ -83,12 +89,29 @@ class Verdict:
     def share_twice(self) -> float:
         return self.twice / max(1, self.ran)
 
+    @property
+    def share_unanswered(self) -> float:
+        """Of the posts."""
+        return self.unanswered / max(1, self.posts)
+
+    @property
+    def share_repeated(self) -> float:
+        """How many of the messages in unanswered posts ran once more for that."""
+        return self.causes["uncertain"] / max(1, self.in_unanswered)
+
+    @property
+    def share_otherwise(self) -> float:
+        """Runs above one for each message that have other causes, of the messages."""
+        return (self.twice - self.causes["uncertain"]) / max(1, self.ran)
+
     def __str__(self) -> str:
         told = ", ".join(f"{count} {what or 'killed first'}" for what, count in self.told.items())
         lines = [
             f"told: {told}",
             f"ran: {self.ran} messages",
             f"lost: {len(self.lost)}; ran although surely refused: {len(self.ghosts)}",
+            f"posts: {self.posts}, {self.unanswered} unanswered ({self.share_unanswered:.1%})",
+            f"in these: {self.in_unanswered} messages, {self.share_repeated:.1%} ran once more",
             f"twice: {self.twice} ({self.share_twice:.2%}), {len(self.unexplained)} unexplained",
             *(f"  {count} {CAUSES[cause]}" for cause, count in self.causes.most_common()),
             "what happened: " + ", ".join(f"{n} {kind}" for kind, n in sorted(self.faults.items())),
@@ -213,6 +236,7 @@ class _Book:
         if causes["server"] and not self._faults["fault: duplicate"]:
             unexplained.append(f"{causes['server']} times by the server, without an order")
         messages = self._messages.items()
+        unanswered = [posts for posts in self._calls.values() if posts[0].outcome == "unknown"]
         return Verdict(
             told=Counter(message.told for _, message in messages),
             lost=[name for name, m in messages if m.told == "yes" and not m.runs],
@@ -220,6 +244,9 @@ class _Book:
             ran=sum(1 for _, message in messages if message.runs),
             twice=sum(message.runs - 1 for _, message in messages if message.runs),
             causes=causes,
+            posts=len(self._calls),
+            unanswered=len(unanswered),
+            in_unanswered=sum(map(len, unanswered)),
             unexplained=unexplained,
             stories=[f"{name}: {self._messages.get(name)}" for name in unexplained[:10]],
             faults=self._faults,
