@@ -15,7 +15,7 @@ OVERLAPPING_PULLS: Final = 2
 
 FLOWING_PULLS: Final = 8
 """The only queue of a process may have this many pulls in flight while its messages flow: one for
-each slot of a small window (`prefetch_window.SMALL_WINDOW`)."""
+each eighth of a small window (`prefetch_window.SMALL_WINDOW`)."""
 
 SHARED_PULLS: Final = 5
 """The same for all queues together if there are several.  Three of `receiver.MAX_PULLS` are left to

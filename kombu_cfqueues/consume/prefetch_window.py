@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from .flow import FLOWING_PULLS
+
 PULLS_AHEAD: Final = 2
 """Full pulls that may wait undelivered: the application processes one while the next arrives."""
 
@@ -23,10 +25,10 @@ QUEUES_AHEAD: Final = 8
 """Maximum number of queues that are pulled at once for an application without a prefetch count.
 Pulled one after the other, empty queues would delay those that have messages."""
 
-SMALL_WINDOW: Final = 8
-"""While messages flow and the application has to wait for them, a window of at most this many slots
-has a pull for each slot: one that waited for another slot would be empty for several milliseconds
-of each round trip."""
+SMALL_WINDOW: Final = 32
+"""While messages flow and the application has to wait for them, a pull is for an eighth of a window
+of at most this many slots, since eight may be in flight (`FLOWING_PULLS`): a slot that waits for
+others is empty for several milliseconds of each round trip."""
 
 SMALL_PULL: Final = 16
 """Otherwise, a pull is for a quarter of the slots, if that is at most this many: then little of the
@@ -103,7 +105,7 @@ class PrefetchWindow:
         half = min(half, self._pull_batch_size)
         waits = self._delivered_at - self._waited_at < LOOP_SECONDS
         if waits and capacity <= SMALL_WINDOW:
-            return 1, half
+            return (capacity + FLOWING_PULLS - 1) // FLOWING_PULLS, half
         return (quarter if quarter <= SMALL_PULL else half), half
 
     def pull_at(self, *, flows: bool) -> float:

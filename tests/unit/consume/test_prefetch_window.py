@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -176,26 +177,35 @@ def test_a_quarter_of_the_room_is_enough_while_messages_flow():
     assert made.pull_at(flows=False) == GATHER_SECONDS
 
 
-def test_each_slot_of_a_small_window_is_pulled_for_while_messages_flow():
+@pytest.mark.parametrize(("capacity", "share"), [(8, 1), (12, 2), (SMALL_WINDOW, 4)])
+def test_an_eighth_of_a_small_window_is_enough_while_messages_flow(capacity, share):
     """As long as the application has to wait for them."""
-    made = window(SMALL_WINDOW)
+    made = PrefetchWindow(100)
+    made.prefetch = capacity
     made.held = 2
     made.delivered(10.0, had_to_wait=True)
     made.delivered(11.5, had_to_wait=False)
-    assert made.enough_room(flows=True) == SMALL_WINDOW / 4
+    assert made.enough_room(flows=True) == capacity / 4
 
     made.held = 1
     made.delivered(11.6, had_to_wait=True)
-    made.held, made.unsettled = 0, SMALL_WINDOW
-
-    made.unsettled -= 1
-    assert made.freed(100.0)
-    assert made.pull_at(flows=True) == 0
-    made.held += 1
-    made.unsettled -= 1
-    assert made.freed(100.0)
-    assert made.pull_at(flows=True) == 0
+    made.held, made.unsettled = 1, capacity - 1
+    for _ in range(2):  # again while the first pull is in flight
+        for _ in range(share):
+            assert made.pull_at(flows=True) > 0
+            made.unsettled -= 1
+        assert made.freed(100.0)
+        assert made.pull_at(flows=True) == 0
+        made.held += share
     assert made.pull_at(flows=False) > 0
+
+
+def test_a_quarter_of_a_larger_window_is_pulled_for_though_the_application_waits():
+    made = PrefetchWindow(100)
+    made.prefetch = SMALL_WINDOW + 1
+    made.held = 1
+    made.delivered(10.0, had_to_wait=True)
+    assert made.enough_room(flows=True) == 9
 
 
 def test_a_window_of_many_messages_is_not_divided_into_more_pulls():
@@ -209,7 +219,7 @@ def test_a_window_of_many_messages_is_not_divided_into_more_pulls():
 def test_no_pull_is_made_smaller_than_what_is_held():
     """There is time until it is as large, and requests cost CPU."""
     made = window(40)
-    made.held, made.unsettled = 5, 34
+    made.held, made.unsettled = 3, 36
     assert made.pull_at(flows=True) == math.inf
 
     made.held -= 1
