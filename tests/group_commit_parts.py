@@ -108,16 +108,18 @@ class Permits:
 
     def __init__(self, time, *at):
         self.time, self.at, self.taken = time, list(at), 0
+        self.waiting = []
 
     def try_take(self, place, *, queue):
         now = self.time.monotonic()
         if self.at:
             place.ready_at = self.at[0]
             if place.ready_at > now:
+                self.waiting = [place]
                 return RateLimited("no permit yet", retry_after=place.ready_at - now)
             self.at.pop(0)
         self.taken += 1
         return None
 
     def leave(self, place):
-        pass
+        self.waiting = [other for other in self.waiting if other is not place]

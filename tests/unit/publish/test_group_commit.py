@@ -574,6 +574,25 @@ def test_a_permit_that_leaves_no_time_to_post_is_not_taken(time, server, permits
     assert patient.error is None
 
 
+def test_who_gives_up_no_longer_waits_for_a_permit(time, permits, submit):
+    permits.at = [60.0]
+    hasty = submit("hasty", timeout=30.0)
+    time.run(until=0.0)
+    assert isinstance(hasty.error, PublishTimeout)
+    assert not permits.waiting
+
+
+def test_a_caller_with_another_broker_hears_of_the_first_failure(time, lane, server):
+    server.refuse = lambda items: ConnectionFailed("refused")
+    message = lane._packed("item", 1_000)
+    caller = time.spawn(
+        lambda: lane.commit.submit(ADDRESS, message, deadline=time.now + 30, switches=True)
+    )
+    time.run()
+    assert type(caller.error) is ConnectionFailed
+    assert server.requests == [["item"]]
+
+
 def test_a_lane_works_again_after_an_outage_that_nobody_outlived(time, server, submit):
     server.refuse = until(40.0, time, ConnectionFailed("refused"))
     lost = submit("lost", timeout=30.0)
