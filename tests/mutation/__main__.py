@@ -84,6 +84,7 @@ PARTS = {
             "publish/in_flight",
             "publish/leadership",
             "publish/memory_room",
+            "publish/request_time",
             "publish/sender",
             "publish/try_times",
             "publish/withdrawal",
@@ -106,7 +107,7 @@ PARTS = {
         ],
     ),
     "consume": Part(
-        [*modules("consume"), "runtime/thread_pool"],
+        [*modules("consume"), "runtime/condition", "runtime/thread_pool"],
         [
             *unit("consume"),
             *unit("runtime"),
