@@ -78,11 +78,10 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html is the first page"
 
 bench: $(VENV)/.bench ## Compare ways to publish and to consume (some minutes; ARGS=--quick or --write)
-	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks.consuming $(ARGS)
-	$(BIN)/python -m benchmarks.workers $(ARGS)
-	$(BIN)/python -m benchmarks.idle
-	$(BIN)/python -m benchmarks.control
+	@failed=; for each in "benchmarks $(ARGS)" "benchmarks.consuming $(ARGS)" "benchmarks.workers $(ARGS)" \
+			benchmarks.idle benchmarks.control; do \
+		$(BIN)/python -m $$each || failed="$$failed, $${each%% *}"; \
+	done; test -z "$$failed" || { echo "not as they must be: $${failed#, }"; exit 1; }
 
 fleet: $(VENV)/.dev ## Simulate a day of machines that share a token; run ten for 12 minutes (ARGS="--redis")
 	$(BIN)/python -m benchmarks.fleet

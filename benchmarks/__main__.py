@@ -8,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from . import measure, ratios, redis, report, rows, server, spool
+from . import measure, ratios, redis, report, rows, server, spool, wakeups
 
 DOCS = Path(__file__).parent.parent / "docs"
 PLOT = "performance.svg"
 
 
-def main() -> None:
+def main() -> int:
     """Measure all, print it, and write it into the documentation if asked to."""
     given = _arguments()
     missing = redis.why_not()
@@ -60,6 +60,8 @@ def main() -> None:
     table = [report.HEAD, *(report.line(row, report.median(rounds, row)) for row in chosen)]
     print(report.machine())
     print(f"server: {given.latency * 1e3:g} ms latency, {busy:.0%} of a core over the whole run")
+    late = wakeups.in_words()
+    print(late)
     print()
     print(report.plain(table))
     print()
@@ -71,7 +73,9 @@ def main() -> None:
         if problem:
             print(f"No plot: {problem}.", file=sys.stderr)
         plot = PLOT if (DOCS / PLOT).exists() else ""
-        report.write(DOCS / "performance.md", table, runs, judged, given.latency, plot=plot)
+        page = DOCS / "performance.md"
+        report.write(page, table, runs, judged, latency=given.latency, late=late, plot=plot)
+    return 0 if all(check.holds for check in judged) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -94,4 +98,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ from kombu.entity import Queue
 
 import kombu_cfqueues  # noqa: F401  makes the scheme known
 
-from . import measure, message, redis, report
+from . import measure, message, redis, report, wakeups
 from .ratios import Check
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -395,13 +395,13 @@ def line(row: Row, seen: Seen) -> tuple[str, ...]:
     )
 
 
-def write(table: Sequence[tuple[str, ...]], judged: Sequence[Check]) -> None:
+def write(table: Sequence[tuple[str, ...]], judged: Sequence[Check], late: str) -> None:
     """Put the run into the documentation, between its markers."""
     today = datetime.now(timezone.utc).date().isoformat()
     parts = [
         (
             f"Measured on {today}: {report.machine()}; {COUNT:,} messages of 1 KB, an emulator "
-            f"that answers after {LATENCY * 1e3:g} ms."
+            f"that answers after {LATENCY * 1e3:g} ms. {late}"
         ),
         report.markdown(table),
         report.verdicts(judged),
@@ -422,9 +422,10 @@ def compare(given: argparse.Namespace) -> bool:
         runs = sorted((r[row] for r in rounds), key=lambda seen: seen.rate)
         table.append(line(row, runs[len(runs) // 2]))
     judged = checks(rounds, small, large)
-    print(report.plain(table), "", *judged, sep="\n")
+    late = wakeups.in_words()
+    print(report.plain(table), "", *judged, "", late, sep="\n")
     if given.write:
-        write(table, judged)
+        write(table, judged, late)
     return all(check.holds for check in judged)
 
 

@@ -111,8 +111,9 @@ def write(
     lines: Sequence[tuple[str, ...]],
     runs: Mapping[str, dict[str, Any]],
     judged: Sequence[Check],
-    latency: float,
     *,
+    latency: float,
+    late: str,
     plot: str,
 ) -> None:
     """Put the run into *page*, between the two markers.
@@ -123,13 +124,14 @@ def write(
         runs: Those with 16 processes.
         judged: What the figures had to show.
         latency: The server's, in seconds.
+        late: How late the machine wakes a process, in words.
         plot: File name of the plot, beside the page; empty: none was made.
     """
     today = datetime.now(timezone.utc).date().isoformat()
     parts = [
         (
             f"Measured on {today}: {machine()}; 1 KB messages, a server that answers after "
-            f"{latency * 1e3:g} ms."
+            f"{latency * 1e3:g} ms. {late}"
         ),
         markdown(lines),
         (

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -61,6 +62,8 @@ def publish(  # noqa: PLR0917  a process's arguments have no names
     done: Any,
 ) -> None:
     """Publish as a process of a web server does: a first message, then each thread at random."""
+    # The threads publish in loops on purpose, of which the library would warn.
+    logging.getLogger("kombu_cfqueues").setLevel(logging.ERROR)
     connection = Connection(url, transport_options=options)
     connection.transport  # noqa: B018  imported before the others wait
     samples: list[Sample] = []

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import redis, report
+from . import redis, report, wakeups
 from .ratios import Check
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -283,9 +283,11 @@ def main() -> int:
         table.append((str(setup), f"{setup.bound(LATENCY):,.0f}", *row))
     ours = names[0]
     judged = checks(speeds[ours], speeds.get("Redis", ()))
-    print(report.plain(table), "", *judged, sep="\n")
+    late = wakeups.in_words()
+    print(report.plain(table), "", *judged, "", late, sep="\n")
     if given.write:
-        report.replace(PAGE, BEGIN, END, [report.markdown(table), report.verdicts(judged)])
+        parts = [late, report.markdown(table), report.verdicts(judged)]
+        report.replace(PAGE, BEGIN, END, parts)
     if redis.why_not():
         print(f"Redis was left out: {redis.why_not()}")
     return 0 if all(check.holds for check in judged) else 1
