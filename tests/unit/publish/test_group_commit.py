@@ -27,7 +27,7 @@ from kombu_cfqueues.publish.group_commit import ROOM_TIMEOUT_SECONDS
 from kombu_cfqueues.publish.memory_room import MemoryRoom
 from kombu_cfqueues.publish.sender import REFUSED_ALIKE
 from kombu_cfqueues.runtime.rng import rng
-from kombu_cfqueues.waiting_room import ClaimTerms, Item
+from kombu_cfqueues.waiting_room import ClaimTerms, Item, RoomBusy
 
 
 @pytest.fixture
@@ -701,6 +701,29 @@ def test_a_look_for_messages_ends_soon_where_the_room_is_busy(time, lane, submit
     time.run()
 
     assert left == [ROOM_TIMEOUT_SECONDS]
+
+
+def test_who_cannot_enter_the_room_in_time_hears_that_nothing_was_sent(
+    time, lane, server, submit, monkeypatch
+):
+    """The room's file was busy until the deadline, which says nothing of the next publish."""
+    enter = lane.room.enter
+
+    def busy(items, *, until, **_):
+        time.sleep(until - time.now)
+        raise RoomBusy("the file is busy")
+
+    monkeypatch.setattr(lane.room, "enter", busy)
+    caller = submit("one", timeout=2.0)
+    time.run()
+    monkeypatch.setattr(lane.room, "enter", enter)
+    submit("two")
+    time.run()
+
+    assert isinstance(caller.error, PublishTimeout)
+    assert caller.error.delivered == "no"
+    assert isinstance(caller.error.__cause__, RoomBusy)
+    assert server.requests == [["two"]]
 
 
 def test_what_a_released_claim_held_waits_again(permits):
