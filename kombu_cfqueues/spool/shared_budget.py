@@ -23,6 +23,7 @@ from .bucket import last_kind
 from .facts import FileFacts
 from .file import File
 from .fleet import FleetPermits
+from .message_table import Place
 from .permit_scheduler import RESERVED_POLL_SECONDS, Contender, Eligible, Reservation
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class SharedBudget:
         return True
 
     def _acquire(self, deadline: float, kind: Kind, is_known: Callable[[], bool] | None) -> None:
-        request: int | None = None
+        request: Place | None = None
         since = self._clock.monotonic()
         try:
             while True:
@@ -161,7 +162,7 @@ class SharedBudget:
             raise NoPermit("the request allowance is used up", retry_after=until - now)
         self._clock.sleep(max(0.0, min(until, deadline) - now))
 
-    def _give_back(self, request: int) -> None:
+    def _give_back(self, request: Place) -> None:
         try:
             self._permits.give_back(request)
         except (SpoolUnavailable, SpoolFull, RoomBusy) as error:
@@ -190,24 +191,25 @@ class Permits:
         self._reservation = Reservation()
 
     def request_permit(
-        self, request: int | None, deadline: float, kind: Kind, since: float
-    ) -> tuple[int | None, Wait | None]:
+        self, request: Place | None, deadline: float, kind: Kind, since: float
+    ) -> tuple[Place | None, Wait | None]:
         """Take a permit for a request that carries no message, or wait for one in the file.
 
         Args:
-            request: The row that the last call returned; None in the first call.
+            request: The place in the file that the last call returned; None in the first call.
             deadline: Until when the request may wait, in monotonic seconds.
             kind: ``ADMIN``, or ``LOOKUP`` if a message waits for the answer.
             since: When it began to wait, in monotonic seconds.
 
         Returns:
-            The row that waits, and when to ask again; None and None if the permit was taken.
+            Where it waits in the file, and when to ask again; None and None if the permit was
+            taken.
         """
         if request is not None:
             # Read first: most requests must keep waiting, and only one process can write.
             wait = self._file.read(lambda c: self._wait(c, request, asks=True), until=deadline)
             self._fleet.log()
-            if wait is not None:
+            if wait is not None and wait.until is not None:
                 return request, wait
         self._fleet.fetch(publishing=False, until=deadline)
         return self._file.write(
@@ -217,11 +219,11 @@ class Permits:
     def _take_or_wait(
         self,
         connection: sqlite3.Connection,
-        request: int | None,
+        request: Place | None,
         deadline: float,
         kind: Kind,
         since: float,
-    ) -> tuple[int | None, Wait | None]:
+    ) -> tuple[Place | None, Wait | None]:
         wait = self._wait(connection, request)
         if wait is not None and wait.until is None:
             request = self._enter(connection, deadline, kind)
@@ -234,7 +236,7 @@ class Permits:
         return None, None
 
     def _wait(
-        self, connection: sqlite3.Connection, request: int | None, *, asks: bool = False
+        self, connection: sqlite3.Connection, request: Place | None, *, asks: bool = False
     ) -> Wait | None:
         """Return how long *request* has to wait; None if it may take the permit.
 
@@ -246,38 +248,51 @@ class Permits:
         if stop is not None:
             return Wait(now + (stop.retry_after or 0.0), stop)
         waiting = scheduler.contenders(connection, Eligible(now))
-        if request is None:
+        row = self._row(connection, request)
+        if row is None:
             return None if not waiting and bucket.tokens >= 1 else Wait(None)
         last = last_kind(connection)
-        before = scheduler.permits_before(connection, waiting, request, last, now)
+        before = scheduler.permits_before(connection, waiting, row, last, now)
         first = scheduler.choose(waiting, last)
         if bucket.tokens >= 1 and (
-            bucket.tokens >= 1 + before or self._may_go(request, first, now)
+            bucket.tokens >= 1 + before or self._may_go(row, first, now)
         ):
             return None
         # Each request computes its own time, so that not all of them wake for each permit.
         until = max(bucket.ready_at(1 + before), now + RESERVED_POLL_SECONDS if before else 0.0)
         return Wait(min(until, now + MAX_SLEEP_SECONDS), bucket.exhausted())
 
-    def _may_go(self, request: int, first: Contender | None, now: float) -> bool:
-        """Whether *request* may take a free permit: it is next, or *first* has left it unused."""
-        return (
-            first is None or first.message == request or self._reservation.has_expired(first, now)
-        )
+    def _row(self, connection: sqlite3.Connection, request: Place | None) -> int | None:
+        """Return the row where *request* still waits.
 
-    def _enter(self, connection: sqlite3.Connection, deadline: float, kind: Kind) -> int:
+        None if it has none: it did not need one so far, the file was replaced, or the row was
+        removed as that of a dead process.  In a newer file its number may be a message's.
+        """
+        if request is None or request[0] != self._file.id:
+            return None
+        found = connection.execute(
+            "SELECT id FROM message WHERE id = ? AND owner = ? AND kind IN (?, ?)",
+            (request[1], self._file.me, Kind.LOOKUP, Kind.ADMIN),
+        ).fetchone()
+        return found and int(found[0])
+
+    def _may_go(self, row: int, first: Contender | None, now: float) -> bool:
+        """Whether *row* may take a free permit: it is next, or *first* has left it unused."""
+        return first is None or first.message == row or self._reservation.has_expired(first, now)
+
+    def _enter(self, connection: sqlite3.Connection, deadline: float, kind: Kind) -> Place:
         done = connection.execute(
             "INSERT INTO message (kind, owner, deadline, entered) VALUES (?, ?, ?, ?)",
             (kind, self._file.me, deadline, time.time()),
         )
-        return int(done.lastrowid or 0)
+        return self._file.id, int(done.lastrowid or 0)
 
-    def _delete(self, connection: sqlite3.Connection, request: int | None) -> None:
-        connection.execute(
-            "DELETE FROM message WHERE id = ? AND owner = ?", (request, self._file.me)
-        )
+    def _delete(self, connection: sqlite3.Connection, request: Place | None) -> None:
+        row = self._row(connection, request)
+        if row is not None:
+            connection.execute("DELETE FROM message WHERE id = ?", (row,))
 
-    def give_back(self, request: int) -> None:
+    def give_back(self, request: Place) -> None:
         """Delete a request that no longer waits for a permit."""
         until = self._file.clock.monotonic() + GIVE_BACK_TIMEOUT_SECONDS
         self._file.write(lambda c: self._delete(c, request), until=until)

@@ -146,6 +146,25 @@ def test_an_admin_request_that_gives_up_deletes_no_message_of_a_newer_file(serve
     assert found["waiting"] + found["sending"] == 3, "an accepted message was deleted"
 
 
+def test_a_look_up_that_gives_up_deletes_no_message_of_its_own_process(server, options):
+    """The rows of both belong to the same process, so only their files tell them apart."""
+    slow = options | {"request_rate": 0.5, "request_burst": 1}
+    names = [f"message {number}" for number in range(4)]
+    with Publisher(server.broker_url, slow) as publisher:
+        publisher.publish("connects", timeout=20)
+        assert publisher.outcomes(1)["connects"].told == "returned"
+        # Its permit comes after two seconds.  In the new file the first message takes the permit
+        # that is there, and so the look-up gives up, while the other messages wait.
+        publisher.publish("asks for its queue", queue="unknown", timeout=2.6)
+        time.sleep(0.8)  # nothing shows from outside that a look-up waits
+        remove(the_file(options))
+        publisher.publish(*names, timeout=20)
+        outcomes = publisher.outcomes(5, 30)
+    arrived = arrivals(server)
+    assert {body: outcomes[body].told for body in names} == dict.fromkeys(names, "returned")
+    assert {*names} <= {*arrived}
+
+
 @pytest.mark.parametrize("ends", ["delivered", "refused"])
 def test_a_promise_does_not_end_by_what_became_of_a_message_of_a_newer_file(server, options, ends):
     """The message is lost with its file.  Nobody is told that it was delivered, nor why another
