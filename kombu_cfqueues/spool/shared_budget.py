@@ -254,9 +254,7 @@ class Permits:
         last = last_kind(connection)
         before = scheduler.permits_before(connection, waiting, row, last, now)
         first = scheduler.choose(waiting, last)
-        if bucket.tokens >= 1 and (
-            bucket.tokens >= 1 + before or self._may_go(row, first, now)
-        ):
+        if bucket.tokens >= 1 and (bucket.tokens >= 1 + before or self._may_go(row, first, now)):
             return None
         # Each request computes its own time, so that not all of them wake for each permit.
         until = max(bucket.ready_at(1 + before), now + RESERVED_POLL_SECONDS if before else 0.0)
