@@ -41,13 +41,17 @@ _numbers = itertools.count()
 _paused: list[Pausable] = []
 _owner = os.getpid()  # the process to which all renewable objects belong
 _renewing: dict[int, Lock] = {}  # by process
+_renews = 0  # the process that is renewing its things now
 
 
 def renew_in_child(thing: Renewable) -> None:
     """Call *thing*'s ``renew_after_fork`` in every child that this process forks from now on.
 
-    The registration does not keep *thing* alive.
+    The registration does not keep *thing* alive.  If this process was itself forked unnoticed,
+    what it inherited is renewed first: later, *thing* would be taken for inherited, too.
     """
+    if _renews != os.getpid():  # else a thing that is being renewed has made *thing*
+        notice_fork()
     _renewables.add(thing)
 
 
@@ -95,11 +99,12 @@ def _resume_all() -> None:
 
 
 def _renew_all() -> None:
-    global _owner  # noqa: PLW0603  one for the process
+    global _owner, _renews  # noqa: PLW0603  one for the process
+    _renews = os.getpid()
     _paused.clear()
     for thing in living(_renewables):
         thing.renew_after_fork()
-    _owner = os.getpid()
+    _owner, _renews = os.getpid(), 0
 
 
 def living(things: Iterable[T]) -> list[T]:
