@@ -110,7 +110,7 @@ class SpoolRoom:
         self._reservation = Reservation()
         # Not at once, or processes that start together would all look at one another's locks.
         self._swept_at = self._file.clock.monotonic()
-        self._forgot_at = 0.0
+        self._forgets_at = 0.0
         self._empty_polls = 0
         self._waiting_since: float | None = None  # for a permit
 
@@ -124,6 +124,7 @@ class SpoolRoom:
 
         def work(connection: sqlite3.Connection) -> bool:
             queue = queue_row(connection, address)
+            self._forget_unused(connection)  # here, since nobody sweeps where nobody waits
             if may_skip and self._try_take_permit(connection, queue):
                 return True
             for item in items:
@@ -385,11 +386,14 @@ class SpoolRoom:
 
     def sweep(self, *, until: float = inf) -> None:
         """Release expired claims and claims of dead processes; delete what is no longer used."""
+        sweep.sweep(self._file, until=until)
+        if self._forgets_at <= self._file.clock.monotonic():
+            self._file.write(self._forget_unused, until=until)
+
+    def _forget_unused(self, connection: sqlite3.Connection) -> None:
         now = self._file.clock.monotonic()
-        forgets = now - self._forgot_at >= FORGET_SECONDS
-        if forgets:
-            self._forgot_at = now
-        sweep.sweep(self._file, until=until, forgets=forgets)
+        if self._forgets_at <= now and sweep.forget_unused(connection, now):
+            self._forgets_at = now + FORGET_SECONDS
 
 
 def _is_written(claim: Claim, outcome: ClaimOutcome) -> bool:

@@ -46,13 +46,12 @@ WHERE counted_at < :before AND max(stopped_until, publishing_stopped_until) <= :
 """
 
 
-def sweep(file: File, *, until: float, forgets: bool) -> None:
+def sweep(file: File, *, until: float) -> None:
     """Release claims that expired or whose process died; delete outcomes that were never read.
 
     Args:
         file: The spool's file.
         until: When to give up if the file is busy, in monotonic seconds.
-        forgets: Whether to delete rows that were not used for `ROW_UNUSED_SECONDS`, too.
 
     Raises:
         RoomBusy: Other processes used the file until then.
@@ -69,12 +68,10 @@ def sweep(file: File, *, until: float, forgets: bool) -> None:
         for name in gone:
             forget(connection, name)
         _clear(connection, file.clock.monotonic())
-        if forgets:
-            _forget_unused(connection, file.clock.monotonic())
         return gone
 
     def is_due(connection: sqlite3.Connection) -> bool:
-        return forgets or bool(dead) or _has_stale(connection, file.clock.monotonic())
+        return bool(dead) or _has_stale(connection, file.clock.monotonic())
 
     # Read first: only one process at a time can write, and there is rarely anything to do.
     if file.read(is_due, until=until):
@@ -97,10 +94,21 @@ def _clear(connection: sqlite3.Connection, now: float) -> None:
     connection.execute(f"DELETE FROM message WHERE {_STALE}", (now - OUTCOME_KEPT_SECONDS,))  # noqa: S608
 
 
-def _forget_unused(connection: sqlite3.Connection, now: float) -> None:
+def forget_unused(connection: sqlite3.Connection, now: float) -> bool:
+    """Delete what was not used for `ROW_UNUSED_SECONDS`: queues, tokens and their allowances.
+
+    Args:
+        connection: In a transaction.
+        now: The file's time, in monotonic seconds.
+
+    Returns:
+        Whether nothing like it is left: one call deletes at most `MAX_ROWS` queues.
+    """
     used_before = time.time() - ROW_UNUSED_SECONDS  # queues are dated by the wall clock
-    connection.execute(_FORGET_QUEUES, {"before": used_before, "now": now, "max_rows": MAX_ROWS})
+    values = {"before": used_before, "now": now, "max_rows": MAX_ROWS}
+    queues = connection.execute(_FORGET_QUEUES, values).rowcount
     before = now - ROW_UNUSED_SECONDS
     connection.execute("DELETE FROM token WHERE works_at < ?", (before,))
     connection.execute("DELETE FROM fleet WHERE max(ask_at, ifnull(permit_at, 0)) < ?", (before,))
     connection.execute(_FORGET_BUCKETS, {"before": before, "now": now})
+    return queues < MAX_ROWS

@@ -9,7 +9,7 @@ from support.spools import texts
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.rate_limit import CLOUDFLARE_LIMIT
 from kombu_cfqueues.spool.fleet_bucket import FleetBucket
-from kombu_cfqueues.spool.message_table import queue_row
+from kombu_cfqueues.spool.message_table import MAX_ROWS, queue_row
 from kombu_cfqueues.spool.room import FORGET_SECONDS
 from kombu_cfqueues.spool.sweep import ROW_UNUSED_SECONDS
 from kombu_cfqueues.waiting_room import ClaimTerms, Wait
@@ -97,6 +97,21 @@ def test_queues_that_nobody_uses_are_forgotten(peer, clock):
     process.room.sweep(until=math.inf)
 
     assert known(process) == ["jobs"]
+
+
+def test_they_are_forgotten_where_no_message_ever_waits(peer, clock):
+    """Then nobody looks for outcomes, or after processes that have died."""
+    process = peer()
+    assert process.enter("x", may_skip=True) is None
+    know(process, 3 * MAX_ROWS, days=2)
+    clock.now += 10
+    assert process.enter("x", may_skip=True) is None
+    assert len(known(process)) == 3 * MAX_ROWS + 1
+    clock.now += FORGET_SECONDS
+    for left in (2, 1, 0):
+        clock.now += 10  # for a permit
+        assert process.enter("x", may_skip=True) is None
+        assert len(known(process)) == left * MAX_ROWS + 1
 
 
 def test_a_queue_that_has_messages_is_not_forgotten(peer, clock):
