@@ -1,13 +1,15 @@
 """Exchanges and bindings, which all connections of this process to one account share.
 
 Cloudflare Queues has neither, so the library keeps them in memory.  An application declares its
-queues on one connection and publishes over others, for instance those of Celery's pool.
+queues on one connection and publishes over others, for instance those of Celery's pool.  The URLs
+of a fail-over list are one broker to it, so their accounts share what is declared as well.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from kombu.transport import virtual
 
@@ -90,6 +92,24 @@ class Bindings(virtual.BrokerState):
                 self.unbind(queue, exchange, routing_key)
             self.exchanges.pop(exchange, None)
 
+    def absorb(self, other: Bindings) -> None:
+        """Add what *other* has.  Where an exchange differs, this one's properties stay."""
+        with other.lock:
+            exchanges = {
+                name: {**declared, "table": list(declared["table"])}
+                for name, declared in other.exchanges.items()
+            }
+            bindings = dict(other.bindings)
+        with self.lock:
+            for name, declared in exchanges.items():
+                table = self.exchanges.setdefault(name, declared)["table"]
+                table += [entry for entry in declared["table"] if entry not in table]
+            for key, arguments in bindings.items():
+                self.bindings.setdefault(key, arguments)
+                self.queue_index[key.queue].add(key)
+            self.control_queues = {**other.control_queues, **self.control_queues}
+            self.control_exchanges |= other.control_exchanges
+
 
 class _Scope(NamedTuple):
     """What two connections must have in common to share bindings.
@@ -102,12 +122,39 @@ class _Scope(NamedTuple):
     account_id: str
     queue_name_prefix: str
 
+    @classmethod
+    def of(cls, options: Options) -> _Scope:
+        """Return the scope of a connection with *options*."""
+        return cls(options.base_url, options.account_id, options.queue_name_prefix)
+
 
 _bindings: Final[dict[_Scope, Bindings]] = {}
+
+_last: Final[WeakKeyDictionary[Any, _Scope]] = WeakKeyDictionary()
+"""By Kombu connection with several URLs: the scope of the URL that it used last."""
 
 
 def bindings_of(options: Options) -> Bindings:
     """Return the bindings that all connections with the account and prefix of *options* share."""
-    scope = _Scope(options.base_url, options.account_id, options.queue_name_prefix)
+    return _of(_Scope.of(options))
+
+
+def fail_over(client: object, options: Options) -> None:
+    """Note that a Kombu connection uses the URL of *options* from now on.
+
+    From then on, the accounts of its earlier URL and of this one share their bindings.
+    """
+    scope = _Scope.of(options)
+    earlier = _of(_last.get(client, scope))
+    _last[client] = scope
+    mine = _of(scope)
+    if mine is not earlier:
+        mine.absorb(earlier)
+        for other, bindings in list(_bindings.items()):
+            if bindings is earlier:
+                _bindings[other] = mine
+
+
+def _of(scope: _Scope) -> Bindings:
     # `setdefault` is atomic, so this needs no lock.
     return _bindings.get(scope) or _bindings.setdefault(scope, Bindings())

@@ -24,6 +24,7 @@ from ..options import BrokerUrl, Options, has_control_url, is_ours, place_of, sh
 from ..publish.at_end import refuse_at_end
 from ..publish.reentrancy import no_reentry
 from . import celery_task, uncertain
+from .bindings import fail_over
 from .channel import Channel
 from .connection_info import mask_info
 from .event_loop import EventLoopReader
@@ -166,6 +167,8 @@ class Transport(virtual.Transport):
             connect_timeout=client.connect_timeout,
         )
         session = Session(options, has_alternates=len(client.alt or ()) > 1)
+        if session.has_alternates:
+            fail_over(client, options)
         if options.control_url is not None:
             session.control  # noqa: B018  checked now, and connected to at its first use
         return session

@@ -10,7 +10,7 @@ import time
 import kombu
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
 from support.scripted import Api, Failure, Html, Json, ScriptedServer
 
 from kombu_cfqueues.emulator import Emulator
@@ -102,6 +102,37 @@ def test_a_broker_whose_allowance_is_used_up_is_left(second, tmp_path):
 
     assert len(second.messages("jobs")) == 2
     assert len(posts) == 1, "the second publish waits for the stop of the first"
+
+
+@pytest.mark.parametrize("others", [(), ("other",)], ids=["nothing there", "others' queues there"])
+def test_what_was_bound_at_the_first_is_bound_at_the_next(second, others):
+    """To the application the URLs are one broker, and it declares its queues once."""
+    shop = Exchange("shop", type="topic")
+    orders = Queue("orders", shop, routing_key="order.#")
+    api = Api(["orders"])
+    answers: list[Failure] = []
+    with (
+        ScriptedServer(
+            otherwise=lambda r: answers[0] if answers and "/messages" in r.path else api(r)
+        ) as broker,
+        Connection(urls(broker, second)) as declaring,
+        Connection(urls(broker, second)) as publishing,
+        Connection(second.broker_url) as alone,
+    ):
+        for name in others:
+            Queue(name, shop, routing_key="other", channel=alone.default_channel).declare()
+        orders(declaring.default_channel).declare()
+        producer = publishing.Producer()
+        how = {"exchange": "shop", "routing_key": "order.new", "retry": True}
+        producer.publish("first", **how)
+        answers.append(Failure(503, 15000))
+        for body in ("second", "third"):
+            producer.publish(body, **how)
+        alone.Producer().publish("of another connection", **how)
+        for name in others:
+            alone.Producer().publish("x", exchange="shop", routing_key="other")
+            assert len(second.messages(name)) == 1
+    assert len(second.messages("orders")) == 3
 
 
 def test_kombus_own_retries_leave_it_too(second):
