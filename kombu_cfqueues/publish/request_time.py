@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..runtime.fork import renew_in_child
+
+FIRST_REQUEST_SECONDS: Final = 1.0
+"""The first request of a process counts as at most this long.  It loads the HTTP client and
+connects, and on a machine that starts many processes at once it took 2.5 seconds."""
 
 
 class RequestTime:
@@ -23,7 +29,7 @@ class RequestTime:
         It is the shorter one of the last two, because a single slow answer says nothing of the next
         one, and would leave every caller less time.
         """
-        return min(self._last, self._last_but_one or self._last)
+        return min(self._last, self._last_but_one or FIRST_REQUEST_SECONDS)
 
     def note(self, seconds: float) -> None:
         """Note that a request was accepted after *seconds*."""

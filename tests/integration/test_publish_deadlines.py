@@ -311,6 +311,18 @@ def test_one_slow_answer_moves_no_last_try(server, folder, scope):
     assert bodies(server, "other") == [2, 3]
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_slow_first_request_moves_no_last_try(server, folder, scope):
+    """It has loaded the HTTP client and connected, on a machine where many processes start."""
+    options = folder | {"publish_timeout": 5.0, "budget_scope": scope}
+    with Connection(server.broker_url, transport_options=options) as connection:
+        server.faults.latency("push", "batch", seconds=2.6, times=1)
+        publishing(connection, 1)()
+        with Outage(server, 3.0):
+            publishing(connection, 2)()
+    assert bodies(server) == [1, 2]
+
+
 def test_an_outage_that_ends_before_the_deadline_fails_no_process_of_a_machine(server, folder):
     """Twelve processes share the machine's allowance; each has its last try."""
     options = folder | {"publish_timeout": 5.0, "request_rate": 60.0, "request_burst": 30}
