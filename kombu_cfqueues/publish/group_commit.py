@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from ..envelope import Address
 from ..errors import CFQueuesError, SpoolFull, SpoolUnavailable, copy_of
-from ..retry import LAST_TRY_SECONDS
 from ..runtime.clock import Clock
 from ..runtime.fork import renew_in_child
 from ..runtime.rng import rng
@@ -48,11 +47,6 @@ second that one queue accepts."""
 ROOM_TIMEOUT_SECONDS: Final = LEADER_LEASE_SECONDS / 2
 """How long a leader waits for a busy room.  Half of its lease, so that the other callers do not
 consider it dead meanwhile."""
-
-OWN_MESSAGES_SECONDS: Final = 2 * LAST_TRY_SECONDS
-"""A caller this close to its deadline posts only messages of its own process.  It may have to give
-up on a slow answer, and the messages of other processes would be sent twice.  Twice the time kept
-for a last try, so that this holds for a last try as well, unless requests take longer than that."""
 
 PERMIT_JITTER_SECONDS: Final = 0.004
 """Maximum random delay before a process asks for a permit that other processes wait for.  It keeps
@@ -155,7 +149,9 @@ class GroupCommit:
         pause = self.sender.pause
         if pause is not None and pause.until > self._clock.monotonic():
             return Wait(pause.until)
-        kinds = (Kind.SINGLE, Kind.BULK, Kind.SPOOLED) if self.sender.trusted else (Kind.SPOOLED,)
+        # After any failure, messages that somebody waits for are left to other processes.
+        takes_all = self.sender.trusted and pause is None
+        kinds = (Kind.SINGLE, Kind.BULK, Kind.SPOOLED) if takes_all else (Kind.SPOOLED,)
         terms = ClaimTerms(rng.getrandbits(62), kinds, sample=self.sender.suspected())
         try:
             found = self._room.claim(terms)
@@ -290,13 +286,13 @@ class GroupCommit:
 
     def _terms(self, caller: Caller, now: float) -> ClaimTerms:
         left = caller.deadline - now
-        # The caller's deadline ends the request, so the request carries no message whose deadline
-        # is much later.
-        latest = caller.deadline + DEADLINE_TOLERANCE_SECONDS
+        # The caller's deadline ends the request.  So the request carries no message whose deadline
+        # is much later: it may have to give up on a slow answer, and the message is sent twice.
+        latest = caller.deadline + min(DEADLINE_TOLERANCE_SECONDS, left)
         return ClaimTerms(
             caller.new_claim(),
             busy=self._in_flight.full_queues(caller.kind, now),
-            only_own=not self.sender.trusted or left < OWN_MESSAGES_SECONDS,
+            only_own=not self.sender.trusted,
             latest=inf if left >= self.sender.post_seconds else latest,
             request_seconds=self.sender.request_seconds,
             sample=self.sender.suspected(),

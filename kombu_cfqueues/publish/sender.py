@@ -54,6 +54,9 @@ QUEUE_BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 """Pauses of spooled messages to a queue that does not exist, or accepts nothing.  No caller waits
 for them, so the first pause is longer."""
 
+QUICK_FAILURE_SECONDS: Final = 1.0
+"""A request that fails within this time has not held up the messages of other processes."""
+
 ROOM_RETRY_SECONDS: Final = 0.2
 """Pause before the next use of a waiting room that could not be used.  Five tries per second add
 little load to a busy file, and cost a caller little of its time."""
@@ -122,8 +125,11 @@ class Sender:
         # Each is read and written in a single step, so it needs no lock.
         self.pause: Pause | None = None
         self.trusted = True
-        """Whether this process may post messages of other processes.  After a failure it may not,
-        until one of its requests succeeds: the cause may be its own proxy or token."""
+        """Whether a request for a caller of this process may carry messages of other processes.
+
+        After a failure that harms them it may not, until one of its requests succeeds: the cause
+        may be its own proxy or token.  They take no harm if they come back at once, and certainly
+        were not sent; and in an outage, each process alone would need a permit of its own."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
@@ -173,12 +179,13 @@ class Sender:
             if error.__traceback__ is not None:
                 # Drop our frame, so that the traceback does not keep the batch alive.
                 error.__traceback__ = error.__traceback__.tb_next
-            return self._failed(claim, error)
+            took = self._clock.monotonic() - started
+            return self._failed(claim, error, is_quick=took < QUICK_FAILURE_SECONDS)
         self.request_time.note(self._clock.monotonic() - started)
         self._succeeded(claim.address)
         return ClaimOutcome(dict.fromkeys(claim.items))
 
-    def _failed(self, claim: Claim, error: CFQueuesError) -> ClaimOutcome:
+    def _failed(self, claim: Claim, error: CFQueuesError, *, is_quick: bool) -> ClaimOutcome:
         for item in claim.items:
             item.error = error
         if isinstance(error, (InvalidMessage, MessageTooLarge)):
@@ -186,6 +193,7 @@ class Sender:
         self._pause_after(error)
         may_pass = isinstance(error, TransientError)
         uncertain = error.delivered == "unknown"
+        self.trusted &= may_pass and is_quick and not uncertain
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain |= uncertain
@@ -317,7 +325,6 @@ class Sender:
 
         In a shared room, the request allowance is shared too and already waits after a 429.
         """
-        self.trusted = False
         now = self._clock.monotonic()
         self._outage, self._refusal = self._outage.after_failure(), self._refusal.after_failure()
         backoff = self._refusal if isinstance(error, PermanentError) else self._outage

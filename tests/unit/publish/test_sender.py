@@ -9,7 +9,7 @@ from support.spools import packed, texts
 from kombu_cfqueues import errors
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.publish.group_commit import GroupCommit
-from kombu_cfqueues.publish.sender import ROOM_RETRY_SECONDS, Sender
+from kombu_cfqueues.publish.sender import QUICK_FAILURE_SECONDS, ROOM_RETRY_SECONDS, Sender
 from kombu_cfqueues.rate_limit import Limit
 from kombu_cfqueues.runtime.rng import rng
 from kombu_cfqueues.spool.listing import Listing
@@ -37,6 +37,7 @@ class Poster:
         self.process, self.clock = process, clock
         self.posts = []
         self.answers = []  # errors, or None; at last always None
+        self.seconds = 0.0  # until an answer
         self.sender = Sender(process.room, self.post, post_seconds=POST_SECONDS, clock=clock)
         self.commit = GroupCommit(
             process.room, self.sender, max_in_flight=1, repeats=True, clock=clock
@@ -44,6 +45,7 @@ class Poster:
 
     def post(self, address, batch, deadline):
         self.posts.append((address.name, [one.fragment for one in batch], deadline))
+        self.clock.now += self.seconds
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
             raise answer
@@ -316,19 +318,44 @@ def test_a_missing_queue_holds_up_what_is_spooled_for_it_alone(poster, clock):
     assert posted(poster) == ["lost"]
 
 
-def test_after_a_failure_what_others_wait_for_is_left_to_them_until_a_success(poster, peer, clock):
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [(LOST, 0.0), (REVOKED, 0.0), (DOWN, QUICK_FAILURE_SECONDS)],
+    ids=["uncertain", "refused", "slow"],
+)
+def test_after_a_failure_that_harms_them_others_are_left_to_themselves(
+    poster, peer, clock, answer, seconds
+):
     """It may be this process's proxy, or its token: what others wait for has other ways."""
+    poster.process.enter("mine")
+    poster.seconds = seconds
+    poster.carry(answer)
+    poster.seconds = 0.0
+    peer().enter("theirs")
+    clock.now += 60
+
+    assert not poster.sender.trusted
+    claim = poster.process.try_claim(only_own=True)
+    assert answer is REVOKED or texts(claim) == ["mine"]
+    poster.process.spool("spooled")
+    clock.now += 60
+    assert posted(poster) == ["spooled"]
+    assert poster.sender.trusted
+    assert posted(poster) == ["theirs"]
+
+
+def test_after_a_failure_that_harms_nobody_a_caller_still_takes_others_along(poster, peer, clock):
+    """In an outage, each process alone would need a permit of its own."""
     poster.process.enter("mine")
     poster.carry(DOWN)
     peer().enter("theirs")
     clock.now += 60
 
-    assert not poster.sender.trusted
+    assert poster.sender.trusted
     assert texts(poster.process.try_claim(only_own=True)) == ["mine"]
     poster.process.spool("spooled")
     clock.now += 60
-    assert posted(poster) == ["spooled"]
-    assert poster.sender.trusted
+    assert posted(poster) == ["spooled"], "without a caller, it leaves them to themselves"
     assert posted(poster) == ["theirs"]
 
 
