@@ -19,6 +19,7 @@ from ..errors import (
     MessageTooLarge,
     PermanentError,
     QueueNotFound,
+    ServerError,
     SpoolFull,
     SpoolUnavailable,
     TransientError,
@@ -127,9 +128,9 @@ class Sender:
         self.trusted = True
         """Whether a request for a caller of this process may carry messages of other processes.
 
-        After a failure that harms them it may not, until one of its requests succeeds: the cause
-        may be its own proxy or token.  They take no harm if they come back at once, and certainly
-        were not sent; and in an outage, each process alone would need a permit of its own."""
+        After a failure it may not, until one of its requests succeeds: the cause may be its own
+        proxy or token.  It still may if a server has answered at once that it does not serve: that
+        concerns all processes, and afterwards there is no permit for a request of each."""
         self._outage = OUTAGE_BACKOFF
         self._refusal = REFUSAL_BACKOFF
         # Claims that could not be settled in the room, their outcomes, and until when to try.
@@ -193,7 +194,7 @@ class Sender:
         self._pause_after(error)
         may_pass = isinstance(error, TransientError)
         uncertain = error.delivered == "unknown"
-        self.trusted &= may_pass and is_quick and not uncertain
+        self.trusted &= isinstance(error, ServerError) and is_quick and not uncertain
         settled: dict[Item, CFQueuesError | None] = {}
         for item in claim.items:
             item.uncertain |= uncertain

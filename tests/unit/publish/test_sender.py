@@ -75,6 +75,8 @@ def poster(peer, clock):
 
 DOWN = errors.ConnectionFailed("gone")
 LOST = errors.ConnectionFailed("no answer", delivered="unknown")
+BUSY = errors.ServerError("busy", status=503)
+BROKEN = errors.ServerError("broken", status=500, delivered="unknown")
 REVOKED = errors.AuthenticationFailed("revoked", status=401)
 BAD = errors.InvalidMessage("bad", status=400, code=10203)
 MISSING = errors.QueueNotFound("no such queue", status=404)
@@ -320,10 +322,10 @@ def test_a_missing_queue_holds_up_what_is_spooled_for_it_alone(poster, clock):
 
 @pytest.mark.parametrize(
     ("answer", "seconds"),
-    [(LOST, 0.0), (REVOKED, 0.0), (DOWN, QUICK_FAILURE_SECONDS)],
-    ids=["uncertain", "refused", "slow"],
+    [(DOWN, 0.0), (LOST, 0.0), (REVOKED, 0.0), (BROKEN, 0.0), (BUSY, QUICK_FAILURE_SECONDS)],
+    ids=["not reached", "no answer", "refused", "an answer that leaves it open", "slow"],
 )
-def test_after_a_failure_that_harms_them_others_are_left_to_themselves(
+def test_after_a_failure_others_are_left_to_themselves_until_a_success(
     poster, peer, clock, answer, seconds
 ):
     """It may be this process's proxy, or its token: what others wait for has other ways."""
@@ -344,10 +346,10 @@ def test_after_a_failure_that_harms_them_others_are_left_to_themselves(
     assert posted(poster) == ["theirs"]
 
 
-def test_after_a_failure_that_harms_nobody_a_caller_still_takes_others_along(poster, peer, clock):
-    """In an outage, each process alone would need a permit of its own."""
+def test_a_caller_whom_the_server_tells_to_come_again_still_takes_others_along(poster, peer, clock):
+    """It says so to all processes, and afterwards there is no permit for each of them."""
     poster.process.enter("mine")
-    poster.carry(DOWN)
+    poster.carry(BUSY)
     peer().enter("theirs")
     clock.now += 60
 
