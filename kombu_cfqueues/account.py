@@ -12,7 +12,7 @@ from .consume.doorbell import Beyond, Doorbell
 from .consume.receiver import Receiver
 from .envelope import Address, Packed
 from .options import ACCOUNT_OPTIONS, Options, Secret, Token, is_missing
-from .publish.publisher import Publisher, lookup_seconds, post_seconds
+from .publish.publisher import Publisher, post_seconds
 from .rate_limit import Budget, Limit
 from .redis_allowance import RedisAllowance
 from .runtime.fork import living, notice_fork, renew_in_child
@@ -170,7 +170,7 @@ def open_spool(options: Options, permits: Budget | None = None) -> Spool:
         limit,
         _CurrentToken(options.api_token),
         spool_dir=options.spool_dir,
-        post_seconds=post_seconds(options) + lookup_seconds(options),
+        post_seconds=post_seconds(options) + options.lookup_seconds,
         permits=permits,
         fleet=fleet,
     )

@@ -48,7 +48,8 @@ such as ``SimpleQueue.get(timeout=1)`` counts its own timeout from then on.  Lon
 requests, so that a mistake is usually raised where it was made."""
 
 PULL_SECONDS: Final = 15.0
-"""Maximum duration of one pull, and of the requests that repair a pull that failed."""
+"""Maximum duration of one pull, and of the requests that find its queue, or repair a pull that
+failed; these two may also wait for permits."""
 
 MAX_IDLE_SECONDS: Final = 5.0
 """A waiting thread looks at the subscriptions at least this often, to find connections that were
@@ -367,8 +368,9 @@ class Receiver:
         error: CFQueuesError | None = None
         started = time.monotonic()
         name, options = subscription.name, subscription.options
+        deadline = started + PULL_SECONDS + options.lookup_seconds
         try:
-            source = find_source(name, self._directory, options, deadline=started + PULL_SECONDS)
+            source = find_source(name, self._directory, options, deadline=deadline)
         except CFQueuesError as failure:
             error = failure
         finally:
@@ -396,7 +398,7 @@ class Receiver:
             if not found and subscription.poll_interval.was_rung():
                 is_alone = self._is_alone(subscription)
         except CFQueuesError as failure:
-            deadline = time.monotonic() + PULL_SECONDS
+            deadline = time.monotonic() + PULL_SECONDS + subscription.options.lookup_seconds
             error = repair(failure, subscription, self._directory, deadline=deadline)
         finally:
             # Also if anything else ends this thread: the slots must be freed.

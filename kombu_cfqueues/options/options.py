@@ -14,6 +14,10 @@ from .address import HostPort
 from .secret import ControlUrl, Secret, Token
 from .sources import DEFAULT_LONGEST_PAUSE_SECONDS, DEFAULT_REQUEST_BURST, Sources, merge
 
+LOOKUP_PERMITS: Final = 3
+"""Maximum requests to find or create a queue or its pull consumer: a look-up, a creation, and one
+in reserve."""
+
 ACCOUNT_OPTIONS: Final = (
     "budget_scope",
     "budget_url",
@@ -138,6 +142,11 @@ class Options:
     def shares_budget(self) -> bool:
         """Whether the processes of the machine share the allowance, where there is one."""
         return self.budget_scope == "host" or self.budget_url is not None
+
+    @property
+    def lookup_seconds(self) -> float:
+        """Maximum seconds that a look-up waits for its permits: many at a low rate."""
+        return LOOKUP_PERMITS / self.request_rate if self.request_rate else 0.0
 
     @property
     def host(self) -> str:

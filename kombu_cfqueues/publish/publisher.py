@@ -48,9 +48,6 @@ logger = logging.getLogger(__name__)
 PUBLISHES_BEFORE_ADVICE: Final = 20
 """The log advises a batch after this many publishes of a thread in a row waited for a permit."""
 
-LOOKUP_PERMITS: Final = 3
-"""Maximum requests to find or create a queue: a look-up, a creation, and one in reserve."""
-
 
 class Publisher:
     """Posts the messages of all threads of a process to one account's queues.
@@ -95,7 +92,7 @@ class Publisher:
                 spool.room,
                 self._post_for_all,
                 post_seconds=post_seconds(options),
-                lookup_seconds=lookup_seconds(options),
+                lookup_seconds=options.lookup_seconds,
                 request_time=self._request_time,
             )
             self._shared = self._commit(spool.room, sender)
@@ -334,11 +331,6 @@ class Publisher:
         self._waits.in_a_row = getattr(self._waits, "in_a_row", 0) + 1
         if self._waits.in_a_row == PUBLISHES_BEFORE_ADVICE:
             _advise_to_batch()
-
-
-def lookup_seconds(options: Options) -> float:
-    """Return the maximum seconds that a look-up waits for its permits: many at a low rate."""
-    return LOOKUP_PERMITS / options.request_rate if options.request_rate else 0.0
 
 
 def post_seconds(options: Options) -> float:

@@ -5,6 +5,7 @@ from kombu import Connection
 from support.processes import Script, eventually
 from support.scripted import Api, ScriptedServer
 
+from kombu_cfqueues.emulator import Emulator
 from kombu_cfqueues.envelope import Address
 from kombu_cfqueues.errors import PublishTimeout
 from kombu_cfqueues.spool import Spool
@@ -161,3 +162,33 @@ print(tries)
         (tries,) = script.wait(60)
     assert len(api.messages["last"]) == 1
     assert tries > 1
+
+
+CONSUME = """
+connection = connect()
+queue = connection.SimpleQueue("last")
+while True:
+    try:
+        print(json.dumps(queue.get(timeout=30).payload), flush=True)
+        break
+    except queue.Empty:
+        pass
+"""
+
+
+@pytest.mark.parametrize("scope", ["host", "process"])
+@pytest.mark.parametrize("exists", [True, False], ids=["found", "missing"])
+def test_a_consumer_finds_its_queue_at_one_request_a_minute(tmp_path, scope, exists):
+    """It needs a permit for the look-up, one for the consumers, and one to create each of them."""
+    options = {
+        "spool_dir": str(tmp_path / "spool"), "budget_scope": scope, "request_burst": 1,
+        "request_rate": ONE_A_MINUTE, "polling_interval": 5.0,
+    }  # fmt: skip
+    with Emulator() as server:
+        if exists:
+            server.create_queue("last")
+        with Script(FAST + CONSUME, server.broker_url, options) as script:
+            assert eventually(lambda: "last" in server.queue_names(), 60)
+            with Connection(server.broker_url) as connection:
+                connection.Producer().publish("x", routing_key="last")
+            assert script.line() == "x"

@@ -293,11 +293,12 @@ class SpoolMachine(CommitMachine):
                 return
             items = [self.lane._items[item.message.fragment] for item in claim.items]
             assert not any(item.told for item in items), "posted after its publisher was told"
-            self.time.sleep(seconds)
             if returns:
+                self.time.sleep(seconds)
                 self.others[0].settle(claim, returned=claim.items)
                 return
-            self.requests.append(items)
+            self.requests.append(items)  # it leaves now, and is answered later
+            self.time.sleep(seconds)
             for item in items:
                 item.delivered += 1
                 item.confirmed += 1
