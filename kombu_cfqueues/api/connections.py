@@ -30,6 +30,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from ..options import is_loopback
 from .name_resolution import names
+from .sending import SendingConnection
 
 POOL_SIZE: Final = 32
 """Connections that stay open.  If more threads make requests, the additional connections are closed
@@ -183,7 +184,7 @@ class _Response(HTTPResponse):
             self.will_close = True
 
 
-class _SharedTimeout(HTTPConnection):
+class _SharedTimeout(SendingConnection, HTTPConnection):
     """Divides its connect timeout among looking up the name and the addresses of the host.
 
     urllib3 gives the whole timeout to each address, and Cloudflare's API has four: behind a
@@ -238,15 +239,6 @@ class _HTTPConnection(_SharedTimeout):
 class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
     response_class = _Response
     debuglevel = 0
-
-    def connect(self) -> None:
-        try:
-            super().connect()
-        except OSError as error:
-            if self.proxy:
-                raise  # urllib3 needs the type to see that the proxy failed
-            # The same types are raised after a request was sent, but here nothing was sent.
-            raise NewConnectionError(self, f"connecting failed: {error}") from error
 
 
 class _HTTPPool(HTTPConnectionPool):
@@ -328,7 +320,7 @@ def _reading_our_responses(pool: Any) -> Any:
         return pool
     ours = type(
         connection.__name__,
-        (_NamesInTime, connection),
+        (SendingConnection, _NamesInTime, connection),
         {"response_class": _Response, "debuglevel": 0},
     )
     return type(pool.__name__, (pool,), {"ConnectionCls": ours})
