@@ -29,6 +29,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from ..options import is_loopback
+from .idle_connections import IdleConnections
 from .name_resolution import names
 from .sending import SendingConnection
 
@@ -101,7 +102,7 @@ def _prepare(request: requests.Request) -> requests.PreparedRequest:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """Read the whole body.
+    """Read the whole body, and keep the connection for another request; if that fails, close it.
 
     Raises:
         ContentDecodingError: The body is larger than `MAX_RESPONSE_BYTES`, or has an encoding that
@@ -110,6 +111,20 @@ def read_body(response: requests.Response) -> bytes:
 
     Also raises whatever requests and urllib3 raise.
     """
+    raw: Any = response.raw
+    # Taken from the response, which gives it back in two steps.  An exception of a signal handler
+    # in between would have it given back twice, and two threads would use it at the same time.
+    connection, raw._connection = raw._connection, None
+    try:
+        body = _read(response)
+    except BaseException:
+        connection.close()
+        raise
+    raw._pool._put_conn(connection)
+    return body
+
+
+def _read(response: requests.Response) -> bytes:
     if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
         raise requests.exceptions.ContentDecodingError("the response has an unrequested encoding")
     chunks, size = [], 0
@@ -243,10 +258,12 @@ class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
 
 class _HTTPPool(HTTPConnectionPool):
     ConnectionCls = _HTTPConnection
+    QueueCls: Any = IdleConnections
 
 
 class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
+    QueueCls: Any = IdleConnections
 
 
 class _Adapter(HTTPAdapter):
@@ -323,4 +340,4 @@ def _reading_our_responses(pool: Any) -> Any:
         (SendingConnection, _NamesInTime, connection),
         {"response_class": _Response, "debuglevel": 0},
     )
-    return type(pool.__name__, (pool,), {"ConnectionCls": ours})
+    return type(pool.__name__, (pool,), {"ConnectionCls": ours, "QueueCls": IdleConnections})

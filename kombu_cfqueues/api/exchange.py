@@ -65,8 +65,8 @@ class Exchange:
         request = requests.Request(method, url, headers=headers, data=body)
         with sending() as progress:
             try:
-                with self._pool.send(request, timeout) as response:
-                    return Response(response.status_code, response.headers, read_body(response))
+                response = self._pool.send(request, timeout)
+                return Response(response.status_code, response.headers, read_body(response))
             except FOREIGN as error:
                 raise translate(
                     error,
