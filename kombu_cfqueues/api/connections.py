@@ -29,7 +29,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from ..options import is_loopback
+from .idle_connections import IdleConnections
 from .name_resolution import names
+from .sending import SendingConnection
 
 POOL_SIZE: Final = 32
 """Connections that stay open.  If more threads make requests, the additional connections are closed
@@ -100,7 +102,7 @@ def _prepare(request: requests.Request) -> requests.PreparedRequest:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """Read the whole body.
+    """Read the whole body, and keep the connection for another request; if that fails, close it.
 
     Raises:
         ContentDecodingError: The body is larger than `MAX_RESPONSE_BYTES`, or has an encoding that
@@ -109,6 +111,20 @@ def read_body(response: requests.Response) -> bytes:
 
     Also raises whatever requests and urllib3 raise.
     """
+    raw: Any = response.raw
+    # Taken from the response, which gives it back in two steps.  An exception of a signal handler
+    # in between would have it given back twice, and two threads would use it at the same time.
+    connection, raw._connection = raw._connection, None
+    try:
+        body = _read(response)
+    except BaseException:
+        connection.close()
+        raise
+    raw._pool._put_conn(connection)
+    return body
+
+
+def _read(response: requests.Response) -> bytes:
     if response.headers.get("Content-Encoding", "identity") not in ("gzip", "identity", ""):
         raise requests.exceptions.ContentDecodingError("the response has an unrequested encoding")
     chunks, size = [], 0
@@ -183,7 +199,7 @@ class _Response(HTTPResponse):
             self.will_close = True
 
 
-class _SharedTimeout(HTTPConnection):
+class _SharedTimeout(SendingConnection, HTTPConnection):
     """Divides its connect timeout among looking up the name and the addresses of the host.
 
     urllib3 gives the whole timeout to each address, and Cloudflare's API has four: behind a
@@ -239,22 +255,15 @@ class _HTTPSConnection(_SharedTimeout, HTTPSConnection):
     response_class = _Response
     debuglevel = 0
 
-    def connect(self) -> None:
-        try:
-            super().connect()
-        except OSError as error:
-            if self.proxy:
-                raise  # urllib3 needs the type to see that the proxy failed
-            # The same types are raised after a request was sent, but here nothing was sent.
-            raise NewConnectionError(self, f"connecting failed: {error}") from error
-
 
 class _HTTPPool(HTTPConnectionPool):
     ConnectionCls = _HTTPConnection
+    QueueCls: Any = IdleConnections
 
 
 class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
+    QueueCls: Any = IdleConnections
 
 
 class _Adapter(HTTPAdapter):
@@ -328,7 +337,7 @@ def _reading_our_responses(pool: Any) -> Any:
         return pool
     ours = type(
         connection.__name__,
-        (_NamesInTime, connection),
+        (SendingConnection, _NamesInTime, connection),
         {"response_class": _Response, "debuglevel": 0},
     )
-    return type(pool.__name__, (pool,), {"ConnectionCls": ours})
+    return type(pool.__name__, (pool,), {"ConnectionCls": ours, "QueueCls": IdleConnections})

@@ -16,6 +16,7 @@ from ..options import Secret
 from .connections import Pool, read_body
 from .foreign_errors import FOREIGN, translate
 from .responses import Response
+from .sending import sending
 
 Sent: TypeAlias = tuple[str, str, Mapping[str, str], "bytes | None"]
 """Method, URL, headers and body of a request."""
@@ -62,13 +63,19 @@ class Exchange:
         method, url, headers, body = sent
         timeout = urllib3.Timeout(total=seconds, connect=connect_seconds, read=read_seconds)
         request = requests.Request(method, url, headers=headers, data=body)
-        try:
-            with self._pool.send(request, timeout) as response:
+        with sending() as progress:
+            try:
+                response = self._pool.send(request, timeout)
                 return Response(response.status_code, response.headers, read_body(response))
-        except FOREIGN as error:
-            raise translate(
-                error, handled=handled, action=action, host=self._host, token=token
-            ) from error
+            except FOREIGN as error:
+                raise translate(
+                    error,
+                    sent=progress.begun,
+                    handled=handled,
+                    action=action,
+                    host=self._host,
+                    token=token,
+                ) from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -41,50 +41,37 @@ class _Translation(NamedTuple):
 
     Attributes:
         ours: The class of our error.
-        delivered: Whether the request may have arrived.
         reason: What happened and what to do, with ``{host}`` for the API's host.
     """
 
     ours: type[CFQueuesError]
-    delivered: Delivered
     reason: str
 
 
+# Before the request was sent
+
 _NO_CERTIFICATES: Final = _Translation(
     ConfigurationError,
-    "no",
     "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE does not name a file with certificates",
 )
 _NO_SOCKS: Final = _Translation(
     ConfigurationError,
-    "no",
     "a proxy variable of the environment names a SOCKS proxy, which needs the package PySocks",
 )
 _NOTHING_LISTENS: Final = _Translation(
     NothingListens,
-    "no",
     "{host} cannot be reached: nothing listens on {host}; is 'cfqueues emulator' running?",
 )
 _PLAIN: Final = _Translation(
     ConnectionFailed,
-    "no",
     "this server speaks plain http: use base_url and allow_insecure_http, as in "
     "base_url='http://{host}', if you trust the network to {host}",
 )
-_BROKEN: Final = _Translation(
-    ConnectionFailed,
-    "unknown",
-    "the connection to {host} broke before the response arrived: " + CHECK_ROUTE,
-)
+_UNREACHABLE: Final = _Translation(ConnectionFailed, "{host} cannot be reached: " + CHECK_ROUTE)
 
-_UNREACHABLE: Final = _Translation(
-    ConnectionFailed, "no", "{host} cannot be reached: " + CHECK_ROUTE
-)
-
-_TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation], ...]] = (
+_UNSENT: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation], ...]] = (
     (
         (
-            requests.exceptions.InvalidHeader,
             requests.exceptions.InvalidProxyURL,
             requests.exceptions.InvalidSchema,
             requests.exceptions.InvalidURL,
@@ -94,7 +81,6 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
         ),
         _Translation(
             ConfigurationError,
-            "no",
             "base_url or a proxy variable of the environment is not a valid URL",
         ),
     ),
@@ -102,7 +88,6 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
         (ssl.SSLCertVerificationError, CertificateError),
         _Translation(
             ConnectionFailed,
-            "no",
             "the certificate of {host} could not be verified; behind a proxy that inspects TLS, "
             "set REQUESTS_CA_BUNDLE to the proxy's CA bundle",
         ),
@@ -111,28 +96,29 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[BaseException], ...], _Translation],
         (urllib3.exceptions.ProxyError,),
         _Translation(
             ConnectionFailed,
-            "no",
             "the proxy for {host} refused the connection or cannot be reached: check HTTPS_PROXY",
         ),
-    ),
-    (
-        (
-            requests.ConnectTimeout,
-            urllib3.exceptions.ConnectTimeoutError,
-            urllib3.exceptions.NewConnectionError,
-        ),
-        _UNREACHABLE,
-    ),
-    (
-        (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError),
-        _Translation(ConnectionFailed, "unknown", "{host} did not answer in time: " + CHECK_ROUTE),
     ),
 )
 """The most specific first, because an exception often has others as its cause or argument."""
 
+# After a byte of it may have left
+
+_SLOW: Final = _Translation(ConnectionFailed, "{host} did not answer in time: " + CHECK_ROUTE)
+_BROKEN: Final = _Translation(
+    ConnectionFailed,
+    "the connection to {host} broke before the response arrived: " + CHECK_ROUTE,
+)
+
 
 def translate(
-    error: BaseException, *, handled: BaseException | None, action: str, host: str, token: str
+    error: BaseException,
+    *,
+    sent: bool,
+    handled: BaseException | None,
+    action: str,
+    host: str,
+    token: str,
 ) -> CFQueuesError:
     """Return our error for one of `FOREIGN`.
 
@@ -141,6 +127,7 @@ def translate(
 
     Args:
         error: What the request raised.
+        sent: Whether a byte of the request may have left.
         handled: The exception that the application was handling before the request; Python links
             *error* to it, but it is not a cause.
         action: What the request was for, such as ``publishing to queue 'jobs'``.
@@ -150,12 +137,18 @@ def translate(
     links = list(_links(error, handled))
     for link in links:
         link.__traceback__ = None
-    ours, delivered, reason = _translation_of(links, host)
+    ours, reason = _meaning_of_sent(links) if sent else _meaning_of_unsent(links, host)
     detail = _detail(links).replace(token, "**")
+    delivered: Delivered = "unknown" if sent else "no"
     return ours(f"{action} failed: {reason.format(host=host)} ({detail})", delivered=delivered)
 
 
-def _translation_of(links: Sequence[BaseException], host: str) -> _Translation:
+def _meaning_of_sent(links: Sequence[BaseException]) -> _Translation:
+    slow = requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError
+    return _SLOW if any(isinstance(link, slow) for link in links) else _BROKEN
+
+
+def _meaning_of_unsent(links: Sequence[BaseException], host: str) -> _Translation:
     # requests says this in the text of a plain OSError, and OpenSSL in the reason of an SSLError.
     if "CA certificate bundle" in str(links[0]) or any(
         getattr(link, "reason", None) == "NO_CERTIFICATE_OR_CRL_FOUND" for link in links
@@ -163,16 +156,14 @@ def _translation_of(links: Sequence[BaseException], host: str) -> _Translation:
         return _NO_CERTIFICATES
     if "dependencies for SOCKS" in str(links[0]):
         return _NO_SOCKS
+    for classes, translation in _UNSENT:
+        if any(isinstance(link, classes) for link in links):
+            return translation
+    if _is_here(host) and any(isinstance(link, ConnectionRefusedError) for link in links):
+        return _NOTHING_LISTENS
     # Cloudflare itself speaks TLS: something on the way has answered, and must not get the token.
     is_plain = host != _API_HOST and any(map(_is_no_tls, links))
-    for classes, translation in _TRANSLATIONS:
-        if any(isinstance(link, classes) for link in links):
-            is_refused = any(isinstance(link, ConnectionRefusedError) for link in links)
-            if translation is _UNREACHABLE and is_refused and _is_here(host):
-                return _NOTHING_LISTENS
-            return _PLAIN if translation is _UNREACHABLE and is_plain else translation
-    # Here `is_plain` proves nothing: OpenSSL says the same of a spoilt record of the answer.
-    return _BROKEN
+    return _PLAIN if is_plain else _UNREACHABLE
 
 
 def _is_no_tls(link: BaseException) -> bool:

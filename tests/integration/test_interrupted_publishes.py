@@ -45,7 +45,7 @@ HARNESS = f"""
     import contextlib, queue, threading
     import kombu_cfqueues
     sys.path.insert(0, {str(TESTS)!r})
-    from support.interrupts import Interrupt, at, end_if_stuck, interrupt, places
+    from support.interrupts import HTTP, PACKAGE, Interrupt, at, end_if_stuck, interrupt, places
 
     PROMPT = 3.0  # seconds; a healthy publish takes a few milliseconds
     now = [None]  # where the main thread is, for the watchdog
@@ -128,8 +128,9 @@ HARNESS = f"""
     def call():
         user.publish_and_be_interrupted() if OPTIONS.get("twice") else user.publish("interrupted")
 
-    todo = places(call)
-    todo += [place for place in places(call) if place not in todo]
+    files = HTTP if OPTIONS.get("http") else (PACKAGE,)
+    todo = places(call, files)
+    todo += [place for place in places(call, files) if place not in todo]
     todo = todo[OPTIONS["first"] :: OPTIONS["step"]]
 """
 
@@ -137,7 +138,7 @@ EXCEPTIONS = """
     broken, passed = {}, 0
     for place in todo:
         now[0] = place
-        passed += at(place, interrupt, call)
+        passed += at(place, interrupt, call, files)
         why = user.publish_next()
         if why is None:
             continue
@@ -185,6 +186,15 @@ def test_wherever_a_publish_is_interrupted_the_next_one_works_promptly(server, t
     try_all(server, options_of(server, tmp_path, mode))
 
 
+@pytest.mark.parametrize("mode", first_of(["memory", "host"]))
+def test_wherever_a_request_of_a_publish_is_interrupted_the_next_one_works_promptly(
+    server, tmp_path, mode
+):
+    """All requests of a process share the connections that it keeps open.  Each place is tried."""
+    options = options_of(server, tmp_path, mode) | {"http": True, "first": 0, "step": 1}
+    try_all(server, options)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", first_of(["host, waiting", "memory", "memory, limited", "host"]))
 def test_a_publish_that_is_interrupted_once_more_while_it_ends_leaves_nothing_behind(
@@ -214,7 +224,7 @@ FORKS = """
     for number, place in enumerate(todo):
         now[0] = place
         deep = number % 25 == 0
-        at(place, fork, lambda: user.publish(["parent", number]))
+        at(place, fork, lambda: user.publish(["parent", number]), files)
         statuses += [os.waitpid(pid, 0)[1] for pid in children]
         children.clear()
         why = user.publish_next()

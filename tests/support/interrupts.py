@@ -1,8 +1,9 @@
 """Exceptions and forks at chosen places of a call, as a signal handler brings them there.
 
 CPython runs signal handlers where a function begins, after a call has returned, and where a loop
-turns; nowhere else.  A `Place` is one of these in the library's code, or in that of ``threading``
-as the library uses it.  `places` finds those that a call passes; `at` acts at one of them.
+turns; nowhere else.  A `Place` is one of these in the library's code (or in other files that a test
+names), or in that of ``threading`` as it is used there.  `places` finds those that a call passes;
+`at` acts at one of them.
 Nothing here knows what the library's modules are called.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import dis
 import faulthandler
+import http
 import os
+import queue
 import sys
 import threading
 import time
@@ -21,10 +24,19 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import requests
+import urllib3
+
 import kombu_cfqueues
 
 PACKAGE = str(Path(kombu_cfqueues.__file__).parent)
 THREADING = threading.__file__
+
+#: What a request passes through below the library.
+HTTP = (
+    *(str(Path(module.__file__).parent) for module in (requests, urllib3, http)),
+    queue.__file__,
+)
 
 #: Python then reports the instructions of a function from its second traced call on.
 TRACES_LATE = sys.version_info >= (3, 12)
@@ -82,15 +94,19 @@ def _is_place(code: CodeType, last: int, offset: int) -> bool:
 
 
 class _Tracer:
-    """Calls *reached* with each place that this thread passes, in *only* this code if one is given.
+    """Calls *reached* with each place in *files* that this thread passes.
 
-    Watching a single function takes a tenth of the time.
+    Watching a single function, the code *only*, takes a tenth of the time.
     """
 
     def __init__(
-        self, reached: Callable[[Place, FrameType], None], only: CodeType | None = None
+        self,
+        reached: Callable[[Place, FrameType], None],
+        files: tuple[str, ...],
+        only: CodeType | None = None,
     ) -> None:
         self._reached = reached
+        self._files = files
         self._only = only
         self._last: dict[FrameType, int] = {}
 
@@ -98,7 +114,7 @@ class _Tracer:
         if event == "call":
             if self._only is not None and frame.f_code is not self._only:
                 return None
-            if not _is_ours(frame):
+            if not _is_in(frame, self._files):
                 return self if frame.f_code.co_filename == THREADING else None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
@@ -114,34 +130,46 @@ class _Tracer:
         return self
 
 
-def _is_ours(frame: FrameType) -> bool:
-    """Whether the library runs here, or ``threading`` on its behalf."""
+def _is_in(frame: FrameType, files: tuple[str, ...]) -> bool:
+    """Whether one of *files* runs here, or ``threading`` on its behalf."""
     link: FrameType | None = frame
     while link is not None and link.f_code.co_filename == THREADING:
         link = link.f_back
-    return link is not None and link.f_code.co_filename.startswith(PACKAGE)
+    return link is not None and link.f_code.co_filename.startswith(files)
 
 
 @contextmanager
 def _traced(
-    reached: Callable[[Place, FrameType], None], only: CodeType | None = None
+    reached: Callable[[Place, FrameType], None],
+    files: tuple[str, ...],
+    only: CodeType | None = None,
 ) -> Iterator[None]:
-    sys.settrace(_Tracer(reached, only))
+    sys.settrace(_Tracer(reached, files, only))
     try:
         yield
     finally:
         sys.settrace(None)
 
 
-def places(call: Callable[[], object]) -> list[Place]:
-    """Make the call, and return the places that it passes in this thread, each once."""
+def places(call: Callable[[], object], files: tuple[str, ...] = (PACKAGE,)) -> list[Place]:
+    """Make the call, and return the places in *files* that it passes in this thread, each once.
+
+    Args:
+        call: What is called.
+        files: Paths of files or of folders.
+    """
     found: dict[Place, None] = {}
-    with _traced(lambda place, _: found.setdefault(place)):
+    with _traced(lambda place, _: found.setdefault(place), files):
         call()
     return list(found)
 
 
-def at(place: Place, act: Callable[[], None], call: Callable[[], object]) -> bool:
+def at(
+    place: Place,
+    act: Callable[[], None],
+    call: Callable[[], object],
+    files: tuple[str, ...] = (PACKAGE,),
+) -> bool:
     """Make the call, and *act* the first time that it passes *place*; return whether it did.
 
     What *act* raises is raised there.  What comes out of the call is left alone.
@@ -157,9 +185,9 @@ def at(place: Place, act: Callable[[], None], call: Callable[[], object]) -> boo
 
     try:
         if TRACES_LATE:
-            with _traced(lambda *_: None, place.code):
+            with _traced(lambda *_: None, files, place.code):
                 call()
-        with _traced(reached, place.code):
+        with _traced(reached, files, place.code):
             call()
     except BaseException:  # noqa: BLE001  whatever the library makes of it
         return passed

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-#: Certificate and key for 127.0.0.1 and localhost, made for these tests and trusted by nobody.
+#: Certificate and key for 127.0.0.1, localhost and queues.invalid, made for these tests and trusted
+#: by nobody.
 CERTIFICATE = Path(__file__).with_name("loopback.pem")
 #: What a client has to trust to accept it.
 CA_BUNDLE = Path(__file__).with_name("loopback-ca.pem")
@@ -149,6 +150,12 @@ class Reset(Step):
     def play(self, connection: socket.socket, server: ScriptedServer) -> bool:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return False
+
+
+class ResetAfter(Reset):
+    """Read the request and reset the connection."""
+
+    reads = True
 
 
 class Hang(Step):

@@ -17,6 +17,7 @@ import tracemalloc
 import pytest
 import requests
 import urllib3
+from support.proxies import Proxy
 from support.scripted import (
     CA_BUNDLE,
     Drip,
@@ -27,6 +28,7 @@ from support.scripted import (
     Json,
     Raw,
     Reset,
+    ResetAfter,
     Say,
     ScriptedServer,
     Step,
@@ -748,19 +750,27 @@ def test_a_proxy_that_refuses_to_connect_never_sees_the_token(monkeypatch):
     assert "authorization" not in proxy.requests[0].headers
 
 
+@pytest.mark.parametrize("step", [ResetAfter(), Drop(), Hang()])
+def test_a_proxy_that_makes_no_tunnel_surely_delivers_nothing(monkeypatch, step):
+    with ScriptedServer(step) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy.netloc}")
+        base_url = "https://queues.invalid/client/v4"
+        error = failure(connect(proxy, base_url=base_url, connect_timeout=0.2))
+
+    assert [request.method for request in proxy.requests] == ["CONNECT"]
+    assert type(error) is errors.ConnectionFailed
+    assert error.delivered == "no"
+
+
 def test_a_socks_proxy_of_the_environment_is_used(monkeypatch):
     pytest.importorskip("socks", reason="needs PySocks")
-    with ScriptedServer(Success()) as server, socket.create_server(("127.0.0.1", 0)) as proxy:
-        monkeypatch.setenv("ALL_PROXY", f"socks5h://127.0.0.1:{proxy.getsockname()[1]}")
-        asked = []
-        thread = threading.Thread(target=speak_socks, args=(proxy, server.port, asked))
-        thread.start()
+    with ScriptedServer(Success()) as server, Proxy(server.port) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.netloc}")
         client = connect(server, base_url="http://queues.invalid/client/v4")
         client.push(ID, MESSAGE, deadline=soon())
         client.close()
-        thread.join(10)
 
-    assert b"queues.invalid" in asked[0]
+    assert b"queues.invalid" in proxy.asked[0]
     assert server.requests[0].body == MESSAGE
 
 
@@ -775,40 +785,14 @@ def test_interim_responses_are_skipped_through_a_socks_proxy(monkeypatch):
             server.released.wait(0.02)
             return answers.pop(0).play(connection, server)
 
-    with (
-        ScriptedServer(otherwise=lambda _: Late()) as server,
-        socket.create_server(("127.0.0.1", 0)) as proxy,
-    ):
-        monkeypatch.setenv("ALL_PROXY", f"socks5h://127.0.0.1:{proxy.getsockname()[1]}")
-        thread = threading.Thread(target=speak_socks, args=(proxy, server.port, []))
-        thread.start()
+    with ScriptedServer(otherwise=lambda _: Late()) as server, Proxy(server.port) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.netloc}")
         client = connect(server, base_url="http://queues.invalid/client/v4")
         client.push(ID, MESSAGE, deadline=soon())
         with pytest.raises(errors.InvalidMessage):
             client.push(ID, MESSAGE, deadline=soon())
         assert server.opened == 1  # and it is used again
         client.close()
-        thread.join(10)
-
-
-def speak_socks(listener, port, asked):
-    """Let one client through to *port*, whatever it asks for (RFC 1928)."""
-    connection, _ = listener.accept()
-    with connection, socket.create_connection(("127.0.0.1", port)) as onward:
-        connection.recv(300)
-        connection.sendall(b"\x05\x00")
-        asked.append(connection.recv(300))
-        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
-        back = threading.Thread(target=pipe, args=(onward, connection))
-        back.start()
-        pipe(connection, onward)
-        back.join(10)
-
-
-def pipe(source, target):
-    while data := source.recv(1 << 16):
-        target.sendall(data)
-    target.shutdown(socket.SHUT_WR)
 
 
 def test_a_socks_proxy_without_its_package_is_the_configurations_fault(monkeypatch):
@@ -892,34 +876,37 @@ def test_every_error_of_the_libraries_below_becomes_one_of_ours(monkeypatch, kin
     assert type(error) in (errors.ConnectionFailed, errors.ConfigurationError)
     assert isinstance(error.__cause__, kind)
     assert "publishing" in str(error)
+    assert error.delivered == "no"
 
 
 @pytest.mark.parametrize(
-    ("kind", "delivered"),
+    "kind",
     [
-        (requests.ConnectTimeout, "no"),
-        (urllib3.exceptions.ConnectTimeoutError, "no"),
-        (urllib3.exceptions.NewConnectionError, "no"),
-        (getattr(urllib3.exceptions, "NameResolutionError", requests.ConnectTimeout), "no"),
-        (urllib3.exceptions.ProxyError, "no"),
-        (ssl.SSLCertVerificationError, "no"),
-        (requests.ReadTimeout, "unknown"),
-        (urllib3.exceptions.ReadTimeoutError, "unknown"),
-        (urllib3.exceptions.ProtocolError, "unknown"),
-        (requests.ConnectionError, "unknown"),
-        (requests.exceptions.ChunkedEncodingError, "unknown"),
-        (ConnectionResetError, "unknown"),
+        requests.ConnectTimeout,
+        requests.ReadTimeout,
+        requests.exceptions.InvalidHeader,
+        urllib3.exceptions.LocationValueError,
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.ProtocolError,
+        http.client.BadStatusLine,
+        ssl.SSLCertVerificationError,
+        ConnectionResetError,
+        UnicodeError,
     ],
 )
-def test_only_what_surely_was_not_sent_is_called_undelivered(monkeypatch, kind, delivered):
+def test_whatever_is_raised_once_a_request_was_sent_it_may_have_arrived(monkeypatch, kind):
     """Who must not duplicate relies on it."""
 
     def fail(*_, **__):
-        raise requests.ConnectionError(made(kind)) from None
+        raise made(kind)
 
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", fail)
-    with ScriptedServer() as server:
-        assert failure(connect(server)).delivered == delivered
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "getresponse", fail)
+    with ScriptedServer(Success()) as server:
+        error = failure(connect(server))
+        assert server.wait_for(lambda: server.requests)
+
+    assert type(error) is errors.ConnectionFailed
+    assert error.delivered == "unknown"
 
 
 def test_what_the_application_is_handling_is_not_taken_for_the_cause():

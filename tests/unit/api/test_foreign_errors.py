@@ -40,29 +40,22 @@ PROXY = "the proxy for"
 UNREACHABLE = "cannot be reached: check the host"
 SLOW = "did not answer in time"
 
-# What each class means by itself; every other class means that the connection broke.
-MEANINGS = {
-    "requests.exceptions.ConnectTimeout": UNREACHABLE,
-    "requests.exceptions.InvalidHeader": CONFIGURATION,
+# What a class means before the request was sent; the others mean that the host cannot be reached.
+UNSENT = {
     "requests.exceptions.InvalidProxyURL": CONFIGURATION,
     "requests.exceptions.InvalidSchema": CONFIGURATION,
     "requests.exceptions.InvalidURL": CONFIGURATION,
     "requests.exceptions.MissingSchema": CONFIGURATION,
-    "requests.exceptions.ReadTimeout": SLOW,
     "ssl.SSLCertVerificationError": CERTIFICATE,
-    "urllib3.exceptions.ConnectTimeoutError": UNREACHABLE,
     "urllib3.exceptions.LocationParseError": CONFIGURATION,
     "urllib3.exceptions.LocationValueError": CONFIGURATION,
-    "urllib3.exceptions.NameResolutionError": UNREACHABLE,
-    "urllib3.exceptions.NewConnectionError": UNREACHABLE,
     "urllib3.exceptions.ProxyError": PROXY,
     "urllib3.exceptions.ProxySchemeUnknown": CONFIGURATION,
-    "urllib3.exceptions.ReadTimeoutError": SLOW,
     "urllib3.exceptions.URLSchemeUnknown": CONFIGURATION,
     "builtins.UnicodeError": CONFIGURATION,
 }
 
-# Classes that say no more than that something broke after the request may have left.
+# Classes that say no more than that something broke.
 BROKEN = {
     "builtins": "BrokenPipeError ConnectionResetError OSError TimeoutError",
     "email.errors": "MessageDefect",
@@ -72,20 +65,21 @@ BROKEN = {
         UnimplementedFileMode UnknownProtocol UnknownTransferEncoding""",
     "json.decoder": "JSONDecodeError",
     "requests.exceptions": """
-        ChunkedEncodingError ConnectionError ContentDecodingError HTTPError InvalidJSONError
-        JSONDecodeError ProxyError RequestException RetryError SSLError StreamConsumedError Timeout
-        TooManyRedirects URLRequired UnrewindableBodyError""",
+        ChunkedEncodingError ConnectTimeout ConnectionError ContentDecodingError HTTPError
+        InvalidHeader InvalidJSONError JSONDecodeError ProxyError ReadTimeout RequestException
+        RetryError SSLError StreamConsumedError Timeout TooManyRedirects URLRequired
+        UnrewindableBodyError""",
     "simplejson.errors": "JSONDecodeError",
     "socket": "gaierror herror",
     "ssl": """
         SSLEOFError SSLError SSLSyscallError SSLWantReadError SSLWantWriteError
         SSLZeroReturnError""",
     "urllib3.exceptions": """
-        BodyNotHttplibCompatible ClosedPoolError DecodeError EmptyPoolError FullPoolError HTTPError
-        HeaderParsingError HostChangedError IncompleteRead InvalidChunkLength InvalidHeader
-        MaxRetryError PoolError ProtocolError ProxySchemeUnsupported RequestError
-        ResponseError ResponseNotChunked SSLError TimeoutError TimeoutStateError
-        UnrewindableBodyError""",
+        BodyNotHttplibCompatible ClosedPoolError ConnectTimeoutError DecodeError EmptyPoolError
+        FullPoolError HTTPError HeaderParsingError HostChangedError IncompleteRead
+        InvalidChunkLength InvalidHeader MaxRetryError NameResolutionError NewConnectionError
+        PoolError ProtocolError ProxySchemeUnsupported ReadTimeoutError RequestError ResponseError
+        ResponseNotChunked SSLError TimeoutError TimeoutStateError UnrewindableBodyError""",
 }
 
 
@@ -103,10 +97,11 @@ def made(kind):
     return error
 
 
-def translated(error, *, handled=None, token="t0ken"):
+def translated(error, *, sent=False, handled=None, token="t0ken"):
     return translate(
-        error, handled=handled, action="publishing to queue 'jobs'", host=HOST, token=token
-    )
+        error, sent=sent, handled=handled, action="publishing to queue 'jobs'", host=HOST,
+        token=token,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=name_of)
@@ -116,17 +111,25 @@ def test_every_class_of_the_libraries_is_caught_and_its_meaning_was_decided(kind
 
     assert issubclass(kind, FOREIGN)
     assert str(error).startswith("publishing to queue 'jobs' failed: ")
-    meaning = MEANINGS.get(name_of(kind))
+    assert error.delivered == "no"
+    meaning = UNSENT.get(name_of(kind))
     if meaning is None:
         assert kind.__name__ in BROKEN[kind.__module__].split()
-        assert type(error) is errors.ConnectionFailed
-        assert error.delivered == "unknown"
-        assert f"the connection to {HOST} broke before the response arrived" in str(error)
-    else:
-        wanted = errors.ConfigurationError if meaning == CONFIGURATION else errors.ConnectionFailed
-        assert type(error) is wanted
-        assert error.delivered == ("unknown" if meaning == SLOW else "no")
-        assert meaning in str(error)
+    wanted = errors.ConfigurationError if meaning == CONFIGURATION else errors.ConnectionFailed
+    assert type(error) is wanted
+    assert (meaning or UNREACHABLE) in str(error)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=name_of)
+def test_once_the_request_was_sent_no_class_says_that_it_did_not_arrive(kind):
+    """Nor that the configuration is wrong, or the proxy: urllib3 blames it for a lost response."""
+    error = translated(made(kind), sent=True)
+
+    assert type(error) is errors.ConnectionFailed
+    assert error.delivered == "unknown"
+    is_slow = issubclass(kind, (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError))
+    broke = f"the connection to {HOST} broke before the response arrived"
+    assert (SLOW if is_slow else broke) in str(error)
 
 
 def test_the_most_specific_cause_decides():
