@@ -72,7 +72,8 @@ class FileFacts:
     def token_works(self) -> bool:
         """See `SharedFacts.token_works`."""
         query = "SELECT works_at FROM token WHERE hash = ?"
-        found = self._read(lambda c: c.execute(query, (self._file.token_hash,)).fetchone())
+        token = self._file.token_hash  # before the transaction: it may call the application
+        found = self._read(lambda c: c.execute(query, (token,)).fetchone())
         return found is not None and self._is_valid(found[0])
 
     def forget_token(self) -> None:

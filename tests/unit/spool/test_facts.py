@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kombu_cfqueues.shared_facts import KnownQueue
+from kombu_cfqueues.spool.database import Database
 from kombu_cfqueues.spool.facts import ASKING_SECONDS, FACT_LIFETIME_SECONDS
 
 JOBS = KnownQueue("id-of-jobs", 3600)
@@ -177,3 +178,36 @@ def test_without_a_file_nothing_is_known_and_everyone_asks(peer, tmp_path):
     assert facts.unfinished("jobs") is None
     assert facts.begin("list 1")
     facts.end("list 1")
+
+
+def test_the_application_is_not_asked_for_its_token_in_a_transaction(peer, clock, monkeypatch):
+    """Its callable may take long, or fork, and all threads would wait for it."""
+    process = peer()
+    inside, asked = [], []
+
+    def watched(begin):
+        def inner(self, work, **given):
+            def noted(connection):
+                inside.append(work)
+                try:
+                    return work(connection)
+                finally:
+                    inside.pop()
+
+            return begin(self, noted, **given)
+
+        return inner
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(Database, name, watched(getattr(Database, name)))
+    process.file._token = lambda: asked.append(bool(inside)) or "token"
+    facts = process.spool_.facts
+    facts.note_page(1, {"jobs": JOBS}, has_more=False)
+    assert facts.token_works()
+    facts.forget_token()
+    process.request_permit(None, clock.now + 900)
+    process.enter("x")
+    process.settle(process.claim())
+
+    assert asked
+    assert not any(asked)

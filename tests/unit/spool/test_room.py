@@ -636,3 +636,62 @@ def test_what_a_killed_publisher_waited_for_is_shown_until_its_deadline(peer, cl
     clock.now += CLAIM_SECONDS + 1
 
     assert Listing(looker.file).queues() == []
+
+
+# -- a file that was removed, and begun anew
+
+
+@pytest.fixture
+def replace(peer):
+    """Remove the file, as somebody does who frees disk space; return the row that comes anew."""
+
+    def replace(process, text="new"):
+        for suffix in ("", "-wal", "-shm"):
+            path = process.file.path
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return process.enter(text)
+
+    return replace
+
+
+def test_a_message_of_the_old_file_takes_none_of_the_new_one_back(peer, replace):
+    process = peer()
+    old = process.enter("old")
+    new = replace(process)
+    assert old.place[1] == new.place[1], "the test says nothing"
+
+    withdrawn = process.room.withdraw([old], claimed=True, until=math.inf)
+
+    assert withdrawn == {old: Withdrawn.PERHAPS_SENT}
+    assert texts(process.claim()) == ["new"]
+
+
+def test_a_message_of_the_old_file_ends_as_unknown(peer, replace):
+    process = peer()
+    old = process.enter("old")
+    replace(process)
+
+    settled = process.room.outcomes(until=math.inf).settled
+
+    assert [*settled] == [old]
+    assert settled[old].delivered == "unknown"
+
+
+@pytest.mark.parametrize("takes", [True, False], ids=["has its permit", "gives up"])
+def test_a_look_up_that_began_in_the_old_file_deletes_no_row_of_the_new_one(
+    peer, replace, clock, takes
+):
+    process = peer()
+    process.request_permit(None, clock.now + 50)
+    place, _ = process.request_permit(None, clock.now + 50)
+    new = replace(process)
+    assert place[1] == new.place[1], "the test says nothing"
+
+    if takes:
+        while place is not None:
+            clock.now += 0.1
+            place, _ = process.request_permit(place, clock.now + 50)
+    else:
+        process.permits.give_back(place)
+
+    assert texts(process.claim()) == ["new"]
