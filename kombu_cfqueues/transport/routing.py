@@ -124,7 +124,8 @@ class RoutingChannel(virtual.Channel):
             warn_once(CONTROL_HINT)
         if is_control_exchange(exchange):
             return []  # without fanout no process can receive it
-        text = _unroutable(exchange, routing_key)
+        # A fanout exchange ignores routing keys, of which there may be any number.
+        text = _unroutable(exchange, None if kind == "fanout" else routing_key)
         if mandatory:
             raise InvalidMessage(text)
         if kind == "fanout":
@@ -138,16 +139,17 @@ class RoutingChannel(virtual.Channel):
         return []
 
 
-def _unroutable(exchange: str, routing_key: str) -> str:
+def _unroutable(exchange: str, routing_key: str | None) -> str:
     if not exchange:
         return (
             "the message has neither an exchange nor a routing key, so no queue gets it: publish "
             "it with the queue's name as routing key"
         )
+    key = "" if routing_key is None else f" with routing key {routing_key!r}"
     return (
-        f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} in this "
-        "process, so the message reaches no queue: declare the queue in the publishing process, or "
-        "publish without an exchange and with the queue's name as routing key"
+        f"no queue is bound to exchange {exchange!r}{key} in this process, so the message reaches "
+        "no queue: declare the queue in the publishing process, or publish without an exchange and "
+        "with the queue's name as routing key"
     )
 
 
