@@ -289,6 +289,33 @@ def test_a_publish_while_the_interpreter_ends_is_accepted_or_a_typed_error(tmp_p
     assert ("accepted" in done.stderr) == ("late" in bodies)
 
 
+@pytest.mark.parametrize("target", ["connection", "app"])
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
+def test_a_batch_while_the_interpreter_ends_is_a_typed_error(target, used):
+    """As without a batch; and what the process has done can still be read."""
+    code = f"""
+        from celery import Celery
+        app = Celery(broker=connection.as_uri(include_password=True), set_as_current=False)
+        app.send_task("early", queue="jobs")
+        if {used}:
+            with kombu_cfqueues.batch({target}):
+                kombu_cfqueues.stats()
+        class Late:
+            def __del__(self):
+                try:
+                    with kombu_cfqueues.batch({target}):
+                        producer.publish("late", routing_key="jobs")
+                except kombu_cfqueues.errors.CFQueuesError as error:
+                    print("typed", error.delivered, file=sys.stderr, flush=True)
+                print(kombu_cfqueues.stats()["published"], "published", file=sys.stderr)
+        sys.modules["late"] = late = Late()
+    """
+    with Emulator() as emulator:
+        emulator.create_queue("jobs")
+        done = run(code, emulator.broker_url, {})
+    assert done.stderr.splitlines() == ["typed no", "1 published"]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_late_atexit_in_spool_mode_is_delivered_or_says_that_it_is_not(tmp_path, first):
     """Handlers run last in, first out: an early one runs when ours is over."""
