@@ -21,6 +21,7 @@ from ..errors import (
     CFQueuesError,
     ConnectionFailed,
     PermanentError,
+    PlanLimitReached,
     PublishTimeout,
     TransientError,
 )
@@ -206,7 +207,7 @@ class Channel(ConsumingChannel):
 
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
-        except (TransientError, PublishTimeout) as error:
+        except (TransientError, PublishTimeout, PlanLimitReached) as error:
             # An earlier attempt may have arrived.  Then a retry at the next URL is no worse.
             try:
                 next_url = self.session.for_next_url(error, deadline)
@@ -215,6 +216,8 @@ class Channel(ConsumingChannel):
                 raise
             if next_url is not None:
                 raise next_url from error.__cause__
+            if isinstance(error, PlanLimitReached):
+                raise
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:

@@ -19,8 +19,10 @@ from ..errors import (
     CFQueuesError,
     ConfigurationError,
     ConnectionFailed,
+    PlanLimitReached,
     PublishTimeout,
     QueueNotFound,
+    RateLimited,
     TransientError,
     copy_of,
 )
@@ -195,6 +197,9 @@ class Session:
             error = (
                 copy_of(error.__cause__) if isinstance(error.__cause__, TransientError) else error
             )
+        if isinstance(error, PlanLimitReached):
+            # Permanent here until midnight, but the next URL may be for another account.
+            error = _as_rate_limit(error)
         if not isinstance(error, TransientError):
             return None
         self._refusal = None if isinstance(error, ConnectionFailed) else error
@@ -222,6 +227,18 @@ class Session:
 
     def _is_for_failover(self, error: TransientError) -> bool:
         return self.has_alternates and isinstance(error, ConnectionFailed)
+
+
+def _as_rate_limit(error: PlanLimitReached) -> RateLimited:
+    """Return *error* as an error after which Kombu goes on to its next URL."""
+    return RateLimited(
+        str(error),
+        status=error.status,
+        code=error.code,
+        ray_id=error.ray_id,
+        retry_after=error.retry_after,
+        delivered=error.delivered,
+    )
 
 
 class Connected(Protocol):
