@@ -179,6 +179,10 @@ class Session:
         if self._account is not None and self.has_alternates:
             self._account.directory.require_probe(self._refusal)
 
+    def may_repeat(self, error: CFQueuesError) -> bool:
+        """Return whether a message may be published again after *error*."""
+        return error.delivered == "no" or self.options.retry_uncertain
+
     def for_next_url(self, error: CFQueuesError, deadline: float) -> TransientError | None:
         """Return what to raise so that Kombu publishes to its next URL; None to stay with this one.
 
@@ -186,8 +190,7 @@ class Session:
             error: The failure of the publish.
             deadline: The deadline of the publish.
         """
-        may_repeat = error.delivered == "no" or self.options.retry_uncertain
-        if not (may_repeat and self.has_alternates):
+        if not (self.may_repeat(error) and self.has_alternates):
             return None
         in_time = time.monotonic() < deadline
         if error.delivered == "unknown" and not in_time:
