@@ -13,6 +13,7 @@ With plain Kombu, importing this package makes ``cfqueues://`` URLs known::
         connection.Producer().publish({"hello": "world"}, routing_key="greetings")
 """
 
+import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,12 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_MODULES[name], __name__)
+    # Keep everything public that is loaded now: a finalizer may use it while the interpreter ends,
+    # when `import_module` finds no module any more, not even one that is loaded.
+    for public, path in _MODULES.items():
+        loaded = sys.modules.get(f"{__name__}{path}")
+        if hasattr(loaded, public):  # not if another thread is still importing it
+            globals()[public] = getattr(loaded, public)
     return module if name in ("errors", "health") else getattr(module, name)
 
 

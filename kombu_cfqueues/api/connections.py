@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse, parse_headers
+from http.client import HTTPResponse, parse_headers
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -182,17 +182,14 @@ class _Response(HTTPResponse):
         """Return the status line of the final response; also used for a proxy's tunnel."""
         while True:
             line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
-            status = line[1]
-            if status == HTTPStatus.SWITCHING_PROTOCOLS:  # no request asks for it
-                raise HTTPException("the server switched to another protocol")
-            if status >= HTTPStatus.OK:
+            if line[1] >= HTTPStatus.OK:
                 return line
             parse_headers(self.fp)
 
     def begin(self) -> None:
         super().begin()
         # These statuses have no body (RFC 9110).  If the headers announce a body, the server may
-        # send it, and the next request on the connection would read it.
+        # send it late, and the next request on the connection would read it.
         if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) and (
             self.chunked or self.headers.get("Content-Length", "0").strip() != "0"
         ):

@@ -216,7 +216,8 @@ class Inbox:
                     return self._calls.popleft()
                 arrival = self._pop(_is_deliverable)
                 if arrival is not None:
-                    self._hand_out(arrival, had_to_wait=self._missed)
+                    window = arrival.subscription.window
+                    self._hand_out(arrival, window, had_to_wait=self._missed)
                     self._missed = False
                     return arrival
                 self._raise_failure()
@@ -258,21 +259,27 @@ class Inbox:
             if on_ready is not None:
                 on_ready()
 
-    def take_from(self, subscription: Subscription, deadline: float) -> Arrival | None:
-        """Return a message of *subscription*; wait only for pulls that are in flight.
+    def take_from(self, name: str, window: PrefetchWindow, deadline: float) -> Arrival | None:
+        """Return a message that was pulled for any subscription to a queue, and not delivered.
+
+        Waits only for pulls that are in flight.  The message takes an unsettled slot of *window*,
+        instead of the slot that was held for it.
 
         Args:
-            subscription: One of this inbox.
+            name: Kombu's name of the queue.
+            window: The slots of the channel that asks.
             deadline: When to stop waiting, in seconds of `time.monotonic`.
         """
         with self._lock:
+            ids = self.ids_of(name)
             while True:
-                arrival = self._pop(lambda one: one.subscription is subscription)
+                arrival = self._pop(lambda one: one.subscription.queue.id in ids)
                 if arrival is not None:
-                    self._hand_out(arrival, had_to_wait=False)
+                    self._hand_out(arrival, window, had_to_wait=False)
                     return arrival
                 left = deadline - time.monotonic()
-                if not subscription.in_flight or left <= 0:
+                pulls = (one.in_flight for one in self.subscriptions if one.queue.id in ids)
+                if left <= 0 or not any(pulls):
                     return None
                 self._changed.wait(left)
 
@@ -323,6 +330,10 @@ class Inbox:
             # The queue of the newest may not be found yet.
             if one.name == name or one.queue.id == queue_id
         )
+
+    def ids_of(self, name: str) -> set[str]:
+        """Return the ids at Cloudflare of Kombu's queue *name*, which other names may also mean."""
+        return {one.queue.id for one in self.subscriptions if one.name == name}
 
     def found(self, subscription: Subscription, source: Source) -> None:
         """Note what a subscription pulls; the newest one takes over messages of earlier ones."""
@@ -387,10 +398,13 @@ class Inbox:
             return True
         return any(subscription.failure for subscription in self.subscriptions)
 
-    def _hand_out(self, arrival: Arrival, *, had_to_wait: bool) -> None:
-        window = arrival.subscription.window
+    def _hand_out(self, arrival: Arrival, window: PrefetchWindow, *, had_to_wait: bool) -> None:
+        """Free the slot that is held for a message, and take an unsettled one of *window*."""
+        held_by = arrival.subscription.window
+        held_by.held -= 1
+        window.held += 1
         window.delivered(time.monotonic(), had_to_wait=had_to_wait)
-        if window.freed(time.monotonic()):
+        if held_by.freed(time.monotonic()):
             self._on_pull_wanted()
 
     def _raise_failure(self) -> None:

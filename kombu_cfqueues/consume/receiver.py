@@ -159,10 +159,17 @@ class Receiver:
         for delivery in undelivered:
             self.settlement.give_back(delivery)
 
-    def discard(self, subscription: Subscription) -> None:
-        """Acknowledge what was not delivered, because its queue was purged.  Returns at once."""
+    def discard(self, inbox: Inbox, name: str) -> None:
+        """Acknowledge what was not delivered of a queue, which was purged.  Returns at once.
+
+        Args:
+            inbox: Of the connection that has purged it.
+            name: Kombu's name of the queue.
+        """
         with self._lock:
-            undelivered = subscription.inbox.withdraw(subscription)
+            ids = inbox.ids_of(name)
+            subscriptions = [one for one in inbox.subscriptions if one.queue.id in ids]
+            undelivered = [one for each in subscriptions for one in inbox.withdraw(each)]
             self._threads.call()
         for delivery in undelivered:
             self.settlement.ack(delivery)

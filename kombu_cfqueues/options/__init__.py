@@ -1,9 +1,10 @@
 """What the user wants: URL, ``transport_options`` and environment as one frozen, checked value."""
 
 from .address import HostPort
-from .base_url import is_loopback, shown_place
+from .base_url import shown_place
 from .broker_url import BrokerUrl, is_ours
 from .foreign import log_queue_arguments
+from .host import is_loopback
 from .options import ACCOUNT_OPTIONS, Options
 from .pod import POD_ADVICE, POD_VARIABLE, lacks_shared_rate
 from .secret import ControlUrl, Secret, Token, is_missing, shown_option

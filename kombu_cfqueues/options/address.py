@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
-from .base_url import netloc
+from .host import netloc
 
 LOOPBACK: Final = "127.0.0.1"
 """The host of an address without one, which no other machine can reach."""

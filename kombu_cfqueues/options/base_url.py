@@ -1,18 +1,20 @@
-"""Where the API is served: the base URL of requests, and which hosts may be reached by http."""
+"""Where the API is served: the base URL of requests, and when they may go by http."""
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from .. import limits
 from ..errors import ConfigurationError
 from ..runtime.once import once
+from .host import is_host, is_loopback, is_private, may_be_secret, netloc
 
 logger = logging.getLogger(__name__)
+
+_HIDDEN: Final = "the given value, which is hidden because it may contain a secret"
 
 
 def base_url(host: str | None, port: int | None, option: Any, *, insecure: bool) -> str:
@@ -38,32 +40,10 @@ def base_url(host: str | None, port: int | None, option: Any, *, insecure: bool)
     if not host:
         return limits.API_BASE_URL
     scheme = "https"
-    if is_loopback(host) or (insecure and _is_private(host)):
+    if is_loopback(host) or (insecure and is_private(host)):
         scheme = "http"
         _check_scheme(scheme, host, insecure=insecure)
     return f"{scheme}://{netloc(host, port)}{limits.API_PATH}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether *host* is this machine, so that plain http does not expose the token.
-
-    A client that connects to the unspecified address (``0.0.0.0``, ``::``) reaches this machine.
-    """
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
-def _is_private(host: str) -> bool:
-    """Whether *host* is a name without a dot, such as a container's, or a private address."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host
 
 
 def shown_place(
@@ -90,7 +70,9 @@ def shown_place(
 def _split(option: Any) -> SplitResult:
     try:
         parts = urlsplit(option if isinstance(option, str) else "")
-        well_formed = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        well_formed = (
+            parts.scheme in ("http", "https") and is_host(parts.hostname or "") and parts.port != 0
+        )
     except ValueError:
         parts, well_formed = urlsplit(""), False
     if parts.username or parts.password:
@@ -99,11 +81,10 @@ def _split(option: Any) -> SplitResult:
         )
     if not well_formed or parts.query or parts.fragment:
         # A value with one of these characters may contain a secret.
-        hidden = set("@?#") & set(str(option))
-        shown = "the given value, which is hidden because it may contain a secret"
+        hidden = set("@?#") & set(str(option)) or may_be_secret(str(option))
         raise ConfigurationError(
             "base_url must look like 'https://host' or 'https://host/client/v4', not "
-            f"{shown if hidden else repr(option)}"
+            f"{_HIDDEN if hidden else repr(option)}"
         )
     return parts
 
@@ -111,6 +92,7 @@ def _split(option: Any) -> SplitResult:
 def _check_scheme(scheme: str, host: str, *, insecure: bool) -> None:
     if scheme == "https" or is_loopback(host):
         return
+    host = "a host that is hidden because it may be a secret" if may_be_secret(host) else host
     if not insecure:
         raise ConfigurationError(
             f"base_url would send the API token unencrypted to {host}: use https, or set "
@@ -122,9 +104,3 @@ def _check_scheme(scheme: str, host: str, *, insecure: bool) -> None:
 @once
 def _warn_of_plain_http(host: str) -> None:
     logger.warning("the API token travels unencrypted to %s (allow_insecure_http is set)", host)
-
-
-def netloc(host: str, port: int | None) -> str:
-    """Return host and port as they are written in a URL."""
-    name = f"[{host}]" if ":" in host else host
-    return f"{name}:{port}" if port else name

@@ -7,27 +7,19 @@ and it would not pass on the scheme.  The scheme matters because Celery's settin
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
 from .. import limits
-from .base_url import netloc
+from .host import is_host, may_be_secret, netloc
 
 SCHEME: Final = "cfqueues"
 """The scheme of our broker URLs."""
 
 FORM: Final = "cfqueues://ACCOUNT_ID:API_TOKEN@/"
 """What a broker URL looks like."""
-
-SECRET_CHARACTERS: Final = 30
-"""A part of a host name that is this long is not shown: it may be an API token, of 40 characters or
-more.  A host name that is this long and has no dot is refused."""
-
-_HOST: Final = re.compile(r"\w([\w.-]*\w)?\.?")
 
 _AROUND: Final = "\"' \t\r\n"
 
@@ -144,7 +136,7 @@ class BrokerUrl:
             token = self.password() if callable(self.password) else self.password
             login += f":{quote(token, safe='') if with_password else mask}"
         place = netloc(self.host, self.port) if self.host else default_host
-        if self.host and not with_password and _may_be_secret(self.host):
+        if not with_password and may_be_secret(place):
             place = mask
         return f"{SCHEME}://{login}{'@' if login else ''}{place}/"
 
@@ -173,18 +165,6 @@ def _checked(given: BrokerUrl, text: str) -> BrokerUrl:
 
 
 def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        api_host = urlsplit(limits.API_BASE_URL).hostname or ""
-        return (
-            _HOST.fullmatch(host) is not None
-            and ("." in host or len(host) < SECRET_CHARACTERS)
-            # The @ after the token is missing.
-            and not (host.endswith(api_host) and host != api_host)
-        )
-    return True
-
-
-def _may_be_secret(host: str) -> bool:
-    return any(len(label) >= SECRET_CHARACTERS for label in host.split("."))
+    api_host = urlsplit(limits.API_BASE_URL).hostname or ""
+    # If it ends like this, the @ after the token is missing.
+    return is_host(host) and not (host.endswith(api_host) and host != api_host)

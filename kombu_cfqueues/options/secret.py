@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from .. import limits
+from .host import may_be_secret
+
 
 class Secret(str):
     """A string whose ``repr`` is masked, so that logs of local variables do not show it.
@@ -39,7 +42,12 @@ SECRET_OPTIONS: Final = ("api_token", "budget_url", "control_url")
 
 def shown_option(name: str, value: object) -> object:
     """Return the value of a transport option as it may be shown, and as JSON can hold it."""
-    if value is not None and (name in SECRET_OPTIONS or callable(value)):
+    if value is None:
+        return None
+    is_token_by_mistake = (name == "account_id" and not limits.ID.fullmatch(str(value))) or (
+        name == "base_url" and may_be_secret(str(value))
+    )
+    if name in SECRET_OPTIONS or callable(value) or is_token_by_mistake:
         return "**"
     return value
 

@@ -350,7 +350,8 @@ class Relay:
 
     def _oldest(self) -> list[Place]:
         while True:
-            with contextlib.suppress(RuntimeError):  # another thread has just spooled something
+            # Python may switch threads between `islice` and `list`, and the other thread may spool.
+            with contextlib.suppress(RuntimeError):
                 return list(islice(self._promises, PROMISES_PER_QUERY))
 
     def _ask(self, places: Sequence[Place]) -> bool:

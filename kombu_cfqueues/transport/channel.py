@@ -21,6 +21,7 @@ from ..errors import (
     CFQueuesError,
     ConnectionFailed,
     PermanentError,
+    PlanLimitReached,
     PublishTimeout,
     TransientError,
 )
@@ -34,6 +35,7 @@ from .batch import Batch, PublishBatch
 from .block import batch_for
 from .celery_task import is_control_queue, is_result_queue
 from .consumer import ConsumingChannel
+from .session import Session
 from .uncertain import Content
 
 logger = logging.getLogger(__name__)
@@ -189,7 +191,8 @@ class Channel(ConsumingChannel):
         """Publish to one queue; block until *deadline*, of a publish that may take *seconds*."""
         # If another thread has closed the connection, `self.session` raises `ConnectionFailed`, and
         # Kombu publishes again over a new one.  After the message is accepted, use only `account`.
-        account = self.session.account
+        session = self.session
+        account = session.account
 
         def submit(target: Queue) -> None:
             error = envelope.retention_error(packed, queue, target.retention_seconds)
@@ -206,16 +209,29 @@ class Channel(ConsumingChannel):
 
         try:
             self.session.use_queue(queue, deadline, submit, publishes=True)
-        except (TransientError, PublishTimeout) as error:
-            # An earlier attempt may have arrived.  Then a retry at the next URL is no worse.
-            try:
-                next_url = self.session.for_next_url(error, deadline)
-            except ConnectionFailed as closed:
-                closed.delivered = error.delivered
+        except (TransientError, PublishTimeout, PlanLimitReached) as error:
+            again = self._for_kombu_to_retry(session, error, deadline)
+            if again is not None:
+                raise again from error.__cause__
+            if isinstance(error, PlanLimitReached):
                 raise
-            if next_url is not None:
-                raise next_url from error.__cause__
             raise _timed_out(queue, error, seconds)  # noqa: B904  it sets its cause itself
+
+    def _for_kombu_to_retry(
+        self, session: Session, error: CFQueuesError, deadline: float
+    ) -> TransientError | None:
+        """Return what to raise so that Kombu publishes again; None if it should not.
+
+        It publishes to its next URL, or over a new connection if another thread has closed this
+        one.  An earlier attempt may have arrived.  Then a retry at the next URL is no worse.
+        """
+        if not session.may_repeat(error):
+            return None
+        try:
+            return self.session.for_next_url(error, deadline)
+        except ConnectionFailed as closed:
+            closed.delivered = error.delivered
+            return closed
 
     def _spooled(self, queue: str, packed: Packed, message: dict[str, Any]) -> Spooled:
         address = self.session.account.directory.spool_address(queue, self.session.options)

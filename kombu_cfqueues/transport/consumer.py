@@ -167,8 +167,10 @@ class ConsumingChannel(RoutingChannel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:
         """Return one message of *queue*, or None if it has none now.
 
-        Makes one request, which is billed.  If the server is down, raises after 2 seconds; blocks
-        for 20 seconds at most, while a new pull consumer takes effect or the server is silent.
+        Takes what was pulled for a consumer of this connection and not delivered.  If there is
+        nothing, makes one request, which is billed.  If the server is down, raises after 2 seconds;
+        blocks for 20 seconds at most, while a new pull consumer takes effect or the server is
+        silent.
 
         Args:
             queue: Kombu's name of the queue.
@@ -181,16 +183,17 @@ class ConsumingChannel(RoutingChannel):
         if celery_task.is_control_queue(queue):
             return None
         deadline = min(self.session.deadline(), time.monotonic() + GET_SECONDS)
-        group = self._queue_consumers.get(queue)
-        # A consumer of this channel may have pulled a message already.
-        if group is not None and group.subscription is not None:
-            arrival = self.session.inbox.take_from(group.subscription, deadline)
-            if arrival is not None:
-                return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
-        delivery = self._pull_one(queue, deadline)
-        if delivery is None:
+        inbox, window = self.session.inbox, self.qos.window
+        arrival = inbox.take_from(queue, window, deadline)
+        if arrival is None:
+            delivery = self._pull_one(queue, deadline)
+            if delivery is not None:
+                return self._accept(delivery, has_slot=False, no_ack=no_ack)
+            # A consumer may have pulled the last message since.
+            arrival = inbox.take_from(queue, window, deadline)
+        if arrival is None:
             return None
-        return self._accept(delivery, has_slot=False, no_ack=no_ack)
+        return self._accept(arrival.delivery, has_slot=True, no_ack=no_ack)
 
     def _pull_one(self, queue: str, deadline: float) -> Delivery | None:
         session = self.session
@@ -370,9 +373,7 @@ class ConsumingChannel(RoutingChannel):
 
     def _discard_arrived(self, queue: str) -> None:
         """Drop the messages that were pulled from a queue before it was purged."""
-        group = self._queue_consumers.get(queue)
-        if group is not None and group.subscription is not None:
-            self.qos.receiver.discard(group.subscription)
+        self.qos.receiver.discard(self.session.inbox, queue)
 
     # Parts
 

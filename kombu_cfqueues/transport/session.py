@@ -19,8 +19,10 @@ from ..errors import (
     CFQueuesError,
     ConfigurationError,
     ConnectionFailed,
+    PlanLimitReached,
     PublishTimeout,
     QueueNotFound,
+    RateLimited,
     TransientError,
     copy_of,
 )
@@ -177,6 +179,10 @@ class Session:
         if self._account is not None and self.has_alternates:
             self._account.directory.require_probe(self._refusal)
 
+    def may_repeat(self, error: CFQueuesError) -> bool:
+        """Return whether a message may be published again after *error*."""
+        return error.delivered == "no" or self.options.retry_uncertain
+
     def for_next_url(self, error: CFQueuesError, deadline: float) -> TransientError | None:
         """Return what to raise so that Kombu publishes to its next URL; None to stay with this one.
 
@@ -184,8 +190,7 @@ class Session:
             error: The failure of the publish.
             deadline: The deadline of the publish.
         """
-        may_repeat = error.delivered == "no" or self.options.retry_uncertain
-        if not (may_repeat and self.has_alternates):
+        if not (self.may_repeat(error) and self.has_alternates):
             return None
         in_time = time.monotonic() < deadline
         if error.delivered == "unknown" and not in_time:
@@ -195,6 +200,9 @@ class Session:
             error = (
                 copy_of(error.__cause__) if isinstance(error.__cause__, TransientError) else error
             )
+        if isinstance(error, PlanLimitReached):
+            # Permanent here until midnight, but the next URL may be for another account.
+            error = _as_rate_limit(error)
         if not isinstance(error, TransientError):
             return None
         self._refusal = None if isinstance(error, ConnectionFailed) else error
@@ -222,6 +230,18 @@ class Session:
 
     def _is_for_failover(self, error: TransientError) -> bool:
         return self.has_alternates and isinstance(error, ConnectionFailed)
+
+
+def _as_rate_limit(error: PlanLimitReached) -> RateLimited:
+    """Return *error* as an error after which Kombu goes on to its next URL."""
+    return RateLimited(
+        str(error),
+        status=error.status,
+        code=error.code,
+        ray_id=error.ray_id,
+        retry_after=error.retry_after,
+        delivered=error.delivered,
+    )
 
 
 class Connected(Protocol):

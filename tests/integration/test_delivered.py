@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from support.processes import ROOT
-from support.scripted import Api, Die, Drop, Failure, Hang, Html, ScriptedServer
+from support.scripted import After, Api, Die, Drop, Failure, Hang, Html, ScriptedServer
 
 import kombu_cfqueues
 from kombu_cfqueues.emulator import ACCOUNT_ID, TOKEN, Emulator
@@ -79,14 +80,18 @@ def test_it_says_so_with_several_urls(nobody):
     assert error.delivered == "no"
 
 
-def test_it_says_so_after_another_connection_was_lost(nobody):
-    """The first URL took the message and died; the second is away: perhaps it arrived."""
+@pytest.mark.parametrize("others", [1, 2])
+def test_it_says_so_after_another_connection_was_lost(nobody, others):
+    """The first URL took the message and died; all others are away: perhaps it arrived.
+
+    With two of them, Kombu raises the error of connecting to the last one.
+    """
     api = Api(["jobs"])
     with (
         ScriptedServer(
             otherwise=lambda r: Die() if r.path.endswith("/messages") else api(r)
         ) as server,
-        app_for(f"{server.broker_url};{nobody}") as app,
+        app_for(";".join([server.broker_url, *[nobody] * others])) as app,
     ):
         error = failure_of(lambda: app.send_task("add", queue="jobs"))
     assert error.delivered == "unknown"
@@ -193,6 +198,48 @@ def test_a_connection_that_was_closed_says_so(emulator):
     assert producer
 
 
+def publish_while_another_thread_closes(step, *, retry_uncertain, **how):
+    """Publish; close the connection once the request has left, and then answer with *step*.
+
+    Returns what the publish raised, and how many requests left.
+    """
+    api, closed, errors = Api(["jobs"]), threading.Event(), []
+
+    def publish():
+        options = {"publish_timeout": 1, "retry_uncertain": retry_uncertain}
+        connections.append(connection := Connection(server.broker_url, transport_options=options))
+        producer = connection.Producer()
+        errors.append(failure_of(lambda: producer.publish({}, routing_key="jobs", **how)))
+
+    connections = []
+    with ScriptedServer(
+        otherwise=lambda r: After(closed, step) if r.path.endswith("/messages") else api(r)
+    ) as server:
+        thread = threading.Thread(target=publish)
+        thread.start()
+        assert server.wait_for(lambda: server.targets("POST", "/messages"))
+        connections[0].release()
+        closed.set()
+        thread.join(10)
+        return errors[0], len(server.targets("POST", "/messages"))
+
+
+@pytest.mark.parametrize("retry_uncertain", [True, False])
+@pytest.mark.parametrize(("step", "delivered"), [(Drop(), "unknown"), (Failure(503, 15000), "no")])
+def test_a_publish_whose_connection_is_closed_meanwhile_says_so(step, delivered, retry_uncertain):
+    error, _ = publish_while_another_thread_closes(step, retry_uncertain=retry_uncertain)
+    assert isinstance(error, OperationalError)
+    assert error.delivered == delivered
+
+
+def test_it_is_not_published_again_over_another_connection_if_so_asked():
+    """With ``retry_uncertain=False`` nobody may repeat it, Kombu included."""
+    policy = {"retry": True, "retry_policy": {"max_retries": 2, "interval_start": 0}}
+    error, requests = publish_while_another_thread_closes(Drop(), retry_uncertain=False, **policy)
+    assert error.delivered == "unknown"
+    assert requests == 1
+
+
 # -- in time: connecting is Kombu's to repeat, and what follows is ours.  It is so today.
 
 
@@ -287,6 +334,33 @@ def test_a_publish_while_the_interpreter_ends_is_accepted_or_a_typed_error(tmp_p
     assert "raised" not in done.stderr, done.stderr
     assert "typed no" in done.stderr or "accepted" in done.stderr, done.stderr
     assert ("accepted" in done.stderr) == ("late" in bodies)
+
+
+@pytest.mark.parametrize("target", ["connection", "app"])
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
+def test_a_batch_while_the_interpreter_ends_is_a_typed_error(target, used):
+    """As without a batch; and what the process has done can still be read."""
+    code = f"""
+        from celery import Celery
+        app = Celery(broker=connection.as_uri(include_password=True), set_as_current=False)
+        app.send_task("early", queue="jobs")
+        if {used}:
+            with kombu_cfqueues.batch({target}):
+                kombu_cfqueues.stats()
+        class Late:
+            def __del__(self):
+                try:
+                    with kombu_cfqueues.batch({target}):
+                        producer.publish("late", routing_key="jobs")
+                except kombu_cfqueues.errors.CFQueuesError as error:
+                    print("typed", error.delivered, file=sys.stderr, flush=True)
+                print(kombu_cfqueues.stats()["published"], "published", file=sys.stderr)
+        sys.modules["late"] = late = Late()
+    """
+    with Emulator() as emulator:
+        emulator.create_queue("jobs")
+        done = run(code, emulator.broker_url, {})
+    assert done.stderr.splitlines() == ["typed no", "1 published"]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -11,10 +11,11 @@ import kombu
 import pytest
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError
 from support.scripted import Api, Failure, Html, Json, ScriptedServer
 
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.errors import CFQueuesError, PublishTimeout, ServerError
+from kombu_cfqueues.errors import CFQueuesError, PlanLimitReached, PublishTimeout, ServerError
 
 #: Answers of a server that has surely not taken the message.
 SURELY_NOT = {
@@ -28,6 +29,7 @@ SURELY_NOT = {
     "the queue is overloaded": Failure(429, 10250, Retry_After="20"),
     "the queue is full": Failure(429, 10251),
     "the queue is disabled": Failure(429, 10252),
+    "the plan's operations of the day are used up": Failure(429, 10253),
 }
 
 
@@ -168,6 +170,25 @@ def test_it_ends_where_no_broker_serves():
         seconds = time.monotonic() - began
     assert raised.value.delivered == "no"
     assert seconds < 6
+
+
+def test_each_broker_is_asked_once_where_the_plans_of_all_accounts_are_used_up(caplog):
+    answer = Failure(429, 10253)
+    with first(answer) as one, first(answer) as two:
+        with pytest.raises(OperationalError) as raised:
+            send(urls(one, two), publish_timeout=1)
+        posts = [broker.targets("POST", "/messages") for broker in (one, two)]
+    assert raised.value.delivered == "no"
+    assert [len(one) for one in posts] == [1, 1]
+    assert caplog.text.count("operations for today are used up") == 2
+
+
+def test_without_another_url_a_used_up_plan_is_no_reason_to_wait():
+    with first(Failure(429, 10253)) as broker:
+        began = time.monotonic()
+        with pytest.raises(PlanLimitReached):
+            send(broker.broker_url)
+    assert time.monotonic() - began < 4
 
 
 def test_a_broker_that_takes_no_messages_does_not_connect_for_a_moment(second):

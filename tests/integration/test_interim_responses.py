@@ -158,26 +158,30 @@ def test_a_switch_of_protocols_ends_the_connection():
 
 @pytest.mark.parametrize("status", [204, 304])
 def test_an_answer_that_has_no_body_by_its_status_leaves_nothing_behind(status):
-    """A server that sends one all the same would answer the next request with it."""
+    """A server that sends one all the same, and late, would answer the next request with it."""
     api = Api(["jobs"])
     accepted = Success().text()
+    odd = []  # connections that wait for a body
 
     class Odd(Step):
         def play(self, connection, server) -> bool:
-            connection.sendall(
-                f"HTTP/1.1 {status} Odd\r\nContent-Length: {len(accepted)}\r\n\r\n".encode()
-                + accepted
-            )
+            odd.append(connection)
+            head = f"HTTP/1.1 {status} Odd\r\nContent-Length: {len(accepted)}\r\n\r\n"
+            connection.sendall(head.encode())
             return True
+
+    class Refusal(Step):
+        def play(self, connection, server) -> bool:
+            if connection in odd:
+                connection.sendall(accepted)
+            return Failure(400, 10207, "the message says wrong").play(connection, server)
 
     def answer(request):
         if b"odd" in request.body:
             return Odd()
-        if b"wrong" in request.body:
-            return Failure(400, 10207, "the message says wrong")
-        return api(request)
+        return Refusal() if b"wrong" in request.body else api(request)
 
-    options = {"publish_timeout": 1}
+    options = {"publish_timeout": 1, "retry_uncertain": False}
     with (
         ScriptedServer(otherwise=answer) as server,
         Connection(server.broker_url, transport_options=options) as connection,
@@ -185,6 +189,7 @@ def test_an_answer_that_has_no_body_by_its_status_leaves_nothing_behind(status):
         producer = connection.Producer()
         with pytest.raises(CFQueuesError):
             producer.publish("odd", routing_key="jobs")
+        assert odd
         with pytest.raises(InvalidMessage):
             producer.publish("wrong", routing_key="jobs")
 

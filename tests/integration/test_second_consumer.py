@@ -111,6 +111,30 @@ def test_a_second_consumer_on_another_channel_gets_what_comes(connection):
     assert sorted(got["new"]) == [1, 2, 3, 4]
 
 
+def test_one_on_another_channel_takes_over_what_was_pulled_ahead(connection):
+    """40 messages: some are delivered to the first, and some wait for it when the second comes."""
+    got = {"old": [], "new": []}
+
+    def consume(name):
+        def callback(body, message):
+            got[name].append(body)
+            message.ack()
+
+        channel = connection.channel()
+        connection.Consumer([Queue("jobs")], callbacks=[callback], channel=channel).consume()
+
+    publish(connection, *range(40))
+    consume("old")
+    for _ in range(20):
+        connection.drain_events(timeout=5)
+    consume("new")
+    for _ in range(20):
+        connection.drain_events(timeout=5)
+
+    assert len(got["old"]) == len(got["new"]) == 20
+    assert sorted(got["old"] + got["new"]) == list(range(40))
+
+
 def test_a_second_consumer_on_the_same_channel_gets_what_comes(connection):
     got = {"old": [], "new": []}
 

@@ -133,6 +133,73 @@ def test_a_slip_does_not_send_the_environments_token_to_another_host(monkeypatch
     assert isinstance(error, ConfigurationError)
 
 
+BASE_URLS = [
+    "{token}",
+    "{token}/client/v4",
+    "https:/{token}",
+    "https:///{token}",
+    "ftp://{token}/",
+    "https://{token}",
+    "https://{token}/",
+    "https://{token}:443/",
+    "http://{token}/",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
+@pytest.mark.parametrize("base_url", BASE_URLS)
+def test_a_token_in_base_url_is_neither_shown_nor_looked_up(base_url, token, monkeypatch):
+    """A look-up would show it to every name server on the way."""
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    options = {
+        "account_id": ACCOUNT,
+        "api_token": "other",
+        "base_url": base_url.format(token=token),
+        "allow_insecure_http": True,
+    }
+    connection = Connection("cfqueues://", transport_options=options)
+
+    text = f"{shown(connection)} {connection.info()}"
+    error = failure_of(connection)
+
+    assert SECRET.lower() not in text.lower()
+    assert isinstance(error, ConfigurationError), type(error)
+    assert "base_url" in str(error)
+    assert SECRET.lower() not in told(error).lower()
+    assert not asked
+
+
+@pytest.mark.parametrize("place", ["{token}.example.com", "queues.{token}:8443"])
+def test_a_host_with_a_part_as_long_as_a_token_is_not_shown(place):
+    """In the broker URL and in ``base_url``; it may be a right one, so it is not refused."""
+    host = place.format(token=TOKENS["new"])
+    of_url = Connection(f"cfqueues://{ACCOUNT}:x@{host}/", transport="kombu_cfqueues:Transport")
+    assert shown(of_url).count(f"cfqueues://{ACCOUNT}:**@**/") == 3
+    assert SECRET.lower() not in str(of_url.info()).lower()
+
+    options = {"account_id": ACCOUNT, "api_token": "x", "base_url": f"https://{host}/"}
+    of_option = Connection("cfqueues://", transport_options=options)
+    assert shown(of_option).count("cfqueues://**/") == 3
+    assert SECRET.lower() not in str(of_option.info()).lower()
+
+    plain = {**options, "base_url": f"http://{host}/"}
+    error = failure_of(Connection("cfqueues://", transport_options=plain))
+    assert isinstance(error, ConfigurationError)
+    assert SECRET.lower() not in told(error).lower()
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
+def test_a_token_in_the_option_account_id_is_not_shown(token):
+    options = {"account_id": token, "api_token": ACCOUNT}
+    connection = Connection("cfqueues://", transport_options=options)
+    text = f"{shown(connection)} {connection.info()}"
+    error = failure_of(connection)
+    assert SECRET.lower() not in text.lower()
+    assert isinstance(error, ConfigurationError)
+    assert SECRET.lower() not in told(error).lower()
+
+
 def test_celery_shows_no_token_either():
     app = Celery("shop", broker=f"cfqueues://{TOKENS['new']}@/", set_as_current=False)
     app.conf.broker_transport = "kombu_cfqueues:Transport"
@@ -147,6 +214,8 @@ def test_what_is_right_is_shown(host):
         f"cfqueues://{ACCOUNT}:{SECRET}@{host}/", transport="kombu_cfqueues:Transport"
     )
     assert connection.as_uri() == f"cfqueues://{ACCOUNT}:**@{host}/"
+    options = {"account_id": ACCOUNT, "api_token": SECRET, "base_url": f"https://{host}"}
+    assert Connection("cfqueues://", transport_options=options).as_uri() == f"cfqueues://{host}/"
 
 
 # -- whose URL it is

@@ -167,12 +167,12 @@ def test_what_is_withdrawn_is_not_delivered_and_takes_no_room():
 
 def test_one_queue_can_be_taken_from_alone_and_waits_for_its_pull_only():
     mail = Mail()
-    assert mail.inbox.take_from(mail.subscription, time.monotonic() + 5) is None
+    assert mail.inbox.take_from("jobs", mail.window, time.monotonic() + 5) is None
 
     mail.subscription.in_flight = 1
     threading.Timer(0.1, mail.put, ["a"]).start()
 
-    arrival = mail.inbox.take_from(mail.subscription, time.monotonic() + 5)
+    arrival = mail.inbox.take_from("jobs", mail.window, time.monotonic() + 5)
     assert arrival.delivery.lease_id == "a"
 
 
@@ -187,4 +187,4 @@ def test_a_forked_child_has_none_of_its_parents_messages():
     mail.subscription.renew_after_fork()
 
     assert mail.take() is None
-    assert mail.inbox.take_from(mail.subscription, time.monotonic() + 60) is None
+    assert mail.inbox.take_from("jobs", mail.window, time.monotonic() + 60) is None

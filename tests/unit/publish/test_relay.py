@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections import OrderedDict
 
 import pytest
 from support.processes import eventually
@@ -94,6 +95,32 @@ def test_nothing_is_worked_for_a_promise_that_nobody_keeps(process):
 
     assert eventually(lambda: one.posted)
     assert eventually(lambda: not one.relay._promises)
+
+
+class SpooledMeanwhile(OrderedDict):
+    """Promises to which another thread adds one whenever somebody begins to go through them.
+
+    Python may switch threads between the making of an iterator and its first step.
+    """
+
+    more = 3
+
+    def __iter__(self):
+        iterator = super().__iter__()
+        if self.more:
+            self.more -= 1
+            self["jobs", -self.more - 1] = lambda: None  # whose promise nobody keeps
+        return iterator
+
+
+def test_promises_are_kept_while_other_threads_spool(process, caplog):
+    one = process()
+    one.relay._promises = promises = SpooledMeanwhile()
+    promise = one.spool()
+
+    assert eventually(lambda: promise.ready)
+    assert promises.more == 0
+    assert "emptying the spool failed" not in caplog.text
 
 
 def test_one_process_at_a_time_empties_the_spool(process):
