@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from http import HTTPStatus
-from http.client import HTTPResponse, parse_headers
+from http.client import HTTPException, HTTPResponse, parse_headers
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -182,7 +182,10 @@ class _Response(HTTPResponse):
         """Return the status line of the final response; also used for a proxy's tunnel."""
         while True:
             line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
-            if line[1] >= HTTPStatus.OK:
+            status = line[1]
+            if status == HTTPStatus.SWITCHING_PROTOCOLS:  # no request asks for it
+                raise HTTPException("the server switched to another protocol")
+            if status >= HTTPStatus.OK:
                 return line
             parse_headers(self.fp)
 

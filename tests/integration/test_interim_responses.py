@@ -139,10 +139,13 @@ def test_interim_answers_without_end_do_not_outlast_the_timeout():
             assert isinstance(cause, ConnectionFailed)
 
 
-def test_a_switch_of_protocols_ends_the_connection():
-    """101 was not asked for: whatever follows is no HTTP."""
+@pytest.mark.parametrize("after", [b"", Success().text()], ids=["silence", "an answer"])
+def test_a_switch_of_protocols_ends_the_connection(after):
+    """101 was not asked for.  What follows is another protocol, even if it looks like an answer."""
     api = Api(["jobs"])
-    switch = Raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+    switch = Raw(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n" + after
+    )
     with ScriptedServer(
         otherwise=lambda r: switch if r.path.endswith("/messages") else api(r)
     ) as server:
