@@ -12,10 +12,16 @@ import pytest
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
-from support.scripted import Api, Failure, Html, Json, ScriptedServer
+from support.scripted import Api, Drop, Failure, Html, Json, ScriptedServer
 
 from kombu_cfqueues.emulator import Emulator
-from kombu_cfqueues.errors import CFQueuesError, PlanLimitReached, PublishTimeout, ServerError
+from kombu_cfqueues.errors import (
+    CFQueuesError,
+    ConnectionFailed,
+    PlanLimitReached,
+    PublishTimeout,
+    ServerError,
+)
 
 #: Answers of a server that has surely not taken the message.
 SURELY_NOT = {
@@ -241,3 +247,19 @@ def test_a_refusal_of_the_message_is_not_tried_elsewhere(second):
         send(urls(broker, second))
     assert not isinstance(raised.value, PublishTimeout)
     assert not second.messages("jobs")
+
+
+def test_a_broker_that_is_gone_is_left_by_what_is_no_publish_too(second):
+    """Kombu tries again over the next URL, which is better than trying the same one again."""
+    api, gone = Api(["jobs"]), []
+    with (
+        ScriptedServer(otherwise=lambda r: Drop() if gone else api(r)) as broker,
+        Connection(urls(broker, second)) as connection,
+    ):
+        channel = connection.default_channel
+        channel.queue_declare("jobs")
+        gone.append(True)
+        before = len(broker.requests)
+        with pytest.raises(ConnectionFailed):
+            channel.basic_get("others")
+        assert len(broker.requests) == before + 1
