@@ -219,14 +219,14 @@ def test_exchanges_deliver_to_each_bound_queue(connection, reader, kind):
 
 
 def test_a_fanout_message_that_nothing_is_bound_for_is_logged_once(connection, caplog):
+    """A fanout exchange ignores routing keys, of which there may be any number."""
     exchange = Exchange("lonely", type="fanout")
     producer = connection.Producer()
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            producer.publish({}, exchange=exchange, routing_key="nobody.here", declare=[exchange])
+        for number in range(3):
+            producer.publish({}, exchange=exchange, routing_key=f"{number}", declare=[exchange])
     (record,) = [r for r in caplog.records if "no queue is bound" in r.getMessage()]
     assert "'lonely'" in record.getMessage()
-    assert "'nobody.here'" in record.getMessage()
 
 
 def test_a_mandatory_message_that_nothing_is_bound_for_raises(connection):
